@@ -1,0 +1,1 @@
+"""Named runs as YAML files; ``megatron-music recipes`` lists them."""

@@ -1,0 +1,101 @@
+"""The vocabulary ``mmmtrack-1``: a fixed list of ranges of token ids.
+
+Ids never depend on data. The ranges for options that are off by default are reserved here, so that an id
+keeps its meaning when an option is turned on: never renumber, never reorder. The vocabulary's hash is stored
+beside every dataset and checkpoint, and a reader refuses another one.
+
+The size, 768 = 6 x 128, divides evenly among tensor-parallel ranks without padding. The document end is the
+last id, where Megatron's NullTokenizer expects it.
+"""
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+
+NAME = "mmmtrack-1"
+DRUMS = "DRUMS"
+VOICES = ("SOPRANO", "ALTO", "TENOR", "BASS")
+MAX_TIME_DELTA = 48  # one 4/4 bar of 12 steps a quarter
+
+
+class Block(NamedTuple):
+    """A contiguous range of ids; its tokens read ``NAME=value``, or just ``value`` where the name is empty."""
+
+    name: str
+    values: tuple[str, ...]
+
+    def tokens(self) -> list[str]:
+        return [f"{self.name}={value}" if self.name else value for value in self.values]
+
+
+def _numbers(count: int, first: int = 0) -> tuple[str, ...]:
+    return tuple(str(value) for value in range(first, first + count))
+
+
+BLOCKS = (
+    Block("", ("PAD", "PIECE_START", "PIECE_END", "TRACK_START", "TRACK_END", "BAR_START", "BAR_END")),
+    Block("", ("FILL_IN", "FILL_START", "FILL_END")),
+    Block("INST", _numbers(128) + (DRUMS,) + VOICES),
+    Block("DENSITY", _numbers(10)),
+    Block("TIME_DELTA", _numbers(MAX_TIME_DELTA, first=1)),
+    Block("NOTE_ON", _numbers(128)),
+    Block("NOTE_OFF", _numbers(128)),
+    # Reserved for options: no token of these blocks is written yet.
+    Block("TIME_SIGNATURE", tuple(f"{n}/{d}" for d in (2, 4, 8, 16) for n in range(1, 17))),
+    Block("TEMPO", _numbers(32)),
+    Block("VELOCITY", _numbers(32)),
+    Block("GENRE", _numbers(128)),
+    Block("STYLE", _numbers(32)),
+    Block("RESERVED", _numbers(22)),
+    Block("", ("DOCUMENT_END",)),
+)
+
+TOKENS: tuple[str, ...] = tuple(token for block in BLOCKS for token in block.tokens())
+IDS: dict[str, int] = {token: token_id for token_id, token in enumerate(TOKENS)}
+SIZE = len(TOKENS)
+HASH = hashlib.sha256("\n".join((NAME, *TOKENS)).encode()).hexdigest()
+
+PAD = IDS["PAD"]
+PIECE_START, PIECE_END = IDS["PIECE_START"], IDS["PIECE_END"]
+TRACK_START, TRACK_END = IDS["TRACK_START"], IDS["TRACK_END"]
+BAR_START, BAR_END = IDS["BAR_START"], IDS["BAR_END"]
+FILL_IN, FILL_START, FILL_END = IDS["FILL_IN"], IDS["FILL_START"], IDS["FILL_END"]
+DOCUMENT_END = IDS["DOCUMENT_END"]
+
+# The first id of each range: NOTE_ON=p is NOTE_ON + p, TIME_DELTA=d is TIME_DELTA + d (there is no TIME_DELTA=0).
+INST = IDS["INST=0"]
+DENSITY = IDS["DENSITY=0"]
+TIME_DELTA = IDS["TIME_DELTA=1"] - 1
+NOTE_ON = IDS["NOTE_ON=0"]
+NOTE_OFF = IDS["NOTE_OFF=0"]
+NUM_INSTRUMENTS = 128 + 1 + len(VOICES)
+NUM_DENSITIES = 10
+
+
+def to_ids(text: str) -> np.ndarray:
+    """Token ids (uint16) of whitespace-separated tokens.
+
+    Raises:
+        ValueError: a word is no token of this vocabulary; the sentence names it and its place.
+    """
+    words = text.split()
+    try:
+        return np.fromiter((IDS[word] for word in words), np.uint16, len(words))
+    except KeyError as error:
+        place = words.index(error.args[0]) + 1
+        raise ValueError(
+            f"token {place} is {error.args[0]!r}, which is not in the vocabulary {NAME}; docs/vocabulary.md lists it"
+        ) from None
+
+
+def to_text(token_ids) -> str:
+    """Tokens of ``token_ids``, separated by one space.
+
+    Raises:
+        ValueError: an id is outside the vocabulary.
+    """
+    try:
+        return " ".join(TOKENS[token_id] for token_id in np.asarray(token_ids, np.int64).tolist())
+    except IndexError:
+        raise ValueError(f"token id {int(np.max(token_ids))} is outside 0..{SIZE - 1} of {NAME}") from None
