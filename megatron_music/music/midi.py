@@ -1,0 +1,179 @@
+"""MIDI files in and out. The one owner of symusic and miditoolkit.
+
+symusic reads; it accepts files that are no music (no ticks in a quarter, a meter of 0/4), so the guards here
+refuse them. Knows nothing about tokens.
+"""
+
+import os
+from pathlib import Path
+
+import miditoolkit
+import numpy as np
+import symusic
+
+from megatron_music.music.score import DEFAULT_TEMPO, FOUR_FOUR, Score, Tempo, TimeSignature, Track, name_voices
+
+MAX_QUARTERS = 40_000  # 10,000 bars of 4/4: five and a half hours at 120 quarters a minute
+TICKS_PER_QUARTER = 480
+
+
+class MidiError(ValueError):
+    """A file is no MIDI, is damaged, or holds what music cannot."""
+
+
+def read_midi(source: str | os.PathLike | bytes | miditoolkit.MidiFile) -> Score:
+    """A score on the file's own ticks, with the four voices named where it is four-voice music.
+
+    Args:
+        source: a path, the file's bytes, or a loaded ``miditoolkit.MidiFile`` (left as it is).
+
+    Raises:
+        MidiError: the file is missing, damaged or not music; the sentence names it.
+    """
+    if isinstance(source, miditoolkit.MidiFile):
+        return name_voices(_checked(_from_miditoolkit(source), "the MidiFile"))
+    if isinstance(source, bytes):
+        content, where = source, "the MIDI bytes"
+    else:
+        where = os.fspath(source)
+        try:
+            content = Path(source).read_bytes()
+        except OSError as error:
+            raise MidiError(f"{where} cannot be read ({error.strerror}); check the path") from None
+    _check_header(content, where)
+    try:
+        parsed = symusic.Score.from_midi(content)
+    except Exception as error:  # symusic raises RuntimeError, ValueError and others for damaged files
+        raise MidiError(f"{where} is damaged ({_one_line(error)}); repair it or leave it out") from None
+    return name_voices(_checked(_from_symusic(parsed), where))
+
+
+def write_midi(score: Score, path: str | os.PathLike) -> None:
+    """Write a Standard MIDI File, under a temporary name first; ``path`` never holds half a file."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(_to_symusic(score).dumps_midi())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_miditoolkit(score: Score) -> miditoolkit.MidiFile:
+    """The score as a ``miditoolkit.MidiFile``, for code that speaks that library."""
+    scale, ticks_per_quarter = _tick_scale(score)
+    midi = miditoolkit.MidiFile(ticks_per_beat=ticks_per_quarter)
+    midi.tempo_changes = [miditoolkit.TempoChange(t.quarters_per_minute, t.start_step * scale) for t in score.tempos]
+    midi.time_signature_changes = [
+        miditoolkit.TimeSignature(s.numerator, s.denominator, s.start_step * scale) for s in score.time_signatures
+    ]
+    for track in score.tracks:
+        instrument = miditoolkit.Instrument(track.program, track.is_drum, track.name or track.voice)
+        instrument.notes = [
+            miditoolkit.Note(note.velocity, note.pitch, note.start_step * scale, note.end_step * scale)
+            for note in track
+        ]
+        midi.instruments.append(instrument)
+    midi.max_tick = score.length_steps * scale
+    return midi
+
+
+def _check_header(content: bytes, where: str) -> None:
+    if not content:
+        raise MidiError(f"{where} is empty; leave it out")
+    if content[:4] != b"MThd" or len(content) < 14:
+        raise MidiError(f"{where} is no MIDI file (it does not begin with MThd); leave it out")
+    division = int.from_bytes(content[12:14], "big")
+    if division >= 0x8000:
+        raise MidiError(f"{where} counts time in SMPTE frames, not quarters; export it with ticks per quarter note")
+    if division == 0:
+        raise MidiError(f"{where} has 0 ticks in a quarter note, so no note has a length; leave it out")
+
+
+def _checked(score: Score, where: str) -> Score:
+    """The score, if it is music."""
+    if score.steps_per_quarter <= 0:
+        raise MidiError(f"{where} has {score.steps_per_quarter} ticks in a quarter note; at least 1 is needed")
+    for _, numerator, denominator in score.time_signatures:
+        if numerator <= 0 or denominator <= 0 or denominator & (denominator - 1):
+            raise MidiError(
+                f"{where} has the meter {numerator}/{denominator}; the count must be at least 1 and the unit a power of two"
+            )
+    if score.num_notes == 0:
+        raise MidiError(f"{where} has no notes; leave it out")
+    for number, track in enumerate(score.tracks, start=1):
+        if len(track) and (track.notes[:, 0].min() < 0 or track.notes[:, 2].min() < 0 or track.notes[:, 2].max() > 127):
+            raise MidiError(f"track {number} of {where} has a pitch outside 0..127 or a time before 0; leave it out")
+    quarters = score.last_end_step / score.steps_per_quarter
+    if quarters > MAX_QUARTERS:
+        raise MidiError(
+            f"{where} lasts {quarters / 4:,.0f} bars of 4/4, more than {MAX_QUARTERS // 4:,}: a damaged time; leave it out"
+        )
+    return score
+
+
+def _from_symusic(parsed: symusic.Score) -> Score:
+    tracks = []
+    for track in parsed.tracks:
+        notes = track.notes.numpy()
+        start = notes["time"].astype(np.int64)
+        rows = np.stack([start, start + notes["duration"], notes["pitch"], notes["velocity"]], axis=1)
+        tracks.append(Track(rows, 0 if track.is_drum else track.program, track.is_drum, name=track.name))
+    return Score(
+        tracks=tuple(tracks),
+        steps_per_quarter=parsed.ticks_per_quarter,
+        time_signatures=tuple(TimeSignature(s.time, s.numerator, s.denominator) for s in parsed.time_signatures)
+        or FOUR_FOUR,
+        tempos=tuple(Tempo(t.time, t.qpm) for t in parsed.tempos if 0 < t.qpm < 1e6) or DEFAULT_TEMPO,
+    )
+
+
+def _from_miditoolkit(midi: miditoolkit.MidiFile) -> Score:
+    return Score(
+        tracks=tuple(
+            Track(
+                [(note.start, note.end, note.pitch, note.velocity) for note in instrument.notes],
+                0 if instrument.is_drum else instrument.program,
+                instrument.is_drum,
+                name=instrument.name,
+            )
+            for instrument in midi.instruments
+        ),
+        steps_per_quarter=midi.ticks_per_beat,
+        time_signatures=tuple(TimeSignature(s.time, s.numerator, s.denominator) for s in midi.time_signature_changes)
+        or FOUR_FOUR,
+        tempos=tuple(Tempo(t.time, t.tempo) for t in midi.tempo_changes) or DEFAULT_TEMPO,
+    )
+
+
+def _to_symusic(score: Score) -> symusic.Score:
+    scale, ticks_per_quarter = _tick_scale(score)
+    midi = symusic.Score(ticks_per_quarter)
+    midi.tempos = symusic.core.TempoTickList(
+        [symusic.Tempo(t.start_step * scale, t.quarters_per_minute) for t in score.tempos]
+    )
+    midi.time_signatures = symusic.core.TimeSignatureTickList(
+        [symusic.TimeSignature(s.start_step * scale, s.numerator, s.denominator) for s in score.time_signatures]
+    )
+    for track in score.tracks:
+        part = symusic.Track(track.name or track.voice, track.program, track.is_drum)
+        start, end, pitch, velocity = track.notes.astype(np.int32).T
+        part.notes = symusic.Note.from_numpy(
+            start * scale, (end - start) * scale, pitch.astype(np.int8), velocity.astype(np.int8)
+        )
+        midi.tracks.append(part)
+    return midi
+
+
+def _tick_scale(score: Score) -> tuple[int, int]:
+    """Ticks in a step and in a quarter: 480 to the quarter where the grid divides it, else the grid itself."""
+    if TICKS_PER_QUARTER % score.steps_per_quarter == 0:
+        return TICKS_PER_QUARTER // score.steps_per_quarter, TICKS_PER_QUARTER
+    return 1, score.steps_per_quarter
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -1,0 +1,187 @@
+"""Score, Track, Note: a piece of music in grid steps.
+
+The grid is ``steps_per_quarter`` fine. A score read from a MIDI file stands on the file's own ticks, a
+quantised one on 4 or 12 steps a quarter; both are the same class. Knows nothing about files or tokens.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+
+DEFAULT_VELOCITY = 80
+DEFAULT_QUARTERS_PER_MINUTE = 120.0
+VOICE_NAMES = ("SOPRANO", "ALTO", "TENOR", "BASS")
+
+
+class Note(NamedTuple):
+    """One note. Notes order by start, end, pitch, velocity."""
+
+    start_step: int
+    end_step: int
+    pitch: int
+    velocity: int = DEFAULT_VELOCITY
+
+
+class TimeSignature(NamedTuple):
+    start_step: int
+    numerator: int
+    denominator: int
+
+
+class Tempo(NamedTuple):
+    start_step: int
+    quarters_per_minute: float
+
+
+FOUR_FOUR = (TimeSignature(0, 4, 4),)
+DEFAULT_TEMPO = (Tempo(0, DEFAULT_QUARTERS_PER_MINUTE),)
+
+
+@dataclass(frozen=True, eq=False)
+class Track:
+    """One instrument's notes.
+
+    Args:
+        notes: ``Note`` tuples or an int64 array [N, 4] of their fields, in any order; kept sorted.
+        program: General MIDI program, 0..127; 0 for drums.
+        is_drum: whether pitches mean percussion instruments.
+        voice: SOPRANO, ALTO, TENOR or BASS in four-voice music, else empty.
+        name: as the file says it.
+    """
+
+    notes: np.ndarray
+    program: int = 0
+    is_drum: bool = False
+    voice: str = ""
+    name: str = ""
+
+    def __init__(
+        self,
+        notes: Iterable[Note] | np.ndarray = (),
+        program: int = 0,
+        is_drum: bool = False,
+        voice: str = "",
+        name: str = "",
+    ):
+        if voice and voice not in VOICE_NAMES:
+            raise ValueError(f"voice is {voice!r}; use one of {', '.join(VOICE_NAMES)} or leave it empty")
+        if not 0 <= program <= 127:
+            raise ValueError(f"program is {program}; General MIDI has 0..127")
+        rows = notes if isinstance(notes, np.ndarray) else np.array(list(notes), np.int64)
+        rows = rows.astype(np.int64, copy=False).reshape(-1, 4)
+        if len(rows):
+            key = (rows[:, 0] << 20) | np.minimum(rows[:, 1] - rows[:, 0], (1 << 20) - 1)
+            if np.any(key[1:] <= key[:-1]):
+                rows = rows[np.lexsort((rows[:, 3], rows[:, 2], rows[:, 1], rows[:, 0]))]
+        for name_, value in (
+            ("notes", rows), ("program", program), ("is_drum", is_drum), ("voice", voice), ("name", name)
+        ):  # fmt: skip
+            object.__setattr__(self, name_, value)
+
+    def __eq__(self, other) -> bool:
+        if not isinstance(other, Track):
+            return NotImplemented
+        same = (self.program, self.is_drum, self.voice, self.name) == (
+            other.program, other.is_drum, other.voice, other.name
+        )  # fmt: skip
+        return same and np.array_equal(self.notes, other.notes)
+
+    def __iter__(self):
+        """The notes as ``Note`` tuples, in order."""
+        return (Note(*row) for row in self.notes.tolist())
+
+    def __len__(self) -> int:
+        return len(self.notes)
+
+    @property
+    def label(self) -> str:
+        """What a person calls the track: its voice, its name, or its program."""
+        return self.voice.capitalize() or self.name or ("Drums" if self.is_drum else f"Program {self.program}")
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """What quantising changed. Errors are in steps of the new grid."""
+
+    notes_in: int
+    notes_out: int
+    notes_lost: int  # same track, pitch and onset step as a longer note
+    notes_shortened: int  # cut where their own pitch is struck again
+    notes_lengthened: int  # shorter than one step
+    onsets_on_grid: int
+    mean_onset_error: float
+    max_onset_error: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """A piece: tracks on one grid.
+
+    Args:
+        tracks: in the file's order.
+        steps_per_quarter: grid steps in a quarter note.
+        length_steps: the end of the piece; by default the end of its last note.
+        quantization: what ``quantize`` changed; no part of equality.
+    """
+
+    tracks: tuple[Track, ...]
+    steps_per_quarter: int
+    time_signatures: tuple[TimeSignature, ...] = FOUR_FOUR
+    tempos: tuple[Tempo, ...] = DEFAULT_TEMPO
+    length_steps: int = -1
+    quantization: QuantizationReport | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "tracks", tuple(self.tracks))
+        if self.length_steps < 0:
+            object.__setattr__(self, "length_steps", self.last_end_step)
+
+    @property
+    def last_end_step(self) -> int:
+        return max((int(track.notes[:, 1].max()) for track in self.tracks if len(track)), default=0)
+
+    @property
+    def num_notes(self) -> int:
+        return sum(len(track) for track in self.tracks)
+
+    @property
+    def steps_per_bar(self) -> int:
+        """Steps in a bar of 4/4."""
+        return 4 * self.steps_per_quarter
+
+    @property
+    def num_bars(self) -> int:
+        """Bars of 4/4, the last one counted whole."""
+        return -(-self.length_steps // self.steps_per_bar)
+
+
+def name_voices(score: Score) -> Score:
+    """The score with SOPRANO, ALTO, TENOR, BASS named, where it is four-voice music.
+
+    It is, when it has exactly four tracks with notes, all pitched, and either their names are the four voices'
+    names in any order and case, or all four play the same program, never two notes at a time, and their mean
+    pitches fall from first to last.
+    """
+    sounding = [track for track in score.tracks if len(track)]
+    if len(sounding) != 4 or any(track.is_drum or track.voice for track in sounding):
+        return score
+    voices = [track.name.strip().upper() for track in sounding]
+    if sorted(voices) != sorted(VOICE_NAMES):
+        means = [track.notes[:, 2].mean() for track in sounding]
+        falling = all(high > low for high, low in zip(means, means[1:], strict=False))
+        one_program = len({track.program for track in sounding}) == 1
+        if not (falling and one_program and all(_is_monophonic(track) for track in sounding)):
+            return score
+        voices = list(VOICE_NAMES)
+    named = iter(voices)
+    tracks = tuple(
+        Track(track.notes, track.program, track.is_drum, next(named), track.name) if len(track) else track
+        for track in score.tracks
+    )
+    return replace(score, tracks=tracks)
+
+
+def _is_monophonic(track: Track) -> bool:
+    return bool(np.all(track.notes[1:, 0] >= track.notes[:-1, 1]))
