@@ -7,9 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from megatron_music.music.score import DEFAULT_TEMPO, DEFAULT_VELOCITY, FOUR_FOUR, QuantizationReport, Score, Track
+from megatron_music.music.score import (
+    DEFAULT_TEMPO,
+    DEFAULT_VELOCITY,
+    FOUR_FOUR,
+    VOICE_PROGRAM,
+    QuantizationReport,
+    Score,
+    Track,
+)
 
-VOICE_PROGRAM = 52  # choir aahs: what a named voice plays
 MAX_STEPS = (1 << 20) - 1  # 5 hours at 12 steps a quarter and 250 quarters a minute
 MAX_TRACKS = 1 << 12
 
@@ -164,7 +171,7 @@ def four_four_sections(score: Score) -> list[Score]:
     event that repeats the meter on a bar line changes nothing.
     """
     changes = list(FOUR_FOUR)
-    for signature in sorted(score.time_signatures):
+    for signature in sorted(score.time_signatures, key=lambda signature: signature.start_step):
         last = changes[-1]
         if signature.start_step <= last.start_step:
             changes[-1] = signature

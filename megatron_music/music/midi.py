@@ -49,7 +49,11 @@ def read_midi(source: str | os.PathLike | bytes | miditoolkit.MidiFile) -> Score
 
 
 def write_midi(score: Score, path: str | os.PathLike) -> None:
-    """Write a Standard MIDI File, under a temporary name first; ``path`` never holds half a file."""
+    """Write a Standard MIDI File, under a temporary name first; ``path`` never holds half a file.
+
+    Raises:
+        ValueError: a pitch or velocity is outside 0..127, or a time is before 0.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -158,7 +162,9 @@ def _to_symusic(score: Score) -> symusic.Score:
     midi.time_signatures = symusic.core.TimeSignatureTickList(
         [symusic.TimeSignature(s.start_step * scale, s.numerator, s.denominator) for s in score.time_signatures]
     )
-    for track in score.tracks:
+    for number, track in enumerate(score.tracks, start=1):
+        if len(track) and (track.notes.min() < 0 or track.notes[:, 2:].max() > 127):
+            raise ValueError(f"track {number} has a pitch or velocity outside 0..127 or a time before 0; mend it first")
         part = symusic.Track(track.name or track.voice, track.program, track.is_drum)
         start, end, pitch, velocity = track.notes.astype(np.int32).T
         part.notes = symusic.Note.from_numpy(

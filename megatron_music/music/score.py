@@ -13,6 +13,7 @@ import numpy as np
 DEFAULT_VELOCITY = 80
 DEFAULT_QUARTERS_PER_MINUTE = 120.0
 VOICE_NAMES = ("SOPRANO", "ALTO", "TENOR", "BASS")
+VOICE_PROGRAM = 52  # choir aahs: what a named voice plays
 
 
 class Note(NamedTuple):
@@ -158,21 +159,20 @@ class Score:
 
 
 def name_voices(score: Score) -> Score:
-    """The score with SOPRANO, ALTO, TENOR, BASS named, where it is four-voice music.
+    """The score with SOPRANO, ALTO, TENOR, BASS named, where it is music for voices.
 
-    It is, when it has exactly four tracks with notes, all pitched, and either their names are the four voices'
-    names in any order and case, or all four play the same program, never two notes at a time, and their mean
-    pitches fall from first to last.
+    It is, when no sounding track is drums and one of these holds: there are four, named as the four voices in any
+    order and case; there are four, all of one program, never two notes at a time, and their mean pitches fall from
+    first to last; all play choir aahs and have a voice's name, as ``write_midi`` leaves them.
     """
     sounding = [track for track in score.tracks if len(track)]
-    if len(sounding) != 4 or any(track.is_drum or track.voice for track in sounding):
+    if not sounding or any(track.is_drum or track.voice for track in sounding):
         return score
     voices = [track.name.strip().upper() for track in sounding]
-    if sorted(voices) != sorted(VOICE_NAMES):
-        means = [track.notes[:, 2].mean() for track in sounding]
-        falling = all(high > low for high, low in zip(means, means[1:], strict=False))
-        one_program = len({track.program for track in sounding}) == 1
-        if not (falling and one_program and all(_is_monophonic(track) for track in sounding)):
+    four_names = sorted(voices) == sorted(VOICE_NAMES)
+    choir = all(t.program == VOICE_PROGRAM and v in VOICE_NAMES for t, v in zip(sounding, voices, strict=True))
+    if not (four_names or choir):
+        if not _are_four_falling_lines(sounding):
             return score
         voices = list(VOICE_NAMES)
     named = iter(voices)
@@ -181,6 +181,14 @@ def name_voices(score: Score) -> Score:
         for track in score.tracks
     )
     return replace(score, tracks=tracks)
+
+
+def _are_four_falling_lines(tracks: list[Track]) -> bool:
+    if len(tracks) != len(VOICE_NAMES) or len({track.program for track in tracks}) > 1:
+        return False
+    means = [track.notes[:, 2].mean() for track in tracks]
+    falling = all(means[voice] > means[voice + 1] for voice in range(len(means) - 1))
+    return falling and all(_is_monophonic(track) for track in tracks)
 
 
 def _is_monophonic(track: Track) -> bool:

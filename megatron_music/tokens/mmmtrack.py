@@ -17,8 +17,8 @@ Encoding is array arithmetic over all notes of all windows at once. Knows nothin
 
 import numpy as np
 
-from megatron_music.music.grid import VOICE_PROGRAM, cut_at_bar_lines
-from megatron_music.music.score import DEFAULT_VELOCITY, Score, Track
+from megatron_music.music.grid import cut_at_bar_lines
+from megatron_music.music.score import DEFAULT_VELOCITY, VOICE_NAMES, VOICE_PROGRAM, Score, Track
 from megatron_music.tokens import vocabulary as v
 
 # A sort key of one int64: the bar's place in the output, the time in the bar, off before on, pitch.
@@ -92,7 +92,7 @@ def encode_windows(
 
     ids, row_length = _write_rows(
         row, start, end, pitch[index], bars, bar_steps, row_window,
-        np.array([_instrument_id(t) for t in score.tracks], np.int64)[row_track],
+        np.array([instrument_id(t) for t in score.tracks], np.int64)[row_track],
         np.searchsorted(density_bins, notes_in_row, side="right") if density_bins else None,
     )  # fmt: skip
     lengths = np.bincount(row_window, row_length, minlength=num_windows).astype(np.int32)
@@ -144,7 +144,8 @@ def _write_rows(row, start, end, pitch, bars, bar_steps, row_window, instrument_
     return ids, row_length
 
 
-def _instrument_id(track: Track) -> int:
+def instrument_id(track: Track) -> int:
+    """The id of a track's INST token."""
     if track.voice:
         return v.IDS[f"INST={track.voice}"]
     return v.IDS[f"INST={v.DRUMS}"] if track.is_drum else v.INST + track.program
@@ -227,4 +228,4 @@ def _finish_track(instrument: int, notes: list, sounding: dict[int, int], bars, 
     name = v.TOKENS[instrument].removeprefix("INST=")
     if name == v.DRUMS:
         return Track(rows, is_drum=True)
-    return Track(rows, VOICE_PROGRAM, voice=name) if name in v.VOICES else Track(rows, int(name))
+    return Track(rows, VOICE_PROGRAM, voice=name) if name in VOICE_NAMES else Track(rows, int(name))

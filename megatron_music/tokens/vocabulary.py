@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from megatron_music.music.score import VOICE_NAMES
+
 NAME = "mmmtrack-1"
 DRUMS = "DRUMS"
-VOICES = ("SOPRANO", "ALTO", "TENOR", "BASS")
 MAX_TIME_DELTA = 48  # one 4/4 bar of 12 steps a quarter
 
 
@@ -36,7 +37,7 @@ def _numbers(count: int, first: int = 0) -> tuple[str, ...]:
 BLOCKS = (
     Block("", ("PAD", "PIECE_START", "PIECE_END", "TRACK_START", "TRACK_END", "BAR_START", "BAR_END")),
     Block("", ("FILL_IN", "FILL_START", "FILL_END")),
-    Block("INST", _numbers(128) + (DRUMS,) + VOICES),
+    Block("INST", _numbers(128) + (DRUMS,) + VOICE_NAMES),
     Block("DENSITY", _numbers(10)),
     Block("TIME_DELTA", _numbers(MAX_TIME_DELTA, first=1)),
     Block("NOTE_ON", _numbers(128)),
@@ -69,7 +70,7 @@ DENSITY = IDS["DENSITY=0"]
 TIME_DELTA = IDS["TIME_DELTA=1"] - 1
 NOTE_ON = IDS["NOTE_ON=0"]
 NOTE_OFF = IDS["NOTE_OFF=0"]
-NUM_INSTRUMENTS = 128 + 1 + len(VOICES)
+NUM_INSTRUMENTS = 128 + 1 + len(VOICE_NAMES)
 NUM_DENSITIES = 10
 
 

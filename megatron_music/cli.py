@@ -1,0 +1,142 @@
+"""The command line: words to commands, errors to one sentence and an exit status.
+
+Exit status: 0 done, 1 failed, 2 wrong use or bad input (one sentence on stderr), 75 stopped by a signal after saving.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from megatron_music import commands
+from megatron_music.commands import FAILED, OK
+
+BAD_INPUT = 2
+
+# Which extra brings a module that a command needs.
+_EXTRAS = {
+    "torch": "train",
+    "megatron": "train",
+    "psutil": "train",
+    "tensorboard": "train",
+    "music21": "corpus",
+    "matplotlib": "plot",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    # megatron-core says at every import that it does without these; doctor says it once.
+    warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
+    parsed = _parser().parse_args(arguments)
+    try:
+        return parsed.run(parsed) or OK
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        return _say(f'this command needs {error.name}; run: pip install "megatron-music[{extra}]"', BAD_INPUT)
+    except ValueError as error:
+        return _say(str(error), BAD_INPUT)
+    except BrokenPipeError:  # the reader of our output has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        return _say(f"{error.strerror or error}{place}; make room or check the path, then run the command again", FAILED)
+    except KeyboardInterrupt:
+        return _say("stopped; nothing half-written is left behind", FAILED)
+
+
+def _say(sentence: str, status: int) -> int:
+    if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks for all
+        print(f"megatron-music: {sentence}", file=sys.stderr)
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that answers wrong use with one sentence."""
+
+    def error(self, message: str):
+        self.exit(BAD_INPUT, f"{self.prog}: {message}; run `{self.prog} --help`\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="megatron-music", description="Music models on NVIDIA's Megatron stack.")
+    verbs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(group, name: str, run: Callable, summary: str) -> argparse.ArgumentParser:
+        added = group.add_parser(name, help=summary, description=summary)
+        added.set_defaults(run=run)
+        return added
+
+    tokenize = command(verbs, "tokenize", commands.tokenize, "print a MIDI file as text tokens")
+    tokenize.add_argument("file", metavar="FILE.mid")
+    _encoding_options(tokenize, bars=0)
+
+    detokenize = command(verbs, "detokenize", commands.detokenize, "turn text tokens into a MIDI file")
+    detokenize.add_argument("file", metavar="TOKENS.txt", help="- for standard input")
+    detokenize.add_argument("-o", "--output", required=True, metavar="FILE.mid")
+    detokenize.add_argument("--piece", type=int, default=None, metavar="K", help="which piece of several, from 1")
+    detokenize.add_argument("--steps-per-quarter", type=int, default=4, choices=(4, 12))
+
+    plot = command(verbs, "plot", commands.plot, "draw a MIDI file as a piano roll")
+    plot.add_argument("file", metavar="FILE.mid")
+    plot.add_argument("-o", "--output", required=True, metavar="ROLL.png")
+
+    corpus = verbs.add_parser("corpus", help="write a corpus of MIDI files")
+    corpora = corpus.add_subparsers(dest="corpus", required=True, metavar="NAME")
+    bach = command(corpora, "bach", commands.corpus_bach, "Bach's four-voice chorales from the music21 package")
+    bach.add_argument("-o", "--output", required=True, metavar="DIR")
+    bach.add_argument("--workers", type=int, default=None)
+
+    build = verbs.add_parser("build", help="build a dataset")
+    builds = build.add_subparsers(dest="what", required=True, metavar="WHAT")
+    tokens = command(builds, "tokens", commands.build_tokens, "MIDI files to .bin/.idx, tokenizer and report")
+    tokens.add_argument("sources", nargs="+", metavar="MIDI_DIR")
+    tokens.add_argument("-o", "--output", required=True, metavar="OUT")
+    _encoding_options(tokens, bars=4)
+    tokens.add_argument("--workers", type=int, default=1, help="processes that parse and encode")
+    tokens.add_argument("--seed", type=int, default=0, help="of the split into train, valid and test")
+    tokens.add_argument("--split", default="0.9,0.05,0.05", metavar="TRAIN,VALID,TEST", help="fractions of the files")
+    tokens.add_argument("--json", action="store_true", help="print the report as JSON")
+
+    inspect = command(verbs, "inspect", commands.inspect, "print a dataset's figures, or one of its documents")
+    inspect.add_argument("dataset", metavar="OUT")
+    inspect.add_argument("--split", default="train", choices=("train", "valid", "test"))
+    inspect.add_argument("--document", type=int, default=None, metavar="K", help="from 0")
+    inspect.add_argument("-o", "--output", default=None, metavar="FILE.mid", help="write the document as MIDI")
+    inspect.add_argument("--json", action="store_true")
+
+    command(verbs, "recipes", commands.recipes, "list the named runs")
+
+    train = command(verbs, "train", commands.train, "train a recipe; alone or under torchrun")
+    train.add_argument("recipe", metavar="RECIPE", help="a name from `recipes`, or a YAML file")
+    train.add_argument("overrides", nargs="*", metavar="section.field=value")
+
+    generate = verbs.add_parser("generate", help="make new music")
+    generates = generate.add_subparsers(dest="what", required=True, metavar="WHAT")
+    midi = command(generates, "midi", commands.generate_midi, "new pieces from a trained GPT")
+    midi.add_argument("checkpoint", metavar="CHECKPOINT")
+    midi.add_argument("-o", "--output", required=True, metavar="DIR")
+    midi.add_argument("--num", type=int, default=1, help="pieces")
+    midi.add_argument("--seed", type=int, default=0, help="piece k is made from seed + k")
+    midi.add_argument("--bars", type=int, default=None, help="length in bars; with --continue, the new bars")
+    midi.add_argument("--continue", dest="continued", default=None, metavar="FILE.mid", help="go on from this piece")
+    midi.add_argument("--instruments", default=None, metavar="A,B", help="e.g. SOPRANO,ALTO,TENOR,BASS or 0,32,DRUMS")
+    midi.add_argument("--temperature", type=float, default=1.0)
+    midi.add_argument("--top-k", type=int, default=0)
+    midi.add_argument("--top-p", type=float, default=1.0)
+    midi.add_argument("--batch-size", type=int, default=16, help="pieces written at a time")
+
+    doctor = command(verbs, "doctor", commands.doctor, "say what this machine has and lacks")
+    doctor.add_argument("--json", action="store_true")
+    return parser
+
+
+def _encoding_options(parser: argparse.ArgumentParser, bars: int) -> None:
+    parser.add_argument("--bars", type=int, default=bars, metavar="W", help="bars a window; 0 for the whole piece")
+    parser.add_argument("--hop", type=int, default=1, metavar="H", help="bars from one window to the next")
+    parser.add_argument("--bar-line", default="carry", choices=("carry", "clip", "split"), help="notes across bar lines")
+    parser.add_argument("--steps-per-quarter", type=int, default=4, choices=(4, 12))

@@ -1,0 +1,88 @@
+"""One MIDI file to token ids: read, take the 4/4 parts, quantise, cut into windows, encode.
+
+Knows nothing about ``.bin/.idx`` and never imports torch, so that worker processes start fast.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_music.music.grid import four_four_sections, quantize
+from megatron_music.music.midi import read_midi
+from megatron_music.music.score import QuantizationReport, Score
+from megatron_music.tokens import vocabulary
+from megatron_music.tokens.folder import Encoding
+from megatron_music.tokens.mmmtrack import encode_piece, encode_windows, window_starts
+
+
+@dataclass(frozen=True)
+class EncodedFile:
+    """What one file gave.
+
+    Args:
+        digest: SHA-256 of the bytes, hexadecimal; empty if the file could not be read.
+        ids: all documents one after another, each with its DOCUMENT_END (uint16).
+        lengths: tokens in each document (int32).
+        quantizations: one for each 4/4 part that was encoded.
+        damage: why the file goes to quarantine, or empty.
+        left_out: why a good file gave no document, or empty.
+    """
+
+    path: str
+    digest: str
+    ids: np.ndarray
+    lengths: np.ndarray
+    quantizations: tuple[QuantizationReport, ...] = ()
+    damage: str = ""
+    left_out: str = ""
+
+
+_NO_IDS, _NO_LENGTHS = np.empty(0, np.uint16), np.empty(0, np.int32)
+
+
+def encode_file(path: Path, encoding: Encoding) -> EncodedFile:
+    """Encode one file; whatever is wrong with it is said in the result, never raised."""
+    digest = ""
+    try:
+        content = path.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        score = read_midi(content)
+        ids, lengths, quantizations, left_out = encode_score(score, encoding)
+    except OSError as error:
+        return EncodedFile(str(path), digest, _NO_IDS, _NO_LENGTHS, damage=f"cannot be read: {error.strerror}")
+    except ValueError as error:
+        return EncodedFile(str(path), digest, _NO_IDS, _NO_LENGTHS, damage=str(error))
+    return EncodedFile(str(path), digest, ids, lengths, quantizations, left_out=left_out)
+
+
+def encode_files(paths: Sequence[Path], encoding: Encoding) -> list[EncodedFile]:
+    """Encode several files: the unit of work of a worker process."""
+    return [encode_file(path, encoding) for path in paths]
+
+
+def encode_score(
+    score: Score, encoding: Encoding
+) -> tuple[np.ndarray, np.ndarray, tuple[QuantizationReport, ...], str]:
+    """Documents of every 4/4 part of a score: ids, lengths, quantisation reports, and why there are none."""
+    sections = [section for section in four_four_sections(score) if section.num_notes]
+    if not sections:
+        return _NO_IDS, _NO_LENGTHS, (), "no part in 4/4"
+    all_ids, all_lengths, reports = [], [], []
+    for section in sections:
+        quantized = quantize(section, encoding.steps_per_quarter)
+        if encoding.bars:
+            starts = window_starts(quantized, encoding.bars, encoding.hop, encoding.bar_line)
+            ids, lengths = encode_windows(quantized, starts, encoding.bars, encoding.bar_line, encoding.density_bins)
+        else:
+            ids = encode_piece(quantized, encoding.bar_line, encoding.density_bins)
+            lengths = np.array([len(ids)], np.int32)
+        if len(lengths):
+            all_ids.append(np.insert(ids, np.cumsum(lengths), vocabulary.DOCUMENT_END))
+            all_lengths.append(lengths + 1)
+            reports.append(quantized.quantization)
+    if not all_ids:
+        return _NO_IDS, _NO_LENGTHS, (), f"no part in 4/4 of {encoding.bars} bars"
+    return np.concatenate(all_ids), np.concatenate(all_lengths), tuple(reports), ""

@@ -1,0 +1,63 @@
+"""A score as a picture: time to the right, pitch upwards, a colour for each voice or track."""
+
+import os
+from pathlib import Path
+
+from matplotlib.collections import PatchCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from megatron_music.music.score import Score
+
+VOICE_COLOURS = {"SOPRANO": "#2a9d4a", "ALTO": "#f28c28", "TENOR": "#2f6fde", "BASS": "#d62f2f"}
+TRACK_COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#9d755d", "#bab0ac")
+
+
+def plot_score(score: Score, path: str | os.PathLike, title: str = "") -> None:
+    """Write a piano roll as PNG (or by the suffix of ``path``): bars of 4/4 as vertical lines, octaves as horizontal.
+
+    Raises:
+        ValueError: the score has no notes.
+    """
+    tracks = [track for track in score.tracks if len(track)]
+    if not tracks:
+        raise ValueError("the piece has no notes to draw")
+    bars = max(score.num_bars, 1)
+    figure = Figure(figsize=(min(max(1.6 * bars, 8), 40), 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    low = min(int(track.notes[:, 2].min()) for track in tracks) - 2
+    high = max(int(track.notes[:, 2].max()) for track in tracks) + 3
+    for number, track in enumerate(tracks):
+        colour = VOICE_COLOURS.get(track.voice, TRACK_COLOURS[number % len(TRACK_COLOURS)])
+        gap = 0.06 * score.steps_per_quarter  # so that repeated notes are told apart
+        boxes = [
+            Rectangle((note.start_step, note.pitch), max(note.end_step - note.start_step - gap, gap), 0.9)
+            for note in track
+        ]
+        axes.add_collection(PatchCollection(boxes, facecolor=colour, edgecolor="none"))
+        axes.plot([], [], color=colour, linewidth=6, label=track.label)
+    axes.set_xlim(0, bars * score.steps_per_bar)
+    axes.set_ylim(low, high)
+    bar_ticks = range(0, bars + 1, max(bars // 32, 1))
+    axes.set_xticks([bar * score.steps_per_bar for bar in bar_ticks], [str(bar + 1) for bar in bar_ticks])
+    octaves = range(-(-low // 12) * 12, high, 12)
+    axes.set_yticks(list(octaves), [f"C{pitch // 12 - 1}" for pitch in octaves])
+    axes.grid(True, color="#dddddd", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("bar")
+    axes.set_ylabel("pitch")
+    if title:
+        axes.set_title(title)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=min(len(tracks), 8), frameon=False)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: str | os.PathLike) -> None:
+    """Write a picture under a temporary name first."""
+    path = Path(path)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        figure.savefig(temporary, dpi=110)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
