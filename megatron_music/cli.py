@@ -27,8 +27,7 @@ _EXTRAS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    # megatron-core says at every import that it does without these; doctor says it once.
-    warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
+    quiet_dependencies()
     parsed = _parser().parse_args(arguments)
     try:
         return parsed.run(parsed) or OK
@@ -47,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(f"{error.strerror or error}{place}; make room or check the path, then run the command again", FAILED)
     except KeyboardInterrupt:
         return _say("stopped; nothing half-written is left behind", FAILED)
+
+
+def quiet_dependencies() -> None:
+    """Keep torch's and megatron-core's warnings about their own code off the terminal; `doctor` says what is absent."""
+    warnings.filterwarnings("ignore", module=r"torch\.|megatron\.|megatron_music\.training\.cpu")
 
 
 def _say(sentence: str, status: int) -> int:

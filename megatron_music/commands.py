@@ -17,11 +17,15 @@ def _encoding(options):
     return Encoding(options.steps_per_quarter, options.bars, options.hop, options.bar_line)
 
 
-def _progress(unit: str) -> Callable[[Iterable, int | None], Iterable]:
-    """A progress bar on stderr; silent where that is no terminal, and for the first half second."""
+def progress_bar(unit: str, total: int | None = None, items: Iterable | None = None):
+    """A tqdm bar on stderr; silent where that is no terminal, and for the first half second."""
     from tqdm import tqdm
 
-    return lambda items, total: tqdm(items, total=total, unit=unit, disable=None, delay=0.5, leave=False)
+    return tqdm(items, total=total, unit=unit, disable=None, delay=0.5, leave=False)
+
+
+def _progress(unit: str) -> Callable[[Iterable, int | None], Iterable]:
+    return lambda items, total: progress_bar(unit, total, items)
 
 
 def tokenize(options) -> None:
@@ -154,7 +158,57 @@ def train(options) -> int:
 
 
 def generate_midi(options) -> None:
-    raise NotImplementedError
+    if options.num < 1 or options.batch_size < 1:
+        raise ValueError(f"--num is {options.num} and --batch-size {options.batch_size}; both must be 1 or more")
+    if options.bars is not None and options.bars < 1:
+        raise ValueError(f"--bars is {options.bars}; use 1 or more")
+    if options.continued and options.instruments:
+        raise ValueError("--instruments does not go with --continue: a continued piece keeps its own")
+    folder = Path(options.output)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder for the pieces")
+    given = None
+    if options.continued:
+        from megatron_music.music.midi import read_midi
+
+        given = read_midi(options.continued)
+    from megatron_music.generation.sampling import Sampler
+
+    sampler = Sampler(options.temperature, options.top_k, options.top_p)
+    from megatron_music.training import distributed
+    from megatron_music.training.inference import load_composer
+
+    composer = load_composer(options.checkpoint, distributed.launched_size(), sampler)
+    try:
+        _write_pieces(options, composer, given, folder, speaks=distributed.is_main())
+    finally:
+        distributed.stop()
+
+
+def _write_pieces(options, composer, given, folder: Path, speaks: bool) -> None:
+    from megatron_music.generation.midi import prepare_continuation
+    from megatron_music.music.midi import write_midi
+
+    if given is not None:
+        given = prepare_continuation(given, composer.encoding)
+    instruments = options.instruments.split(",") if options.instruments else None
+    bars = options.bars or composer.encoding.bars
+    width = len(str(options.num))
+    folder.mkdir(parents=True, exist_ok=True)
+    with progress_bar("piece", options.num) as bar:
+        for first in range(0, options.num, options.batch_size):
+            seeds = [options.seed + number for number in range(first, min(first + options.batch_size, options.num))]
+            tell = lambda tokens: bar.set_postfix(tokens=tokens, refresh=False) or bar.update(0)  # noqa: E731
+            if given is None:
+                scores = composer.compose(seeds, bars, instruments, tell)
+            else:
+                scores = composer.continue_scores([given] * len(seeds), bars, seeds, tell)
+            for number, score in enumerate(scores, start=first + 1):
+                if speaks:
+                    write_midi(score, folder / f"{number:0{max(width, 3)}}.mid")
+            bar.update(len(scores))
+    if speaks:
+        print(f"{options.num} pieces of {scores[0].num_bars} bars in {folder}")
 
 
 def doctor(options) -> int:

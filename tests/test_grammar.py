@@ -94,3 +94,24 @@ def test_given_instruments_are_the_tracks():
 def test_too_small_a_budget_is_refused():
     with pytest.raises(ValueError, match="allow at least"):
         Grammar(Encoding(bars=4), 12)
+
+
+def test_given_bars_are_taken_over_and_kept_room_for():
+    """The first track may not spend the tokens that the second one's given bars need."""
+    score = tiny_score(2)
+    ids = encode_piece(score).tolist()
+    given = [ids[ids.index(v.IDS[f"INST={voice}"]) + 1 :] for voice in VOICE_NAMES]
+    given = [bars[: bars.index(v.TRACK_END)] for bars in given]
+    instruments = tuple(v.IDS[f"INST={voice}"] for voice in VOICE_NAMES)
+    needed = 1 + sum(len(bars) + 3 + 2 * 2 for bars in given) + 1
+    with pytest.raises(ValueError, match="too few"):
+        Grammar(Encoding(bars=4), needed, instruments, given)
+    grammar = Grammar(Encoding(bars=4), needed + 20, instruments, given)
+    written = []
+    while not grammar.ended:
+        written.append(int(np.flatnonzero(grammar.allowed())[-1]))  # high pitches first: the most notes
+        grammar.advance(written[-1])
+    assert len(written) <= needed + 20
+    assert [t.notes[t.notes[:, 0] < 32].tolist() for t in decode_piece(written).tracks] == [
+        track.notes.tolist() for track in score.tracks
+    ]

@@ -70,7 +70,8 @@ class Composer:
         bars = window if bars is None else bars
         if bars < 1:
             raise ValueError(f"bars is {bars}; use 1 or more")
-        scores = self._write([None] * len(seeds), [ids] * len(seeds), seeds, 0, on_token)
+        grammars = [Grammar(self.encoding, self.max_tokens, ids) for _ in seeds]
+        scores = self._write(grammars, seeds, 0, on_token)
         if bars > window:
             scores = self.continue_scores(scores, bars - window, seeds, on_token)
         return [_cut(score, bars) for score in scores]
@@ -90,24 +91,35 @@ class Composer:
         turn = 0
         while any(score.num_bars < length for score, length in zip(scores, lengths, strict=True)):
             turn += 1
-            given = [_last_bars(score, self.encoding.bars // 2) for score in scores]
-            instruments = [tuple(instrument_id(track) for track in score.tracks) for score in scores]
-            written = self._write(given, instruments, seeds, turn, on_token)
+            openings = [self._opening(score, may_be_empty=turn > 1) for score in scores]
+            written = self._write([grammar for grammar, _ in openings], seeds, turn, on_token)
             scores = [
-                _append(score, window, part.num_bars)
-                for score, window, part in zip(scores, written, given, strict=True)
+                _append(score, window, given)
+                for score, window, (_, given) in zip(scores, written, openings, strict=True)
             ]
         return [_cut(score, length) for score, length in zip(scores, lengths, strict=True)]
 
-    def _write(self, given, instruments, seeds, turn: int, on_token) -> list[Score]:
-        """One window a draft; ``given`` scores of fewer bars open it."""
+    def _opening(self, score: Score, may_be_empty: bool) -> tuple[Grammar, int]:
+        """A grammar that begins with the score's last bars, and how many: half a window, fewer where notes are many."""
+        instruments = tuple(instrument_id(track) for track in score.tracks)
+        for bars in range(min(self.encoding.bars // 2, score.num_bars), -1, -1):
+            given = _bars_of_tracks(_last_bars(score, bars), self.encoding.bar_line) if bars else ()
+            try:
+                grammar = Grammar(self.encoding, self.max_tokens, instruments, given)
+            except ValueError:
+                continue
+            if bars or may_be_empty or self.encoding.bars == 1:
+                return grammar, bars
+        raise ValueError(
+            f"the last bar of the piece has too many notes or tracks for a model that reads {self.max_tokens} tokens; "
+            "continue a piece with fewer, or train with a longer model.seq_length"
+        )
+
+    def _write(self, grammars: Sequence[Grammar], seeds: Sequence[int], turn: int, on_token) -> list[Score]:
+        """One window for each grammar, all in one batch."""
         drafts = [
-            Draft(
-                Grammar(self.encoding, self.max_tokens, instrument_ids),
-                [] if part is None else _bars_of_tracks(part, self.encoding.bar_line),
-                torch.Generator().manual_seed(_stream(seed, turn)),
-            )
-            for part, instrument_ids, seed in zip(given, instruments, seeds, strict=True)
+            Draft(grammar, torch.Generator().manual_seed(_stream(seed, turn)))
+            for grammar, seed in zip(grammars, seeds, strict=True)
         ]
         next_logits = self._next_logits(self.model, len(drafts), self.max_tokens)
         for tokens in write_drafts(drafts, next_logits, self.sampler, self.device):

@@ -104,44 +104,24 @@ class UncachedGPT:
 
 
 class Draft:
-    """A piece in the making: what is written, and what must come next.
+    """A piece in the making: its grammar, what is written, and the generator that draws the rest."""
 
-    Args:
-        grammar: fresh.
-        given_bars: for each track the ids of its opening bars, which are taken over before the model goes on.
-        generator: draws this piece's tokens.
-    """
-
-    def __init__(self, grammar: Grammar, given_bars: Sequence[Sequence[int]], generator: torch.Generator):
+    def __init__(self, grammar: Grammar, generator: torch.Generator):
         self.grammar = grammar
         self.generator = generator
         self.ids: list[int] = []
-        self._given_bars = given_bars
-        self._given: list[int] = []
-        self._mask = grammar.allowed()
-
-    @property
-    def allowed(self) -> np.ndarray:
-        """Mask of the ids that may come next (bool, [V])."""
-        return self._mask
+        self.allowed = grammar.allowed()  # mask of the ids that may come next (bool, [V])
 
     def forced(self) -> int | None:
         """The next id where there is no choice, else None."""
-        if self._given:
-            return self._given[0]
-        choices = np.flatnonzero(self._mask)
+        choices = np.flatnonzero(self.allowed)
         return int(choices[0]) if len(choices) == 1 else None
 
     def append(self, token_id: int) -> None:
-        if self.grammar.ended:
-            return
-        self.grammar.advance(token_id)
-        self.ids.append(token_id)
-        if self._given:
-            self._given.pop(0)
-        elif token_id == v.BAR_START and self.grammar.bar == 1 and self._given_bars:
-            self._given = list(self._given_bars[self.grammar.track - 1][1:])
-        self._mask = self.grammar.allowed()
+        if not self.grammar.ended:
+            self.grammar.advance(token_id)
+            self.ids.append(token_id)
+            self.allowed = self.grammar.allowed()
 
 
 def write_drafts(

@@ -5,6 +5,8 @@ switched off, events stand in canonical order, and the piece is over before the 
 models; it gives boolean masks over the vocabulary.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from megatron_music.tokens import vocabulary as v
@@ -26,12 +28,20 @@ class Grammar:
         max_tokens: the piece, its DOCUMENT_END included, never grows longer.
         instruments: the INST ids of the tracks in order, e.g. the four voices; then the piece has just these tracks.
             None leaves tracks to the model, at least one.
+        given_bars: for each of these tracks the ids of its opening bars, BAR_START to BAR_END, from ``encode_piece``:
+            they are the only ids allowed in their places.
 
     Raises:
-        ValueError: not even the emptiest piece fits into ``max_tokens``.
+        ValueError: what is given and the emptiest rest do not fit into ``max_tokens``.
     """
 
-    def __init__(self, encoding: Encoding, max_tokens: int, instruments: tuple[int, ...] | None = None):
+    def __init__(
+        self,
+        encoding: Encoding,
+        max_tokens: int,
+        instruments: tuple[int, ...] | None = None,
+        given_bars: Sequence[Sequence[int]] = (),
+    ):
         if encoding.bars < 1:
             raise ValueError("the encoding has whole pieces, not windows of some bars; name the number of bars")
         if instruments is not None and not instruments:
@@ -50,15 +60,20 @@ class Grammar:
         self.step = 0  # in this bar
         self.last_on = self.last_off = -1  # pitches at this step; they rise
         self.sounding: dict[int, bool] = {}  # pitch: whether it may be switched off, being older than this step
+        self._given_bars = given_bars
+        self._given: list[int] = []  # ids of this track's given bars that are still to come
+        self._given_events = sum(_is_event(token_id) for bars in given_bars for token_id in bars)  # of all tracks
         needed = self._ending_tokens() + _RESERVE
         if max_tokens < needed:
-            raise ValueError(f"{max_tokens} tokens are too few for a piece of {self.bars} bars; allow at least {needed}")
+            raise ValueError(f"{max_tokens} tokens are too few for this piece of {self.bars} bars; allow at least {needed}")
 
     def allowed(self) -> np.ndarray:
         """Mask (bool, [vocabulary size]) of the ids that may come next; never empty."""
         mask = np.zeros(v.SIZE, bool)
         if self.ended:
             mask[v.PAD] = True
+        elif self._given:
+            mask[self._given[0]] = True
         elif self.previous is None:
             mask[v.PIECE_START] = True
         elif self.previous in (v.PIECE_START, v.TRACK_END):
@@ -89,6 +104,8 @@ class Grammar:
             return
         self.num_tokens += 1
         self.previous = token_id
+        if self._given:
+            self._given_events -= _is_event(self._given.pop(0))
         if token_id == v.DOCUMENT_END:
             self.ended = True
         elif token_id == v.TRACK_START:
@@ -97,6 +114,8 @@ class Grammar:
         elif token_id == v.BAR_START:
             self.bar += 1
             self._move_to(0)
+            if self.bar == 1 and self._given_bars:
+                self._given = list(self._given_bars[self.track - 1][1:])
         elif _is_time_delta(token_id):
             self._move_to(self.step + token_id - v.TIME_DELTA)
         elif v.NOTE_ON <= token_id < v.NOTE_ON + 128:
@@ -164,7 +183,7 @@ class Grammar:
     def _ending_tokens(self) -> int:
         """Tokens that always suffice to end the piece from here."""
         tracks_wanted = 1 if self.instruments is None else len(self.instruments)
-        total = 1 + max(tracks_wanted - self.track, 0) * self._track_tokens()
+        total = 1 + max(tracks_wanted - self.track, 0) * self._track_tokens() + self._given_events
         if self.previous is None:
             return total + 1
         if self.previous not in (v.PIECE_START, v.TRACK_END):  # within a track
@@ -172,6 +191,10 @@ class Grammar:
         if self.sounding:
             return total + len(self.sounding) + 1  # one rest, then every release
         return total + 3 * (self.previous is not None and _is_time_delta(self.previous))  # strike, rest, release
+
+
+def _is_event(token_id: int) -> bool:
+    return v.TIME_DELTA < token_id < v.NOTE_OFF + 128
 
 
 def _is_time_delta(token_id: int) -> bool:

@@ -1,0 +1,75 @@
+"""The GPT: megatron-core's GPTModel in our sizes, over our vocabulary.
+
+Knows nothing about data, losses over batches, or training. The parallel groups of megatron-core must exist.
+"""
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_music.config import ModelConfig, ParallelConfig
+from megatron_music.models.specs import gpt_block
+
+
+def transformer_config(
+    model: ModelConfig, parallel: ParallelConfig, dtype: torch.dtype = torch.float32
+) -> TransformerConfig:
+    """megatron-core's description of the same model."""
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        ffn_hidden_size=model.ffn_hidden_size,
+        normalization=model.normalization,
+        attention_dropout=model.attention_dropout,
+        hidden_dropout=model.hidden_dropout,
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        sequence_parallel=parallel.sequence_parallel,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        # The loss of a step is the mean over all its unmasked tokens, wherever they lie: the schedule sums losses
+        # and finalize_model_grads divides by the number of tokens of all micro batches and ranks.
+        calculate_per_token_loss=True,
+        # On the CPU every rank draws the whole matrix and keeps its part, so tensor parallelism does not change
+        # the initial model.
+        use_cpu_initialization=not torch.cuda.is_available(),
+        # Needs a kernel of apex.
+        gradient_accumulation_fusion=False,
+    )
+
+
+def build_gpt(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
+    pre_process: bool | None = None,
+    post_process: bool | None = None,
+    explicit_attention_mask: bool = False,
+) -> GPTModel:
+    """This rank's part of the GPT.
+
+    Args:
+        pre_process: holds the embedding; left out: on the first pipeline stage.
+        post_process: holds the output layer; left out: on the last pipeline stage.
+        explicit_attention_mask: the model will be given attention masks (True hides).
+
+    Returns:
+        A GPTModel. It maps token ids [B, S] and position ids [B, S] to logits [B, S, vocabulary of this
+        tensor-parallel rank], and with labels [B, S] to the loss of every token [B, S].
+    """
+    config = transformer_config(model, parallel, dtype)
+    return GPTModel(
+        config,
+        gpt_block(config, explicit_attention_mask=explicit_attention_mask),
+        vocab_size=model.vocab_size,
+        max_sequence_length=model.seq_length,
+        pre_process=parallel_state.is_pipeline_first_stage() if pre_process is None else pre_process,
+        post_process=parallel_state.is_pipeline_last_stage() if post_process is None else post_process,
+        share_embeddings_and_output_weights=model.share_embeddings_and_output_weights,
+        position_embedding_type=model.position_embedding_type,
+    )

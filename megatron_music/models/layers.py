@@ -1,0 +1,149 @@
+"""The modules that stand in where Transformer Engine is not installed: core attention, linear layers and the norm.
+
+Shapes: S sequence, B batch, N attention heads of this rank, G query groups of this rank, D head size, H hidden.
+Knows nothing about whole models: specs.py puts these into megatron-core's layer.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from megatron.core import tensor_parallel
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+
+class SDPACoreAttention(MegatronModule):
+    """Core attention through ``torch.nn.functional.scaled_dot_product_attention``.
+
+    A drop-in for megatron-core's DotProductAttention that never writes the S x S scores. A mask that is given is
+    used; without one a causal layer stays causal in training, in prefill, in chunked prefill on a key-value cache
+    and in single-token decoding, whatever mask type a call declares: megatron-core declares ``no_mask`` for every
+    call after the first on a cache, which is right for one query and wrong for several.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection=None,
+        **unused,
+    ):
+        super().__init__(config=config)
+        assert config.context_parallel_size == 1, "context parallelism needs Transformer Engine"
+        self.causal = attn_mask_type == AttnMaskType.causal
+        self.softmax_scale = softmax_scale or 1 / math.sqrt(config.kv_channels)
+        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params=None,
+        **unused,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            query: [S, B, N, D].
+            key, value: [S of keys, B, G, D].
+            attention_mask: bool, broadcast to [B, N, S, S of keys], True where a key is hidden (Megatron's sense),
+                or None.
+
+        Returns:
+            [S, B, N * D].
+        """
+        assert attention_bias is None and packed_seq_params is None, "biases and packed sequences need Transformer Engine"
+        query_BNSD, key_BGSD, value_BGSD = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+        num_queries, num_keys = query.size(0), key.size(0)
+        visible, is_causal = None, False
+        if attention_mask is not None:
+            visible = ~attention_mask
+        elif self.causal and num_queries == num_keys:
+            is_causal = num_queries > 1
+        elif self.causal and num_queries > 1:
+            # The queries are the last of the keys' positions.
+            visible = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device)
+            visible = visible.tril(num_keys - num_queries)
+
+        def attend() -> Tensor:
+            return F.scaled_dot_product_attention(
+                query_BNSD,
+                key_BGSD,
+                value_BGSD,
+                attn_mask=visible,
+                dropout_p=self.dropout if self.training else 0.0,
+                is_causal=is_causal,
+                scale=self.softmax_scale,
+                enable_gqa=query.size(2) != key.size(2),
+            )
+
+        # Heads differ between tensor-parallel ranks, so their dropout must; under sequence parallelism the whole
+        # layer already runs in that generator.
+        if self.dropout and self.training and not self.config.sequence_parallel:
+            with tensor_parallel.get_cuda_rng_tracker().fork():
+                context_BNSD = attend()
+        else:
+            context_BNSD = attend()
+        return context_BNSD.permute(2, 0, 1, 3).reshape(num_queries, query.size(1), -1)
+
+
+class ColumnLinear(ColumnParallelLinear):
+    """megatron-core's layer, with the bias inside the matrix product where no tensor parallelism needs it outside.
+
+    megatron-core adds biases in a pass of their own, for kernels of apex to fuse. Without those a pass costs as much
+    as its memory traffic: 4% of a step on the CPU.
+    """
+
+    def forward(self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None):
+        """Map [S, B, H] to [S, B, outputs of this rank], and the bias that is still to be added, or None."""
+        if weight is not None or self.tp_group.size() > 1:
+            return super().forward(input_, weight, runtime_gather_output)
+        return F.linear(input_, self.weight, self.bias), None
+
+
+class RowLinear(RowParallelLinear):
+    """As ColumnLinear, for the layer whose inputs are split."""
+
+    def forward(self, input_: Tensor):
+        """Map [S, B, inputs of this rank] to [S, B, H], and the bias that is still to be added, or None."""
+        if self.tp_group.size() > 1:
+            return super().forward(input_)
+        return F.linear(input_, self.weight, self.bias), None
+
+
+class SequenceParallelNorm(torch.nn.Module):
+    """LayerNorm or RMSNorm whose parameters say that their gradient is a sum over tensor-parallel ranks.
+
+    Under sequence parallelism each rank normalizes its own part of the sequence; ``finalize_model_grads`` adds up
+    the gradients of the parameters marked ``sequence_parallel``. megatron-core's WrappedTorchNorm refuses that case.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused):
+        super().__init__()
+        self.hidden_size, self.eps = hidden_size, eps
+        device = None if config.use_cpu_initialization else torch.cuda.current_device()
+        options = {"dtype": config.params_dtype, "device": device}
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, **options))
+        has_bias = config.normalization == "LayerNorm"
+        self.bias = torch.nn.Parameter(torch.zeros(hidden_size, **options)) if has_bias else None
+        for parameter in self.parameters():
+            parameter.sequence_parallel = config.sequence_parallel
+
+    def forward(self, hidden_SBH: Tensor) -> Tensor:
+        """Normalize over H; same shape and dtype."""
+        if self.bias is None:
+            return F.rms_norm(hidden_SBH, (self.hidden_size,), self.weight, self.eps)
+        return F.layer_norm(hidden_SBH, (self.hidden_size,), self.weight, self.bias, self.eps)

@@ -1,0 +1,69 @@
+"""Layer specs for megatron-core: which module fills which place of a transformer layer.
+
+``gpt_layer`` is a module-level value, so that ``--spec megatron_music.models.specs gpt_layer`` finds it in
+Megatron-LM. Knows nothing about sizes or data.
+"""
+
+import importlib.util
+
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from megatron_music.models.layers import ColumnLinear, RowLinear, SDPACoreAttention, SequenceParallelNorm
+
+gpt_layer = ModuleSpec(
+    module=TransformerLayer,
+    submodules=TransformerLayerSubmodules(
+        input_layernorm=SequenceParallelNorm,
+        self_attention=ModuleSpec(
+            module=SelfAttention,
+            params={"attn_mask_type": AttnMaskType.causal},
+            submodules=SelfAttentionSubmodules(
+                linear_qkv=ColumnLinear,
+                core_attention=SDPACoreAttention,
+                linear_proj=RowLinear,
+                q_layernorm=IdentityOp,
+                k_layernorm=IdentityOp,
+            ),
+        ),
+        self_attn_bda=get_bias_dropout_add,
+        pre_mlp_layernorm=SequenceParallelNorm,
+        mlp=ModuleSpec(
+            module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)
+        ),
+        mlp_bda=get_bias_dropout_add,
+        # Transformer Engine fuses the norm into the linear layer behind it. Under its names, one checkpoint loads
+        # with and without Transformer Engine.
+        sharded_state_dict_keys_map={
+            "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+            "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+        },
+    ),
+)
+
+
+def gpt_block(
+    config: TransformerConfig, *, explicit_attention_mask: bool = False, vp_stage: int | None = None
+) -> TransformerBlockSubmodules:
+    """The layers of this pipeline stage and the final norm, from Transformer Engine where it is installed.
+
+    Args:
+        explicit_attention_mask: the model will be given attention masks. Transformer Engine's causal attention
+            ignores them, so this takes ``gpt_layer``.
+    """
+    layer, norm = gpt_layer, SequenceParallelNorm
+    if not explicit_attention_mask and importlib.util.find_spec("transformer_engine") is not None:
+        from megatron.core.extensions.transformer_engine import TENorm
+        from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+
+        layer, norm = get_gpt_layer_with_transformer_engine_spec(), TENorm
+    return TransformerBlockSubmodules(
+        layer_specs=[layer] * get_num_layers_to_build(config, vp_stage=vp_stage), layer_norm=norm
+    )

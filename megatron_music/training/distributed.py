@@ -1,0 +1,108 @@
+"""The processes of a run: their start, their parallel groups, their seeds, their end.
+
+One process needs no launcher; several come from torchrun or Slurm through the usual environment variables.
+Knows nothing about models or data.
+"""
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+from megatron_music.config import ParallelConfig
+from megatron_music.training import cpu
+
+T = TypeVar("T")
+
+
+def launched_size() -> int:
+    """The number of processes of this run, known before they are joined."""
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def start(parallel: ParallelConfig) -> None:
+    """Join the processes and split them into groups. Call ``stop`` at the end.
+
+    On a machine without CUDA this installs the CPU adapter, which stays until ``stop``. Groups that exist already
+    are replaced.
+    """
+    on_cuda = not cpu.install()
+    if on_cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not dist.is_initialized():
+        backend = "nccl" if on_cuda else "gloo"
+        if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+            dist.init_process_group(backend)
+        else:
+            # One process needs no port, hence cannot find one taken.
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not on_cuda and local_size > 1:
+        # torchrun gives every process one thread; divide the cores among them instead.
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+    parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        create_gloo_process_groups=False,
+    )
+
+
+def stop() -> None:
+    """Leave the groups and the processes, and take the CPU adapter out."""
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    cpu.uninstall()
+
+
+def seed_for_building(seed: int) -> None:
+    """Seed the weights: alike on data-parallel ranks, and apart on pipeline stages, which hold other layers."""
+    _seed(seed + 100 * parallel_state.get_pipeline_model_parallel_rank())
+
+
+def seed_for_training(seed: int, iteration: int) -> None:
+    """Seed dropout: apart on data-parallel ranks too, which see other samples."""
+    rank = (
+        100 * parallel_state.get_pipeline_model_parallel_rank() + 10_000 * parallel_state.get_data_parallel_rank()
+    )
+    _seed(seed + rank + 1_000_003 * (iteration + 1))
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    # Also gives each tensor-parallel rank a second generator of its own.
+    model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+
+
+def is_main() -> bool:
+    """Whether this process writes files and speaks."""
+    return dist.get_rank() == 0
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """Do ``work`` on the main process alone; every process gets what it returned, or raises what it raised."""
+    outcome: list = [None, None]
+    if is_main():
+        try:
+            outcome[0] = work()
+        except (ValueError, OSError) as error:
+            outcome[1] = error
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def sum_over_processes(values: list[float]) -> list[float]:
+    """The sum of each value over all processes."""
+    if dist.get_world_size() == 1:
+        return values
+    total = torch.tensor(values, dtype=torch.float64, device=torch.cuda.current_device())
+    dist.all_reduce(total)
+    return total.tolist()

@@ -1,0 +1,39 @@
+"""One forward pass of the GPT on one micro batch, and its loss.
+
+Knows nothing about where batches come from, or about updates. Shapes: B sequences, S tokens.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+
+def forward_step(batches: Iterator[dict[str, Tensor]], model) -> tuple[Tensor, partial]:
+    """The forward step that megatron-core's schedules call.
+
+    Args:
+        batches: micro batches of ``data/batches.py``; on a middle pipeline stage it may yield empty ones.
+        model: this rank's part of the GPT.
+
+    Returns:
+        The model's output (on the last stage the loss of every token [B, S]) and the loss function for it.
+    """
+    batch = {key: value.to(torch.cuda.current_device(), non_blocking=True) for key, value in next(batches).items()}
+    output = model(
+        batch.get("tokens"), batch.get("position_ids"), batch.get("attention_mask"), labels=batch.get("labels")
+    )
+    return output, partial(sum_loss, batch.get("loss_mask"))
+
+
+def sum_loss(loss_mask_BS: Tensor, loss_BS: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The summed loss of the unmasked tokens, for ``calculate_per_token_loss``.
+
+    Returns:
+        The sum, the number of tokens (int32, added up and divided by in ``finalize_model_grads``), and for the report
+        ``loss`` = [sum, tokens]. The report is a copy: the schedule scales the first in place.
+    """
+    total = (loss_BS.float() * loss_mask_BS).sum()
+    num_tokens = loss_mask_BS.sum()
+    return total, num_tokens.to(torch.int32), {"loss": torch.stack([total.detach(), num_tokens])}

@@ -1,0 +1,28 @@
+"""From a checkpoint on disk to a ``Composer``: where training's files and generation's models are joined."""
+
+import os
+
+import torch
+
+from megatron_music.generation.midi import Composer
+from megatron_music.generation.sampling import Sampler
+from megatron_music.tokens.folder import read_encoding
+from megatron_music.training.checkpoint import find_checkpoint, load_model_for_inference
+
+
+def load_composer(
+    checkpoint: str | os.PathLike,
+    tensor_model_parallel_size: int = 1,
+    sampler: Sampler = Sampler(),  # noqa: B008 (frozen)
+) -> Composer:
+    """The model of a run's folder, or of one of its checkpoints, ready to compose.
+
+    Starts megatron-core's process groups; ``distributed.stop()`` ends them.
+
+    Raises:
+        ValueError: no checkpoint, another vocabulary, or a size that does not divide the model.
+    """
+    encoding = read_encoding(find_checkpoint(checkpoint) / "tokenizer")
+    model, run = load_model_for_inference(checkpoint, tensor_model_parallel_size)
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    return Composer(model, encoding, run.model.seq_length, sampler, device)

@@ -1,0 +1,153 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from generation_worker import MAX_TOKENS, PIECES
+from tiny_gpt import launch, tiny_dataset, tiny_run
+
+from megatron_music.cli import main
+from megatron_music.generation.midi import Composer, prepare_continuation
+from megatron_music.generation.sampling import Sampler
+from megatron_music.music.grid import quantize, slice_steps
+from megatron_music.music.midi import read_midi, write_midi
+from megatron_music.music.score import Score, TimeSignature, Track
+from megatron_music.tokens import vocabulary as v
+from megatron_music.tokens.folder import Encoding
+from megatron_music.tokens.mmmtrack import decode_piece, encode_piece
+from megatron_music.training import distributed, loop
+from megatron_music.training.inference import load_composer
+from tiny import tiny_score
+
+WORKER = Path(__file__).parent / "generation_worker.py"
+
+
+@pytest.fixture(scope="module", params=["rope", "learned_absolute"])
+def trained(request, tmp_path_factory) -> Path:
+    """A tiny model after a few steps, so that its choices are not all alike."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = tiny_dataset(folder / "data")
+    run = tiny_run(
+        data, f"checkpoint.save={folder / 'run'}", "model.seq_length=256", "train.train_iters=60",
+        f"model.position_embedding_type={request.param}",
+    )  # fmt: skip
+    assert loop.train(run) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def composer(trained):
+    yield load_composer(trained)
+    distributed.stop()
+
+
+def test_greedy_with_the_cache_equals_without_at_tp_1_and_2(trained, tmp_path):
+    found = []
+    for world_size in (1, 2):
+        launch(world_size, WORKER, trained, tmp_path / f"{world_size}.json")
+        found += json.loads((tmp_path / f"{world_size}.json").read_text()).values()
+    assert len(found) == 4 and all(ids == found[0] for ids in found)
+    assert all(40 < len(ids) <= MAX_TOKENS for ids in found[0][:PIECES])
+    assert len({token_id for ids in found[0][PIECES:] for token_id in ids}) > 1
+
+
+def test_every_piece_decodes_and_encodes_again(composer):
+    scores = composer.compose(range(8))
+    assert all(score.num_bars == 4 and score.tracks for score in scores)
+    assert all(decode_piece(encode_piece(score)) == score for score in scores)
+    assert len({encode_piece(score).tobytes() for score in scores}) == 8
+
+
+def test_a_seed_gives_its_piece_whatever_the_batch(composer):
+    together = composer.compose([3, 4, 5, 6])
+    assert composer.compose([5]) == [together[2]] and composer.compose([6, 3]) == [together[3], together[0]]
+
+
+def test_instruments_and_length(composer):
+    (score,) = composer.compose([0], bars=7, instruments=["soprano", "33", "DRUMS"])
+    assert [(track.voice, track.program, track.is_drum) for track in score.tracks] == [
+        ("SOPRANO", 52, False), ("", 33, False), ("", 0, True)
+    ]  # fmt: skip
+    assert score.num_bars == 7
+    assert composer.compose([0], bars=2)[0].num_bars == 2
+    with pytest.raises(ValueError, match="'lute' is unknown"):
+        composer.compose([0], instruments=["lute"])
+
+
+def test_a_continuation_keeps_what_is_given(composer):
+    given = Score(tiny_score(6).tracks[:2], 4)
+    scores = composer.continue_scores([given, given], 5, [1, 2])
+    for score in scores:
+        assert score.num_bars == 11 and slice_steps(score, 0, 96).tracks == given.tracks
+        assert [track.voice for track in score.tracks] == ["SOPRANO", "ALTO"]
+    assert scores[0] != scores[1]
+
+
+def test_a_continuation_starts_from_the_last_part_in_four_four():
+    score = Score(tiny_score(8).tracks, 4, (TimeSignature(0, 3, 4), TimeSignature(48, 4, 4)))
+    assert prepare_continuation(score, Encoding()).num_bars == 5
+    with pytest.raises(ValueError, match="no part of the piece is in 4/4"):
+        prepare_continuation(Score(score.tracks, 4, (TimeSignature(0, 3, 4),)), Encoding())
+
+
+def test_whole_piece_models_are_refused():
+    with pytest.raises(ValueError, match="trained on whole pieces"):
+        Composer(None, Encoding(bars=0), 64)
+
+
+def draw(sampler: Sampler, logits: list[float], allowed: list[bool] | None = None, count: int = 4000) -> list[float]:
+    """How often each token is drawn."""
+    generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
+    logits_BV = torch.tensor([logits]).expand(count, -1)
+    allowed_BV = torch.tensor([allowed or [True] * len(logits)]).expand(count, -1)
+    drawn = torch.tensor(sampler.draw(logits_BV, allowed_BV, generators))
+    return (torch.bincount(drawn, minlength=len(logits)) / count).tolist()
+
+
+def test_draws_follow_the_softmax():
+    logits = [0.0, 1.0, 2.0]
+    assert draw(Sampler(), logits) == pytest.approx(torch.tensor(logits).softmax(0).tolist(), abs=0.03)
+    assert draw(Sampler(temperature=0.5), logits) == pytest.approx((torch.tensor(logits) * 2).softmax(0).tolist(), abs=0.03)
+
+
+def test_what_is_not_allowed_is_never_drawn():
+    assert draw(Sampler(temperature=5.0), [0.0, 9.0, 0.0], [True, False, True]) == pytest.approx([0.5, 0, 0.5], abs=0.03)
+    assert draw(Sampler(temperature=0), [0.0, 9.0, 1.0], [True, False, True]) == [0, 0, 1]
+
+
+def test_top_k_and_top_p():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().tolist()
+    assert draw(Sampler(top_k=2), logits) == pytest.approx([0.625, 0.375, 0, 0], abs=0.03)
+    assert draw(Sampler(top_p=0.6), logits) == pytest.approx([0.625, 0.375, 0, 0], abs=0.03)
+    assert draw(Sampler(top_k=1), logits) == draw(Sampler(top_p=0.01), logits) == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("options", [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0},
+                                     {"top_p": 1.5}])  # fmt: skip
+def test_samplers_that_cannot_be(options):
+    with pytest.raises(ValueError, match="use"):
+        Sampler(**options)
+
+
+def test_the_command(trained, tmp_path, capsys):
+    arguments = ["generate", "midi", str(trained), "-o", str(tmp_path / "new"), "--num", "3", "--batch-size", "2"]
+    assert main(arguments) == 0 and "3 pieces of 4 bars" in capsys.readouterr().out
+    pieces = [quantize(read_midi(path)) for path in sorted((tmp_path / "new").iterdir())]
+    assert len(pieces) == 3
+    write_midi(tiny_score(3), tmp_path / "given.mid")
+    arguments = ["generate", "midi", str(trained), "-o", str(tmp_path / "more"), "--bars", "2",
+                 "--continue", str(tmp_path / "given.mid")]  # fmt: skip
+    assert main(arguments) == 0 and "1 pieces of 5 bars" in capsys.readouterr().out
+    given, more = (Score(read_midi(path).tracks, 480) for path in (tmp_path / "given.mid", tmp_path / "more" / "001.mid"))
+    assert quantize(slice_steps(more, 0, 3 * 1920)).tracks == quantize(given).tracks
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path, capsys):
+    (tmp_path / "out").write_text("")
+    assert main(["generate", "midi", str(tmp_path), "-o", str(tmp_path / "out")]) == 2
+    assert "is a file; name a folder" in capsys.readouterr().err
+
+
+def test_silent_tracks_stay_in_a_continuation():
+    score = Score((Track(tiny_score(4).tracks[0].notes), Track(tiny_score(1).tracks[1].notes)), 4)
+    assert encode_piece(slice_steps(score, 32, 64)).tolist().count(v.TRACK_START) == 2

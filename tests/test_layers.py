@@ -1,0 +1,109 @@
+"""Who imports whom: the rows of the house, and who never sees torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "megatron_music"
+
+ROWS = {
+    "music": 0, "flow": 0, "models": 0,
+    "tokens": 1, "audio": 1,
+    "data": 2, "profiling": 2, "generation": 2,
+    "training": 3,
+    "hosts": 4, "app": 4,
+}  # fmt: skip
+
+# The one file that imports each of these; folders own where any file in them may.
+OWNERS = {
+    "symusic": "music/midi.py",
+    "miditoolkit": "music/midi.py",
+    "music21": "data/bach.py",
+    "megatron.core.datasets": "data/",
+    "transformers": ("audio/text_encoder.py", "hosts/huggingface.py"),
+    "diffusers": "audio/autoencoder.py",
+    "soundfile": "audio/waveform.py",
+}
+
+NEVER_TORCH = [
+    "megatron_music.cli", "megatron_music.commands", "megatron_music.config", "megatron_music.doctor",
+    "megatron_music.data.corpus", "megatron_music.data.encode", "megatron_music.data.build",
+    "megatron_music.data.report", "megatron_music.models.sizes", "megatron_music.music.midi",
+    "megatron_music.music.grid", "megatron_music.music.pianoroll", "megatron_music.tokens.vocabulary",
+    "megatron_music.tokens.folder", "megatron_music.tokens.mmmtrack", "megatron_music.tokens.grammar",
+]  # fmt: skip
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    place = path.relative_to(PACKAGE).parts
+    if len(place) == 1:
+        return  # cli, commands, config and doctor stand beside the rows
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] != "megatron_music" or len(parts) < 2 or parts[1] not in ROWS:
+            continue
+        assert ROWS[parts[1]] <= ROWS[place[0]], f"{path} imports {name}, which stands above it"
+        assert {place[0], parts[1]} != {"tokens", "audio"}, f"{path} imports {name}: the columns never meet"
+        if place[0] == "models":
+            assert parts[1] not in ("data", "flow", "training"), f"{path} imports {name}"
+        if place[0] == "generation":
+            assert parts[1] not in ("data", "hosts"), f"{path} imports {name}: it is given a model"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_dependency_has_one_owner(path):
+    place = str(path.relative_to(PACKAGE))
+    for name in imports(path):
+        for dependency, owners in OWNERS.items():
+            if name == dependency or name.startswith(dependency + "."):
+                owners = owners if isinstance(owners, tuple) else (owners,)
+                assert any(place.startswith(owner) for owner in owners), f"{place} imports {name}; {owners} owns it"
+
+
+def test_there_are_no_circles():
+    graph = {}
+    for path in modules():
+        name = ".".join(("megatron_music", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+        graph[name] = imports(path, top_level_only=True)
+    done = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, f"a circle: {' -> '.join((*trail, name))}"
+        if name not in done:
+            for imported in graph[name] & graph.keys():
+                visit(imported, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_these_never_import_torch():
+    code = f"import sys\nfor name in {NEVER_TORCH!r}: __import__(name)\nsys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_files_stay_short_and_rooms_are_named():
+    for path in modules():
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 450, f"{path} is long; split it"
+        assert path.stem not in ("utils", "common", "base", "helpers"), f"{path} needs a name that says what it is"

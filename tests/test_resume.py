@@ -1,0 +1,135 @@
+"""A run that is killed, stopped or cut short goes on as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_gpt import tiny_dataset, tiny_run
+
+from megatron_music.training import checkpoint
+from megatron_music.training.loop import DONE, REQUEUE, train
+
+# Dropout makes the losses depend on the random generators, too.
+OVERRIDES = (
+    "train.train_iters=40",
+    "checkpoint.save_interval=10",
+    "model.hidden_dropout=0.1",
+    "model.attention_dropout=0.1",
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return tiny_dataset(tmp_path_factory.mktemp("resume") / "data")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert train(tiny_run(data, f"checkpoint.save={folder}", *OVERRIDES)) == DONE
+    return read_metrics(folder)
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    """The lines of a run's metrics without what the clock decides."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: line[key] for key in line if key not in ("step_seconds", "tokens_per_second")} for line in lines]
+
+
+def start(data: Path, folder: Path) -> subprocess.Popen:
+    arguments = [f"data.path={data}", f"checkpoint.save={folder}", "logging.tensorboard=false", *OVERRIDES]
+    command = [sys.executable, "-m", "megatron_music", "train", "tiny", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for_iteration(process: subprocess.Popen, folder: Path, iteration: int) -> None:
+    """Until the metrics tell of an iteration; fails when the run ends before."""
+    while True:
+        with open(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else open(os.devnull) as file:
+            lines = [line for line in file if line.endswith("\n")]
+        if lines and json.loads(lines[-1])["iteration"] >= iteration:
+            return
+        assert process.poll() is None, "the run ended before it could be stopped"
+        time.sleep(0.005)
+
+
+def test_an_undisturbed_run_reports_every_step(undisturbed):
+    steps = [line for line in undisturbed if "loss" in line]
+    assert [line["iteration"] for line in steps] == list(range(1, 41))
+    assert set(steps[0]) == {"iteration", "loss", "grad_norm", "learning_rate", "consumed_samples"}
+    assert [line["iteration"] for line in undisturbed if "valid_loss" in line] == [10, 20, 30, 40]
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert steps[0]["learning_rate"] == pytest.approx(0.0005) and steps[1]["learning_rate"] == pytest.approx(0.001)
+
+
+def test_kill_9_and_start_again_gives_the_same_losses(data, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    process = start(data, folder)
+    # Past the checkpoint at 20 and before the one at 30: five steps are lost and done again.
+    wait_for_iteration(process, folder, 25)
+    process.kill()
+    process.wait()
+    assert (folder / "latest").read_text() == "iter_0000020\n"
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"iteration": 26, "lo')
+    assert start(data, folder).wait() == DONE
+    assert read_metrics(folder) == undisturbed
+
+
+def test_sigterm_saves_and_asks_to_be_requeued(data, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    process = start(data, folder)
+    wait_for_iteration(process, folder, 13)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == REQUEUE
+    done = read_metrics(folder)[-1]["iteration"]
+    assert (folder / "latest").read_text() == f"iter_{done:07d}\n"
+    assert start(data, folder).wait() == DONE
+    assert read_metrics(folder) == undisturbed
+
+
+@pytest.mark.parametrize("cut", ["before the rename", "before latest"])
+def test_a_save_that_is_cut_short_leaves_the_one_before(data, undisturbed, tmp_path, monkeypatch, cut):
+    folder = tmp_path / "run"
+    publish = checkpoint.publish
+
+    def cut_short(unfinished, place):
+        if place.name == "iter_0000020":
+            if cut == "before latest":
+                unfinished.rename(place)
+            raise KeyboardInterrupt
+        publish(unfinished, place)
+
+    monkeypatch.setattr(checkpoint, "publish", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_run(data, f"checkpoint.save={folder}", *OVERRIDES))
+    assert (folder / "latest").read_text() == "iter_0000010\n"
+    monkeypatch.undo()
+    assert train(tiny_run(data, f"checkpoint.save={folder}", *OVERRIDES)) == DONE
+    assert read_metrics(folder) == undisturbed
+    assert sorted(path.name for path in folder.iterdir() if path.name.startswith((".", "iter"))) == [
+        f"iter_{iteration:07d}" for iteration in (10, 20, 30, 40)
+    ]
+
+
+def test_a_finished_run_has_nothing_left_to_do(data, tmp_path):
+    config = tiny_run(data, f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=2")
+    assert train(config) == DONE
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert train(config) == DONE
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_tensorboard_tells_the_same(data, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny_run(data, f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=3", "logging.tensorboard=true")
+    assert train(config) == DONE
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    losses = [line["loss"] for line in read_metrics(tmp_path / "run") if "loss" in line]
+    assert [event.value for event in board.Scalars("loss")] == pytest.approx(losses)

@@ -1,0 +1,41 @@
+"""The command line as users' scripts know it. A change here breaks somebody's job script: say so in CHANGELOG.md."""
+
+import argparse
+
+from megatron_music.cli import _parser
+from megatron_music.config import recipe_names
+
+SURFACE = {
+    "tokenize": ["file", "--bars", "--hop", "--bar-line", "--steps-per-quarter"],
+    "detokenize": ["file", "-o/--output", "--piece", "--steps-per-quarter"],
+    "plot": ["file", "-o/--output"],
+    "corpus bach": ["-o/--output", "--workers"],
+    "build tokens": ["sources", "-o/--output", "--bars", "--hop", "--bar-line", "--steps-per-quarter", "--workers",
+                     "--seed", "--split", "--json"],
+    "inspect": ["dataset", "--split", "--document", "-o/--output", "--json"],
+    "recipes": [],
+    "train": ["recipe", "overrides"],
+    "generate midi": ["checkpoint", "-o/--output", "--num", "--seed", "--bars", "--continue", "--instruments",
+                      "--temperature", "--top-k", "--top-p", "--batch-size"],
+    "doctor": ["--json"],
+}  # fmt: skip
+
+
+def surface(parser: argparse.ArgumentParser, name: str = "") -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    arguments = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for verb, inner in action.choices.items():
+                found |= surface(inner, f"{name} {verb}".strip())
+        elif "--help" not in action.option_strings:
+            arguments.append("/".join(action.option_strings) or action.dest)
+    return found or {name: arguments}
+
+
+def test_the_commands_and_their_options():
+    assert surface(_parser()) == SURFACE
+
+
+def test_the_recipes():
+    assert {"demo", "article", "tiny"} <= set(recipe_names())
