@@ -40,16 +40,16 @@ def quantize(score: Score, steps_per_quarter: int = 4) -> Score:
     if len(tracks) > MAX_TRACKS:
         raise ValueError(f"the piece has {len(tracks)} tracks; at most {MAX_TRACKS} can be encoded")
     index = np.repeat(np.arange(len(tracks)), [len(track) for track in tracks])
-    rows = np.concatenate([track.notes for track in tracks])
+    old_starts, old_ends, pitches, _ = (np.concatenate(c) for c in zip(*(t.columns for t in tracks), strict=True))
     old = score.steps_per_quarter
-    starts = _round_half_up(rows[:, 0], steps_per_quarter, old)
-    rounded_ends = _round_half_up(rows[:, 1], steps_per_quarter, old)
+    starts = _round_half_up(old_starts, steps_per_quarter, old)
+    rounded_ends = _round_half_up(old_ends, steps_per_quarter, old)
     ends = np.maximum(rounded_ends, starts + 1)
     if int(ends.max()) > MAX_STEPS:
         raise ValueError(f"the piece lasts {int(ends.max())} steps; at most {MAX_STEPS} can be encoded")
 
     # One sort by (track, pitch, start, longest first) finds equal onsets and the next onset of each pitch.
-    key = np.sort((((index << 7) | rows[:, 2]) << 40) | (starts << 20) | (MAX_STEPS - ends))
+    key = np.sort((((index << 7) | pitches) << 40) | (starts << 20) | (MAX_STEPS - ends))
     first = np.ones(len(key), bool)
     first[1:] = (key[1:] >> 20) != (key[:-1] >> 20)
     kept = key[first]
@@ -58,25 +58,25 @@ def quantize(score: Score, steps_per_quarter: int = 4) -> Score:
     shortened = int(np.count_nonzero(next_onset < end[:-1]))
     end[:-1] = np.minimum(end[:-1], next_onset)
 
-    columns = np.stack([start, end, group & 127, np.full(len(start), DEFAULT_VELOCITY)], axis=1)
-    pieces = np.split(columns, np.searchsorted(group >> 7, np.arange(1, len(tracks))))
-    error = np.abs(starts - rows[:, 0] * (steps_per_quarter / old))
+    fields = np.stack([start, end, group & 127, np.full_like(start, DEFAULT_VELOCITY)])
+    limits = np.searchsorted(group >> 7, np.arange(len(tracks) + 1)).tolist()
+    error = np.abs(starts - old_starts * (steps_per_quarter / old))
     report = QuantizationReport(
-        notes_in=len(rows),
-        notes_out=len(columns),
-        notes_lost=len(rows) - len(columns),
+        notes_in=len(old_starts),
+        notes_out=len(start),
+        notes_lost=len(old_starts) - len(start),
         notes_shortened=shortened,
         notes_lengthened=int(np.count_nonzero(rounded_ends <= starts)),
-        onsets_on_grid=int(np.count_nonzero(rows[:, 0] * steps_per_quarter % old == 0)),
+        onsets_on_grid=int(np.count_nonzero(old_starts * steps_per_quarter % old == 0)),
         mean_onset_error=float(error.mean()),
         max_onset_error=float(error.max()),
     )
     bar = 4 * steps_per_quarter
     return Score(
         tracks=tuple(
-            Track(notes, VOICE_PROGRAM if track.voice else 0 if track.is_drum else track.program,
+            Track(fields[:, first:last].T, VOICE_PROGRAM if track.voice else 0 if track.is_drum else track.program,
                   track.is_drum, track.voice)
-            for track, notes in zip(tracks, pieces, strict=True)
+            for track, first, last in zip(tracks, limits, limits[1:], strict=False)
         ),
         steps_per_quarter=steps_per_quarter,
         time_signatures=FOUR_FOUR,

@@ -109,7 +109,8 @@ def _checked(score: Score, where: str) -> Score:
     if score.num_notes == 0:
         raise MidiError(f"{where} has no notes; leave it out")
     for number, track in enumerate(score.tracks, start=1):
-        if len(track) and (track.notes[:, 0].min() < 0 or track.notes[:, 2].min() < 0 or track.notes[:, 2].max() > 127):
+        starts, _, pitches, _ = track.columns
+        if len(track) and (starts.min() < 0 or pitches.min() < 0 or pitches.max() > 127):
             raise MidiError(f"track {number} of {where} has a pitch outside 0..127 or a time before 0; leave it out")
     quarters = score.last_end_step / score.steps_per_quarter
     if quarters > MAX_QUARTERS:
@@ -123,9 +124,10 @@ def _from_symusic(parsed: symusic.Score) -> Score:
     tracks = []
     for track in parsed.tracks:
         notes = track.notes.numpy()
-        start = notes["time"].astype(np.int64)
-        rows = np.stack([start, start + notes["duration"], notes["pitch"], notes["velocity"]], axis=1)
-        tracks.append(Track(rows, 0 if track.is_drum else track.program, track.is_drum, name=track.name))
+        fields = np.empty((4, len(notes["time"])), np.int64)
+        fields[0], fields[1], fields[2], fields[3] = (notes[n] for n in ("time", "duration", "pitch", "velocity"))
+        fields[1] += fields[0]
+        tracks.append(Track(fields.T, 0 if track.is_drum else track.program, track.is_drum, name=track.name))
     return Score(
         tracks=tuple(tracks),
         steps_per_quarter=parsed.ticks_per_quarter,

@@ -6,6 +6,7 @@ quantised one on 4 or 12 steps a quarter; both are the same class. Knows nothing
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -40,23 +41,16 @@ FOUR_FOUR = (TimeSignature(0, 4, 4),)
 DEFAULT_TEMPO = (Tempo(0, DEFAULT_QUARTERS_PER_MINUTE),)
 
 
-@dataclass(frozen=True, eq=False)
 class Track:
     """One instrument's notes.
 
     Args:
-        notes: ``Note`` tuples or an int64 array [N, 4] of their fields, in any order; kept sorted.
+        notes: ``Note`` tuples or an int64 array [N, 4] of their fields, in any order.
         program: General MIDI program, 0..127; 0 for drums.
         is_drum: whether pitches mean percussion instruments.
         voice: SOPRANO, ALTO, TENOR or BASS in four-voice music, else empty.
         name: as the file says it.
     """
-
-    notes: np.ndarray
-    program: int = 0
-    is_drum: bool = False
-    voice: str = ""
-    name: str = ""
 
     def __init__(
         self,
@@ -71,15 +65,19 @@ class Track:
         if not 0 <= program <= 127:
             raise ValueError(f"program is {program}; General MIDI has 0..127")
         rows = notes if isinstance(notes, np.ndarray) else np.array(list(notes), np.int64)
-        rows = rows.astype(np.int64, copy=False).reshape(-1, 4)
-        if len(rows):
-            key = (rows[:, 0] << 20) | np.minimum(rows[:, 1] - rows[:, 0], (1 << 20) - 1)
-            if np.any(key[1:] <= key[:-1]):
-                rows = rows[np.lexsort((rows[:, 3], rows[:, 2], rows[:, 1], rows[:, 0]))]
-        for name_, value in (
-            ("notes", rows), ("program", program), ("is_drum", is_drum), ("voice", voice), ("name", name)
-        ):  # fmt: skip
-            object.__setattr__(self, name_, value)
+        self._rows = np.asarray(rows, np.int64).reshape(-1, 4)
+        self.program, self.is_drum, self.voice, self.name = program, is_drum, voice, name
+
+    @cached_property
+    def notes(self) -> np.ndarray:
+        """Start, end, pitch and velocity of every note (int64, [N, 4]), sorted; sorting waits until it is asked for."""
+        return _in_order(self._rows)
+
+    @property
+    def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Start, end, pitch and velocity, int64 [N] each, in no particular order."""
+        rows = self._rows
+        return rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3]
 
     def __eq__(self, other) -> bool:
         if not isinstance(other, Track):
@@ -89,17 +87,45 @@ class Track:
         )  # fmt: skip
         return same and np.array_equal(self.notes, other.notes)
 
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        options = {"program": self.program, "is_drum": self.is_drum, "voice": self.voice, "name": self.name}
+        said = "".join(f", {name}={value!r}" for name, value in options.items() if value)
+        return f"Track({[tuple(row) for row in self.notes.tolist()]}{said})"
+
     def __iter__(self):
         """The notes as ``Note`` tuples, in order."""
         return (Note(*row) for row in self.notes.tolist())
 
     def __len__(self) -> int:
-        return len(self.notes)
+        return len(self._rows)
+
+    @property
+    def last_end_step(self) -> int:
+        return int(self._rows[:, 1].max(initial=0))
 
     @property
     def label(self) -> str:
         """What a person calls the track: its voice, its name, or its program."""
         return self.voice.capitalize() or self.name or ("Drums" if self.is_drum else f"Program {self.program}")
+
+
+def _in_order(rows: np.ndarray) -> np.ndarray:
+    """The rows sorted by start, end, pitch and velocity."""
+    start, end, pitch, velocity = rows.T
+    length = end - start
+    if len(rows) < 2:
+        return rows
+    if min(start.min(), length.min(), pitch.min()) >= 0 and max(start.max() >> 16, length.max(), pitch.max() << 13) < 1 << 20:
+        key = start << 27 | length << 7 | pitch  # 36, 20 and 7 bits
+        if np.all(key[1:] > key[:-1]):
+            return rows
+        order = np.argsort(key)
+        key = key[order]
+        if np.all(key[1:] > key[:-1]):
+            return rows[order]
+    return rows[np.lexsort((velocity, pitch, end, start))]
 
 
 @dataclass(frozen=True)
@@ -141,7 +167,7 @@ class Score:
 
     @property
     def last_end_step(self) -> int:
-        return max((int(track.notes[:, 1].max()) for track in self.tracks if len(track)), default=0)
+        return max((track.last_end_step for track in self.tracks), default=0)
 
     @property
     def num_notes(self) -> int:

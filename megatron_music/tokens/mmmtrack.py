@@ -12,8 +12,10 @@ off in the bar it fills, at its last step, not in the next.
 The law, for each bar-line policy: ``decode(encode(quantize(score))) == apply_bar_lines(quantize(score))``, which
 for ``carry`` is ``quantize(score)`` itself. A window decodes to ``slice_bars`` of the piece.
 
-Encoding is array arithmetic over all notes of all windows at once. Knows nothing about files.
+Encoding is array arithmetic: each bar is written once, and windows string bars together. Knows nothing about files.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -69,78 +71,141 @@ def encode_windows(
     num_tracks, num_windows, bar_steps = len(score.tracks), len(first_bars), score.steps_per_bar
     if bar_steps > v.MAX_TIME_DELTA:
         raise ValueError(f"{score.steps_per_quarter} steps a quarter; quantize to at most {v.MAX_TIME_DELTA // 4}")
-    track, start, end, pitch = _columns(score)
-    index, start, end = cut_at_bar_lines(start, end, bar_steps, bar_line)
-    track, pitch = track[index], pitch[index]
+    if not num_windows or not num_tracks or not bars:
+        return np.empty(0, np.uint16), np.empty(0, np.int32)
+    first_bars = np.asarray(first_bars, np.int64)
+    num_bars = max(score.num_bars, int(first_bars[-1]) + bars)
+    written = _write_bars(score, bar_line, num_bars, first_bars, first_bars + bars - 1)
 
-    # Every (note, window) pair that sounds together, the note cut to the window.
-    window_start = np.asarray(first_bars, np.int64) * bar_steps
-    first = np.searchsorted(window_start + bars * bar_steps, start, side="right")
-    count = np.searchsorted(window_start, end, side="left") - first
-    index = np.repeat(np.arange(len(start)), count)
-    window = first[index] + np.arange(len(index)) - np.repeat(np.cumsum(count) - count, count)
-    start = np.maximum(start[index] - window_start[window], 0)
-    end = np.minimum(end[index] - window_start[window], bars * bar_steps)
-
-    # A row is one track of one window; silent rows are left out, so rows are numbered anew.
-    row = window * num_tracks + track[index]
-    notes_in_row = np.bincount(row, minlength=num_windows * num_tracks)
-    written = np.ones(len(notes_in_row), bool) if keep_silent else notes_in_row > 0
-    row = (np.cumsum(written) - 1)[row]
-    row_window, row_track = np.divmod(np.flatnonzero(written), max(num_tracks, 1))
-    notes_in_row = notes_in_row[written]
-
-    ids, row_length = _write_rows(
-        row, start, end, pitch[index], bars, bar_steps, row_window,
-        np.array([instrument_id(t) for t in score.tracks], np.int64)[row_track],
-        np.searchsorted(density_bins, notes_in_row, side="right") if density_bins else None,
-    )  # fmt: skip
+    # A row is one track of one window: which of the written bars it strings together, [rows, bars].
+    row_window, row_track = np.divmod(np.arange(num_windows * num_tracks), num_tracks)
+    strung = (row_track * num_bars + first_bars[row_window])[:, None] + np.arange(bars)
+    strung[:, 0] = written.opened[strung[:, 0]]
+    if bars > 1:
+        strung[:, -1] = written.closed[strung[:, -1]]
+    notes_in_row = written.notes[strung].sum(axis=1)
+    if not keep_silent:
+        sounding = notes_in_row > 0
+        row_window, row_track, strung, notes_in_row = (
+            array[sounding] for array in (row_window, row_track, strung, notes_in_row)
+        )
+    instrument_ids = np.array([instrument_id(track) for track in score.tracks], np.int64)
+    density = np.searchsorted(density_bins, notes_in_row, side="right") if density_bins else None
+    ids, row_length = _string_rows(written, strung, row_window, instrument_ids[row_track], density)
     lengths = np.bincount(row_window, row_length, minlength=num_windows).astype(np.int32)
     return ids, lengths[lengths > 0]
 
 
-def _columns(score: Score) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Track number, start, end and pitch of every note, int64 [N] each."""
+class _Bars(NamedTuple):
+    """Every bar of every track as tokens, BAR_START to BAR_END; bar b of track t is number ``t * num_bars + b``.
+
+    After these come the same bars as they stand at a window's edge, where a note sounds across it.
+    """
+
+    ids: np.ndarray  # uint16, all bars one after another
+    start: np.ndarray  # of each bar in ``ids``
+    length: np.ndarray
+    notes: np.ndarray  # NOTE_ONs in each
+    opened: np.ndarray  # for each plain bar the number of the bar that begins a window
+    closed: np.ndarray  # for each plain bar the number of the bar that ends a window
+
+
+def _write_bars(score: Score, bar_line: str, num_bars: int, first_bars: np.ndarray, last_bars: np.ndarray) -> _Bars:
+    """Encode each bar once, whatever windows it is in, and once more where a window begins or ends with it."""
+    bar_steps = score.steps_per_bar
     track = np.repeat(np.arange(len(score.tracks)), [len(t) for t in score.tracks])
-    rows = np.concatenate([t.notes for t in score.tracks]) if score.tracks else np.empty((0, 4), np.int64)
-    return track, rows[:, 0], rows[:, 1], rows[:, 2]
-
-
-def _write_rows(row, start, end, pitch, bars, bar_steps, row_window, instrument_id, density):
-    """The tokens of every row: heads, bars, events. Returns ids (uint16) and the length of each row."""
+    start, end, pitch, _ = (np.concatenate(c) for c in zip(*(t.columns for t in score.tracks), strict=True))
+    index, start, end = cut_at_bar_lines(start, end, bar_steps, bar_line)
+    pitch, first_bar = pitch[index], track[index] * num_bars
     start_bar, end_bar = start // bar_steps, (end - 1) // bar_steps
-    on = (row * bars + start_bar) << _BAR_SHIFT | (start - start_bar * bar_steps) << _TIME_SHIFT | 1 << _ON_SHIFT
-    off = (row * bars + end_bar) << _BAR_SHIFT | (end - end_bar * bar_steps) << _TIME_SHIFT
-    key = np.sort(np.concatenate((on | pitch, off | pitch)))
+    plain = np.concatenate((
+        (first_bar + start_bar) << _BAR_SHIFT | (start - start_bar * bar_steps) << _TIME_SHIFT | 1 << _ON_SHIFT | pitch,
+        (first_bar + end_bar) << _BAR_SHIFT | (end - end_bar * bar_steps) << _TIME_SHIFT | pitch,
+    ))  # fmt: skip
+
+    # Across each bar line a note sounds over: an end at the line, and a start behind it.
+    crossings = end_bar - start_bar
+    index = np.repeat(np.arange(len(start)), crossings)
+    before = start_bar[index] + np.arange(len(index)) - np.repeat(np.cumsum(crossings) - crossings, crossings)
+    first_bar, pitch = first_bar[index], pitch[index]
+    close = (first_bar + before) << _BAR_SHIFT | bar_steps << _TIME_SHIFT | pitch
+    open_ = (first_bar + before + 1) << _BAR_SHIFT | 1 << _ON_SHIFT | pitch
+    begins, ends = np.zeros(num_bars, bool), np.zeros(num_bars, bool)
+    begins[first_bars], ends[last_bars] = True, True
+    close, open_ = close[ends[before]], open_[begins[before + 1]]
+
+    num_plain = len(score.tracks) * num_bars
+    if np.array_equal(first_bars, last_bars):  # windows of one bar: an edge is both a beginning and an end
+        edges, opened = _edge_bars(plain, np.concatenate((open_, close)), num_plain, num_plain)
+        keys, closed = [plain, edges], opened
+    else:
+        edges, opened = _edge_bars(plain, open_, num_plain, num_plain)
+        total = max(num_plain, int(opened.max()) + 1)
+        more_edges, closed = _edge_bars(plain, close, num_plain, total)
+        keys = [plain, edges, more_edges]
+    total = max(num_plain, int(opened.max()) + 1, int(closed.max()) + 1)
+    return _Bars(*_write_events(np.sort(np.concatenate(keys)), total), opened, closed)
+
+
+def _edge_bars(plain: np.ndarray, added: np.ndarray, num_plain: int, first_number: int):
+    """Keys of the bars that have ``added`` events, with these and their plain ones, under new bar numbers.
+
+    Returns the keys, and for each plain bar the number of its edge form, or its own.
+    """
+    number = np.arange(num_plain)
+    if not len(added):
+        return added, number
+    touched = np.unique(added >> _BAR_SHIFT)
+    number[touched] = first_number + np.arange(len(touched))
+    bar = plain >> _BAR_SHIFT
+    keys = np.concatenate((plain[number[bar] != bar], added))
+    bar = keys >> _BAR_SHIFT
+    return keys + ((number[bar] - bar) << _BAR_SHIFT), number
+
+
+def _write_events(key: np.ndarray, num_bars: int):
+    """The tokens of sorted keys: ids (uint16), and start, length and NOTE_ONs of each bar."""
     bar, time, is_on = key >> _BAR_SHIFT, (key >> _TIME_SHIFT) & 63, (key >> _ON_SHIFT) & 1
     delta = time.copy()
     delta[1:] -= np.where(bar[1:] == bar[:-1], time[:-1], 0)
     has_delta = delta > 0
+    words = has_delta + 1
+    length = np.bincount(bar, words, minlength=num_bars).astype(np.int64) + 2
+    start = np.cumsum(length) - length
+    ids = np.empty(int(length.sum()), np.uint16)
+    ids[start] = v.BAR_START
+    ids[start + length - 1] = v.BAR_END
+    place = np.cumsum(words) + 2 * bar  # words before it and its own, and the ends of the bars before it
+    ids[place] = np.where(is_on, v.NOTE_ON, v.NOTE_OFF) + (key & 127)
+    rests = np.flatnonzero(has_delta)
+    ids[place[rests] - 1] = v.TIME_DELTA + delta[rests]
+    return ids, start, length, np.bincount(bar, is_on, minlength=num_bars).astype(np.int64)
 
-    num_rows = len(row_window)
-    opens_window = np.ones(num_rows, bool)
+
+def _string_rows(bars: _Bars, strung, row_window, instrument_id, density):
+    """Heads, the bars of each row, and ends. Returns ids (uint16) and the length of each row."""
+    opens_window = np.ones(len(row_window), bool)
     opens_window[1:] = row_window[1:] != row_window[:-1]
     head = opens_window + 2 + (density is not None)  # [PIECE_START] TRACK_START INST [DENSITY]
-    bar_length = np.bincount(bar, 1 + has_delta, minlength=num_rows * bars).astype(np.int64) + 2
-    row_length = head + bar_length.reshape(num_rows, bars).sum(axis=1) + 1
+    length = bars.length[strung]
+    body = length.sum(axis=1)
+    row_length = head + body + 1
     row_start = np.cumsum(row_length) - row_length
-    bar_start = np.cumsum(bar_length) - bar_length + np.repeat(np.cumsum(head) + np.arange(num_rows), bars)
-
     ids = np.empty(int(row_length.sum()), np.uint16)
     ids[row_start[opens_window]] = v.PIECE_START
     ids[row_start + opens_window] = v.TRACK_START
     ids[row_start + opens_window + 1] = instrument_id
     if density is not None:
         ids[row_start + head - 1] = v.DENSITY + density
-    ids[bar_start] = v.BAR_START
-    ids[bar_start + bar_length - 1] = v.BAR_END
     ids[row_start + row_length - 1] = v.TRACK_END
-    # An event's place: those written before it, its bar's start, and its own TIME_DELTA.
-    written = np.cumsum(1 + has_delta)
-    before_bar = np.cumsum(bar_length - 2) - (bar_length - 2)
-    place = bar_start[bar] + written - before_bar[bar]
-    ids[place] = np.where(is_on, v.NOTE_ON, v.NOTE_OFF) + (key & 127)
-    ids[place[has_delta] - 1] = v.TIME_DELTA + delta[has_delta]
+    # All bars as one gather: where each token comes from, and that it is no head or end.
+    length = length.ravel()
+    source = np.arange(int(length.sum())) + np.repeat(bars.start[strung].ravel() - (np.cumsum(length) - length), length)
+    is_body = np.ones(len(ids), bool)
+    for place in range(4):
+        is_body[(row_start + place)[head > place]] = False
+    is_body[row_start + row_length - 1] = False
+    ids[is_body] = bars.ids[source]
     return ids, row_length
 
 

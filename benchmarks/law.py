@@ -1,0 +1,118 @@
+"""The round-trip law on whole corpora, and the size of a corpus as text.
+
+    python benchmarks/law.py MIDI_DIR... [--json FILE]
+
+For every file: decode(encode(quantize(score))) == quantize(score), whole piece, for carry; and every window of 4 bars,
+hop 1, for clip, split and carry decodes to that slice of the piece and encodes again to the same ids. A file that breaks
+the law is named, and the exit status is 1.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from machine import machine
+from tqdm import tqdm
+
+from megatron_music.data.corpus import find_midi_files
+from megatron_music.music.grid import apply_bar_lines, quantize, slice_bars
+from megatron_music.music.midi import read_midi
+from megatron_music.music.score import Score
+from megatron_music.tokens import vocabulary
+from megatron_music.tokens.mmmtrack import decode_piece, encode_piece, encode_windows, window_starts
+
+BARS, HOP = 4, 1
+POLICIES = ("carry", "clip", "split")
+
+
+def density_bins(scores: list[Score]) -> tuple[int, ...]:
+    """The 20th, 40th, 60th and 80th percentile of note counts over sounding track-windows."""
+    counts = [
+        len(track)
+        for score in scores
+        for first in window_starts(score, BARS, HOP)
+        for track in slice_bars(score, int(first), BARS).tracks
+    ]
+    return tuple(int(bin) for bin in np.percentile(counts, (20, 40, 60, 80)))
+
+
+def windows_hold(score: Score, policy: str) -> bool:
+    sounding = apply_bar_lines(score, policy)
+    starts = window_starts(score, BARS, HOP, policy)
+    ids, lengths = encode_windows(score, starts, BARS, policy)
+    wanted = [window for first in starts if (window := slice_bars(sounding, int(first), BARS)).tracks]
+    documents = np.split(ids, np.cumsum(lengths)[:-1]) if len(lengths) else []
+    return len(wanted) == len(documents) and all(
+        decode_piece(document) == window and np.array_equal(encode_piece(window, policy), document)
+        for window, document in zip(wanted, documents, strict=True)
+    )
+
+
+def text_bytes(scores: list[Score], policy: str, bins: tuple[int, ...]) -> int:
+    """Bytes of all windows as text, one a line."""
+    total = 0
+    for score in scores:
+        ids, lengths = encode_windows(score, window_starts(score, BARS, HOP, policy), BARS, policy, bins)
+        total += len(vocabulary.to_text(ids)) + len(lengths) - max(len(lengths) - 1, 0) if len(lengths) else 0
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--json", type=Path, default=None)
+    options = parser.parse_args()
+    broken, table = [], []
+    for folder in options.folders:
+        start = time.perf_counter()
+        paths = find_midi_files([folder])
+        scores, whole, windowed = [], 0, dict.fromkeys(POLICIES, 0)
+        for path in tqdm(paths, desc=folder.name, disable=None):
+            score = quantize(read_midi(path))
+            scores.append(score)
+            holds = decode_piece(encode_piece(score)) == score
+            whole += holds
+            for policy in POLICIES:
+                good = windows_hold(score, policy)
+                windowed[policy] += good
+                holds = holds and good
+            broken += [] if holds else [str(path)]
+        lost = sum(score.quantization.notes_lost for score in scores)
+        row = {
+            "corpus": folder.name, "files": len(paths), "whole_piece_carry": whole, "windows": windowed,
+            "notes_lost_percent": 100 * lost / sum(score.quantization.notes_in for score in scores),
+            "onsets_on_grid_percent": 100 * sum(s.quantization.onsets_on_grid for s in scores)
+            / sum(s.quantization.notes_in for s in scores),
+            "text_megabytes": {policy: text_bytes(scores, policy, ()) / 1e6 for policy in POLICIES},
+            "seconds": time.perf_counter() - start,
+        }  # fmt: skip
+        bins = density_bins(scores)
+        row["density_bins"] = bins
+        row["text_megabytes_with_density"] = {policy: text_bytes(scores, policy, bins) / 1e6 for policy in POLICIES}
+        table.append(row)
+    print(f"{machine()}\n")
+    print("| corpus | files | whole, carry | windows, clip | windows, split | windows, carry | notes lost | onsets on grid |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for row in table:
+        cells = [row["whole_piece_carry"], *(row["windows"][policy] for policy in ("clip", "split", "carry"))]
+        print(
+            f"| {row['corpus']} | {row['files']} | " + " | ".join(f"{cell}/{row['files']}" for cell in cells)
+            + f" | {row['notes_lost_percent']:.2f} % | {row['onsets_on_grid_percent']:.1f} % |"
+        )  # fmt: skip
+    print("\n| corpus, 4 bars, hop 1, text | clip MB | split MB | carry MB |\n| --- | ---: | ---: | ---: |")
+    for row in table:
+        for label, key in (("", "text_megabytes"), (", with DENSITY", "text_megabytes_with_density")):
+            sizes = row[key]
+            print(f"| {row['corpus']}{label} | " + " | ".join(f"{sizes[policy]:.2f}" for policy in ("clip", "split", "carry")) + " |")
+    if options.json:
+        result = {"machine": machine(), "rows": table, "command": " ".join(["python", "benchmarks/law.py", *sys.argv[1:]])}
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    if broken:
+        sys.exit(f"the law is broken by {', '.join(broken)}")
+
+
+if __name__ == "__main__":
+    main()
