@@ -12,7 +12,7 @@ off in the bar it fills, at its last step, not in the next.
 The law, for each bar-line policy: ``decode(encode(quantize(score))) == apply_bar_lines(quantize(score))``, which
 for ``carry`` is ``quantize(score)`` itself. A window decodes to ``slice_bars`` of the piece.
 
-Encoding is array arithmetic: each bar is written once, and windows string bars together. Knows nothing about files.
+Encoding is array arithmetic: each bar is written once, and a window is a run of bars between two edges. Knows nothing about files.
 """
 
 from typing import NamedTuple
@@ -77,136 +77,165 @@ def encode_windows(
     num_bars = max(score.num_bars, int(first_bars[-1]) + bars)
     written = _write_bars(score, bar_line, num_bars, first_bars, first_bars + bars - 1)
 
-    # A row is one track of one window: which of the written bars it strings together, [rows, bars].
+    # A row is one track of one window: the bars from ``first`` to ``last``.
     row_window, row_track = np.divmod(np.arange(num_windows * num_tracks), num_tracks)
-    strung = (row_track * num_bars + first_bars[row_window])[:, None] + np.arange(bars)
-    strung[:, 0] = written.opened[strung[:, 0]]
-    if bars > 1:
-        strung[:, -1] = written.closed[strung[:, -1]]
-    notes_in_row = written.notes[strung].sum(axis=1)
+    first = row_track * num_bars + first_bars[row_window]
+    notes_in_row = written.notes[first + bars] - written.notes[first] + written.heads.added[first]
     if not keep_silent:
-        sounding = notes_in_row > 0
-        row_window, row_track, strung, notes_in_row = (
-            array[sounding] for array in (row_window, row_track, strung, notes_in_row)
+        sounding = np.flatnonzero(notes_in_row)
+        row_window, row_track, first, notes_in_row = (
+            array[sounding] for array in (row_window, row_track, first, notes_in_row)
         )
     instrument_ids = np.array([instrument_id(track) for track in score.tracks], np.int64)
     density = np.searchsorted(density_bins, notes_in_row, side="right") if density_bins else None
-    ids, row_length = _string_rows(written, strung, row_window, instrument_ids[row_track], density)
+    ids, row_length = _write_rows(written, first, first + bars - 1, row_window, instrument_ids[row_track], density)
     lengths = np.bincount(row_window, row_length, minlength=num_windows).astype(np.int32)
     return ids, lengths[lengths > 0]
 
 
-class _Bars(NamedTuple):
-    """Every bar of every track as tokens, BAR_START to BAR_END; bar b of track t is number ``t * num_bars + b``.
+class _Edges(NamedTuple):
+    """How bars begin (or end) at the edge of a window, where notes sound across it; all by bar number.
 
-    After these come the same bars as they stand at a window's edge, where a note sounds across it.
+    Where none does, a bar is as it is anywhere, and all its numbers here are 0.
     """
 
-    ids: np.ndarray  # uint16, all bars one after another
-    start: np.ndarray  # of each bar in ``ids``
+    ids: np.ndarray  # uint16, all edges one after another
+    start: np.ndarray  # of the bar's edge in ``ids``
     length: np.ndarray
-    notes: np.ndarray  # NOTE_ONs in each
-    opened: np.ndarray  # for each plain bar the number of the bar that begins a window
-    closed: np.ndarray  # for each plain bar the number of the bar that ends a window
+    replaced: np.ndarray  # how many of the bar's own tokens the edge stands for
+    added: np.ndarray  # notes that sound across
 
 
-def _write_bars(score: Score, bar_line: str, num_bars: int, first_bars: np.ndarray, last_bars: np.ndarray) -> _Bars:
-    """Encode each bar once, whatever windows it is in, and once more where a window begins or ends with it."""
-    bar_steps = score.steps_per_bar
+class _Bars(NamedTuple):
+    """Every bar of every track as tokens, BAR_START to BAR_END; bar b of track t is number ``t * num_bars + b``."""
+
+    ids: np.ndarray  # uint16, all bars one after another
+    start: np.ndarray  # of each bar in ``ids``, and the end of the last
+    notes: np.ndarray  # NOTE_ONs before each bar, and before the end
+    heads: _Edges
+    tails: _Edges
+
+
+def _write_bars(score: Score, bar_line: str, num_bars: int, begins: np.ndarray, ends: np.ndarray) -> _Bars:
+    """Write each bar once, whatever windows it is in, and its edges where windows begin or end in each track."""
+    bar_steps, total = score.steps_per_bar, len(score.tracks) * num_bars
     track = np.repeat(np.arange(len(score.tracks)), [len(t) for t in score.tracks])
     start, end, pitch, _ = (np.concatenate(c) for c in zip(*(t.columns for t in score.tracks), strict=True))
     index, start, end = cut_at_bar_lines(start, end, bar_steps, bar_line)
-    pitch, first_bar = pitch[index], track[index] * num_bars
+    pitch, offset = pitch[index], track[index] * num_bars
     start_bar, end_bar = start // bar_steps, (end - 1) // bar_steps
-    plain = np.concatenate((
-        (first_bar + start_bar) << _BAR_SHIFT | (start - start_bar * bar_steps) << _TIME_SHIFT | 1 << _ON_SHIFT | pitch,
-        (first_bar + end_bar) << _BAR_SHIFT | (end - end_bar * bar_steps) << _TIME_SHIFT | pitch,
-    ))  # fmt: skip
+    on = (offset + start_bar) << _BAR_SHIFT | (start - start_bar * bar_steps) << _TIME_SHIFT | 1 << _ON_SHIFT
+    off = (offset + end_bar) << _BAR_SHIFT | (end - end_bar * bar_steps) << _TIME_SHIFT
+    key = np.sort(np.concatenate((on | pitch, off | pitch)))
+    bar, time, is_on = key >> _BAR_SHIFT, (key >> _TIME_SHIFT) & 63, (key >> _ON_SHIFT) & 1
+    ids, bar_start = _write_events(key, bar, time, is_on, total)
+    notes = np.append(0, np.cumsum(np.bincount(bar, is_on, minlength=total).astype(np.int64)))
 
-    # Across each bar line a note sounds over: an end at the line, and a start behind it.
+    # Every bar line that a note sounds across, by the number of the bar before it.
     crossings = end_bar - start_bar
     index = np.repeat(np.arange(len(start)), crossings)
     before = start_bar[index] + np.arange(len(index)) - np.repeat(np.cumsum(crossings) - crossings, crossings)
-    first_bar, pitch = first_bar[index], pitch[index]
-    close = (first_bar + before) << _BAR_SHIFT | bar_steps << _TIME_SHIFT | pitch
-    open_ = (first_bar + before + 1) << _BAR_SHIFT | 1 << _ON_SHIFT | pitch
-    begins, ends = np.zeros(num_bars, bool), np.zeros(num_bars, bool)
-    begins[first_bars], ends[last_bars] = True, True
-    close, open_ = close[ends[before]], open_[begins[before + 1]]
+    offset, pitch = offset[index], pitch[index]
+    is_begin, is_end = np.zeros(num_bars, bool), np.zeros(num_bars, bool)
+    is_begin[begins], is_end[ends] = True, True
+    at_begin, at_end = is_begin[before + 1], is_end[before]
 
-    num_plain = len(score.tracks) * num_bars
-    if np.array_equal(first_bars, last_bars):  # windows of one bar: an edge is both a beginning and an end
-        edges, opened = _edge_bars(plain, np.concatenate((open_, close)), num_plain, num_plain)
-        keys, closed = [plain, edges], opened
-    else:
-        edges, opened = _edge_bars(plain, open_, num_plain, num_plain)
-        total = max(num_plain, int(opened.max()) + 1)
-        more_edges, closed = _edge_bars(plain, close, num_plain, total)
-        keys = [plain, edges, more_edges]
-    total = max(num_plain, int(opened.max()) + 1, int(closed.max()) + 1)
-    return _Bars(*_write_events(np.sort(np.concatenate(keys)), total), opened, closed)
-
-
-def _edge_bars(plain: np.ndarray, added: np.ndarray, num_plain: int, first_number: int):
-    """Keys of the bars that have ``added`` events, with these and their plain ones, under new bar numbers.
-
-    Returns the keys, and for each plain bar the number of its edge form, or its own.
-    """
-    number = np.arange(num_plain)
-    if not len(added):
-        return added, number
-    touched = np.unique(added >> _BAR_SHIFT)
-    number[touched] = first_number + np.arange(len(touched))
-    bar = plain >> _BAR_SHIFT
-    keys = np.concatenate((plain[number[bar] != bar], added))
-    bar = keys >> _BAR_SHIFT
-    return keys + ((number[bar] - bar) << _BAR_SHIFT), number
+    own_bar, own_pitch, at_start, at_line = bar, key & 127, time == 0, time == bar_steps
+    heads = _edges(
+        (offset + before + 1)[at_begin], pitch[at_begin], own_bar[at_start], own_pitch[at_start], v.NOTE_ON, total,
+        opening=np.full(total, v.BAR_START),
+    )  # fmt: skip
+    last_step = np.zeros(total, np.int64)
+    last_step[bar[~at_line]] = time[~at_line]  # times rise within a bar: its last one stays
+    tails = _edges(
+        (offset + before)[at_end], pitch[at_end], own_bar[at_line], own_pitch[at_line], v.NOTE_OFF, total,
+        opening=v.TIME_DELTA + bar_steps - last_step, closing=v.BAR_END,
+    )  # fmt: skip
+    return _Bars(ids, bar_start, notes, heads, tails)
 
 
-def _write_events(key: np.ndarray, num_bars: int):
-    """The tokens of sorted keys: ids (uint16), and start, length and NOTE_ONs of each bar."""
-    bar, time, is_on = key >> _BAR_SHIFT, (key >> _TIME_SHIFT) & 63, (key >> _ON_SHIFT) & 1
+def _write_events(key, bar, time, is_on, num_bars: int) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of sorted events: ids (uint16), and the start of each bar and the end of the last."""
     delta = time.copy()
     delta[1:] -= np.where(bar[1:] == bar[:-1], time[:-1], 0)
-    has_delta = delta > 0
-    words = has_delta + 1
+    words = 1 + (delta > 0)
     length = np.bincount(bar, words, minlength=num_bars).astype(np.int64) + 2
+    start = np.append(0, np.cumsum(length))
+    ids = np.empty(start[-1], np.uint16)
+    ids[start[:-1]] = v.BAR_START
+    ids[start[1:] - 1] = v.BAR_END
+    place = np.cumsum(words) + 2 * bar  # words up to its own, and the ends of the bars before
+    ids[place] = np.where(is_on, v.NOTE_ON, v.NOTE_OFF) + (key & 127)
+    rests = np.flatnonzero(delta)
+    ids[place[rests] - 1] = v.TIME_DELTA + delta[rests]
+    return ids, start
+
+
+def _edges(bar, pitch, own_bar, own_pitch, note_id: int, num_bars: int, opening, closing: int | None = None) -> _Edges:
+    """Edges of the bars in which notes sound across: an opening token, notes by rising pitch, a closing token.
+
+    Args:
+        bar, pitch: of the notes that sound across.
+        own_bar, own_pitch: of the events that stand at this edge anyway.
+        opening: token id for each bar: BAR_START, or the rest before the releases.
+        closing: BAR_END, or None.
+    """
+    added = np.bincount(bar, minlength=num_bars)
+    if not len(bar):
+        return _Edges(np.empty(0, np.uint16), added, added, added, added)
+    touched = added > 0
+    stays = touched[own_bar]
+    own = np.bincount(own_bar[stays], minlength=num_bars)
+    key = np.sort(np.concatenate((bar << 7 | pitch, own_bar[stays] << 7 | own_pitch[stays])))
+    ends = 1 if closing is None else 2
+    length = np.where(touched, added + own + ends, 0)
     start = np.cumsum(length) - length
     ids = np.empty(int(length.sum()), np.uint16)
-    ids[start] = v.BAR_START
-    ids[start + length - 1] = v.BAR_END
-    place = np.cumsum(words) + 2 * bar  # words before it and its own, and the ends of the bars before it
-    ids[place] = np.where(is_on, v.NOTE_ON, v.NOTE_OFF) + (key & 127)
-    rests = np.flatnonzero(has_delta)
-    ids[place[rests] - 1] = v.TIME_DELTA + delta[rests]
-    return ids, start, length, np.bincount(bar, is_on, minlength=num_bars).astype(np.int64)
+    ids[start[touched]] = opening[touched]
+    if closing is None:
+        replaced = np.where(touched, 1 + own, 0)
+    else:
+        ids[(start + length - 1)[touched]] = closing
+        replaced = np.where(touched, 1 + own + (own > 0), 0)  # own releases have a rest before them
+    before = np.cumsum(touched)[key >> 7]  # touched bars up to this one
+    ids[np.arange(len(key)) + ends * (before - 1) + 1] = note_id + (key & 127)
+    return _Edges(ids, start, length, replaced, added)
 
 
-def _string_rows(bars: _Bars, strung, row_window, instrument_id, density):
-    """Heads, the bars of each row, and ends. Returns ids (uint16) and the length of each row."""
+def _write_rows(bars: _Bars, first, last, row_window, instrument_id, density) -> tuple[np.ndarray, np.ndarray]:
+    """Each row: its head, the edge it begins with, its bars as they stand, the edge it ends with, TRACK_END.
+
+    Returns:
+        Ids of all rows (uint16), and the length of each.
+    """
     opens_window = np.ones(len(row_window), bool)
     opens_window[1:] = row_window[1:] != row_window[:-1]
     head = opens_window + 2 + (density is not None)  # [PIECE_START] TRACK_START INST [DENSITY]
-    length = bars.length[strung]
-    body = length.sum(axis=1)
-    row_length = head + body + 1
+    ids = np.concatenate((bars.ids, bars.heads.ids, bars.tails.ids))
+    plain_start, plain_end = bars.start[first] + bars.heads.replaced[first], bars.start[last + 1] - bars.tails.replaced[last]
+    sources = np.stack((
+        len(bars.ids) + bars.heads.start[first], plain_start, len(bars.ids) + len(bars.heads.ids) + bars.tails.start[last]
+    ), axis=1).ravel()  # fmt: skip
+    lengths = np.stack((bars.heads.length[first], plain_end - plain_start, bars.tails.length[last]), axis=1)
+    row_length = head + lengths.sum(axis=1) + 1
     row_start = np.cumsum(row_length) - row_length
-    ids = np.empty(int(row_length.sum()), np.uint16)
-    ids[row_start[opens_window]] = v.PIECE_START
-    ids[row_start + opens_window] = v.TRACK_START
-    ids[row_start + opens_window + 1] = instrument_id
-    if density is not None:
-        ids[row_start + head - 1] = v.DENSITY + density
-    ids[row_start + row_length - 1] = v.TRACK_END
-    # All bars as one gather: where each token comes from, and that it is no head or end.
-    length = length.ravel()
-    source = np.arange(int(length.sum())) + np.repeat(bars.start[strung].ravel() - (np.cumsum(length) - length), length)
-    is_body = np.ones(len(ids), bool)
+
+    # The three runs of a row follow one another: one gather for all.
+    lengths = lengths.ravel()
+    source = np.arange(int(lengths.sum())) + np.repeat(sources - (np.cumsum(lengths) - lengths), lengths)
+    out = np.empty(int(row_length.sum()), np.uint16)
+    is_body = np.ones(len(out), bool)
     for place in range(4):
         is_body[(row_start + place)[head > place]] = False
     is_body[row_start + row_length - 1] = False
-    ids[is_body] = bars.ids[source]
-    return ids, row_length
+    out[is_body] = ids[source]
+    out[row_start[opens_window]] = v.PIECE_START
+    out[row_start + opens_window] = v.TRACK_START
+    out[row_start + opens_window + 1] = instrument_id
+    if density is not None:
+        out[row_start + head - 1] = v.DENSITY + density
+    out[row_start + row_length - 1] = v.TRACK_END
+    return out, row_length
 
 
 def instrument_id(track: Track) -> int:
