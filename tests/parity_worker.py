@@ -134,11 +134,10 @@ def whole_gradients(engine) -> dict[str, torch.Tensor]:
 
 
 def compare_gradients(engine, reference: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Largest error of each parameter's gradient, relative to the largest entry of the whole gradient."""
+    """Largest error of each gradient on this rank, relative to the largest entry of the piece compared."""
     worst = {}
     for _, item, gradient in pieces(engine):
         expected = reference[item.key][item.global_slice()].view_as(gradient)
-        # Per parameter: layers share a key, with an axis for the layer.
         scale = expected.abs().max().clamp(min=1e-12)
         error = float((gradient - expected).abs().max() / scale)
         worst[item.key] = max(worst.get(item.key, 0.0), error)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from megatron_music.tokens import vocabulary
@@ -42,3 +44,8 @@ def test_an_unknown_word_is_named_with_its_place():
         vocabulary.to_ids("PIECE_START NOTE_ON=128")
     with pytest.raises(ValueError, match="768 is outside 0..767"):
         vocabulary.to_text([768])
+
+
+def test_the_page_about_it_is_current():
+    page = Path(__file__).parent.parent / "docs" / "vocabulary.md"
+    assert page.read_text(encoding="utf-8") == vocabulary.markdown(), "run: python -m megatron_music.tokens.vocabulary > docs/vocabulary.md"
