@@ -50,7 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def quiet_dependencies() -> None:
     """Keep torch's and megatron-core's warnings about their own code off the terminal; `doctor` says what is absent."""
-    warnings.filterwarnings("ignore", module=r"torch\.|megatron\.|megatron_music\.training\.cpu")
+    for options in (
+        {"module": r"torch\.|megatron\."},
+        {"message": r"Please use DTensor instead", "category": FutureWarning},
+        {"message": r"`torch.distributed.\w+` is deprecated", "category": FutureWarning},
+    ):
+        warnings.filterwarnings("ignore", **options)
 
 
 def _say(sentence: str, status: int) -> int:

@@ -107,6 +107,8 @@ def test_a_tiny_corpus_still_has_a_validation_split(tmp_path):
     write_corpus(tmp_path / "one", 1)
     report = build_tokens([tmp_path / "one"], tmp_path / "out1")
     assert [report["splits"][split]["files"] for split in SPLITS] == [1, 0, 0]
+    with pytest.raises(ValueError, match="valid.bin is empty"):
+        open_split(tmp_path / "out1", "valid")
 
 
 def test_building_again_finds_the_work_done(corpus, tmp_path):

@@ -124,6 +124,7 @@ def test_bad_input_is_one_sentence_and_nothing_written(capsys, midi, tmp_path, m
 
 def test_a_document_that_is_not_there(capsys, dataset):
     assert "--document 7 is not in 0..0 of train" in refused(capsys, "inspect", dataset, "--document", 7)
+    assert "valid.bin is empty" in refused(capsys, "inspect", dataset, "--document", 0, "--split", "valid")
     assert "needs --document" in refused(capsys, "inspect", dataset, "-o", "x.mid")
 
 

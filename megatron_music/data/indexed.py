@@ -56,6 +56,8 @@ def open_split(folder: str | os.PathLike, split: str) -> IndexedDataset:
     for path in (get_bin_path(prefix), get_idx_path(prefix)):
         if not os.path.exists(path):
             raise ValueError(f"{path} is missing; name a folder made by `megatron-music build tokens`")
+    if not os.path.getsize(get_bin_path(prefix)):
+        raise ValueError(f"{prefix}.bin is empty: no file of this dataset went to {split}; choose another split")
     try:
         return IndexedDataset(prefix)
     except (AssertionError, ValueError, OSError) as error:
