@@ -63,7 +63,7 @@ def build(midi: Path, data: Path) -> dict:
 
 
 def train(data: Path, run: Path, overrides: list[str]) -> None:
-    from megatron_music.config import load_run
+    from megatron_music.recipes import load_run
     from megatron_music.training import loop
 
     config = load_run("demo", [f"data.path={data}", f"checkpoint.save={run}", *overrides])

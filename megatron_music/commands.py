@@ -142,14 +142,14 @@ def inspect(options) -> None:
 
 
 def recipes(options) -> None:
-    from megatron_music.config import recipe_names
+    from megatron_music.recipes import recipe_names
 
     for name, description in recipe_names().items():
         print(f"{name:12} {description}")
 
 
 def train(options) -> int:
-    from megatron_music.config import load_run
+    from megatron_music.recipes import load_run
 
     run = load_run(options.recipe, options.overrides)
     from megatron_music.training.loop import train

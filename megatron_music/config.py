@@ -1,31 +1,24 @@
-"""A whole run as frozen dataclasses: YAML in, ``section.field=value`` on top, one sentence for every mistake.
+"""A whole run as frozen dataclasses, with one sentence for every contradiction.
 
 Facts are fields, under Megatron's names; what follows from them is a property or a method. Imports neither torch
-nor megatron-core, and knows nothing about how a run is carried out.
+nor megatron-core, and knows nothing about files (recipes/ reads those) or about how a run is carried out.
 """
 
-import contextlib
 import difflib
-import os
-import types
-import typing
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-
-import yaml
 
 from megatron_music.models.sizes import SIZES, gpt_parameter_count
 from megatron_music.tokens import vocabulary
-
-RECIPES = Path(__file__).parent / "recipes"
 
 
 class ConfigError(ValueError):
     """A run that cannot be: the message says what was given, what is allowed and what to do."""
 
 
-def _refuse_unless(condition: bool, sentence: str) -> None:
+def refuse_unless(condition: bool, sentence: str) -> None:
+    """Raise ConfigError with the sentence, unless the condition holds."""
     if not condition:
         raise ConfigError(sentence)
 
@@ -33,19 +26,21 @@ def _refuse_unless(condition: bool, sentence: str) -> None:
 def _positive(section: str, config, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _refuse_unless(value > 0, f"{section}.{name} is {value}, which is not above 0; set {section}.{name}=1 or more")
+        refuse_unless(value > 0, f"{section}.{name} is {value}, which is not above 0; set {section}.{name}=1 or more")
 
 
 def _choice(section: str, config, name: str, allowed: Sequence[str]) -> None:
     value = getattr(config, name)
-    _refuse_unless(value in allowed, f"{section}.{name} is {value!r}; use {_either(allowed)}{_closest(value, allowed)}")
+    refuse_unless(value in allowed, f"{section}.{name} is {value!r}; use {either(allowed)}{closest(value, allowed)}")
 
 
-def _either(words: Sequence[str]) -> str:
+def either(words: Sequence[str]) -> str:
+    """The words as a choice: a, b or c."""
     return ", ".join(words[:-1]) + f" or {words[-1]}" if len(words) > 1 else words[0]
 
 
-def _closest(word: str, known: Sequence[str]) -> str:
+def closest(word: str, known: Sequence[str]) -> str:
+    """What the word may have been meant to be, in brackets; empty if nothing is near."""
     match = difflib.get_close_matches(str(word), list(known), n=1)
     return f" (did you mean {match[0]}?)" if match else ""
 
@@ -76,27 +71,27 @@ class ModelConfig:
             shape["num_query_groups"] = self.num_attention_heads
         for name in ("num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "ffn_hidden_size", "seq_length"):
             if getattr(self, name) is None:
-                _refuse_unless(
+                refuse_unless(
                     name in shape,
-                    f"model.{name} is missing; set it, or name a size: model.size={_either(tuple(SIZES))}",
+                    f"model.{name} is missing; set it, or name a size: model.size={either(tuple(SIZES))}",
                 )
                 object.__setattr__(self, name, shape[name])
         _positive("model", self, "num_layers", "hidden_size", "num_attention_heads", "num_query_groups")
         _positive("model", self, "ffn_hidden_size", "seq_length")
         _choice("model", self, "position_embedding_type", ("rope", "learned_absolute"))
         _choice("model", self, "normalization", ("LayerNorm", "RMSNorm"))
-        _refuse_unless(
+        refuse_unless(
             self.hidden_size % self.num_attention_heads == 0,
             f"model.hidden_size {self.hidden_size} does not divide into model.num_attention_heads "
             f"{self.num_attention_heads}; use a multiple, such as {self.num_attention_heads * 64}",
         )
-        _refuse_unless(
+        refuse_unless(
             self.num_attention_heads % self.num_query_groups == 0,
             f"model.num_attention_heads {self.num_attention_heads} does not divide into model.num_query_groups "
             f"{self.num_query_groups}; use one of {_divisors(self.num_attention_heads)}",
         )
         for name in ("attention_dropout", "hidden_dropout"):
-            _refuse_unless(
+            refuse_unless(
                 0 <= getattr(self, name) < 1, f"model.{name} is {getattr(self, name)}; use a share from 0 up to, not with, 1"
             )
 
@@ -125,7 +120,7 @@ class DataConfig:
         if isinstance(self.path, list):
             lawful = len(self.path) >= 2 and len(self.path) % 2 == 0
             lawful = lawful and all(isinstance(weight, int | float) and weight > 0 for weight in self.path[::2])
-            _refuse_unless(
+            refuse_unless(
                 lawful and all(isinstance(folder, str) for folder in self.path[1::2]),
                 f"data.path is {self.path}; use one folder, or [weight, folder, weight, folder, ...] with weights above 0",
             )
@@ -151,7 +146,7 @@ class ParallelConfig:
 
     def __post_init__(self):
         _positive("parallel", self, "tensor_model_parallel_size", "pipeline_model_parallel_size")
-        _refuse_unless(
+        refuse_unless(
             not self.sequence_parallel or self.tensor_model_parallel_size > 1,
             "parallel.sequence_parallel is true with parallel.tensor_model_parallel_size=1, where there is nothing to "
             "split; set parallel.tensor_model_parallel_size=2 or more, or parallel.sequence_parallel=false",
@@ -178,13 +173,13 @@ class OptimizerConfig:
     def __post_init__(self):
         _positive("optimizer", self, "lr")
         _choice("optimizer", self, "lr_decay_style", ("cosine", "constant"))
-        _refuse_unless(
+        refuse_unless(
             0 <= self.min_lr <= self.lr,
             f"optimizer.min_lr {self.min_lr} is not between 0 and optimizer.lr {self.lr}; lower it or raise optimizer.lr",
         )
         for name in ("weight_decay", "clip_grad", "lr_warmup_iters"):
             value = getattr(self, name)
-            _refuse_unless(value >= 0, f"optimizer.{name} is {value}, below 0; set optimizer.{name}=0 to do without")
+            refuse_unless(value >= 0, f"optimizer.{name} is {value}, below 0; set optimizer.{name}=0 to do without")
 
 
 @dataclass(frozen=True)
@@ -203,7 +198,7 @@ class TrainConfig:
         _positive("train", self, "train_iters", "micro_batch_size", "global_batch_size")
         for name in ("seed", "eval_interval", "eval_iters"):
             value = getattr(self, name)
-            _refuse_unless(value >= 0, f"train.{name} is {value}, below 0; set train.{name}=0 or more")
+            refuse_unless(value >= 0, f"train.{name} is {value}, below 0; set train.{name}=0 or more")
 
 
 @dataclass(frozen=True)
@@ -215,7 +210,7 @@ class CheckpointConfig:
     save_interval: int = 0  # steps between checkpoints; 0: only after the last step
 
     def __post_init__(self):
-        _refuse_unless(
+        refuse_unless(
             self.save_interval >= 0,
             f"checkpoint.save_interval is {self.save_interval}, below 0; set checkpoint.save_interval=0 to save at the end",
         )
@@ -245,7 +240,7 @@ class RunConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self):
-        _refuse_unless(
+        refuse_unless(
             not (self.data.reset_position_ids and self.model.position_embedding_type == "rope"),
             "data.reset_position_ids is true with model.position_embedding_type=rope, which reads no position ids; set "
             "data.reset_position_ids=false or model.position_embedding_type=learned_absolute",
@@ -257,21 +252,21 @@ class RunConfig:
             ("model.ffn_hidden_size", self.model.ffn_hidden_size),
             ("the vocabulary of", vocabulary.SIZE),
         ):
-            _refuse_unless(
+            refuse_unless(
                 value % tensor == 0,
                 f"{name} {value} does not divide by parallel.tensor_model_parallel_size {tensor}; use one of {_divisors(value)}",
             )
-        _refuse_unless(
+        refuse_unless(
             self.model.num_layers % pipeline == 0,
             f"model.num_layers {self.model.num_layers} does not divide by parallel.pipeline_model_parallel_size {pipeline}; "
             f"use one of {_divisors(self.model.num_layers)}",
         )
-        _refuse_unless(
+        refuse_unless(
             not self.parallel.sequence_parallel or self.model.seq_length % tensor == 0,
             f"model.seq_length {self.model.seq_length} does not divide by parallel.tensor_model_parallel_size {tensor}, as "
             f"parallel.sequence_parallel needs; use a multiple of {tensor} or parallel.sequence_parallel=false",
         )
-        _refuse_unless(
+        refuse_unless(
             self.train.global_batch_size % self.train.micro_batch_size == 0,
             f"train.global_batch_size {self.train.global_batch_size} is no multiple of train.micro_batch_size "
             f"{self.train.micro_batch_size}; use a train.micro_batch_size of {_divisors(self.train.global_batch_size)}",
@@ -290,13 +285,13 @@ class RunConfig:
             ConfigError: one sentence with what was given and what would work.
         """
         tensor, pipeline = self.parallel.tensor_model_parallel_size, self.parallel.pipeline_model_parallel_size
-        _refuse_unless(
+        refuse_unless(
             world_size % (tensor * pipeline) == 0,
             f"{world_size} processes do not divide by tensor x pipeline parallel size {tensor} x {pipeline}; start a "
             f"multiple of {tensor * pipeline} processes, such as torchrun --nproc_per_node {tensor * pipeline}",
         )
         portion = self.train.micro_batch_size * self.parallel.data_parallel_size(world_size)
-        _refuse_unless(
+        refuse_unless(
             self.train.global_batch_size % portion == 0,
             f"train.global_batch_size {self.train.global_batch_size} does not divide by train.micro_batch_size x data "
             f"parallel size {self.train.micro_batch_size} x {self.parallel.data_parallel_size(world_size)}; use a multiple "
@@ -304,126 +299,6 @@ class RunConfig:
         )
 
 
-SECTIONS: dict[str, type] = {item.name: item.type for item in fields(RunConfig)}
-
 
 def _divisors(number: int) -> str:
     return ", ".join(str(value) for value in range(1, number + 1) if number % value == 0)
-
-
-def load_run(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """The run of a recipe with overrides on top.
-
-    Args:
-        recipe: a name of ``recipe_names()`` or the path of a YAML file.
-        overrides: ``section.field=value``, the value in YAML.
-
-    Raises:
-        ConfigError: an unknown recipe, section or field, a wrong type, or a contradiction.
-    """
-    path = RECIPES / f"{recipe}.yaml"
-    if not path.is_file():
-        path = Path(recipe)
-        names = list(recipe_names())
-        _refuse_unless(
-            path.is_file(),
-            f"recipe {recipe!r} is neither a recipe nor a YAML file; use {_either(names)}{_closest(recipe, names)} or a path",
-        )
-    tree = _read_yaml(path)
-    tree.pop("description", None)
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        section, dot, key = name.partition(".")
-        _refuse_unless(
-            bool(equals and dot and key), f"override {override!r} is not section.field=value; write it as in train.train_iters=100"
-        )
-        _section_type(section, "the overrides")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"the value of override {override!r} is no YAML; quote it, as in {name}='\"text\"'") from None
-        tree.setdefault(section, {})[key] = value
-    return _run_of(tree, str(path))
-
-
-def read_run(path: str | os.PathLike) -> RunConfig:
-    """The run written by ``write_run``.
-
-    Raises:
-        ConfigError: the file is missing, damaged or of another version's fields.
-    """
-    return _run_of(_read_yaml(Path(path)), str(path))
-
-
-def write_run(config: RunConfig, path: str | os.PathLike) -> None:
-    """Write every field of a run, defaults included, as YAML."""
-    Path(path).write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
-
-
-def recipe_names() -> dict[str, str]:
-    """The named recipes and what each is, in one line."""
-    return {path.stem: str(_read_yaml(path).get("description", "")) for path in sorted(RECIPES.glob("*.yaml"))}
-
-
-def _read_yaml(path: Path) -> dict:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} is missing; name a run's folder or a recipe") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{path} cannot be read as YAML ({reason}); compare it with megatron_music/recipes/tiny.yaml") from None
-    _refuse_unless(
-        isinstance(tree, dict), f"{path} holds no sections; compare it with megatron_music/recipes/tiny.yaml"
-    )
-    for section, content in tree.items():
-        _refuse_unless(
-            section == "description" or isinstance(content, dict),
-            f"{path} gives {section} as {content!r}; write its fields below it, one a line",
-        )
-    return tree
-
-
-def _section_type(section: str, source: str) -> type:
-    _refuse_unless(
-        section in SECTIONS,
-        f"unknown section {section!r} in {source}; use {_either(tuple(SECTIONS))}{_closest(section, SECTIONS)}",
-    )
-    return SECTIONS[section]
-
-
-def _run_of(tree: dict, source: str) -> RunConfig:
-    sections = {}
-    for section, content in tree.items():
-        kind = _section_type(section, source)
-        known = {item.name: item for item in fields(kind)}
-        values = {}
-        for key, value in content.items():
-            _refuse_unless(
-                key in known, f"unknown key {section}.{key}; use {_either(tuple(known))}{_closest(key, known)}"
-            )
-            values[key] = _coerced(value, known[key], f"{section}.{key}")
-        sections[section] = kind(**values)
-    if "model" not in sections:
-        sections["model"] = ModelConfig()
-    return RunConfig(**sections)
-
-
-def _coerced(value, item, name: str):
-    """``value`` as the field's type; YAML reads 1e-3 as text, and 1 where 1.0 is meant."""
-    kinds = typing.get_args(item.type) if isinstance(item.type, types.UnionType) else (item.type,)
-    if value is None and (type(None) in kinds or item.default is not MISSING and item.default is None):
-        return None
-    if isinstance(value, str) and str not in kinds:
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    if isinstance(value, int) and not isinstance(value, bool) and float in kinds:
-        return float(value)
-    if isinstance(value, float) and int in kinds and value.is_integer():
-        return int(value)
-    # True is an int to Python, never to a reader of recipes.
-    if isinstance(value, bool) == (bool in kinds) and any(isinstance(value, kind) for kind in kinds):
-        return value
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list"}
-    allowed = [words[kind] for kind in kinds if kind in words]
-    raise ConfigError(f"{name} is {value!r}; use {_either(allowed)}")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_gpt import tiny_dataset, tiny_run
 
-from megatron_music.config import read_run
+from megatron_music.recipes import read_run
 from megatron_music.tokens.folder import read_encoding
 from megatron_music.training import distributed
 from megatron_music.training.checkpoint import (

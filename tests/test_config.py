@@ -5,17 +5,8 @@ import sys
 
 import pytest
 
-from megatron_music.config import (
-    ConfigError,
-    DataConfig,
-    ModelConfig,
-    ParallelConfig,
-    RunConfig,
-    load_run,
-    read_run,
-    recipe_names,
-    write_run,
-)
+from megatron_music.config import ConfigError, DataConfig, ModelConfig, ParallelConfig, RunConfig
+from megatron_music.recipes import load_run, read_run, recipe_names, write_run
 
 
 def test_overrides_lie_on_top_of_the_recipe():
@@ -135,5 +126,5 @@ def test_folders_and_weights():
 
 
 def test_configuration_needs_no_torch():
-    program = "import sys, megatron_music.config; assert not {'torch', 'megatron'} & set(sys.modules)"
+    program = "import sys, megatron_music.recipes; assert not {'torch', 'megatron'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -30,6 +30,7 @@ OWNERS = {
 
 NEVER_TORCH = [
     "megatron_music.cli", "megatron_music.commands", "megatron_music.config", "megatron_music.doctor",
+    "megatron_music.recipes",
     "megatron_music.data.corpus", "megatron_music.data.encode", "megatron_music.data.build",
     "megatron_music.data.report", "megatron_music.models.sizes", "megatron_music.music.midi",
     "megatron_music.music.grid", "megatron_music.music.pianoroll", "megatron_music.tokens.vocabulary",

@@ -3,7 +3,7 @@
 import argparse
 
 from megatron_music.cli import _parser
-from megatron_music.config import recipe_names
+from megatron_music.recipes import recipe_names
 
 SURFACE = {
     "tokenize": ["file", "--bars", "--hop", "--bar-line", "--steps-per-quarter"],

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-from megatron_music.config import RunConfig, load_run
+from megatron_music.config import RunConfig
+from megatron_music.recipes import load_run
 from megatron_music.tokens import vocabulary
 from megatron_music.tokens.folder import Encoding, write_tokenizer_folder
 

@@ -1,1 +1,137 @@
-"""Named runs as YAML files; ``megatron-music recipes`` lists them."""
+"""Named runs as YAML files, and reading a run: a recipe first, ``section.field=value`` on top.
+
+`megatron-music recipes` lists the files of this folder. Knows the names and types of the fields, not their meaning.
+"""
+
+import contextlib
+import os
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+
+import yaml
+
+from megatron_music.config import ConfigError, ModelConfig, RunConfig, closest, either, refuse_unless
+
+RECIPES = Path(__file__).parent
+SECTIONS: dict[str, type] = {item.name: item.type for item in fields(RunConfig)}
+
+
+def load_run(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run of a recipe with overrides on top.
+
+    Args:
+        recipe: a name of ``recipe_names()`` or the path of a YAML file.
+        overrides: ``section.field=value``, the value in YAML.
+
+    Raises:
+        ConfigError: an unknown recipe, section or field, a wrong type, or a contradiction.
+    """
+    path = RECIPES / f"{recipe}.yaml"
+    if not path.is_file():
+        path = Path(recipe)
+        names = list(recipe_names())
+        refuse_unless(
+            path.is_file(),
+            f"recipe {recipe!r} is neither a recipe nor a YAML file; use {either(names)}{closest(recipe, names)} or a path",
+        )
+    tree = _read_yaml(path)
+    tree.pop("description", None)
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        section, dot, key = name.partition(".")
+        refuse_unless(
+            bool(equals and dot and key), f"override {override!r} is not section.field=value; write it as in train.train_iters=100"
+        )
+        _section_type(section, "the overrides")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"the value of override {override!r} is no YAML; quote it, as in {name}='\"text\"'") from None
+        tree.setdefault(section, {})[key] = value
+    return _run_of(tree, str(path))
+
+
+def read_run(path: str | os.PathLike) -> RunConfig:
+    """The run written by ``write_run``.
+
+    Raises:
+        ConfigError: the file is missing, damaged or of another version's fields.
+    """
+    return _run_of(_read_yaml(Path(path)), str(path))
+
+
+def write_run(config: RunConfig, path: str | os.PathLike) -> None:
+    """Write every field of a run, defaults included, as YAML."""
+    Path(path).write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
+
+
+def recipe_names() -> dict[str, str]:
+    """The named recipes and what each is, in one line."""
+    return {path.stem: str(_read_yaml(path).get("description", "")) for path in sorted(RECIPES.glob("*.yaml"))}
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing; name a run's folder or a recipe") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{path} cannot be read as YAML ({reason}); compare it with megatron_music/recipes/tiny.yaml") from None
+    refuse_unless(
+        isinstance(tree, dict), f"{path} holds no sections; compare it with megatron_music/recipes/tiny.yaml"
+    )
+    for section, content in tree.items():
+        refuse_unless(
+            section == "description" or isinstance(content, dict),
+            f"{path} gives {section} as {content!r}; write its fields below it, one a line",
+        )
+    return tree
+
+
+def _section_type(section: str, source: str) -> type:
+    refuse_unless(
+        section in SECTIONS,
+        f"unknown section {section!r} in {source}; use {either(tuple(SECTIONS))}{closest(section, SECTIONS)}",
+    )
+    return SECTIONS[section]
+
+
+def _run_of(tree: dict, source: str) -> RunConfig:
+    sections = {}
+    for section, content in tree.items():
+        kind = _section_type(section, source)
+        known = {item.name: item for item in fields(kind)}
+        values = {}
+        for key, value in content.items():
+            refuse_unless(
+                key in known, f"unknown key {section}.{key}; use {either(tuple(known))}{closest(key, known)}"
+            )
+            values[key] = _coerced(value, known[key], f"{section}.{key}")
+        sections[section] = kind(**values)
+    if "model" not in sections:
+        sections["model"] = ModelConfig()
+    return RunConfig(**sections)
+
+
+def _coerced(value, item, name: str):
+    """``value`` as the field's type; YAML reads 1e-3 as text, and 1 where 1.0 is meant."""
+    kinds = typing.get_args(item.type) if isinstance(item.type, types.UnionType) else (item.type,)
+    if value is None and (type(None) in kinds or item.default is not MISSING and item.default is None):
+        return None
+    if isinstance(value, str) and str not in kinds:
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    if isinstance(value, int) and not isinstance(value, bool) and float in kinds:
+        return float(value)
+    if isinstance(value, float) and int in kinds and value.is_integer():
+        return int(value)
+    # True is an int to Python, never to a reader of recipes.
+    if isinstance(value, bool) == (bool in kinds) and any(isinstance(value, kind) for kind in kinds):
+        return value
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list"}
+    allowed = [words[kind] for kind in kinds if kind in words]
+    raise ConfigError(f"{name} is {value!r}; use {either(allowed)}")

@@ -19,8 +19,9 @@ from megatron.core.dist_checkpointing import ShardedObject
 from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
-from megatron_music.config import ConfigError, ModelConfig, ParallelConfig, RunConfig, read_run, write_run
+from megatron_music.config import ConfigError, ModelConfig, ParallelConfig, RunConfig
 from megatron_music.models.gpt import build_gpt
+from megatron_music.recipes import read_run, write_run
 from megatron_music.tokens import vocabulary
 from megatron_music.training import distributed
 from megatron_music.training.engine import Engine
