@@ -3,6 +3,7 @@
 All of it on arrays of notes; knows nothing about files or tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -40,7 +41,7 @@ def quantize(score: Score, steps_per_quarter: int = 4) -> Score:
     if len(tracks) > MAX_TRACKS:
         raise ValueError(f"the piece has {len(tracks)} tracks; at most {MAX_TRACKS} can be encoded")
     index = np.repeat(np.arange(len(tracks)), [len(track) for track in tracks])
-    old_starts, old_ends, pitches, _ = (np.concatenate(c) for c in zip(*(t.columns for t in tracks), strict=True))
+    old_starts, old_ends, pitches = concatenated_columns(tracks)
     old = score.steps_per_quarter
     starts = _round_half_up(old_starts, steps_per_quarter, old)
     rounded_ends = _round_half_up(old_ends, steps_per_quarter, old)
@@ -84,6 +85,12 @@ def quantize(score: Score, steps_per_quarter: int = 4) -> Score:
         length_steps=-(-int(end.max()) // bar) * bar,
         quantization=report,
     )  # fmt: skip
+
+
+def concatenated_columns(tracks: Sequence[Track]) -> list[np.ndarray]:
+    """Start, end and pitch of the notes of all tracks, track after track, int64 [N] each."""
+    columns = [track.columns for track in tracks]
+    return [np.concatenate([column[field] for column in columns]) for field in range(3)]
 
 
 def _round_half_up(ticks: np.ndarray, new: int, old: int) -> np.ndarray:

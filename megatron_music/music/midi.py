@@ -108,10 +108,6 @@ def _checked(score: Score, where: str) -> Score:
             )
     if score.num_notes == 0:
         raise MidiError(f"{where} has no notes; leave it out")
-    for number, track in enumerate(score.tracks, start=1):
-        starts, _, pitches, _ = track.columns
-        if len(track) and (starts.min() < 0 or pitches.min() < 0 or pitches.max() > 127):
-            raise MidiError(f"track {number} of {where} has a pitch outside 0..127 or a time before 0; leave it out")
     quarters = score.last_end_step / score.steps_per_quarter
     if quarters > MAX_QUARTERS:
         raise MidiError(
@@ -138,6 +134,10 @@ def _from_symusic(parsed: symusic.Score) -> Score:
 
 
 def _from_miditoolkit(midi: miditoolkit.MidiFile) -> Score:
+    for number, instrument in enumerate(midi.instruments, start=1):
+        for note in instrument.notes:
+            if note.start < 0 or not 0 <= note.pitch <= 127:
+                raise MidiError(f"track {number} of the MidiFile has {note}: use times from 0 and pitches 0..127")
     return Score(
         tracks=tuple(
             Track(

@@ -212,7 +212,7 @@ def name_voices(score: Score) -> Score:
 def _are_four_falling_lines(tracks: list[Track]) -> bool:
     if len(tracks) != len(VOICE_NAMES) or len({track.program for track in tracks}) > 1:
         return False
-    means = [track.notes[:, 2].mean() for track in tracks]
+    means = [track.columns[2].sum() / len(track) for track in tracks]
     falling = all(means[voice] > means[voice + 1] for voice in range(len(means) - 1))
     return falling and all(_is_monophonic(track) for track in tracks)
 

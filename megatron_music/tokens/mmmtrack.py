@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megatron_music.music.grid import cut_at_bar_lines
+from megatron_music.music.grid import concatenated_columns, cut_at_bar_lines
 from megatron_music.music.score import DEFAULT_VELOCITY, VOICE_NAMES, VOICE_PROGRAM, Score, Track
 from megatron_music.tokens import vocabulary as v
 
@@ -120,7 +120,7 @@ def _write_bars(score: Score, bar_line: str, num_bars: int, begins: np.ndarray, 
     """Write each bar once, whatever windows it is in, and its edges where windows begin or end in each track."""
     bar_steps, total = score.steps_per_bar, len(score.tracks) * num_bars
     track = np.repeat(np.arange(len(score.tracks)), [len(t) for t in score.tracks])
-    start, end, pitch, _ = (np.concatenate(c) for c in zip(*(t.columns for t in score.tracks), strict=True))
+    start, end, pitch = concatenated_columns(score.tracks)
     index, start, end = cut_at_bar_lines(start, end, bar_steps, bar_line)
     pitch, offset = pitch[index], track[index] * num_bars
     start_bar, end_bar = start // bar_steps, (end - 1) // bar_steps
@@ -139,6 +139,10 @@ def _write_bars(score: Score, bar_line: str, num_bars: int, begins: np.ndarray, 
     is_begin, is_end = np.zeros(num_bars, bool), np.zeros(num_bars, bool)
     is_begin[begins], is_end[ends] = True, True
     at_begin, at_end = is_begin[before + 1], is_end[before]
+    if not at_begin.any() and not at_end.any():
+        none = np.zeros(total, np.int64)
+        plain = _Edges(np.empty(0, np.uint16), none, none, none, none)
+        return _Bars(ids, bar_start, notes, plain, plain)
 
     own_bar, own_pitch, at_start, at_line = bar, key & 127, time == 0, time == bar_steps
     heads = _edges(
