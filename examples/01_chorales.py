@@ -12,13 +12,13 @@ import math
 import sys
 from pathlib import Path
 
-from megatron_music.cli import quiet_dependencies
+from megatron_music.cli import guarded, quiet_dependencies
 
 PIECES, BARS, SEED = 10, 8, 0
 VOICES = ("SOPRANO", "ALTO", "TENOR", "BASS")
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="gets everything")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="change the recipe `demo`")
@@ -31,10 +31,13 @@ def main() -> None:
     say(2, "windows of 4 bars as tokens, in Megatron's .bin/.idx", data)
     report = build(midi, data)
     say(3, "a small GPT on megatron-core", run)
-    train(data, run, options.overrides)
+    status = train(data, run, options.overrides)
+    if status:
+        return status
     say(4, f"{PIECES} new chorales of {BARS} bars", pieces)
     compose(run, pieces)
     account(report, data, run, options.folder)
+    return 0
 
 
 def say(number: int, what: str, where: Path) -> None:
@@ -62,14 +65,12 @@ def build(midi: Path, data: Path) -> dict:
     return build_tokens([midi], data, progress=lambda items, total: progress_bar("file", total, items))
 
 
-def train(data: Path, run: Path, overrides: list[str]) -> None:
+def train(data: Path, run: Path, overrides: list[str]) -> int:
     from megatron_music.recipes import load_run
     from megatron_music.training import loop
 
     config = load_run("demo", [f"data.path={data}", f"checkpoint.save={run}", *overrides])
-    status = loop.train(config)
-    if status:
-        sys.exit(status)
+    return loop.train(config)
 
 
 def compose(run: Path, folder: Path) -> None:
@@ -81,7 +82,8 @@ def compose(run: Path, folder: Path) -> None:
     from megatron_music.training.inference import load_composer
 
     paths = [folder / f"{number:03}.mid" for number in range(1, PIECES + 1)]
-    if all(path.exists() for path in paths):
+    picture = folder.parent / "pianoroll.png"
+    if all(path.exists() for path in (*paths, picture)):
         return
     folder.mkdir(parents=True, exist_ok=True)
     composer = load_composer(run, sampler=Sampler(temperature=0.9, top_p=0.95))
@@ -90,7 +92,7 @@ def compose(run: Path, folder: Path) -> None:
     distributed.stop()
     for path, score in zip(paths, scores, strict=True):
         write_midi(score, path)
-    plot_score(scores[0], folder.parent / "pianoroll.png", "A new chorale (001.mid)")
+    plot_score(scores[0], picture, "A new chorale (001.mid)")
 
 
 def account(report: dict, data: Path, run: Path, folder: Path) -> None:
@@ -124,4 +126,4 @@ look               {folder / "pianoroll.png"} and {folder / "loss.png"}""")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -29,13 +29,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     quiet_dependencies()
     parsed = _parser().parse_args(arguments)
+    return guarded(lambda: parsed.run(parsed))
+
+
+def guarded(command: Callable[[], int | None]) -> int:
+    """Run a command; what goes wrong becomes one sentence on stderr and an exit status."""
     try:
-        return parsed.run(parsed) or OK
+        return command() or OK
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
-        return _say(f'this command needs {error.name}; run: pip install "megatron-music[{extra}]"', BAD_INPUT)
+        return _say(f'this command needs {error.name}; run: pip install -c constraints.txt -e ".[{extra}]" in the clone', BAD_INPUT)
     except ValueError as error:
         return _say(str(error), BAD_INPUT)
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
@@ -45,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = f" ({error.filename})" if error.filename else ""
         return _say(f"{error.strerror or error}{place}; make room or check the path, then run the command again", FAILED)
     except KeyboardInterrupt:
-        return _say("stopped; nothing half-written is left behind", FAILED)
+        return _say("stopped; files that were finished stay, none is half-written", FAILED)
 
 
 def quiet_dependencies() -> None:
@@ -53,6 +58,7 @@ def quiet_dependencies() -> None:
     for options in (
         {"module": r"torch\.|megatron\."},
         {"message": r"Please use DTensor instead", "category": FutureWarning},
+        {"message": r"The .grad attribute of a Tensor that is not a leaf", "category": UserWarning},
         {"message": r"`torch.distributed.\w+` is deprecated", "category": FutureWarning},
     ):
         warnings.filterwarnings("ignore", **options)

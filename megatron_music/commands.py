@@ -67,6 +67,7 @@ def detokenize(options) -> None:
             raise ValueError(f"{options.file} cannot be read as text ({error}); name a file of tokens") from None
     ids = vocabulary.to_ids(text)
     pieces = np.split(ids, np.flatnonzero(ids == vocabulary.PIECE_START))[1:]
+    _check_output_file(options.output)
     if not pieces:
         raise ValueError(f"{options.file} has no PIECE_START; name a file written by `megatron-music tokenize`")
     if options.piece is None and len(pieces) > 1:
@@ -81,15 +82,26 @@ def plot(options) -> None:
     from megatron_music.music.midi import read_midi
     from megatron_music.music.pianoroll import plot_score
 
+    _check_output_file(options.output, (".png", ".pdf", ".svg"))
     plot_score(read_midi(options.file), options.output, Path(options.file).name)
+
+
+def _check_output_file(path: str, suffixes: tuple[str, ...] = ()) -> None:
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder; name a file")
+    if not Path(path).absolute().parent.is_dir():
+        raise ValueError(f"{Path(path).parent} does not exist; make the folder first")
+    if suffixes and not path.lower().endswith(suffixes):
+        raise ValueError(f"{path} does not end in {', '.join(suffixes)}; name a picture so")
 
 
 def corpus_bach(options) -> None:
     from megatron_music.data.bach import write_chorales
 
-    bar = _progress("score")(write_chorales(options.output, options.workers), None)
-    for done, total in bar:
-        bar.total = total
+    with progress_bar("score") as bar:
+        for done, total in write_chorales(options.output, options.workers):
+            bar.total = total
+            bar.update(done - bar.n)
     count = len(list(Path(options.output).glob("*.mid")))
     print(f"{count} chorales in {options.output}")
 
@@ -135,6 +147,7 @@ def inspect(options) -> None:
         raise ValueError(f"--document {options.document} is not in 0..{len(documents) - 1} of {options.split}")
     ids = documents[options.document]
     if options.output:
+        _check_output_file(options.output)
         encoding = read_encoding(Path(options.dataset, "tokenizer"))
         write_midi(decode_piece(ids, encoding.steps_per_quarter), options.output)
     else:
@@ -167,6 +180,10 @@ def generate_midi(options) -> None:
     folder = Path(options.output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder for the pieces")
+    targets = [folder / f"{number:0{max(len(str(options.num)), 3)}}.mid" for number in range(1, options.num + 1)]
+    there = [path for path in targets if path.exists()]
+    if there:
+        raise ValueError(f"{there[0]} is there already; name another folder, or remove it first")
     given = None
     if options.continued:
         from megatron_music.music.midi import read_midi
@@ -180,12 +197,12 @@ def generate_midi(options) -> None:
 
     composer = load_composer(options.checkpoint, distributed.launched_size(), sampler)
     try:
-        _write_pieces(options, composer, given, folder, speaks=distributed.is_main())
+        _write_pieces(options, composer, given, targets, speaks=distributed.is_main())
     finally:
         distributed.stop()
 
 
-def _write_pieces(options, composer, given, folder: Path, speaks: bool) -> None:
+def _write_pieces(options, composer, given, targets: list[Path], speaks: bool) -> None:
     from megatron_music.generation.midi import prepare_continuation
     from megatron_music.music.midi import write_midi
 
@@ -193,8 +210,6 @@ def _write_pieces(options, composer, given, folder: Path, speaks: bool) -> None:
         given = prepare_continuation(given, composer.encoding)
     instruments = options.instruments.split(",") if options.instruments else None
     bars = options.bars or composer.encoding.bars
-    width = len(str(options.num))
-    folder.mkdir(parents=True, exist_ok=True)
     with progress_bar("piece", options.num) as bar:
         for first in range(0, options.num, options.batch_size):
             seeds = [options.seed + number for number in range(first, min(first + options.batch_size, options.num))]
@@ -203,12 +218,13 @@ def _write_pieces(options, composer, given, folder: Path, speaks: bool) -> None:
                 scores = composer.compose(seeds, bars, instruments, tell)
             else:
                 scores = composer.continue_scores([given] * len(seeds), bars, seeds, tell)
-            for number, score in enumerate(scores, start=first + 1):
+            for path, score in zip(targets[first:], scores, strict=False):
                 if speaks:
-                    write_midi(score, folder / f"{number:0{max(width, 3)}}.mid")
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_midi(score, path)
             bar.update(len(scores))
     if speaks:
-        print(f"{options.num} pieces of {scores[0].num_bars} bars in {folder}")
+        print(f"{options.num} pieces of {scores[0].num_bars} bars in {options.output}")
 
 
 def doctor(options) -> int:

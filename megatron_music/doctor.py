@@ -6,18 +6,19 @@ import os
 import platform
 import shutil
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 MEGATRON_CORE_RANGE = ((0, 16, 1), (0, 20, 0))
 
-# Distribution, what it is for, the command that installs it.
+# Distribution, what it is for, the command that installs it from a clone.
 _PACKAGES = (
-    ("symusic", "reading MIDI", "pip install megatron-music"),
-    ("torch", "training and generating", 'pip install "megatron-music[train]"'),
-    ("megatron-core", "training and generating", 'pip install "megatron-music[train]"'),
-    ("psutil", "saving checkpoints", 'pip install "megatron-music[train]"'),
-    ("tensorboard", "TensorBoard logs", 'pip install "megatron-music[train]"'),
-    ("matplotlib", "piano rolls and loss curves", 'pip install "megatron-music[plot]"'),
-    ("music21", "the Bach chorales", 'pip install "megatron-music[corpus]"'),
+    ("symusic", "reading MIDI", "pip install -e ."),
+    ("torch", "training and generating", "pip install -c constraints.txt -e '.[train]'"),
+    ("megatron-core", "training and generating", "pip install -c constraints.txt -e '.[train]'"),
+    ("psutil", "saving checkpoints", "pip install -c constraints.txt -e '.[train]'"),
+    ("tensorboard", "TensorBoard logs", "pip install -c constraints.txt -e '.[train]'"),
+    ("matplotlib", "piano rolls and loss curves", "pip install -c constraints.txt -e '.[plot]'"),
+    ("music21", "the Bach chorales", "pip install -c constraints.txt -e '.[corpus]'"),
 )
 
 
@@ -74,7 +75,8 @@ def _transformer_engine() -> Finding:
 
 def _wrong_apex() -> list[Finding]:
     """The package index has an unrelated project named apex; NVIDIA's comes with the container."""
-    if importlib.util.find_spec("apex") is None or importlib.util.find_spec("apex.optimizers") is not None:
+    found = importlib.util.find_spec("apex")  # looked at, not imported: the wrong one fails
+    if found is None or any(Path(place, "optimizers").is_dir() for place in found.submodule_search_locations or ()):
         return []
     return [Finding("apex", "wrong", "this apex is not NVIDIA's", "run: pip uninstall apex")]
 

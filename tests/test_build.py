@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -149,10 +150,39 @@ def test_a_build_that_fails_leaves_nothing(corpus, tmp_path, monkeypatch):
 
 
 def test_the_folder_of_a_killed_build_is_swept(corpus, tmp_path):
-    stale = tmp_path / ".out.building-999999999"
-    stale.mkdir()
-    build_tokens([corpus], tmp_path / "out")
-    assert not stale.exists()
+    stale, alive, other = (tmp_path / name for name in (".out.building-a", ".out.building-b", ".out2.building-c"))
+    for folder in (stale, alive, other):
+        folder.mkdir()
+    with build._locked(alive):
+        build_tokens([corpus], tmp_path / "out")
+    assert not stale.exists() and alive.exists() and other.exists()
+
+
+def test_the_second_of_two_builds_is_refused(corpus, tmp_path, monkeypatch):
+    write = build.write_tokenizer_folder
+
+    def meanwhile(folder, encoding):
+        write(folder, encoding)
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "first").touch()
+
+    monkeypatch.setattr(build, "write_tokenizer_folder", meanwhile)
+    with pytest.raises(BuildError, match="was filled while this build ran"):
+        build_tokens([corpus], tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["first"]
+
+
+def test_odd_names_links_and_copies_of_paths(corpus, tmp_path):
+    odd = os.fsencode(corpus) + b"/caf\xe9 *[1].mid"
+    with open(odd, "wb") as file:
+        file.write(b"no music")
+    (tmp_path / "link").symlink_to(corpus)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "empty")
+    report = build_tokens([corpus, tmp_path / "link", corpus / "00.mid"], tmp_path / "out")
+    assert report["files"]["found"] == 13 and report["files"]["quarantined"] == 1
+    assert (tmp_path / "empty" / "train.bin").is_file()
+    assert build_tokens([os.path.relpath(corpus)], tmp_path / "out") == report
 
 
 def test_whole_pieces_and_counts(corpus, tmp_path):

@@ -104,6 +104,12 @@ def test_recipes(capsys):
     (["build", "tokens", "{midi}", "-o", "out", "--workers", "0"], "workers is 0"),
     (["build", "tokens", "{midi}", "-o", "{empty}/.."], "is not empty and holds no dataset"),
     (["inspect", "{empty}"], "report.json is missing"),
+    (["inspect", "{midi}"], "report.json is missing"),
+    (["plot", "{midi}", "-o", "no/roll.png"], "no does not exist"),
+    (["plot", "{midi}", "-o", "roll"], "does not end in .png"),
+    (["plot", "{midi}", "-o", "{empty}"], "is a folder"),
+    (["corpus", "bach", "-o", "."], "holds other MIDI files"),
+    (["build", "tokens", "{midi}", "-o", "out", "--split", "nan,.5,.5"], "does not add up to 1"),
     (["train", "nosuch"], "nosuch"),
     (["train", "tiny", "train.steps=3"], "steps"),
     (["train", "tiny", "data.path={empty}"], "holds no train.bin"),
@@ -150,7 +156,7 @@ def test_a_missing_extra_is_named(capsys, monkeypatch, midi):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "megatron_music.music.pianoroll", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.collections", None)
-    assert 'pip install "megatron-music[plot]"' in refused(capsys, "plot", midi, "-o", "x.png")
+    assert '-e ".[plot]"' in refused(capsys, "plot", midi, "-o", "x.png")
 
 
 def test_wrong_words_exit_with_2_and_one_sentence():

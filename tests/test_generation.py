@@ -142,6 +142,13 @@ def test_the_command(trained, tmp_path, capsys):
     assert quantize(slice_steps(more, 0, 3 * 1920)).tracks == quantize(given).tracks
 
 
+def test_nothing_is_written_over(tmp_path, capsys):
+    (tmp_path / "002.mid").write_bytes(b"somebody's music")
+    assert main(["generate", "midi", str(tmp_path), "-o", str(tmp_path), "--num", "3"]) == 2
+    assert "002.mid is there already" in capsys.readouterr().err
+    assert (tmp_path / "002.mid").read_bytes() == b"somebody's music"
+
+
 def test_a_file_in_the_place_of_the_folder(tmp_path, capsys):
     (tmp_path / "out").write_text("")
     assert main(["generate", "midi", str(tmp_path), "-o", str(tmp_path / "out")]) == 2

@@ -12,7 +12,8 @@ import pytest
 from tiny_gpt import tiny_dataset, tiny_run
 
 from megatron_music.training import checkpoint
-from megatron_music.training.loop import DONE, REQUEUE, train
+from megatron_music.training.loop import DONE, FAILED, REQUEUE, train
+from megatron_music.training.metrics import Metrics
 
 # Dropout makes the losses depend on the random generators, too.
 OVERRIDES = (
@@ -74,7 +75,7 @@ def test_kill_9_and_start_again_gives_the_same_losses(data, undisturbed, tmp_pat
     wait_for_iteration(process, folder, 25)
     process.kill()
     process.wait()
-    assert (folder / "latest").read_text() == "iter_0000020\n"
+    assert process.returncode == -signal.SIGKILL and (folder / "latest").is_file()
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"iteration": 26, "lo')
     assert start(data, folder).wait() == DONE
@@ -133,3 +134,33 @@ def test_tensorboard_tells_the_same(data, tmp_path):
     board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     losses = [line["loss"] for line in read_metrics(tmp_path / "run") if "loss" in line]
     assert [event.value for event in board.Scalars("loss")] == pytest.approx(losses)
+
+
+def test_a_stop_on_an_evaluation_step_keeps_its_line(data, undisturbed, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    write = Metrics.write
+
+    def write_and_ask(self, iteration, **values):
+        write(self, iteration, **values)
+        if iteration == 9:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr(Metrics, "write", write_and_ask)
+    run = tiny_run(data, f"checkpoint.save={folder}", *OVERRIDES)
+    assert train(run) == REQUEUE
+    assert (folder / "latest").read_text() == "iter_0000010\n" and "valid_loss" in read_metrics(folder)[-1]
+    monkeypatch.undo()
+    assert train(run) == DONE
+    assert read_metrics(folder) == undisturbed
+
+
+def test_a_stopped_run_without_a_folder_does_not_ask_to_be_requeued(data, monkeypatch):
+    write = Metrics.write
+
+    def write_and_ask(self, iteration, **values):
+        write(self, iteration, **values)
+        if iteration == 2:  # once: a second signal takes its usual course
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Metrics, "write", write_and_ask)
+    assert train(tiny_run(data, *OVERRIDES)) == FAILED

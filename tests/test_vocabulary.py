@@ -44,6 +44,8 @@ def test_an_unknown_word_is_named_with_its_place():
         vocabulary.to_ids("PIECE_START NOTE_ON=128")
     with pytest.raises(ValueError, match="768 is outside 0..767"):
         vocabulary.to_text([768])
+    with pytest.raises(ValueError, match="-1 is outside 0..767"):
+        vocabulary.to_text([-1])
 
 
 def test_the_page_about_it_is_current():

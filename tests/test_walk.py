@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from megatron_music.cli import main
 from megatron_music.music.grid import quantize
 from megatron_music.music.midi import read_midi, write_midi
@@ -16,6 +18,11 @@ from tiny import tiny_score
 
 def run(*arguments) -> None:
     assert main([str(argument) for argument in arguments]) == 0
+
+
+def losses(folder) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
 
 
 def test_midi_in_midi_out(tmp_path):
@@ -40,17 +47,23 @@ def test_midi_in_midi_out(tmp_path):
     pieces = [quantize(read_midi(path)) for path in sorted((tmp_path / "new").glob("*.mid"))]
     assert len(pieces) == 3 and all(decode_piece(encode_piece(piece)) == piece for piece in pieces)
 
-    # The same commands on two processes, from where the single one stopped.
+    # The same run on two processes, with the optimizer split between them, saves what one process goes on from.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "megatron_music"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    model[1] = "train.micro_batch_size=1"
+    both = [f"data.path={tmp_path / 'data'}", f"checkpoint.save={tmp_path / 'both'}", "train.train_iters=6", *model,
+            "checkpoint.save_interval=3", "optimizer.use_distributed_optimizer=true"]  # fmt: skip
+    subprocess.run([*command, "train", "tiny", *both], check=True, env=environment, timeout=300)
+    assert losses(tmp_path / "both") == pytest.approx([line["loss"] for line in steps], rel=1e-5)
+    (tmp_path / "both" / "latest").write_text("iter_0000003\n")
+    run("train", "tiny", *both, "optimizer.use_distributed_optimizer=false")
+    assert losses(tmp_path / "both") == pytest.approx([line["loss"] for line in steps], rel=1e-5)
+    assert (tmp_path / "both" / "latest").read_text() == "iter_0000006\n"
+
+    # And two processes with tensor parallelism write the pieces that one wrote.
     subprocess.run(
-        [*command, "train", "tiny", f"data.path={tmp_path / 'data'}", f"checkpoint.save={tmp_path / 'run'}",
-         "train.train_iters=6", "parallel.tensor_model_parallel_size=2", *model],
-        check=True, env=environment, timeout=300,
-    )  # fmt: skip
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == len(lines)  # nothing was left to do
-    subprocess.run(
-        [*command, "generate", "midi", str(tmp_path / "run"), "-o", str(tmp_path / "two"), "--num", "3",
+        # "--" keeps torchrun from reading --num as its own --numa-binding.
+        [*command[:-1], "--", command[-1], "generate", "midi", str(tmp_path / "run"), "-o", str(tmp_path / "two"), "--num", "3",
          "--instruments", "SOPRANO,BASS"],
         check=True, env=environment, timeout=300,
     )  # fmt: skip

@@ -4,8 +4,10 @@ Needs no download. Only pieces with a soprano, alto, tenor and bass part are tak
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import music21
@@ -22,13 +24,20 @@ def write_chorales(folder: str | os.PathLike, workers: int | None = None) -> Ite
 
     Yields:
         How many scores are done, and how many there are. Several scores have other voices and give no file.
+
+    Raises:
+        ValueError: the folder holds other MIDI files.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     paths = sorted(path for path in music21.corpus.getComposer("bach") if path.suffix in (".mxl", ".xml"))
+    foreign = {path.stem for path in folder.glob("*.mid")} - {path.stem for path in paths}
+    if foreign:
+        raise ValueError(f"{folder} holds other MIDI files, such as {min(foreign)}.mid; name a folder for the chorales alone")
     tasks = [(path, folder / f"{path.stem}.mid") for path in paths if not (folder / f"{path.stem}.mid").exists()]
     done = len(paths) - len(tasks)
-    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+    folder.mkdir(parents=True, exist_ok=True)
+    leave_interrupts = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process to handle
+    with ProcessPoolExecutor(workers or os.cpu_count(), initializer=leave_interrupts) as pool:
         for _ in pool.map(_write_chorale, *zip(*tasks, strict=True), chunksize=4) if tasks else ():
             done += 1
             yield done, len(paths)

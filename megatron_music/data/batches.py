@@ -6,8 +6,10 @@ Knows nothing about models or training; asks torch.distributed only so that one 
 Shapes: B sequences of a micro batch, S tokens of a sequence.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
@@ -16,10 +18,9 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from torch import Tensor
 
 from megatron_music.config import ConfigError, DataConfig
+from megatron_music.data.report import SPLITS
 from megatron_music.tokens.folder import read_encoding
 from megatron_music.tokens.tokenizer import MusicTokenizer
-
-SPLITS = ("train", "valid", "test")
 
 
 def build_datasets(
@@ -64,7 +65,7 @@ def build_datasets(
         random_seed=seed,
         sequence_length=seq_length,
         blend_per_split=blends,
-        path_to_cache=data.cache_path or str(data.folders[0] / "cache"),
+        path_to_cache=str(_cache_folder(data)),
         tokenizer=MusicTokenizer(str(data.folders[0] / "tokenizer")),
         reset_position_ids=data.reset_position_ids,
         reset_attention_mask=data.reset_attention_mask,
@@ -73,6 +74,16 @@ def build_datasets(
         create_attention_mask=data.reset_attention_mask,
     )
     return tuple(BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: is_needed, dataset_config).build())
+
+
+def _cache_folder(data: DataConfig) -> Path:
+    """Where the index cache of these very files lies: megatron-core's own key knows their paths, not their contents."""
+    hasher = hashlib.sha256()
+    for folder in data.folders:
+        for split in SPLITS:
+            status = (folder / f"{split}.idx").stat() if (folder / f"{split}.idx").is_file() else None
+            hasher.update(f"{folder}\0{split}\0{status and (status.st_size, status.st_mtime_ns)}\n".encode())
+    return Path(data.cache_path or data.folders[0] / "cache", hasher.hexdigest()[:16])
 
 
 def check_folders(data: DataConfig) -> None:

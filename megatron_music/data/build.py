@@ -5,11 +5,14 @@ under its name only when it is whole.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -86,7 +89,7 @@ def build_tokens(
     Args:
         sources: MIDI files and folders.
         out: a folder that does not exist yet, or an empty one.
-        workers: processes that parse and encode.
+        workers: processes that parse and encode; a script that asks for several needs a ``__main__`` guard.
         fractions: of the files in train, valid and test; their sum is 1.
         progress: wraps the iteration over files, given their number.
 
@@ -95,8 +98,8 @@ def build_tokens(
         ValueError: no MIDI files.
         OSError: the disk is full or not writable. Nothing is left behind.
     """
-    out = Path(out)
-    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+    out = Path(os.path.realpath(out))
+    if not all(map(math.isfinite, fractions)) or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise BuildError(f"the split {fractions} does not add up to 1; give three fractions such as 0.9,0.05,0.05")
     if workers < 1:
         raise BuildError(f"workers is {workers}; use 1 or more")
@@ -111,13 +114,13 @@ def build_tokens(
         started = time.perf_counter()
         tally = _encode_all(paths, encoding, workers, folder, split_of, progress)
         moved = _fill_empty_splits(tally, seed, fractions)
-        if moved:  # only a small corpus leaves a split empty, so this second pass is short
+        if moved:  # a split is empty when files are few or its fraction is tiny: encode again with these moved
             tally = _encode_all(paths, encoding, workers, folder, lambda d: moved.get(d) or split_of(d), progress)
         if not tally.digests:
             raise BuildError(_nothing_left(tally, len(paths)))
         write_tokenizer_folder(folder / "tokenizer", encoding)
         report = _report(tally, paths, encoding, seed, fractions, fingerprint, time.perf_counter() - started, workers)
-        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in tally.quarantine)
+        lines = "".join(json.dumps(line) + "\n" for line in tally.quarantine)
         (folder / QUARANTINE_FILE).write_text(lines, encoding="utf-8")
         (folder / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
@@ -239,9 +242,10 @@ def _fingerprint(paths, encoding: Encoding, seed: int, fractions) -> str:
     for path in paths:
         try:
             status = path.stat()
-            hasher.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            facts = f"\0{status.st_size}\0{status.st_mtime_ns}\n"
         except OSError:
-            hasher.update(f"{path}\0missing\n".encode())
+            facts = "\0missing\n"
+        hasher.update(os.fsencode(os.path.realpath(path)) + facts.encode())
     return hasher.hexdigest()
 
 
@@ -255,12 +259,14 @@ def _finished_report(out: Path, fingerprint: str) -> dict | None:
         return None
     if not out.is_dir():
         raise BuildError(f"{out} is a file; name a folder for the dataset")
+    if os.path.ismount(out):
+        raise BuildError(f"{out} is a mount point, which a finished folder cannot replace; name a folder below it")
     try:
         report = json.loads((out / REPORT_FILE).read_text(encoding="utf-8"))
         if report["fingerprint"] == fingerprint:
             return report
         raise BuildError(f"{out} holds a dataset of other files or options; name another folder, or remove it first")
-    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         if any(out.iterdir()):
             raise BuildError(f"{out} is not empty and holds no dataset; name another folder") from None
         return None
@@ -268,25 +274,32 @@ def _finished_report(out: Path, fingerprint: str) -> dict | None:
 
 @contextmanager
 def _appearing_when_whole(out: Path) -> Iterator[Path]:
-    """A working folder beside ``out`` that becomes ``out`` at the end, and vanishes if anything fails."""
+    """A working folder beside ``out`` that becomes ``out`` at the end, and vanishes if anything fails.
+
+    It is locked while the build lives, on whatever machine, so that only those of dead builds are swept away.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
-    for stale in out.parent.glob(f".{out.name}.building-*"):
-        if not _is_alive(stale.name.rpartition("-")[2]):
-            shutil.rmtree(stale, ignore_errors=True)
-    folder = out.parent / f".{out.name}.building-{os.getpid()}"
-    folder.mkdir()
+    prefix = f".{out.name}.building-"
+    for stale in list(out.parent.iterdir()):
+        if stale.name.startswith(prefix) and stale.is_dir():
+            with _locked(stale) as is_ours:
+                if is_ours:
+                    shutil.rmtree(stale, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
     try:
-        yield folder
-        for path in folder.rglob("*"):
-            if path.is_file():
-                with open(path, "rb+") as file:
-                    os.fsync(file.fileno())
-        try:
-            os.rename(folder, out)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            raise BuildError(f"{out} was filled while this build ran; its result is dropped") from None
+        with _locked(folder):
+            yield folder
+            folder.chmod(0o777 & ~_umask())
+            for path in folder.rglob("*"):
+                if path.is_file():
+                    with open(path, "rb+") as file:
+                        os.fsync(file.fileno())
+            try:
+                os.rename(folder, out)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                raise BuildError(f"{out} was filled while this build ran; its result is dropped") from None
         descriptor = os.open(out.parent, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
@@ -294,5 +307,20 @@ def _appearing_when_whole(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_alive(pid: str) -> bool:
-    return pid.isdigit() and Path("/proc", pid).exists()
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold the folder's lock, if nobody else does; says which."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

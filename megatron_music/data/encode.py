@@ -55,6 +55,9 @@ def encode_file(path: Path, encoding: Encoding) -> EncodedFile:
         return EncodedFile(str(path), digest, _NO_IDS, _NO_LENGTHS, damage=f"cannot be read: {error.strerror}")
     except ValueError as error:
         return EncodedFile(str(path), digest, _NO_IDS, _NO_LENGTHS, damage=str(error))
+    except Exception as error:  # a fault of ours or of a parser costs this file, never the build
+        reason = f"cannot be encoded ({type(error).__name__}: {error})"
+        return EncodedFile(str(path), digest, _NO_IDS, _NO_LENGTHS, damage=reason)
     return EncodedFile(str(path), digest, ids, lengths, quantizations, left_out=left_out)
 
 

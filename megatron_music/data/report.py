@@ -20,11 +20,13 @@ def read_report(out: str | os.PathLike) -> dict:
     """
     path = Path(out, REPORT_FILE)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        describe(report, out)
+        return report
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path} is missing; name a folder made by `megatron-music build tokens`") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}); build the dataset again") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no report of `megatron-music build tokens` ({error!r}); build the dataset again") from None
 
 
 def describe(report: dict, out: str | os.PathLike) -> str:

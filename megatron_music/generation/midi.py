@@ -85,7 +85,8 @@ class Composer:
     ) -> list[Score]:
         """Each quantised score with ``bars`` new bars after its last, for the instruments it has.
 
-        Half a window is given at a time, or all of a shorter score, and the rest of the window is new.
+        Half a window is given at a time, or all of a shorter score, and the rest of the window is new. A model of
+        1-bar windows is given nothing.
         """
         lengths = [score.num_bars + bars for score in scores]
         turn = 0

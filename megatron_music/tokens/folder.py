@@ -77,7 +77,7 @@ def write_tokenizer_folder(folder: str | os.PathLike, encoding: Encoding) -> Non
         "pre_tokenizer": {"type": "WhitespaceSplit"},
         "post_processor": None,
         "decoder": None,
-        "model": {"type": "WordLevel", "vocab": vocabulary.IDS, "unk_token": "PAD"},
+        "model": {"type": "WordLevel", "vocab": vocabulary.IDS, "unk_token": "<none>"}  # not in it: an unknown word is an error,
     }
     loader = {
         "tokenizer_class": "PreTrainedTokenizerFast",

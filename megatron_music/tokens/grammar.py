@@ -1,7 +1,8 @@
 """Which token may come next: the mmmtrack grammar as a state machine for constrained sampling.
 
-A piece sampled under it decodes without repair and encodes again to the same ids: bars are complete, every note is
-switched off, events stand in canonical order, and the piece is over before the token budget is. Knows nothing about
+A piece sampled under it decodes without repair and encodes again to the same ids (DENSITY aside, which the model chooses):
+bars are complete, every note is switched off, events stand in canonical order, and the piece is over before the token
+budget is. Knows nothing about
 models; it gives boolean masks over the vocabulary.
 """
 

@@ -96,10 +96,11 @@ def to_text(token_ids) -> str:
     Raises:
         ValueError: an id is outside the vocabulary.
     """
-    try:
-        return " ".join(TOKENS[token_id] for token_id in np.asarray(token_ids, np.int64).tolist())
-    except IndexError:
-        raise ValueError(f"token id {int(np.max(token_ids))} is outside 0..{SIZE - 1} of {NAME}") from None
+    ids = np.asarray(token_ids, np.int64)
+    if ids.size and not 0 <= ids.min() <= ids.max() < SIZE:
+        wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
+        raise ValueError(f"token id {wrong} is outside 0..{SIZE - 1} of {NAME}")
+    return " ".join(TOKENS[token_id] for token_id in ids.tolist())
 
 
 def markdown() -> str:

@@ -18,6 +18,7 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing import ShardedObject
 from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_music.config import ConfigError, ModelConfig, ParallelConfig, RunConfig
 from megatron_music.models.gpt import build_gpt
@@ -53,37 +54,14 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
     return path
 
 
-def claim_folder(folder: Path, config: RunConfig) -> Path | None:
-    """Make ``folder`` this run's, and find the checkpoint to go on from. For the main process alone.
-
-    Returns:
-        The newest checkpoint, or None for a run that starts.
-
-    Raises:
-        ConfigError: the folder holds something else, or a run of another model; nothing is written then.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; name a folder with checkpoint.save=DIR")
-    if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / CONFIG).is_file():
-            raise ConfigError(f"{folder} holds something that is no run; name an empty or a new folder with checkpoint.save=DIR")
-        _check_same_model(read_run(folder / CONFIG).model, config.model, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    newest = find_checkpoint(folder) if (folder / LATEST).is_file() else None
-    if newest is not None:
-        _read_state(newest)
-    _write_atomically(folder / CONFIG, lambda path: write_run(config, path))
-    return newest
-
-
 def save_checkpoint(folder: Path, engine: Engine, progress: Progress) -> Path:
     """Write a checkpoint and point ``latest`` at it. Every process must call this.
 
     Returns:
         The checkpoint's folder.
     """
-    name = f"iter_{progress.iteration:07d}"
-    unfinished = folder / f".{name}.unfinished"
+    checkpoint = folder / f"iter_{progress.iteration:07d}"
+    unfinished = folder / f".{checkpoint.name}.unfinished"
     distributed.on_main(lambda: _make_empty(unfinished, folder))
     weights = _weights(engine.module)
     tensors = {"model": weights, "rng": _sharded_rng_state()}
@@ -105,12 +83,14 @@ def save_checkpoint(folder: Path, engine: Engine, progress: Progress) -> Path:
         }
         (unfinished / STATE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         write_run(engine.config, unfinished / CONFIG)
-        shutil.copytree(engine.task.tokenizer_folder, unfinished / TOKENIZER)
-        publish(unfinished, folder / name)
+        (unfinished / TOKENIZER).mkdir()
+        for name, content in engine.task.tokenizer_files.items():
+            (unfinished / TOKENIZER / name).write_bytes(content)
+        publish(unfinished, checkpoint)
 
     # All have written by now: dist_checkpointing ends with the coordinator gathering every rank's result.
     distributed.on_main(finish)
-    return folder / name
+    return checkpoint
 
 
 def publish(unfinished: Path, checkpoint: Path) -> None:
@@ -122,7 +102,7 @@ def publish(unfinished: Path, checkpoint: Path) -> None:
         shutil.rmtree(checkpoint)
     unfinished.rename(checkpoint)
     _sync(checkpoint.parent)
-    _write_atomically(checkpoint.parent / LATEST, lambda path: path.write_text(checkpoint.name + "\n", encoding="utf-8"))
+    write_atomically(checkpoint.parent / LATEST, lambda path: path.write_text(checkpoint.name + "\n", encoding="utf-8"))
 
 
 def load_checkpoint(checkpoint: Path, engine: Engine, *, resume: bool) -> Progress:
@@ -138,8 +118,8 @@ def load_checkpoint(checkpoint: Path, engine: Engine, *, resume: bool) -> Progre
     Raises:
         ValueError: another model, another vocabulary, or no checkpoint.
     """
-    facts = _read_state(checkpoint)
-    _check_same_model(read_run(checkpoint / CONFIG).model, engine.config.model, checkpoint)
+    facts = read_state(checkpoint)
+    check_same_model(read_run(checkpoint / CONFIG).model, engine.config.model, checkpoint)
     weights = _weights(engine.module)
     request = {"model": weights, "optimizer": _sharded_optimizer(weights, _blank_state(engine, facts))}
     restores_generators = resume and facts["layout"] == _layout()
@@ -147,7 +127,7 @@ def load_checkpoint(checkpoint: Path, engine: Engine, *, resume: bool) -> Progre
         request["rng"] = _sharded_rng_state()
     # The parameters of the model stand in the request by identity: remember them before they become tensors.
     parameters = {name: item.data for name, item in weights.items()}
-    loaded = dist_checkpointing.load(request, str(checkpoint))
+    loaded = _load_tensors(request, checkpoint)
     engine.module.load_state_dict(loaded["model"], strict=False)
     state = {parameters[name]: tensors for name, tensors in loaded["optimizer"].items()}
     set_state(engine.optimizer, state, facts["optimizer_step"])
@@ -179,7 +159,7 @@ def load_model_for_inference(checkpoint_dir: str | os.PathLike, tp: int = 1):
         ValueError: no checkpoint, another vocabulary, or a ``tp`` that does not divide the model.
     """
     checkpoint = find_checkpoint(checkpoint_dir)
-    _read_state(checkpoint)
+    read_state(checkpoint)
     config = read_run(checkpoint / CONFIG)
     config = replace(config, parallel=ParallelConfig(tensor_model_parallel_size=tp))
     distributed.start(config.parallel)
@@ -188,9 +168,17 @@ def load_model_for_inference(checkpoint_dir: str | os.PathLike, tp: int = 1):
     model = build_gpt(config.model, config.parallel, dtype=torch.bfloat16 if is_half else torch.float32)
     if torch.cuda.is_available():
         model = model.cuda(torch.cuda.current_device())
-    loaded = dist_checkpointing.load({"model": _weights(model)}, str(checkpoint))
+    loaded = _load_tensors({"model": _weights(model)}, checkpoint)
     model.load_state_dict(loaded["model"], strict=False)
     return model.eval(), config
+
+
+def _load_tensors(request: dict, checkpoint: Path) -> dict:
+    try:
+        return dist_checkpointing.load(request, str(checkpoint))
+    except (Exception, CheckpointException) as error:  # many kinds for one thing, and torch's is no Exception
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ConfigError(f"{checkpoint} cannot be loaded ({reason}); name an earlier iter_ folder of the run") from error
 
 
 def _weights(module) -> dict:
@@ -238,7 +226,12 @@ def _set_rng_state(state: dict) -> None:
     get_cuda_rng_tracker().set_states(state["tracker"])
 
 
-def _read_state(checkpoint: Path) -> dict:
+def read_state(checkpoint: Path) -> dict:
+    """What a checkpoint says of itself: iteration, consumed_samples, layout, vocabulary.
+
+    Raises:
+        ConfigError: it cannot be read, or is of another vocabulary.
+    """
     try:
         facts = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         name, digest = facts["vocabulary"]["name"], facts["vocabulary"]["hash"]
@@ -252,7 +245,12 @@ def _read_state(checkpoint: Path) -> dict:
     return facts
 
 
-def _check_same_model(found: ModelConfig, wanted: ModelConfig, where: Path) -> None:
+def check_same_model(found: ModelConfig, wanted: ModelConfig, where: Path) -> None:
+    """Refuse the weights of another model.
+
+    Raises:
+        ConfigError: the first field that differs.
+    """
     names = ["num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "ffn_hidden_size"]
     names += ["position_embedding_type", "normalization", "share_embeddings_and_output_weights"]
     if wanted.position_embedding_type == "learned_absolute":
@@ -272,7 +270,8 @@ def _make_empty(unfinished: Path, folder: Path) -> None:
     unfinished.mkdir(parents=True)
 
 
-def _write_atomically(path: Path, write) -> None:
+def write_atomically(path: Path, write) -> None:
+    """Let ``write`` fill a temporary file, and put it in the place of ``path``."""
     temporary = path.with_name(f".{path.name}.tmp")
     write(temporary)
     _sync(temporary)

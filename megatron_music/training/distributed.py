@@ -1,6 +1,6 @@
 """The processes of a run: their start, their parallel groups, their seeds, their end.
 
-One process needs no launcher; several come from torchrun or Slurm through the usual environment variables.
+One process needs no launcher; several come from torchrun, or whoever sets the same environment variables.
 Knows nothing about models or data.
 """
 
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-from megatron_music.config import ParallelConfig
+from megatron_music.config import ConfigError, ParallelConfig
 from megatron_music.training import cpu
 
 T = TypeVar("T")
@@ -21,7 +21,14 @@ T = TypeVar("T")
 
 def launched_size() -> int:
     """The number of processes of this run, known before they are joined."""
-    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+    if dist.is_initialized():
+        return dist.get_world_size()
+    if "WORLD_SIZE" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        raise ConfigError(
+            f"this is one of {os.environ['SLURM_STEP_NUM_TASKS']} tasks of a Slurm step, and RANK, WORLD_SIZE, MASTER_ADDR and "
+            "MASTER_PORT are not set; start one task a node with torchrun, or set them from SLURM_PROCID and SLURM_NTASKS"
+        )
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def start(parallel: ParallelConfig) -> None:
@@ -90,7 +97,7 @@ def on_main(work: Callable[[], T]) -> T:
     if is_main():
         try:
             outcome[0] = work()
-        except (ValueError, OSError) as error:
+        except Exception as error:  # whatever it is, the others wait to hear of it
             outcome[1] = error
     if dist.get_world_size() > 1:
         dist.broadcast_object_list(outcome, src=0)

@@ -11,19 +11,21 @@ from pathlib import Path
 
 from megatron_music.config import RunConfig
 from megatron_music.training import distributed
-from megatron_music.training.checkpoint import Progress, claim_folder, find_checkpoint, load_checkpoint, save_checkpoint
+from megatron_music.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from megatron_music.training.engine import Engine
 from megatron_music.training.metrics import Metrics
-from megatron_music.training.tasks import gpt_task
+from megatron_music.training.run_folder import held_folder, starting_point
+from megatron_music.training.tasks import Task, gpt_task
 
-DONE, REQUEUE = 0, 75  # exit status; 75 is EX_TEMPFAIL of sysexits.h: try again
+DONE, FAILED, REQUEUE = 0, 1, 75  # exit status; 75 is EX_TEMPFAIL of sysexits.h: try again
 
 
 def train(config: RunConfig) -> int:
     """Carry out a run, alone or as one process of torchrun; go on where ``checkpoint.save`` holds a part of it.
 
     Returns:
-        0 when all iterations are done, 75 when a signal stopped the run after a checkpoint.
+        0 when all iterations are done, 75 when a signal stopped the run after a checkpoint, 1 when it stopped a run
+        that has no ``checkpoint.save``.
 
     Raises:
         ValueError: the run cannot be; one sentence, and nothing was written.
@@ -37,14 +39,19 @@ def train(config: RunConfig) -> int:
 
 
 def _train(config: RunConfig) -> int:
+    origin, is_own = distributed.on_main(lambda: starting_point(config))
     task = gpt_task(config)
-    folder = Path(config.checkpoint.save) if config.checkpoint.save else None
-    origin = distributed.on_main(lambda: find_checkpoint(config.checkpoint.load) if config.checkpoint.load else None)
-    newest = distributed.on_main(lambda: claim_folder(folder, config)) if folder else None
     engine = Engine(config, task)
     progress = Progress()
-    if newest or origin:
-        progress = load_checkpoint(newest or origin, engine, resume=newest is not None)
+    if origin:
+        progress = load_checkpoint(origin, engine, resume=is_own)
+    folder = Path(config.checkpoint.save) if config.checkpoint.save else None
+    with contextlib.ExitStack() as held:
+        distributed.on_main(lambda: held.enter_context(held_folder(folder, config)))
+        return _run(config, task, engine, progress, folder)
+
+
+def _run(config: RunConfig, task: Task, engine: Engine, progress: Progress, folder: Path | None) -> int:
     total = config.train.train_iters
     metrics = Metrics(
         folder,
@@ -73,12 +80,14 @@ def _train(config: RunConfig) -> int:
             )
             is_last = progress.iteration == total
             stopped = result.stop and not is_last
-            if task.valid_batches and not stopped and _is_due(progress.iteration, config.train.eval_interval, is_last):
+            if task.valid_batches and _is_due(progress.iteration, config.train.eval_interval, is_last):
                 loss, num_tokens = engine.evaluate(task.valid_batches(), config.train.eval_iters)
                 metrics.write(progress.iteration, valid_loss=loss, valid_tokens=num_tokens)
             if folder and _is_due(progress.iteration, config.checkpoint.save_interval, is_last or stopped):
                 save_checkpoint(folder, engine, progress)
-    return REQUEUE if stopped else DONE
+    if not stopped:
+        return DONE
+    return REQUEUE if folder else FAILED  # nothing was saved: to begin again would never end
 
 
 def _is_due(iteration: int, interval: int, is_last: bool) -> bool:

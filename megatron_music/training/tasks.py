@@ -6,7 +6,6 @@ A task is all that the loop knows of what is trained: it builds the model, makes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
-from pathlib import Path
 
 from megatron.core import parallel_state
 
@@ -24,7 +23,7 @@ class Task:
     forward_step: Callable  # (micro batches, model) -> output and loss function, for megatron-core's schedules
     train_batches: Callable[[int], Iterator]  # consumed samples -> micro batches of this rank
     valid_batches: Callable[[], Iterator] | None  # always the same ones; None: there is nothing to evaluate on
-    tokenizer_folder: Path  # copied into checkpoints
+    tokenizer_files: dict[str, bytes]  # by name; every checkpoint holds them, wherever the data goes meanwhile
     seq_length: int
 
 
@@ -64,6 +63,8 @@ def gpt_task(config: RunConfig) -> Task:
         forward_step=forward_step,
         train_batches=lambda consumed_samples: batches(train_set, consumed_samples),
         valid_batches=(lambda: batches(valid_set, 0)) if has_valid else None,
-        tokenizer_folder=config.data.folders[0] / "tokenizer",
+        tokenizer_files={
+            path.name: path.read_bytes() for path in (config.data.folders[0] / "tokenizer").iterdir() if path.is_file()
+        },
         seq_length=config.model.seq_length,
     )

@@ -1,0 +1,115 @@
+"""A run's folder: whether it can be this run's, and holding it while the run lives.
+
+Nothing is written before everything that can be known was checked. Knows nothing about tensors.
+"""
+
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from megatron_music.config import ConfigError, RunConfig
+from megatron_music.data.batches import check_folders
+from megatron_music.recipes import read_run, write_run
+from megatron_music.tokens.folder import Encoding, read_encoding
+from megatron_music.training.checkpoint import (
+    CONFIG,
+    LATEST,
+    TOKENIZER,
+    check_same_model,
+    find_checkpoint,
+    read_state,
+    write_atomically,
+)
+
+
+def starting_point(config: RunConfig) -> tuple[Path | None, bool]:
+    """The checkpoint a run starts from, and whether that is its own, to go on from. Writes nothing.
+
+    Raises:
+        ValueError: no data, no such checkpoint, one that does not fit, or a folder that is not this run's.
+    """
+    check_folders(config.data)
+    encoding = read_encoding(config.data.folders[0] / "tokenizer")
+    folder = Path(config.checkpoint.save) if config.checkpoint.save else None
+    newest = _newest_of(folder, config) if folder else None
+    if newest is not None:
+        _check_same_run(read_run(newest / CONFIG), config, newest)
+        _check_encoding(read_encoding(newest / TOKENIZER), encoding, newest, every_field=True)
+        return newest, True
+    if config.checkpoint.load is None:
+        return None, False
+    origin = find_checkpoint(config.checkpoint.load)
+    read_state(origin)
+    check_same_model(read_run(origin / CONFIG).model, config.model, origin)
+    _check_encoding(read_encoding(origin / TOKENIZER), encoding, origin, every_field=False)
+    return origin, False
+
+
+@contextmanager
+def held_folder(folder: Path | None, config: RunConfig) -> Iterator[None]:
+    """Make the folder this run's, and keep a second run out as long as this one lives. For the main process.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{folder} is in use by a run that is under way; wait for it or name another folder") from None
+        write_atomically(folder / CONFIG, lambda path: write_run(config, path))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _newest_of(folder: Path, config: RunConfig) -> Path | None:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; name a folder with checkpoint.save=DIR")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(
+            f"{folder} holds something that is no run; name an empty or a new folder with checkpoint.save=DIR"
+        )
+    if not (folder / LATEST).is_file():
+        return None
+    newest = find_checkpoint(folder)
+    read_state(newest)
+    check_same_model(read_run(newest / CONFIG).model, config.model, folder)
+    return newest
+
+
+def _check_same_run(found: RunConfig, wanted: RunConfig, where: Path) -> None:
+    """A run goes on over the same data in the same order, or its position in the data means nothing."""
+    for name, old, new in (
+        ("data.path", *(list(map(os.path.realpath, run.data.folders)) for run in (found, wanted))),
+        ("model.seq_length", found.model.seq_length, wanted.model.seq_length),
+        ("train.seed", found.train.seed, wanted.train.seed),
+        ("train.global_batch_size", found.train.global_batch_size, wanted.train.global_batch_size),
+    ):
+        if old != new:
+            raise ConfigError(
+                f"{where} was trained with {name}={old}, not {new}; set it back, or start a new run from these weights with "
+                f"checkpoint.load={where} and another checkpoint.save"
+            )
+    if found.train.train_iters != wanted.train.train_iters:
+        print(
+            f"megatron-music: train.train_iters is {wanted.train.train_iters}, and was {found.train.train_iters} in {where}; "
+            "megatron-core shuffles the data anew for another length",
+            file=sys.stderr,
+        )
+
+
+def _check_encoding(found: Encoding, wanted: Encoding, where: Path, every_field: bool) -> None:
+    same = found == wanted if every_field else found.steps_per_quarter == wanted.steps_per_quarter
+    if not same:
+        raise ConfigError(f"{where} was trained on the encoding {found}, and the data has {wanted}; name the data it was trained on")
