@@ -2,7 +2,7 @@
 
     python benchmarks/training.py [--steps 9] [--json docs/results/training.json]
 
-All have the shape of the seed article (6 layers of 512, 8 heads, 2048 tokens, learned positions, LayerNorm, tied
+All have the shape of the `article` size (6 layers of 512, 8 heads, 2048 tokens, learned positions, LayerNorm, tied
 embeddings, our vocabulary, no dropout), the same batch and the same dtype, and do a whole step: forward, backward, clipping
 at 1.0, AdamW in its fused form. GPT2LMHeadModel runs twice: with its own default activation (`gelu_new`, six operations)
 and with the exact GELU that megatron-core computes, which is faster. Steps take turns, so that what else the machine does

@@ -27,7 +27,7 @@ SIZES: dict[str, GPTSize] = {
     "demo": GPTSize(
         num_layers=4, hidden_size=256, num_attention_heads=8, num_query_groups=8, ffn_hidden_size=1024, seq_length=512
     ),
-    # The JSB Fakes model of the seed article (MMM on a GPT-2 of 6 layers, 8 heads, 512 wide, 2048 tokens).
+    # The GPT-2 of the NVIDIA post "Leveraging AI Music with NVIDIA DGX-2": what most of its models were.
     "article": GPTSize(
         num_layers=6, hidden_size=512, num_attention_heads=8, num_query_groups=8, ffn_hidden_size=2048, seq_length=2048
     ),

@@ -110,7 +110,7 @@ def _patches() -> list[tuple[object, str, object]]:
         (megatron_random, "_get_cuda_rng_state", _get_state),
         (megatron_random, "_set_cuda_rng_state", _set_state),
         (megatron_random, "CudaRNGStatesTracker", _CpuStatesTracker),
-        # Without apex, clipping writes every gradient twice: 2% of a step.
+        # Without apex, clipping writes every gradient twice.
         (megatron_clipping, "multi_tensor_scale_impl", _scale),
     ]
 
