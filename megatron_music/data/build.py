@@ -23,7 +23,6 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 
 from megatron_music import __version__
 from megatron_music.data.corpus import find_midi_files

@@ -20,7 +20,7 @@ from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_te
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_music.config import ConfigError, ModelConfig, ParallelConfig, RunConfig
+from megatron_music.config import ConfigError, ModelConfig, ParallelConfig
 from megatron_music.models.gpt import build_gpt
 from megatron_music.recipes import read_run, write_run
 from megatron_music.tokens import vocabulary
