@@ -26,7 +26,7 @@ from pathlib import Path
 
 from megatron_music import __version__
 from megatron_music.data.corpus import find_midi_files
-from megatron_music.data.encode import EncodedFile, encode_file, encode_files
+from megatron_music.data.encode import OldEncodedFile as EncodedFile, encode_file, encode_files
 from megatron_music.data.report import QUARANTINE_FILE, REPORT_FILE, SPLITS
 from megatron_music.tokens.folder import Encoding, write_tokenizer_folder
 

@@ -13,17 +13,48 @@ from megatron_music.tokens import vocabulary
 
 ENCODING_FILE = "mmmtrack.json"
 BAR_LINES = ("carry", "clip", "split")
+METERS = tuple(token.removeprefix("TIME_SIGNATURE=") for token in vocabulary.TOKENS if token.startswith("TIME_SIGNATURE="))
+MAX_MERGES = 1 << 15
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How scores were turned into ids: the facts a reader cannot guess from the ids."""
+    """How scores were turned into ids: the facts a reader cannot guess from the ids.
+
+    Args:
+        steps_per_quarter: 4 or 12.
+        bars: bars in a window; 0 is the whole piece.
+        hop: bars from one window to the next.
+        bar_line: what happens to a note that crosses a bar line: ``carry``, ``clip`` or ``split``.
+        meters: the time signatures that are encoded, ``("all",)`` for every one the vocabulary has. ``("4/4",)``, the
+            default, writes no TIME_SIGNATURE tokens.
+        unknown_meters: time signatures that are read as if the file had not declared them, such as ``1/4``.
+        velocity: whether a VELOCITY stands before each NOTE_ON.
+        tempo: whether TEMPO is written.
+        density: levels of the DENSITY after INST; 0 for none, at most 10.
+        density_bins: the rising note counts that separate the levels, ``density - 1`` of them. Empty while a build has
+            not counted yet: ``tokens.density`` says what stands in the ids then.
+        bar_density, bar_density_bins: the same for a DENSITY in each bar.
+        infill: whether some documents have FILL_IN bars.
+        labels: the names of each label, frozen: ``(("GENRE", ("JAZZ", "ROCK")), ("MOOD", ("HAPPY",)))``.
+        bpe: merged tokens above the vocabulary's own; 0 for none.
+    """
 
     steps_per_quarter: int = 4
-    bars: int = 4  # bars in a window; 0 is the whole piece
-    hop: int = 1  # bars from one window to the next
-    bar_line: str = "carry"  # what happens to a note that crosses a bar line
-    density_bins: tuple[int, ...] = ()  # note counts that separate DENSITY=0, 1, ...; empty: no DENSITY token
+    bars: int = 4
+    hop: int = 1
+    bar_line: str = "carry"
+    meters: tuple[str, ...] = ("4/4",)
+    unknown_meters: tuple[str, ...] = ()
+    velocity: bool = False
+    tempo: bool = False
+    density: int = 0
+    density_bins: tuple[int, ...] = ()
+    bar_density: int = 0
+    bar_density_bins: tuple[int, ...] = ()
+    infill: bool = False
+    labels: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    bpe: int = 0
     vocabulary_name: str = vocabulary.NAME
     vocabulary_hash: str = vocabulary.HASH
 
@@ -34,8 +65,19 @@ class Encoding:
             raise ValueError(f"bars is {self.bars} and hop {self.hop}; use bars >= 0 (0: whole piece) and hop >= 1")
         if self.bar_line not in BAR_LINES:
             raise ValueError(f"bar_line is {self.bar_line!r}; use one of {', '.join(BAR_LINES)}")
-        if len(self.density_bins) >= vocabulary.NUM_DENSITIES or list(self.density_bins) != sorted(self.density_bins):
-            raise ValueError(f"density_bins is {self.density_bins}; give at most 9 rising note counts")
+        if not self.meters:
+            raise ValueError("meters is empty; name at least one, such as 4/4, or all")
+        for meter in (*self.meters, *self.unknown_meters):
+            if meter != "all" and f"TIME_SIGNATURE={meter}" not in vocabulary.IDS:
+                raise ValueError(f"the meter {meter!r} is not in the vocabulary; use 1/2 to 16/16 with 2, 4, 8 or 16 below, or all")
+        for name in ("density", "bar_density"):
+            levels, bins = getattr(self, name), getattr(self, f"{name}_bins")
+            if not (levels == 0 or 2 <= levels <= vocabulary.NUM_DENSITIES):
+                raise ValueError(f"{name} is {levels}; use 0 for none, or 2 to {vocabulary.NUM_DENSITIES} levels")
+            if bins and (len(bins) != levels - 1 or list(bins) != sorted(bins)):
+                raise ValueError(f"{name}_bins is {bins}; give {max(levels - 1, 0)} rising note counts, one fewer than {name}")
+        if not 0 <= self.bpe <= MAX_MERGES:
+            raise ValueError(f"bpe is {self.bpe}; use 0 for none, at most {MAX_MERGES:,} merged tokens: ids are uint16")
         if self.vocabulary_hash != vocabulary.HASH:
             raise ValueError(
                 f"made with the vocabulary {self.vocabulary_name} ({self.vocabulary_hash[:12]}), while this version reads "
@@ -44,7 +86,22 @@ class Encoding:
 
     @property
     def steps_per_bar(self) -> int:
+        """Steps in a bar of 4/4."""
         return 4 * self.steps_per_quarter
+
+    @property
+    def writes_meters(self) -> bool:
+        return self.meters != ("4/4",)
+
+    @property
+    def meter_set(self) -> tuple[tuple[int, int], ...]:
+        """The meters that are encoded, as (numerator, denominator)."""
+        named = METERS if "all" in self.meters else self.meters
+        return tuple(tuple(map(int, meter.split("/"))) for meter in named)
+
+    @property
+    def vocab_size(self) -> int:
+        return vocabulary.SIZE + self.bpe
 
 
 def write_tokenizer_folder(folder: str | os.PathLike, encoding: Encoding) -> None:
@@ -103,7 +160,9 @@ def read_encoding(folder: str | os.PathLike) -> Encoding:
     path = Path(folder) / ENCODING_FILE
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        fields["density_bins"] = tuple(fields["density_bins"])
+        for name in ("meters", "unknown_meters", "density_bins", "bar_density_bins"):
+            fields[name] = tuple(fields.get(name) or getattr(Encoding, name))
+        fields["labels"] = tuple((label, tuple(names)) for label, names in fields.get("labels", ()))
         return Encoding(**fields)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; name a folder made by `megatron-music build tokens`") from None
