@@ -13,13 +13,14 @@ from megatron_music.music.midi import read_midi
 from megatron_music.music.score import Note, Score, Track
 from megatron_music.tokens import vocabulary
 from megatron_music.tokens.mmmtrack import decode_piece, encode_piece, encode_windows, window_starts
-from tiny import scores, tiny_score
+from megatron_music.tokens.folder import Encoding
+from tiny import encodings, quantize_for, scores, tiny_score
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def text(score: Score, *options) -> str:
-    return vocabulary.to_text(encode_piece(score, *options))
+def text(score: Score, **options) -> str:
+    return vocabulary.to_text(encode_piece(score, Encoding(**options)))
 
 
 def one_track(*notes: tuple, **options) -> Score:
@@ -59,7 +60,7 @@ def test_chords_rise_and_releases_come_first():
 )
 def test_a_note_across_a_bar_line(bar_line, first_bar, second_bar):
     words = f"PIECE_START TRACK_START INST=0 BAR_START {first_bar} BAR_END BAR_START {second_bar} BAR_END TRACK_END"
-    assert text(one_track((12, 20, 60)), bar_line) == " ".join(words.split())
+    assert text(one_track((12, 20, 60)), bar_line=bar_line) == " ".join(words.split())
 
 
 def test_a_note_that_ends_on_a_bar_line_ends_in_the_bar_it_fills():
@@ -68,7 +69,7 @@ def test_a_note_that_ends_on_a_bar_line_ends_in_the_bar_it_fills():
 
 def test_drums_density_and_twelve_steps():
     score = quantize(Score((Track([Note(0, 1, 36), Note(4, 5, 38)], is_drum=True),), 12), 12)
-    assert text(score, "carry", (1, 3)) == (
+    assert text(score, steps_per_quarter=12, density=3, density_bins=(1, 3)) == (
         "PIECE_START TRACK_START INST=DRUMS DENSITY=1 BAR_START NOTE_ON=36 TIME_DELTA=1 NOTE_OFF=36 "
         "TIME_DELTA=3 NOTE_ON=38 TIME_DELTA=1 NOTE_OFF=38 BAR_END TRACK_END"
     )
@@ -81,48 +82,55 @@ def test_golden_files(name):
     assert decode_piece(vocabulary.to_ids((GOLDEN / f"{name}.txt").read_text())) == score
 
 
-bar_lines = st.sampled_from(["carry", "clip", "split"])
-
-
-@given(scores(), bar_lines, st.sampled_from([4, 12]))
-def test_the_law(score, bar_line, steps_per_quarter):
-    quantized = quantize(score, steps_per_quarter)
-    decoded = decode_piece(encode_piece(quantized, bar_line), steps_per_quarter)
-    assert decoded == apply_bar_lines(quantized, bar_line)
-    if bar_line == "carry":
+@settings(max_examples=300, deadline=None)
+@given(scores(any_meter=True), encodings())
+def test_the_law(score, encoding):
+    quantized = quantize_for(score, encoding)
+    decoded = decode_piece(encode_piece(quantized, encoding), encoding.steps_per_quarter)
+    assert decoded == apply_bar_lines(quantized, encoding.bar_line)
+    assert quantize_for(quantized, encoding) == quantized
+    if encoding.bar_line == "carry":
         assert decoded == quantized
 
 
-@settings(max_examples=200)
-@given(scores(), bar_lines, st.integers(1, 5), st.integers(1, 3), st.booleans())
-def test_windows_decode_to_slices_and_equal_the_plain_encoder(score, bar_line, bars, hop, with_density):
-    bins = (2, 4, 8) if with_density else ()
-    quantized = quantize(score)
-    sounding = apply_bar_lines(quantized, bar_line)
-    starts = window_starts(quantized, bars, hop, bar_line)
-    ids, lengths = encode_windows(quantized, starts, bars, bar_line, bins)
-    windows = [window for first in starts if (window := slice_bars(sounding, int(first), bars)).tracks]
-    assert len(lengths) == len(windows) and lengths.sum() == len(ids)
-    for window, document in zip(windows, np.split(ids, np.cumsum(lengths)), strict=False):
-        assert vocabulary.to_text(document) == oracle.encode_piece(window, bars, bins)
-        assert decode_piece(document) == window
-        assert encode_piece(decode_piece(document), bar_line, bins).tolist() == document.tolist()
+@settings(max_examples=300, deadline=None)
+@given(scores(any_meter=True), encodings(), st.sampled_from([(), (vocabulary.IDS["STYLE=3"], vocabulary.IDS["GENRE=7"])]))
+def test_windows_decode_to_slices_and_equal_the_plain_encoder(score, encoding, labels):
+    quantized = quantize_for(score, encoding)
+    sounding = apply_bar_lines(quantized, encoding.bar_line)
+    starts = window_starts(quantized, encoding)
+    written = encode_windows(quantized, starts, encoding, labels)
+    windows = {int(first): window for first in starts if (window := slice_bars(sounding, int(first), encoding.bars)).tracks}
+    assert written.first_bars.tolist() == list(windows)
+    assert written.lengths.sum() == len(written.ids)
+    for window, document in zip(windows.values(), documents(written), strict=True):
+        assert vocabulary.to_text(document) == oracle.encode_piece(window, encoding, [vocabulary.TOKENS[i] for i in labels])
+        assert decode_piece(document, encoding.steps_per_quarter) == window
+        again = encode_piece(decode_piece(document, encoding.steps_per_quarter), encoding, labels)
+        assert again.tolist() == document.tolist()
+    counts = [[len(track) for track in window.tracks] for window in windows.values()]
+    assert written.row_notes.tolist() == sum(counts, [])
+    assert np.bincount(written.row_documents, minlength=len(windows)).tolist() == [len(row) for row in counts]
+
+
+def documents(written) -> list[np.ndarray]:
+    return np.split(written.ids, np.cumsum(written.lengths)[:-1]) if len(written.lengths) else []
 
 
 @pytest.mark.parametrize(("piece_bars", "bars", "hop", "starts"), [
     (4, 4, 1, [0]), (5, 4, 1, [0, 1]), (6, 4, 2, [0, 2]), (3, 4, 1, []), (16, 8, 8, [0, 8]), (2, 1, 1, [0, 1]),
 ])  # fmt: skip
 def test_the_last_full_window_is_kept(piece_bars, bars, hop, starts):
-    assert window_starts(tiny_score(piece_bars), bars, hop).tolist() == starts
+    assert window_starts(tiny_score(piece_bars), Encoding(bars=bars, hop=hop)).tolist() == starts
 
 
 def test_a_window_without_notes_is_no_document():
-    ids, lengths = encode_windows(one_track((0, 4, 60), (64, 68, 60)), np.arange(5), 1)
+    ids, lengths, *_ = encode_windows(one_track((0, 4, 60), (64, 68, 60)), np.arange(5), Encoding(bars=1))
     assert len(lengths) == 2 and vocabulary.to_text(ids).split().count("PIECE_START") == 2
 
 
 def test_a_note_sounding_into_a_window_is_struck_at_its_start():
-    ids, _ = encode_windows(one_track((0, 20, 60)), np.array([1]), 1)
+    ids = encode_windows(one_track((0, 20, 60)), np.array([1]), Encoding(bars=1)).ids
     assert "BAR_START NOTE_ON=60 TIME_DELTA=4 NOTE_OFF=60 BAR_END" in vocabulary.to_text(ids)
 
 

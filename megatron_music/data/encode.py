@@ -1,124 +1,278 @@
-"""One MIDI file to token ids: read, take the 4/4 parts, quantise, cut into windows, encode.
+"""One MIDI file to token ids: read, find the stretches in the wanted meters, quantise, cut into windows, encode, augment.
 
 Knows nothing about ``.bin/.idx`` and never imports torch, so that worker processes start fast.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
-from megatron_music.data.options import BuildOptions
-from megatron_music.music.grid import four_four_sections, quantize
+from megatron_music.data.duplicates import content_hash
+from megatron_music.data.options import BuildOptions, Filters
+from megatron_music.music import grid
+from megatron_music.music.grid import sections
 from megatron_music.music.midi import read_midi
 from megatron_music.music.score import QuantizationReport, Score
-from megatron_music.tokens import vocabulary
+from megatron_music.tokens import vocabulary as v
+from megatron_music.tokens import windows as arrays
+from megatron_music.tokens.augment import augment
 from megatron_music.tokens.folder import Encoding
-from megatron_music.tokens.mmmtrack import encode_piece, encode_windows, window_starts
+from megatron_music.tokens.mmmtrack import window_starts
+from megatron_music.tokens.windows import Windows, no_windows
 
-
-@dataclass(frozen=True)
-class OldEncodedFile:
-    """What one file gave.
-
-    Args:
-        digest: SHA-256 of the bytes, hexadecimal; empty if the file could not be read.
-        ids: all documents one after another, each with its DOCUMENT_END (uint16).
-        lengths: tokens in each document (int32).
-        quantizations: one for each 4/4 part that was encoded.
-        damage: why the file goes to quarantine, or empty.
-        left_out: why a good file gave no document, or empty.
-    """
-
-    path: str
-    digest: str
-    ids: np.ndarray
-    lengths: np.ndarray
-    quantizations: tuple[QuantizationReport, ...] = ()
-    damage: str = ""
-    left_out: str = ""
-
-
-_NO_IDS, _NO_LENGTHS = np.empty(0, np.uint16), np.empty(0, np.int32)
-
-
-def encode_file(path: Path, encoding: Encoding) -> OldEncodedFile:
-    """Encode one file; whatever is wrong with it is said in the result, never raised."""
-    digest = ""
-    try:
-        content = path.read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
-        score = read_midi(content)
-        ids, lengths, quantizations, left_out = encode_score(score, encoding)
-    except OSError as error:
-        return OldEncodedFile(str(path), digest, _NO_IDS, _NO_LENGTHS, damage=f"cannot be read: {error.strerror}")
-    except ValueError as error:
-        return OldEncodedFile(str(path), digest, _NO_IDS, _NO_LENGTHS, damage=str(error))
-    except Exception as error:  # a fault of ours or of a parser costs this file, never the build
-        reason = f"cannot be encoded ({type(error).__name__}: {error})"
-        return OldEncodedFile(str(path), digest, _NO_IDS, _NO_LENGTHS, damage=reason)
-    return OldEncodedFile(str(path), digest, ids, lengths, quantizations, left_out=left_out)
-
-
-def encode_files(paths: Sequence[Path], encoding: Encoding) -> list[OldEncodedFile]:
-    """Encode several files: the unit of work of a worker process."""
-    return [encode_file(path, encoding) for path in paths]
-
-
-def encode_score(
-    score: Score, encoding: Encoding
-) -> tuple[np.ndarray, np.ndarray, tuple[QuantizationReport, ...], str]:
-    """Documents of every 4/4 part of a score: ids, lengths, quantisation reports, and why there are none."""
-    sections = [section for section in four_four_sections(score) if section.num_notes]
-    if not sections:
-        return _NO_IDS, _NO_LENGTHS, (), "no part in 4/4"
-    all_ids, all_lengths, reports = [], [], []
-    for section in sections:
-        quantized = quantize(section, encoding.steps_per_quarter)
-        if encoding.bars:
-            starts = window_starts(quantized, encoding.bars, encoding.hop, encoding.bar_line)
-            ids, lengths = encode_windows(quantized, starts, encoding.bars, encoding.bar_line, encoding.density_bins)
-        else:
-            ids = encode_piece(quantized, encoding.bar_line, encoding.density_bins)
-            lengths = np.array([len(ids)], np.int32)
-        if len(lengths):
-            all_ids.append(np.insert(ids, np.cumsum(lengths), vocabulary.DOCUMENT_END))
-            all_lengths.append(lengths + 1)
-            reports.append(quantized.quantization)
-    if not all_ids:
-        return _NO_IDS, _NO_LENGTHS, (), f"no part in 4/4 of {encoding.bars} bars"
-    return np.concatenate(all_ids), np.concatenate(all_lengths), tuple(reports), ""
+_NOTE_COUNTS = ("notes_in", "notes_out", "notes_lost", "notes_shortened", "notes_lengthened", "onsets_on_grid")
+_MAX_DENSITY = 127
 
 
 @dataclass(frozen=True)
 class EncodedFile:
+    """What one file gave.
+
+    Args:
+        digest: SHA-256 of the bytes, hexadecimal.
+        content: hash of its music (``duplicates.content_hash``); empty if the file could not be read.
+        ids: all documents one after another, each with its DOCUMENT_END (uint16). DENSITY is open where bins are not known.
+        lengths: tokens in each document (int32): the windows of copy 0 first, then those of copy 1, ...
+        copies: documents of copy 0, 1, ...; empty if there are none.
+        damage: why the file goes to quarantine, or empty.
+        left_out: why a good file gave no document, or empty.
+        rescued: whether it could be read only after its bytes were clamped.
+        windows_left_out: windows that a filter dropped, by reason.
+        notes: what quantising changed, summed over the stretches that gave documents.
+        density: int64 [128], tracks of documents (of copy 0) by their number of notes; the last bin is 127 and more.
+        onset_error: int64 [10], onsets by how far they moved, in twentieths of a step.
+    """
+
     digest: str
-    content: str
-    ids: np.ndarray
-    lengths: np.ndarray
+    content: str = ""
+    ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint16))
+    lengths: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     copies: tuple[int, ...] = ()
     damage: str = ""
     left_out: str = ""
     rescued: bool = False
     windows_left_out: dict[str, int] = field(default_factory=dict)
     notes: dict[str, float] = field(default_factory=dict)
-    density: np.ndarray = field(default_factory=lambda: np.zeros(128, np.int64))
+    density: np.ndarray = field(default_factory=lambda: np.zeros(_MAX_DENSITY + 1, np.int64))
     onset_error: np.ndarray = field(default_factory=lambda: np.zeros(10, np.int64))
 
 
+class Engine(NamedTuple):
+    """The two steps that are most of the work; ``music.grid`` and ``tokens.windows`` say what they mean."""
+
+    quantize: Callable
+    write_windows: Callable
+
+
+ARRAYS = Engine(grid.quantize, arrays.write_windows)
+
+
+@cache
+def fastest_engine() -> Engine:
+    """The compiled loops where numba is installed (the extra `fast`), else array arithmetic: the same results."""
+    try:
+        from megatron_music.tokens import compiled
+    except ModuleNotFoundError as error:
+        if error.name != "numba":
+            raise
+        return ARRAYS
+    return Engine(compiled.quantize, compiled.write_windows)
+
+
 def encode_content(content: bytes, options: BuildOptions, label_ids: tuple[int, ...] = ()) -> EncodedFile:
+    """Encode the bytes of one file; whatever is wrong with them is said in the result, never raised.
+
+    A file that cannot be read as it is, is read once more with its bytes clamped, if ``options.sanitize``.
+
+    Args:
+        label_ids: GENRE, STYLE and other labels of the file, in the encoding's order.
+    """
     digest = hashlib.sha256(content).hexdigest()
     try:
-        ids, lengths, quantizations, left_out = encode_score(read_midi(content), options.encoding)
+        score, rescued = _read(content, options.sanitize)
+        return _encode(digest, score, rescued, options, label_ids)
+    except MemoryError:
+        damage = "needs more memory than a worker may use"
     except ValueError as error:
-        return EncodedFile(digest, "", _NO_IDS, _NO_LENGTHS, damage=str(error))
-    notes = {"onset_error_sum": 0.0, "max_onset_error": 0.0}
-    for report in quantizations:
-        for name in ("notes_in", "notes_out", "notes_lost", "notes_shortened", "notes_lengthened", "onsets_on_grid"):
-            notes[name] = notes.get(name, 0) + getattr(report, name)
-        notes["onset_error_sum"] += report.mean_onset_error * report.notes_in
-        notes["max_onset_error"] = max(notes["max_onset_error"], report.max_onset_error)
-    copies = (len(lengths),) if len(lengths) else ()
-    return EncodedFile(digest, digest[:32], ids, lengths, copies, left_out=left_out, notes=notes)
+        damage = str(error)
+    except Exception as error:  # a fault of ours or of a parser costs this file, never the build
+        damage = f"cannot be encoded ({type(error).__name__}: {error})"
+    return EncodedFile(digest, damage=damage)
+
+
+def _read(content: bytes, sanitize: bool) -> tuple[Score, bool]:
+    """The score, and whether its bytes had to be clamped for it."""
+    try:
+        return read_midi(content), False
+    except ValueError as damage:
+        if not sanitize:
+            raise
+        try:
+            return read_midi(content, sanitize=True), True
+        except ValueError:
+            raise damage from None
+
+
+def _encode(digest: str, score: Score, rescued: bool, options: BuildOptions, label_ids: tuple[int, ...]) -> EncodedFile:
+    found = encode_score(score, options.encoding, options.filters, label_ids, fastest_engine())
+    made = EncodedFile(
+        digest,
+        content_hash(score),
+        left_out=found.left_out,
+        rescued=rescued,
+        windows_left_out=dict(found.windows_left_out),
+        notes=_summed(found.reports),
+        density=np.bincount(np.minimum(found.track_notes, _MAX_DENSITY), minlength=_MAX_DENSITY + 1),
+        onset_error=np.sum([report.onset_errors for report in found.reports], axis=0, initial=0) + np.zeros(10, np.int64),
+    )
+    if found.left_out:
+        return made
+    key = int.from_bytes(hashlib.sha256(f"{options.seed}:{digest}".encode()).digest()[:8], "big")
+    all_ids, all_lengths = [], []
+    for copy in range(options.copies):
+        ids, lengths = found.ids, found.lengths
+        if copy:
+            ids = augment(ids, lengths, found.numbers, key, copy, options.transpose, options.permute_tracks)
+        if options.infill:
+            from megatron_music.tokens.infill import infill_documents
+
+            ids, lengths = infill_documents(ids, lengths, found.numbers, key, copy, options.infill)
+        all_ids.append(ids)
+        all_lengths.append(lengths)
+    fields = made.__dict__ | {
+        "ids": all_ids[0] if len(all_ids) == 1 else np.concatenate(all_ids),
+        "lengths": np.concatenate(all_lengths).astype(np.int32),
+        "copies": tuple(map(len, all_lengths)),
+    }
+    return EncodedFile(**fields)
+
+
+class EncodedScore(NamedTuple):
+    """The documents of a score, and what became of the rest."""
+
+    ids: np.ndarray  # uint16, documents one after another, each with its DOCUMENT_END
+    lengths: np.ndarray  # int32
+    numbers: np.ndarray  # int64: a number for each window, by where it lies in the piece
+    track_notes: np.ndarray  # int64: notes in each track of each document
+    reports: list[QuantizationReport]  # of the stretches that gave documents
+    windows_left_out: Counter
+    left_out: str  # why there are none, or empty
+
+
+def encode_score(
+    score: Score,
+    encoding: Encoding,
+    filters: Filters = Filters(),  # noqa: B008 (frozen)
+    label_ids: tuple[int, ...] = (),
+    engine: Engine = ARRAYS,
+) -> EncodedScore:
+    """Every window of every stretch in the encoding's meters; whole stretches where the encoding has no windows."""
+    meters = _meters_on_grid(encoding)
+    unknown = tuple(tuple(map(int, meter.split("/"))) for meter in encoding.unknown_meters)
+    stretches = [stretch for stretch in sections(score, meters, unknown) if stretch.num_notes]
+    dropped: Counter = Counter()
+    made, numbers, reports = [], [], []
+    for place, stretch in enumerate(stretches):
+        quantized = engine.quantize(
+            stretch,
+            encoding.steps_per_quarter,
+            meters=encoding.writes_meters,
+            velocity=encoding.velocity,
+            tempo=encoding.tempo,
+        )
+        bars = encoding.bars or quantized.num_bars
+        starts = window_starts(quantized, encoding) if encoding.bars else np.zeros(1, np.int64)
+        if not _within(quantized.num_bars, filters.piece_bars):
+            dropped["bars"] += len(starts)
+            continue
+        written = engine.write_windows(quantized, starts, bars, encoding, label_ids, keep_silent=not encoding.bars, ends=True)
+        written = _filtered(written, quantized, bars, filters, dropped)
+        if len(written.lengths):
+            made.append(written)
+            numbers.append((place << 32) + written.first_bars)
+            reports.append(quantized.quantization)
+    if made:
+        left_out = ""
+    elif not stretches:
+        left_out = f"no part in {' '.join(encoding.meters)}"
+    elif dropped:
+        left_out = f"every window is outside the filters ({', '.join(sorted(dropped))})"
+    else:
+        left_out = f"no part in {' '.join(encoding.meters)} of {encoding.bars} bars"
+    whole = _joined(made)
+    return EncodedScore(
+        whole.ids, whole.lengths, np.concatenate([np.empty(0, np.int64), *numbers]), whole.row_notes, reports, dropped, left_out
+    )
+
+
+@cache
+def _meters_on_grid(encoding: Encoding) -> tuple[tuple[int, int], ...]:
+    """The encoding's meters whose bars are a whole number of steps."""
+    return tuple(meter for meter in encoding.meter_set if 4 * encoding.steps_per_quarter * meter[0] % meter[1] == 0)
+
+
+def _joined(parts: list[Windows]) -> Windows:
+    if len(parts) == 1:
+        return parts[0]
+    return Windows(*(np.concatenate(column) for column in zip(*parts, strict=True))) if parts else no_windows()
+
+
+def _within(value, bounds: tuple) -> np.ndarray | bool:
+    low, high = bounds
+    return (low is None or value >= low) & (high is None or value <= high)
+
+
+def _filtered(written: Windows, score: Score, bars: int, filters: Filters, dropped: Counter) -> Windows:
+    """The windows that pass; the others are counted by the first filter that stops them."""
+    if filters == Filters() or not len(written.lengths):
+        return written
+    count = len(written.lengths)
+    tracks = np.bincount(written.row_documents, minlength=count)
+    notes = np.bincount(written.row_documents, written.row_notes, minlength=count)
+    keep = np.ones(count, bool)
+    for reason, passes in (
+        ("tracks", _within(tracks, filters.tracks)),
+        ("notes a bar", _within(notes / bars, filters.notes_per_bar)),
+        ("empty tracks", _within(len(score.tracks) - tracks, filters.empty_tracks)),
+        ("pitch range", _pitches_within(written, filters.pitches)),
+    ):
+        stopped = keep & ~np.broadcast_to(passes, count)
+        if stopped.any():
+            dropped[reason] += int(stopped.sum())
+            keep &= ~stopped
+    rows = keep[written.row_documents]
+    return Windows(
+        written.ids[np.repeat(keep, written.lengths)],
+        written.lengths[keep],
+        written.first_bars[keep],
+        (np.cumsum(keep) - 1)[written.row_documents[rows]],
+        written.row_tracks[rows],
+        written.row_notes[rows],
+    )
+
+
+def _pitches_within(written: Windows, bounds: tuple) -> np.ndarray | bool:
+    """Whether every struck pitch of each document, drums aside, is within the bounds."""
+    if bounds == (None, None):
+        return True
+    ids = written.ids.astype(np.int64)
+    is_instrument = (ids >= v.INST) & (ids < v.INST + v.NUM_INSTRUMENTS) & (np.append(0, ids[:-1]) == v.TRACK_START)
+    in_force = np.maximum.accumulate(np.where(is_instrument, np.arange(len(ids)), 0))
+    struck = (ids >= v.NOTE_ON) & (ids < v.NOTE_ON + 128) & (ids[in_force] != v.IDS[f"INST={v.DRUMS}"])
+    outside = struck & ~_within(ids - v.NOTE_ON, bounds)
+    passes = np.ones(len(written.lengths), bool)
+    passes[np.repeat(np.arange(len(written.lengths)), written.lengths)[outside]] = False
+    return passes
+
+
+def _summed(reports: list[QuantizationReport]) -> dict[str, float]:
+    return {
+        **{name: sum(getattr(report, name) for report in reports) for name in _NOTE_COUNTS},
+        "onset_error_sum": sum(report.mean_onset_error * report.notes_in for report in reports),
+        "max_onset_error": max((report.max_onset_error for report in reports), default=0.0),
+    }

@@ -15,14 +15,20 @@ from megatron_music.music.score import (
     VOICE_PROGRAM,
     QuantizationReport,
     Score,
+    Tempo,
+    TimeSignature,
     Track,
 )
 
 MAX_STEPS = (1 << 20) - 1  # 5 hours at 12 steps a quarter and 250 quarters a minute
-MAX_TRACKS = 1 << 12
+MAX_TRACKS = 1 << 11
+TEMPO_BINS = 32
+SLOWEST, FASTEST = 30.0, 240.0  # quarters a minute
 
 
-def quantize(score: Score, steps_per_quarter: int = 4) -> Score:
+def quantize(
+    score: Score, steps_per_quarter: int = 4, *, meters: bool = False, velocity: bool = False, tempo: bool = False
+) -> Score:
     """The score on a grid of ``steps_per_quarter``, as the encoding can hold it.
 
     The rule: a time goes to the nearest step, halves up; a note lasts at least one step; at most one note
@@ -32,103 +38,206 @@ def quantize(score: Score, steps_per_quarter: int = 4) -> Score:
 
     Quantising twice changes nothing. ``quantization`` of the result says what was lost and by how much onsets moved.
 
-    Raises:
-        ValueError: the score has no notes, or more steps or tracks than the encoding holds.
-    """
-    tracks = [track for track in score.tracks if len(track)]
-    if not tracks:
-        raise ValueError("the piece has no notes; leave it out")
-    if len(tracks) > MAX_TRACKS:
-        raise ValueError(f"the piece has {len(tracks)} tracks; at most {MAX_TRACKS} can be encoded")
-    index = np.repeat(np.arange(len(tracks)), [len(track) for track in tracks])
-    old_starts, old_ends, pitches = concatenated_columns(tracks)
-    old = score.steps_per_quarter
-    starts = _round_half_up(old_starts, steps_per_quarter, old)
-    rounded_ends = _round_half_up(old_ends, steps_per_quarter, old)
-    ends = np.maximum(rounded_ends, starts + 1)
-    if int(ends.max()) > MAX_STEPS:
-        raise ValueError(f"the piece lasts {int(ends.max())} steps; at most {MAX_STEPS} can be encoded")
+    Args:
+        meters: keep time signatures; each must fall on a bar line of the one before, as ``sections`` gives them.
+        velocity: keep velocities, in 32 bins.
+        tempo: keep the tempo in force at the start of each bar, in 32 bins.
 
-    # One sort by (track, pitch, start, longest first) finds equal onsets and the next onset of each pitch.
-    key = np.sort((((index << 7) | pitches) << 40) | (starts << 20) | (MAX_STEPS - ends))
+    Raises:
+        ValueError: the score has no notes, more steps or tracks than the encoding holds, or a meter that the grid
+            does not.
+    """
+    score = sounding_tracks(score)
+    columns, report = quantize_columns(score.columns, steps_per_quarter, score.steps_per_quarter, velocity)
+    return on_grid(score, columns, report, steps_per_quarter, meters, tempo)
+
+
+def quantize_columns(columns: np.ndarray, new: int, old: int, velocity: bool) -> tuple[np.ndarray, QuantizationReport]:
+    """Notes on another grid: the rule of ``quantize`` on ``Score.columns``.
+
+    Args:
+        new, old: steps a quarter.
+        velocity: whether velocities are kept, in bins.
+
+    Returns:
+        The columns that are left, by track, pitch and start, and what was lost.
+    """
+    track, old_starts, old_ends, pitch, old_velocity = columns
+    starts = _round_half_up(old_starts, new, old)
+    rounded_ends = _round_half_up(old_ends, new, old)
+    ends = np.maximum(rounded_ends, starts + 1)
+    check_length(int(ends.max()))
+
+    # One sort by (track, pitch, start, longest, loudest first) finds equal onsets and the next onset of each pitch.
+    softness = 31 - (old_velocity >> 2) if velocity else 0
+    key = np.sort((((track << 7) | pitch) << 45) | (starts << 25) | (MAX_STEPS - ends) << 5 | softness)
     first = np.ones(len(key), bool)
-    first[1:] = (key[1:] >> 20) != (key[:-1] >> 20)
+    first[1:] = (key[1:] >> 25) != (key[:-1] >> 25)
     kept = key[first]
-    group, start, end = kept >> 40, (kept >> 20) & MAX_STEPS, MAX_STEPS - (kept & MAX_STEPS)
+    group, start, end = kept >> 45, (kept >> 25) & MAX_STEPS, MAX_STEPS - ((kept >> 5) & MAX_STEPS)
     next_onset = np.where(group[1:] == group[:-1], start[1:], MAX_STEPS)
     shortened = int(np.count_nonzero(next_onset < end[:-1]))
     end[:-1] = np.minimum(end[:-1], next_onset)
-
-    fields = np.stack([start, end, group & 127, np.full_like(start, DEFAULT_VELOCITY)])
-    limits = np.searchsorted(group >> 7, np.arange(len(tracks) + 1)).tolist()
-    error = np.abs(starts - old_starts * (steps_per_quarter / old))
+    error = np.abs(starts * old - old_starts * new)
     report = QuantizationReport(
         notes_in=len(old_starts),
         notes_out=len(start),
         notes_lost=len(old_starts) - len(start),
         notes_shortened=shortened,
         notes_lengthened=int(np.count_nonzero(rounded_ends <= starts)),
-        onsets_on_grid=int(np.count_nonzero(old_starts * steps_per_quarter % old == 0)),
-        mean_onset_error=float(error.mean()),
-        max_onset_error=float(error.max()),
+        onsets_on_grid=int(np.count_nonzero(error == 0)),
+        mean_onset_error=int(error.sum()) / old / len(old_starts),
+        max_onset_error=int(error.max()) / old,
+        onset_errors=tuple(np.bincount(np.minimum(error * 20 // old, 9), minlength=10).tolist()),
     )
-    bar = 4 * steps_per_quarter
-    return Score(
-        tracks=tuple(
-            Track(fields[:, first:last].T, VOICE_PROGRAM if track.voice else 0 if track.is_drum else track.program,
-                  track.is_drum, track.voice)
-            for track, first, last in zip(tracks, limits, limits[1:], strict=False)
-        ),
+    velocities = 126 - ((kept & 31) << 2) if velocity else np.full_like(start, DEFAULT_VELOCITY)
+    return np.stack([group >> 7, start, end, group & 127, velocities]), report
+
+
+def check_length(last_step: int) -> None:
+    """Refuse a piece that is longer than the encoding can count."""
+    if last_step > MAX_STEPS:
+        raise ValueError(f"the piece lasts {last_step} steps; at most {MAX_STEPS} can be encoded")
+
+
+def sounding_tracks(score: Score) -> Score:
+    """The score without silent tracks, refused if none is left or too many are."""
+    score = without_silent_tracks(score)
+    if not score.tracks:
+        raise ValueError("the piece has no notes; leave it out")
+    if len(score.tracks) > MAX_TRACKS:
+        raise ValueError(f"the piece has {len(score.tracks)} tracks; at most {MAX_TRACKS} can be encoded")
+    return score
+
+
+def without_silent_tracks(score: Score) -> Score:
+    """The score without tracks that have no note."""
+    if all(map(len, score.tracks)):
+        return score
+    return replace(score, tracks=tuple(track for track in score.tracks if len(track)))
+
+
+def on_grid(
+    score: Score, columns: np.ndarray, report: QuantizationReport, steps_per_quarter: int, meters: bool, tempo: bool
+) -> Score:
+    """The score that quantised ``columns`` make, with all that is not notes taken to the grid from ``score``."""
+    last = int(columns[2].max())
+    quantized = Score.from_columns(
+        columns,
+        [Track((), VOICE_PROGRAM if t.voice else 0 if t.is_drum else t.program, t.is_drum, t.voice) for t in score.tracks],
         steps_per_quarter=steps_per_quarter,
-        time_signatures=FOUR_FOUR,
-        tempos=DEFAULT_TEMPO,
-        length_steps=-(-int(end.max()) // bar) * bar,
+        time_signatures=_meters_on_grid(score, steps_per_quarter, last) if meters else FOUR_FOUR,
+        length_steps=last,
         quantization=report,
-    )  # fmt: skip
-
-
-def concatenated_columns(tracks: Sequence[Track]) -> list[np.ndarray]:
-    """Start, end and pitch of the notes of all tracks, track after track, int64 [N] each."""
-    columns = [track.columns for track in tracks]
-    return [np.concatenate([column[field] for column in columns]) for field in range(3)]
+    )
+    quantized = with_length(quantized, int(quantized.bar_starts[-1]))
+    return with_tempos(quantized, _tempos_of_bars(quantized, score)) if tempo else quantized
 
 
 def _round_half_up(ticks: np.ndarray, new: int, old: int) -> np.ndarray:
     return (2 * new * ticks + old) // (2 * old)
 
 
+def _meters_on_grid(score: Score, steps_per_quarter: int, last_step: int) -> tuple[TimeSignature, ...]:
+    """The changes of meter while notes sound, on the new grid; each must fall on a bar line."""
+    kept = [] if score.time_signatures[0].start_step == 0 else list(FOUR_FOUR)
+    for start, numerator, denominator in score.time_signatures:
+        step = start * steps_per_quarter // score.steps_per_quarter
+        if kept and step >= last_step:
+            break
+        bar = 4 * steps_per_quarter * numerator
+        if bar % denominator:
+            raise ValueError(
+                f"a bar of {numerator}/{denominator} is no whole number of steps at {steps_per_quarter} steps a quarter; "
+                "leave this meter out, or use a finer grid"
+            )
+        if kept and (step - kept[-1].start_step) % (4 * steps_per_quarter * kept[-1].numerator // kept[-1].denominator):
+            raise ValueError(f"the meter {numerator}/{denominator} begins inside a bar; cut the piece with `sections` first")
+        if not kept or kept[-1][1:] != (numerator, denominator):
+            kept.append(TimeSignature(step, numerator, denominator))
+    return tuple(kept)
+
+
+def _tempos_of_bars(quantized: Score, score: Score) -> tuple[Tempo, ...]:
+    """The tempo at the start of each bar, in bins, where it changes."""
+    events = [(-(-t.start_step * quantized.steps_per_quarter // score.steps_per_quarter), t[1]) for t in sorted(score.tempos)]
+    bars = quantized.bar_starts[:-1]
+    places = np.searchsorted([step for step, _ in events], bars, side="right") - 1
+    tempos: list[Tempo] = []
+    for step, place in zip(bars.tolist(), places.tolist(), strict=True):
+        bin_ = tempo_bin(events[place][1] if place >= 0 else DEFAULT_TEMPO[0].quarters_per_minute)
+        if not tempos or tempo_bin(tempos[-1].quarters_per_minute) != bin_:
+            tempos.append(Tempo(step, tempo_of_bin(bin_)))
+    return tuple(tempos)
+
+
+def tempo_bin(quarters_per_minute: float) -> int:
+    """One of 32 bins, geometric from 30 to 240 quarters a minute; the nearest."""
+    place = np.log(max(quarters_per_minute, 1e-9) / SLOWEST) / np.log(FASTEST / SLOWEST) * (TEMPO_BINS - 1)
+    return int(min(max(round(place), 0), TEMPO_BINS - 1))
+
+
+def tempo_of_bin(bin_: int) -> float:
+    """Quarters a minute, to a tenth: what a file can say."""
+    return round(SLOWEST * (FASTEST / SLOWEST) ** (bin_ / (TEMPO_BINS - 1)), 1)
+
+
+def with_length(score: Score, length_steps: int) -> Score:
+    """The score with its end elsewhere."""
+    return _changed(score, length_steps=length_steps)
+
+
+def with_tempos(score: Score, tempos: tuple[Tempo, ...]) -> Score:
+    """The score at other tempos."""
+    return _changed(score, tempos=tempos)
+
+
+def _changed(score: Score, **fields) -> Score:
+    """``replace`` that keeps the columns, which none of these fields touches."""
+    changed = replace(score, **fields)
+    changed.__dict__["columns"] = score.columns
+    return changed
+
+
 def cut_at_bar_lines(
-    starts: np.ndarray, ends: np.ndarray, steps_per_bar: int, bar_line: str
+    starts: np.ndarray, ends: np.ndarray, bar_starts: np.ndarray, bar_line: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Notes under one of the three bar-line policies.
 
     Args:
         starts, ends: int64 [N], in steps.
+        bar_starts: as ``Score.bar_starts``.
         bar_line: ``carry`` leaves notes whole, ``clip`` ends them with the bar they start in, ``split`` strikes
             them again in each bar they sound in.
 
     Returns:
         For each resulting note the index of the note it comes from, its start and its end.
     """
-    index, bar = np.arange(len(starts)), starts // steps_per_bar
+    index = np.arange(len(starts))
     if bar_line == "clip":
-        ends = np.minimum(ends, (bar + 1) * steps_per_bar)
+        ends = np.minimum(ends, bar_starts[bars_of(starts, bar_starts) + 1])
     elif bar_line == "split":
-        count = (ends - 1) // steps_per_bar - bar + 1
+        bar = bars_of(starts, bar_starts)
+        count = bars_of(ends - 1, bar_starts) - bar + 1
         index = np.repeat(index, count)
         bar = bar[index] + np.arange(len(index)) - np.repeat(np.cumsum(count) - count, count)
-        starts = np.maximum(starts[index], bar * steps_per_bar)
-        ends = np.minimum(ends[index], (bar + 1) * steps_per_bar)
+        starts = np.maximum(starts[index], bar_starts[bar])
+        ends = np.minimum(ends[index], bar_starts[bar + 1])
     elif bar_line != "carry":
         raise ValueError(f"bar_line is {bar_line!r}; use carry, clip or split")
     return index, starts, ends
+
+
+def bars_of(steps: np.ndarray, bar_starts: np.ndarray) -> np.ndarray:
+    """The number of the bar that each step is in."""
+    return np.searchsorted(bar_starts, steps, side="right") - 1
 
 
 def apply_bar_lines(score: Score, bar_line: str) -> Score:
     """The quantised score as it sounds after encoding with a bar-line policy; ``carry`` changes nothing."""
     tracks = []
     for track in score.tracks:
-        index, starts, ends = cut_at_bar_lines(track.notes[:, 0], track.notes[:, 1], score.steps_per_bar, bar_line)
+        index, starts, ends = cut_at_bar_lines(track.notes[:, 0], track.notes[:, 1], score.bar_starts, bar_line)
         rows = np.stack([starts, ends, track.notes[index, 2], track.notes[index, 3]], axis=1)
         tracks.append(Track(rows, track.program, track.is_drum, track.voice, track.name))
     return replace(score, tracks=tuple(tracks))
@@ -165,33 +274,61 @@ def _events_in(events, start_step: int, end_step: int, default):
 
 
 def slice_bars(score: Score, first_bar: int, bars: int) -> Score:
-    """Bars ``first_bar .. first_bar + bars - 1`` of 4/4, silent tracks dropped: one window."""
-    bar = score.steps_per_bar
-    window = slice_steps(score, first_bar * bar, (first_bar + bars) * bar)
-    return replace(window, tracks=tuple(track for track in window.tracks if len(track)))
+    """Bars ``first_bar .. first_bar + bars - 1``, silent tracks dropped: one window."""
+    lines = score.bar_starts
+    return without_silent_tracks(slice_steps(score, int(lines[first_bar]), int(lines[first_bar + bars])))
 
 
-def four_four_sections(score: Score) -> list[Score]:
-    """The stretches of the piece whose meter is 4/4, each from step 0 on.
+def sections(
+    score: Score, meters: Sequence[tuple[int, int]] = ((4, 4),), unknown: Sequence[tuple[int, int]] = ()
+) -> list[Score]:
+    """The stretches of the piece whose meters are all among ``meters``, each from step 0 on.
 
-    Bars restart at every time-signature event. Before the first event the meter is 4/4, as MIDI has it. An
-    event that repeats the meter on a bar line changes nothing.
+    Bars restart at every time-signature event: one that falls on a bar line of the meter before may change the
+    meter within a stretch, one inside a bar begins a new stretch. Before the first event the meter is 4/4, as MIDI
+    has it. An event that repeats the meter on a bar line changes nothing.
+
+    Args:
+        meters: (numerator, denominator) of those that are wanted.
+        unknown: those that are read as if they were not declared.
     """
     changes = list(FOUR_FOUR)
+    breaks = [True]  # whether a stretch begins at this change
     for signature in sorted(score.time_signatures, key=lambda signature: signature.start_step):
+        if signature[1:] in unknown:
+            continue
         last = changes[-1]
         if signature.start_step <= last.start_step:
             changes[-1] = signature
             continue
-        bar = 4 * score.steps_per_quarter * last.numerator / last.denominator
-        on_bar_line = (signature.start_step - last.start_step) % bar == 0
+        beats = (signature.start_step - last.start_step) * last.denominator  # 0 modulo a bar on a bar line
+        on_bar_line = beats % (4 * score.steps_per_quarter * last.numerator) == 0
         if signature[1:] != last[1:] or not on_bar_line:
             changes.append(signature)
-    if len(changes) == 1 and changes[0][1:] == (4, 4):
-        return [score]
-    limits = [change.start_step for change in changes[1:]] + [score.length_steps]
-    return [
-        slice_steps(score, change.start_step, limit)
-        for change, limit in zip(changes, limits, strict=True)
-        if change[1:] == (4, 4) and limit > change.start_step
-    ]
+            breaks.append(not on_bar_line)
+    found, start, inside = [], None, []
+    for change, is_break in zip((*changes, None), (*breaks, True), strict=True):
+        wanted = change is not None and change[1:] in meters
+        if start is not None and (is_break or not wanted):
+            end = score.length_steps if change is None else change.start_step
+            if end > start:
+                found.append(_stretch(score, start, end, inside))
+            start = None
+        if wanted:
+            inside = [change] if start is None else [*inside, change]
+            start = change.start_step if start is None else start
+    return found
+
+
+def _stretch(score: Score, start: int, end: int, signatures: list[TimeSignature]) -> Score:
+    whole = start == 0 and end == score.length_steps
+    if whole and tuple(signatures) == score.time_signatures:
+        return score
+    shifted = tuple(s._replace(start_step=s.start_step - start) for s in signatures)
+    return _changed(score, time_signatures=shifted) if whole else replace(
+        slice_steps(score, start, end), time_signatures=shifted
+    )
+
+
+def four_four_sections(score):  # until its callers say sections
+    return sections(score)

@@ -21,11 +21,12 @@ class MidiError(ValueError):
     """A file is no MIDI, is damaged, or holds what music cannot."""
 
 
-def read_midi(source: str | os.PathLike | bytes | miditoolkit.MidiFile) -> Score:
+def read_midi(source: str | os.PathLike | bytes | miditoolkit.MidiFile, sanitize: bool = False) -> Score:
     """A score on the file's own ticks, with the four voices named where it is four-voice music.
 
     Args:
         source: a path, the file's bytes, or a loaded ``miditoolkit.MidiFile`` (left as it is).
+        sanitize: clamp data bytes above 127, as damaged files have them, instead of refusing the file.
 
     Raises:
         MidiError: the file is missing, damaged or not music; the sentence names it.
@@ -42,7 +43,7 @@ def read_midi(source: str | os.PathLike | bytes | miditoolkit.MidiFile) -> Score
             raise MidiError(f"{where} cannot be read ({error.strerror}); check the path") from None
     _check_header(content, where)
     try:
-        parsed = symusic.Score.from_midi(content)
+        parsed = symusic.Score.from_midi(content, sanitize_data=sanitize)
     except Exception as error:  # symusic raises RuntimeError, ValueError and others for damaged files
         raise MidiError(f"{where} is damaged ({_one_line(error)}); repair it or leave it out") from None
     return name_voices(_checked(_from_symusic(parsed), where))
@@ -117,15 +118,21 @@ def _checked(score: Score, where: str) -> Score:
 
 
 def _from_symusic(parsed: symusic.Score) -> Score:
-    tracks = []
+    parts, tracks = [], []
     for track in parsed.tracks:
-        notes = track.notes.numpy()
-        fields = np.empty((4, len(notes["time"])), np.int64)
-        fields[0], fields[1], fields[2], fields[3] = (notes[n] for n in ("time", "duration", "pitch", "velocity"))
-        fields[1] += fields[0]
-        tracks.append(Track(fields.T, 0 if track.is_drum else track.program, track.is_drum, name=track.name))
-    return Score(
-        tracks=tuple(tracks),
+        is_drum = track.is_drum
+        tracks.append(Track((), 0 if is_drum else track.program, is_drum, name=track.name))
+        parts.append(track.notes.numpy())
+    lengths = [len(part["time"]) for part in parts]
+    columns = np.zeros((5, sum(lengths)), np.int64)
+    if len(parts):
+        columns[0] = np.repeat(np.arange(len(parts)), lengths)
+        for place, name in enumerate(("time", "duration", "pitch", "velocity"), start=1):
+            np.concatenate([part[name] for part in parts], out=columns[place])
+        columns[2] += columns[1]
+    return Score.from_columns(
+        columns,
+        tracks,
         steps_per_quarter=parsed.ticks_per_quarter,
         time_signatures=tuple(TimeSignature(s.time, s.numerator, s.denominator) for s in parsed.time_signatures)
         or FOUR_FOUR,
