@@ -9,8 +9,9 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from megatron_music import commands
+from megatron_music import commands, dataset_commands
 from megatron_music.commands import FAILED, OK
+from megatron_music.dataset_options import NEGATIVE_NUMBER_OR_RANGE, add_build_options, add_encoding_options
 
 BAD_INPUT = 2
 
@@ -22,6 +23,7 @@ _EXTRAS = {
     "tensorboard": "train",
     "music21": "corpus",
     "matplotlib": "plot",
+    "tokenizers": "bpe",
 }
 
 
@@ -49,8 +51,8 @@ def guarded(command: Callable[[], int | None]) -> int:
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         return _say(f"{error.strerror or error}{place}; make room or check the path, then run the command again", FAILED)
-    except KeyboardInterrupt:
-        return _say("stopped; files that were finished stay, none is half-written", FAILED)
+    except KeyboardInterrupt as error:
+        return _say(str(error) or "stopped; files that were finished stay, none is half-written", FAILED)
 
 
 def quiet_dependencies() -> None:
@@ -73,6 +75,10 @@ def _say(sentence: str, status: int) -> int:
 class _Parser(argparse.ArgumentParser):
     """argparse that answers wrong use with one sentence."""
 
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self._negative_number_matcher = NEGATIVE_NUMBER_OR_RANGE
+
     def error(self, message: str):
         self.exit(BAD_INPUT, f"{self.prog}: {message}; run `{self.prog} --help`\n")
 
@@ -88,13 +94,14 @@ def _parser() -> argparse.ArgumentParser:
 
     tokenize = command(verbs, "tokenize", commands.tokenize, "print a MIDI file as text tokens")
     tokenize.add_argument("file", metavar="FILE.mid")
-    _encoding_options(tokenize, bars=0)
+    add_encoding_options(tokenize, bars=0)
 
     detokenize = command(verbs, "detokenize", commands.detokenize, "turn text tokens into a MIDI file")
     detokenize.add_argument("file", metavar="TOKENS.txt", help="- for standard input")
     detokenize.add_argument("-o", "--output", required=True, metavar="FILE.mid")
     detokenize.add_argument("--piece", type=int, default=None, metavar="K", help="which piece of several, from 1")
     detokenize.add_argument("--steps-per-quarter", type=int, default=4, choices=(4, 12))
+    detokenize.add_argument("--tokenizer", default=None, metavar="DIR", help="OUT/tokenizer of the dataset the tokens are from")
 
     plot = command(verbs, "plot", commands.plot, "draw a MIDI file as a piano roll")
     plot.add_argument("file", metavar="FILE.mid")
@@ -108,20 +115,27 @@ def _parser() -> argparse.ArgumentParser:
 
     build = verbs.add_parser("build", help="build a dataset")
     builds = build.add_subparsers(dest="what", required=True, metavar="WHAT")
-    tokens = command(builds, "tokens", commands.build_tokens, "MIDI files to .bin/.idx, tokenizer and report")
-    tokens.add_argument("sources", nargs="+", metavar="MIDI_DIR")
-    tokens.add_argument("-o", "--output", required=True, metavar="OUT")
-    _encoding_options(tokens, bars=4)
+    tokens = command(builds, "tokens", dataset_commands.build_tokens, "MIDI files to .bin/.idx, tokenizer and report")
+    add_build_options(tokens)
     tokens.add_argument("--workers", type=int, default=1, help="processes that parse and encode")
-    tokens.add_argument("--seed", type=int, default=0, help="of the split into train, valid and test")
-    tokens.add_argument("--split", default="0.9,0.05,0.05", metavar="TRAIN,VALID,TEST", help="fractions of the files")
     tokens.add_argument("--json", action="store_true", help="print the report as JSON")
+    plan = command(builds, "plan", dataset_commands.build_plan, "list the files of a dataset and cut them into shards")
+    add_build_options(plan)
+    shard = command(builds, "shard", dataset_commands.build_shard, "encode one rank's shards of a planned dataset")
+    shard.add_argument("output", metavar="OUT")
+    shard.add_argument("--rank", type=int, default=0, metavar="R", help="from 0")
+    shard.add_argument("--world-size", type=int, default=1, metavar="W", help="ranks that share the work")
+    shard.add_argument("--workers", type=int, default=1, help="processes of this rank")
+    merge = command(builds, "merge", dataset_commands.build_merge, "put finished shards together into the dataset")
+    merge.add_argument("output", metavar="OUT")
+    merge.add_argument("--json", action="store_true", help="print the report as JSON")
 
-    inspect = command(verbs, "inspect", commands.inspect, "print a dataset's figures, or one of its documents")
+    inspect = command(verbs, "inspect", dataset_commands.inspect, "print a dataset's figures, or one of its documents")
     inspect.add_argument("dataset", metavar="OUT")
     inspect.add_argument("--split", default="train", choices=("train", "valid", "test"))
     inspect.add_argument("--document", type=int, default=None, metavar="K", help="from 0")
     inspect.add_argument("-o", "--output", default=None, metavar="FILE.mid", help="write the document as MIDI")
+    inspect.add_argument("--html", default=None, metavar="FILE.html", help="write a page with figures and piano rolls")
     inspect.add_argument("--json", action="store_true")
 
     command(verbs, "recipes", commands.recipes, "list the named runs")
@@ -139,6 +153,11 @@ def _parser() -> argparse.ArgumentParser:
     midi.add_argument("--seed", type=int, default=0, help="piece k is made from seed + k")
     midi.add_argument("--bars", type=int, default=None, help="length in bars; with --continue, the new bars")
     midi.add_argument("--continue", dest="continued", default=None, metavar="FILE.mid", help="go on from this piece")
+    midi.add_argument("--infill", default=None, metavar="BARS", help='bars to write anew: "track 2 bars 3-4; track 1 bar 7"')
+    midi.add_argument("--from", dest="source", default=None, metavar="FILE.mid", help="with --infill, the piece")
+    midi.add_argument("--meter", default=None, metavar="N/D", help="of all bars, e.g. 3/4; by default the model's choice")
+    midi.add_argument("--tempo", type=float, default=None, metavar="QPM", help="quarters a minute; by default the model's choice")
+    midi.add_argument("--label", action="append", default=[], metavar="NAME=VALUE", help="e.g. GENRE=JAZZ; may be repeated")
     midi.add_argument("--instruments", default=None, metavar="A,B", help="e.g. SOPRANO,ALTO,TENOR,BASS or 0,32,DRUMS")
     midi.add_argument("--temperature", type=float, default=1.0)
     midi.add_argument("--top-k", type=int, default=0)
@@ -148,10 +167,3 @@ def _parser() -> argparse.ArgumentParser:
     doctor = command(verbs, "doctor", commands.doctor, "say what this machine has and lacks")
     doctor.add_argument("--json", action="store_true")
     return parser
-
-
-def _encoding_options(parser: argparse.ArgumentParser, bars: int) -> None:
-    parser.add_argument("--bars", type=int, default=bars, metavar="W", help="bars a window; 0 for the whole piece")
-    parser.add_argument("--hop", type=int, default=1, metavar="H", help="bars from one window to the next")
-    parser.add_argument("--bar-line", default="carry", choices=("carry", "clip", "split"), help="notes across bar lines")
-    parser.add_argument("--steps-per-quarter", type=int, default=4, choices=(4, 12))

@@ -8,13 +8,9 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from megatron_music.dataset_options import encoding_of
+
 OK, FAILED = 0, 1
-
-
-def _encoding(options):
-    from megatron_music.tokens.folder import Encoding
-
-    return Encoding(options.steps_per_quarter, options.bars, options.hop, options.bar_line)
 
 
 def progress_bar(unit: str, total: int | None = None, items: Iterable | None = None):
@@ -24,7 +20,8 @@ def progress_bar(unit: str, total: int | None = None, items: Iterable | None = N
     return tqdm(items, total=total, unit=unit, disable=None, delay=0.5, leave=False)
 
 
-def _progress(unit: str) -> Callable[[Iterable, int | None], Iterable]:
+def progress_over(unit: str) -> Callable[[Iterable, int | None], Iterable]:
+    """What wraps an iteration in such a bar."""
     return lambda items, total: progress_bar(unit, total, items)
 
 
@@ -32,23 +29,25 @@ def tokenize(options) -> None:
     import numpy as np
 
     from megatron_music.data.encode import encode_score
-    from megatron_music.music.grid import four_four_sections, quantize
+    from megatron_music.music.grid import quantize, sections
     from megatron_music.music.midi import read_midi
     from megatron_music.tokens import vocabulary
     from megatron_music.tokens.mmmtrack import encode_piece
 
-    encoding = _encoding(options)
+    encoding = encoding_of(options)
     score = read_midi(options.file)
-    if encoding.bars:
-        ids, lengths, _, left_out = encode_score(score, encoding)
-        if left_out:
-            raise ValueError(f"{options.file} has {left_out}; leave out --bars for the whole piece")
-        for window in np.split(ids, np.cumsum(lengths)[:-1]):
-            print(vocabulary.to_text(window[:-1]))
+    if encoding.bars or encoding.writes_meters:
+        found = encode_score(score, encoding)
+        if found.left_out:
+            raise ValueError(f"{options.file} has {found.left_out}; ask for other --meters or fewer --bars")
+        for document in np.split(found.ids, np.cumsum(found.lengths)[:-1]):
+            print(vocabulary.to_text(document[:-1]))
         return
-    if four_four_sections(score) != [score]:
+    unknown = [tuple(map(int, meter.split("/"))) for meter in encoding.unknown_meters]
+    if [stretch.length_steps for stretch in sections(score, unknown=unknown)] != [score.length_steps]:
         print(f"megatron-music: {options.file} is not all in 4/4; its bars are written as if it were", file=sys.stderr)
-    print(vocabulary.to_text(encode_piece(quantize(score, encoding.steps_per_quarter), encoding.bar_line)))
+    quantized = quantize(score, encoding.steps_per_quarter, velocity=encoding.velocity, tempo=encoding.tempo)
+    print(vocabulary.to_text(encode_piece(quantized, encoding)))
 
 
 def detokenize(options) -> None:
@@ -57,6 +56,7 @@ def detokenize(options) -> None:
     from megatron_music.music.midi import write_midi
     from megatron_music.tokens import vocabulary
     from megatron_music.tokens.mmmtrack import decode_piece
+    from megatron_music.tokens.wording import read_wording
 
     if options.file == "-":
         text = sys.stdin.read()
@@ -65,9 +65,16 @@ def detokenize(options) -> None:
             text = Path(options.file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{options.file} cannot be read as text ({error}); name a file of tokens") from None
-    ids = vocabulary.to_ids(text)
+    steps_per_quarter = options.steps_per_quarter
+    if options.tokenizer:
+        encoding, bpe, wording = read_wording(options.tokenizer)
+        steps_per_quarter = encoding.steps_per_quarter
+        ids = wording.to_ids(text)
+        ids = bpe.decode(ids) if bpe else ids
+    else:
+        ids = vocabulary.to_ids(text)
     pieces = np.split(ids, np.flatnonzero(ids == vocabulary.PIECE_START))[1:]
-    _check_output_file(options.output)
+    check_output_file(options.output)
     if not pieces:
         raise ValueError(f"{options.file} has no PIECE_START; name a file written by `megatron-music tokenize`")
     if options.piece is None and len(pieces) > 1:
@@ -75,24 +82,24 @@ def detokenize(options) -> None:
     number = options.piece or 1
     if not 1 <= number <= len(pieces):
         raise ValueError(f"--piece {number} is not in 1..{len(pieces)}")
-    write_midi(decode_piece(pieces[number - 1], options.steps_per_quarter), options.output)
+    write_midi(decode_piece(pieces[number - 1], steps_per_quarter), options.output)
 
 
 def plot(options) -> None:
     from megatron_music.music.midi import read_midi
     from megatron_music.music.pianoroll import plot_score
 
-    _check_output_file(options.output, (".png", ".pdf", ".svg"))
+    check_output_file(options.output, (".png", ".pdf", ".svg"))
     plot_score(read_midi(options.file), options.output, Path(options.file).name)
 
 
-def _check_output_file(path: str, suffixes: tuple[str, ...] = ()) -> None:
+def check_output_file(path: str, suffixes: tuple[str, ...] = ()) -> None:
     if Path(path).is_dir():
         raise ValueError(f"{path} is a folder; name a file")
     if not Path(path).absolute().parent.is_dir():
         raise ValueError(f"{Path(path).parent} does not exist; make the folder first")
     if suffixes and not path.lower().endswith(suffixes):
-        raise ValueError(f"{path} does not end in {', '.join(suffixes)}; name a picture so")
+        raise ValueError(f"{path} does not end in {', '.join(suffixes)}; name it so")
 
 
 def corpus_bach(options) -> None:
@@ -104,54 +111,6 @@ def corpus_bach(options) -> None:
             bar.update(done - bar.n)
     count = len(list(Path(options.output).glob("*.mid")))
     print(f"{count} chorales in {options.output}")
-
-
-def build_tokens(options) -> None:
-    from megatron_music.data.build import build_tokens
-    from megatron_music.data.report import describe
-
-    try:
-        fractions = tuple(float(part) for part in options.split.split(","))
-        train, valid, test = fractions
-    except ValueError:
-        raise ValueError(f"--split is {options.split!r}; give three fractions such as 0.9,0.05,0.05") from None
-    report = build_tokens(
-        options.sources,
-        options.output,
-        _encoding(options),
-        options.workers,
-        options.seed,
-        (train, valid, test),
-        _progress("file"),
-    )
-    print(json.dumps(report, indent=1) if options.json else describe(report, options.output))
-
-
-def inspect(options) -> None:
-    from megatron_music.data.report import describe, read_report
-
-    report = read_report(options.dataset)
-    if options.document is None:
-        if options.output:
-            raise ValueError("-o needs --document K, the document to write")
-        print(json.dumps(report, indent=1) if options.json else describe(report, options.dataset))
-        return
-    from megatron_music.data.indexed import open_split
-    from megatron_music.music.midi import write_midi
-    from megatron_music.tokens import vocabulary
-    from megatron_music.tokens.folder import read_encoding
-    from megatron_music.tokens.mmmtrack import decode_piece
-
-    documents = open_split(options.dataset, options.split)
-    if not 0 <= options.document < len(documents):
-        raise ValueError(f"--document {options.document} is not in 0..{len(documents) - 1} of {options.split}")
-    ids = documents[options.document]
-    if options.output:
-        _check_output_file(options.output)
-        encoding = read_encoding(Path(options.dataset, "tokenizer"))
-        write_midi(decode_piece(ids, encoding.steps_per_quarter), options.output)
-    else:
-        print(vocabulary.to_text(ids))
 
 
 def recipes(options) -> None:
@@ -175,8 +134,7 @@ def generate_midi(options) -> None:
         raise ValueError(f"--num is {options.num} and --batch-size {options.batch_size}; both must be 1 or more")
     if options.bars is not None and options.bars < 1:
         raise ValueError(f"--bars is {options.bars}; use 1 or more")
-    if options.continued and options.instruments:
-        raise ValueError("--instruments does not go with --continue: a continued piece keeps its own")
+    _check_given_piece(options)
     folder = Path(options.output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder for the pieces")
@@ -184,11 +142,15 @@ def generate_midi(options) -> None:
     there = [path for path in targets if path.exists()]
     if there:
         raise ValueError(f"{there[0]} is there already; name another folder, or remove it first")
-    given = None
-    if options.continued:
+    given, holes = None, None
+    if options.infill:
+        from megatron_music.generation.infill import parse_bars
+
+        holes = parse_bars(options.infill)
+    if options.continued or options.infill:
         from megatron_music.music.midi import read_midi
 
-        given = read_midi(options.continued)
+        given = read_midi(options.continued or options.source)
     from megatron_music.generation.sampling import Sampler
 
     sampler = Sampler(options.temperature, options.top_k, options.top_p)
@@ -197,16 +159,29 @@ def generate_midi(options) -> None:
 
     composer = load_composer(options.checkpoint, distributed.launched_size(), sampler)
     try:
-        _write_pieces(options, composer, given, targets, speaks=distributed.is_main())
+        _write_pieces(options, composer, given, holes, targets, speaks=distributed.is_main())
     finally:
         distributed.stop()
 
 
-def _write_pieces(options, composer, given, targets: list[Path], speaks: bool) -> None:
+def _check_given_piece(options) -> None:
+    """Refuse options that contradict the piece that is given."""
+    if bool(options.infill) != bool(options.source):
+        raise ValueError("--infill and --from go together: which bars are written anew, and of which file")
+    if options.infill and options.continued:
+        raise ValueError("--infill does not go with --continue; do one after the other")
+    wishes = {"--instruments": options.instruments, "--meter": options.meter, "--tempo": options.tempo}
+    for verb, does, rest in (("--continue", options.continued, {}), ("--infill", options.infill, {"--bars": options.bars})):
+        wrong = [name for name, wish in (wishes | rest).items() if does and wish is not None]
+        if wrong:
+            raise ValueError(f"{wrong[0]} does not go with {verb}: the piece keeps its own; leave it out")
+
+
+def _write_pieces(options, composer, given, holes, targets: list[Path], speaks: bool) -> None:
     from megatron_music.generation.midi import prepare_continuation
     from megatron_music.music.midi import write_midi
 
-    if given is not None:
+    if given is not None and not holes:
         given = prepare_continuation(given, composer.encoding)
     instruments = options.instruments.split(",") if options.instruments else None
     bars = options.bars or composer.encoding.bars
@@ -214,10 +189,13 @@ def _write_pieces(options, composer, given, targets: list[Path], speaks: bool) -
         for first in range(0, options.num, options.batch_size):
             seeds = [options.seed + number for number in range(first, min(first + options.batch_size, options.num))]
             tell = lambda tokens: bar.set_postfix(tokens=tokens, refresh=False) or bar.update(0)  # noqa: E731
-            if given is None:
-                scores = composer.compose(seeds, bars, instruments, tell)
+            if holes:
+                scores = composer.fill(given, holes, seeds, tell, labels=options.label)
+            elif given is not None:
+                scores = composer.continue_scores([given] * len(seeds), bars, seeds, tell, labels=options.label)
             else:
-                scores = composer.continue_scores([given] * len(seeds), bars, seeds, tell)
+                wishes = {"meter": options.meter, "tempo": options.tempo, "labels": options.label}
+                scores = composer.compose(seeds, bars, instruments, tell, **wishes)
             for path, score in zip(targets[first:], scores, strict=False):
                 if speaks:
                     path.parent.mkdir(parents=True, exist_ok=True)

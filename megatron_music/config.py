@@ -61,6 +61,7 @@ class ModelConfig:
     share_embeddings_and_output_weights: bool = True
     attention_dropout: float = 0.0
     hidden_dropout: float = 0.0
+    vocab_size: int = vocabulary.SIZE  # a run takes that of its data, which is larger where tokens are merged
 
     def __post_init__(self):
         _choice("model", self, "size", (*SIZES, "custom"))
@@ -77,7 +78,7 @@ class ModelConfig:
                 )
                 object.__setattr__(self, name, shape[name])
         _positive("model", self, "num_layers", "hidden_size", "num_attention_heads", "num_query_groups")
-        _positive("model", self, "ffn_hidden_size", "seq_length")
+        _positive("model", self, "ffn_hidden_size", "seq_length", "vocab_size")
         _choice("model", self, "position_embedding_type", ("rope", "learned_absolute"))
         _choice("model", self, "normalization", ("LayerNorm", "RMSNorm"))
         refuse_unless(
@@ -96,14 +97,10 @@ class ModelConfig:
             )
 
     @property
-    def vocab_size(self) -> int:
-        return vocabulary.SIZE
-
-    @property
     def parameter_count(self) -> int:
         """Parameters of the whole model, whatever it is split over."""
         names = [item.name for item in fields(self) if item.name not in ("size", "attention_dropout", "hidden_dropout")]
-        return gpt_parameter_count(vocab_size=self.vocab_size, **{name: getattr(self, name) for name in names})
+        return gpt_parameter_count(**{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -250,7 +247,7 @@ class RunConfig:
             ("model.num_attention_heads", self.model.num_attention_heads),
             ("model.num_query_groups", self.model.num_query_groups),
             ("model.ffn_hidden_size", self.model.ffn_hidden_size),
-            ("the vocabulary of", vocabulary.SIZE),
+            ("the vocabulary of", self.model.vocab_size),
         ):
             refuse_unless(
                 value % tensor == 0,

@@ -6,11 +6,14 @@ import sys
 
 import pytest
 
-from megatron_music.cli import main
+from megatron_music.cli import _parser, main
 from megatron_music.data.build import build_tokens
+from megatron_music.data.options import BuildOptions, Filters
+from megatron_music.dataset_options import build_options_of
 from megatron_music.music.grid import quantize
 from megatron_music.music.midi import read_midi, write_midi
 from megatron_music.music.score import Score, TimeSignature
+from megatron_music.tokens.folder import Encoding
 from tiny import tiny_score
 
 
@@ -110,6 +113,11 @@ def test_recipes(capsys):
     (["plot", "{midi}", "-o", "{empty}"], "is a folder"),
     (["corpus", "bach", "-o", "."], "holds other MIDI files"),
     (["build", "tokens", "{midi}", "-o", "out", "--split", "nan,.5,.5"], "does not add up to 1"),
+    (["build", "tokens", "{midi}", "-o", "out", "--copies", "2"], "ask for transpose or permute_tracks"),
+    (["build", "tokens", "{midi}", "-o", "out", "--labels", "no.csv"], "no.csv cannot be read"),
+    (["build", "shard", "out"], "run `megatron-music build plan` first"),
+    (["build", "shard", "out", "--rank", "2", "--world-size", "2"], "rank is 2 of 2"),
+    (["build", "merge", "out"], "run `megatron-music build plan` first"),
     (["train", "nosuch"], "nosuch"),
     (["train", "tiny", "train.steps=3"], "steps"),
     (["train", "tiny", "data.path={empty}"], "holds no train.bin"),
@@ -138,18 +146,60 @@ def test_a_full_disk_is_a_failure_not_bad_input(capsys, midi, tmp_path, monkeypa
     def full(*_, **__):
         raise OSError(28, "No space left on device", "out")
 
-    monkeypatch.setattr("megatron_music.data.build.write_tokenizer_folder", full)
-    status, _, err = run(capsys, "build", "tokens", midi, "-o", tmp_path / "out")
+    with monkeypatch.context() as disk:
+        disk.setattr("megatron_music.data.merge.write_tokenizer_folder", full)
+        status, _, err = run(capsys, "build", "tokens", midi, "-o", tmp_path / "out")
     assert status == 1 and "No space left on device (out)" in err and not (tmp_path / "out").exists()
+    assert run(capsys, "build", "tokens", midi, "-o", tmp_path / "out")[0] == 0
 
 
-def test_ctrl_c_leaves_nothing(capsys, midi, tmp_path, monkeypatch):
+def test_ctrl_c_keeps_what_is_finished(capsys, midi, tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("megatron_music.data.build.write_tokenizer_folder", interrupt)
-    status, _, err = run(capsys, "build", "tokens", midi, "-o", tmp_path / "out")
-    assert status == 1 and "stopped" in err and sorted(p.name for p in tmp_path.iterdir()) == ["a.mid"]
+    with monkeypatch.context() as hand:
+        hand.setattr("megatron_music.data.merge.write_tokenizer_folder", interrupt)
+        status, _, err = run(capsys, "build", "tokens", midi, "-o", tmp_path / "out")
+    assert status == 1 and f"what is finished is kept in {tmp_path / 'out'}.building, and the same command goes on" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mid", "out.building"]
+    assert run(capsys, "build", "tokens", midi, "-o", tmp_path / "out")[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mid", "out"]
+
+
+def test_a_build_in_parts(capsys, midi, tmp_path):
+    out = tmp_path / "out"
+    assert "1 files in 1 shards" in run(capsys, "build", "plan", midi, "-o", out, "--bars", 2, "--format", "both")[1]
+    assert "build shard" in refused(capsys, "build", "merge", out)
+    for rank in (1, 0):
+        assert run(capsys, "build", "shard", out, "--rank", rank, "--world-size", 2)[0] == 0
+    status, text, _ = run(capsys, "build", "merge", out, "--json")
+    assert status == 0 and json.loads(text)["splits"]["train"]["documents"] == 3
+    assert (out / "train.txt").read_text().startswith("PIECE_START TRACK_START INST=SOPRANO BAR_START")
+    assert "is there already" in run(capsys, "build", "plan", midi, "-o", out, "--bars", 2, "--format", "both")[1]
+    assert json.loads(run(capsys, "build", "merge", out, "--json")[1]) == json.loads(text)
+
+
+def test_a_page_of_a_dataset(capsys, dataset, tmp_path):
+    assert run(capsys, "inspect", dataset, "--html", tmp_path / "page.html")[0] == 0
+    assert "<svg" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(("words", "wanted"), [
+    ("--copies 2 --transpose -5..6", {"copies": 2, "transpose": (-5, 6)}),
+    ("--copies 2 --transpose=-5..-1", {"copies": 2, "transpose": (-5, -1)}),
+    ("--tracks 2..8 --notes-per-bar 0.5.. --pitches ..100",
+     {"filters": Filters(tracks=(2, 8), notes_per_bar=(0.5, None), pitches=(None, 100))}),
+    ("--meters 4/4,3/4 --unknown-meters 1/4 --velocity --tempo",
+     {"encoding": Encoding(meters=("4/4", "3/4"), unknown_meters=("1/4",), velocity=True, tempo=True)}),
+    ("--infill 0.5 --density 5 --bar-density 3 --bpe 256",
+     {"infill": 0.5, "encoding": Encoding(infill=True, density=5, bar_density=3, bpe=256)}),
+    ("--format both --no-sanitize --drop-duplicates --seed 3 --split 1,0,0", {
+        "formats": ("megatron", "text"), "sanitize": False, "drop_duplicates": True, "seed": 3, "fractions": (1, 0, 0),
+    }),
+])  # fmt: skip
+def test_what_is_typed_is_what_is_built(words, wanted):
+    parsed = _parser().parse_args(["build", "tokens", "midi", "-o", "out", *words.split()])
+    assert build_options_of(parsed) == BuildOptions(**wanted)
 
 
 def test_a_missing_extra_is_named(capsys, monkeypatch, midi):
@@ -159,9 +209,14 @@ def test_a_missing_extra_is_named(capsys, monkeypatch, midi):
     assert '-e ".[plot]"' in refused(capsys, "plot", midi, "-o", "x.png")
 
 
-def test_wrong_words_exit_with_2_and_one_sentence():
-    done = subprocess.run([sys.executable, "-m", "megatron_music", "sing"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "invalid choice: 'sing'" in done.stderr
+@pytest.mark.parametrize(("words", "said"), [
+    (["sing"], "invalid choice: 'sing'"),
+    (["build", "tokens", "midi", "-o", "out", "--tracks", "many"], "'many' is no range; write 2..8, 2.. or ..8"),
+    (["build", "tokens", "midi", "-o", "out", "--transpose", "..6"], "'..6' is open on a side"),
+])  # fmt: skip
+def test_wrong_words_exit_with_2_and_one_sentence(words, said):
+    done = subprocess.run([sys.executable, "-m", "megatron_music", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr
 
 
 def test_a_reader_that_leaves_early_is_no_error(midi):

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from megatron_music.music.grid import four_four_sections, quantize, slice_bars, slice_steps
-from megatron_music.music.score import Note, Score, TimeSignature, Track
+from megatron_music.music.grid import quantize, sections, slice_bars, slice_steps, tempo_bin, tempo_of_bin
+from megatron_music.music.score import Note, Score, Tempo, TimeSignature, Track
 from tiny import BAR, scores, tiny_score
 
 
@@ -72,7 +72,7 @@ def test_slices():
     assert len(slice_steps(score, 16, 32).tracks) == 2
 
 
-@pytest.mark.parametrize(("signatures", "sections"), [
+@pytest.mark.parametrize(("signatures", "stretches"), [
     ([(0, 4, 4)], [(0, 128)]),
     ([(0, 3, 4)], []),
     ([(0, 1, 4)], []),
@@ -82,12 +82,56 @@ def test_slices():
     ([(32, 3, 4)], [(0, 32)]),  # MIDI begins in 4/4
     ([(0, 4, 4), (0, 3, 4)], []),  # the last of two at one time
 ])  # fmt: skip
-def test_the_parts_in_four_four(signatures, sections):
+def test_the_stretches_in_four_four(signatures, stretches):
     notes = [Note(step, step + 4, 60) for step in range(0, 128, 4)]
     score = Score((Track(notes),), 4, tuple(TimeSignature(*s) for s in signatures))
-    found = four_four_sections(score)
-    assert [section.length_steps for section in found] == [length for _, length in sections]
-    assert [section.num_notes for section in found] == [length // 4 for _, length in sections]
+    found = sections(score)
+    assert [stretch.length_steps for stretch in found] == [length for _, length in stretches]
+    assert [stretch.num_notes for stretch in found] == [length // 4 for _, length in stretches]
+
+
+@pytest.mark.parametrize(("signatures", "stretches"), [
+    ([(0, 4, 4), (32, 3, 4), (56, 6, 8)], [[(0, 4, 4), (32, 3, 4), (56, 6, 8)]]),  # on bar lines: one stretch
+    ([(0, 4, 4), (30, 3, 4), (54, 4, 4)], [[(0, 4, 4)], [(0, 3, 4), (24, 4, 4)]]),  # inside a bar: another
+    ([(0, 7, 8), (28, 4, 4)], [[(0, 4, 4)]]),  # 7/8 is not wanted
+    ([(0, 3, 4), (24, 7, 8), (38, 3, 4)], [[(0, 3, 4)], [(0, 3, 4)]]),
+    ([(0, 3, 4), (24, 1, 4)], [[(0, 3, 4)]]),  # 1/4 is unknown: as if it were not there
+    ([(0, 1, 4), (8, 3, 4)], [[(0, 4, 4)], [(0, 3, 4)]]),  # ... so that the piece begins in 4/4, and 3/4 inside a bar
+])  # fmt: skip
+def test_the_stretches_in_several_meters(signatures, stretches):
+    notes = [Note(step, step + 4, 60) for step in range(0, 128, 4)]
+    score = Score((Track(notes),), 4, tuple(TimeSignature(*s) for s in signatures))
+    found = sections(score, ((4, 4), (3, 4), (6, 8)), unknown=((1, 4),))
+    assert [[tuple(signature) for signature in stretch.time_signatures] for stretch in found] == stretches
+
+
+def test_bars_of_any_meter():
+    signatures = [TimeSignature(0, 3, 4), TimeSignature(24, 7, 8), TimeSignature(52, 5, 4)]
+    score = quantize(Score((Track([Note(0, 60, 60)]),), 4, tuple(signatures)), meters=True)
+    assert score.bar_starts.tolist() == [0, 12, 24, 38, 52, 72]
+    assert score.num_bars == 5 and score.length_steps == 72
+    assert slice_bars(score, 1, 2).time_signatures == (TimeSignature(0, 3, 4), TimeSignature(12, 7, 8))
+    assert quantize(score).bar_starts.tolist() == [0, 16, 32, 48, 64]  # without meters: bars of 4/4
+
+
+def test_a_meter_inside_a_bar_is_refused():
+    score = Score((Track([Note(0, 60, 60)]),), 4, (TimeSignature(0, 4, 4), TimeSignature(30, 3, 4)))
+    with pytest.raises(ValueError, match="3/4 begins inside a bar; cut the piece with `sections`"):
+        quantize(score, meters=True)
+    with pytest.raises(ValueError, match="a bar of 5/32 is no whole number of steps"):
+        quantize(Score((Track([Note(0, 60, 60)]),), 4, (TimeSignature(0, 5, 32),)), meters=True)
+
+
+def test_tempo_and_velocity_in_bins():
+    notes = [Note(0, 480, 60, 1), Note(480, 960, 60, 127), Note(0, 480, 64, 64), Note(0, 480, 64, 70)]
+    tempos = (Tempo(0, 100.0), Tempo(900, 60.0), Tempo(2400, 500.0), Tempo(3840, 60.5))
+    score = Score((Track([*notes, Note(7680, 8000, 60, 80)]),), 480, tempos=tempos)
+    quantized = quantize(score, velocity=True, tempo=True)
+    assert [tuple(note)[3] for note in quantized.tracks[0]] == [2, 70, 126, 82]  # of equals the loudest
+    # Bars start at 0, 1920, 3840 ...: 100, then 60; 500 comes and goes within a bar, and 60.5 is in the bin of 60.
+    assert quantized.tempos == (Tempo(0, tempo_of_bin(tempo_bin(100))), Tempo(16, tempo_of_bin(tempo_bin(60))))
+    assert [tempo_bin(tempo_of_bin(k)) for k in range(32)] == list(range(32))
+    assert (tempo_of_bin(0), tempo_of_bin(31)) == (30.0, 240.0)
 
 
 def test_tracks_compare_by_their_notes():

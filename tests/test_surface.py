@@ -5,18 +5,27 @@ import argparse
 from megatron_music.cli import _parser
 from megatron_music.recipes import recipe_names
 
+ENCODING = ["--bars", "--hop", "--bar-line", "--steps-per-quarter", "--meters", "--unknown-meters", "--velocity", "--tempo"]
+BUILD = [
+    "sources", "-o/--output", *ENCODING, "--density", "--bar-density", "--infill", "--labels", "--bpe",
+    "--copies", "--transpose", "--permute-tracks",
+    "--piece-bars", "--tracks", "--notes-per-bar", "--empty-tracks", "--pitches",
+    "--drop-duplicates", "--no-sanitize", "--seconds-per-file", "--seed", "--split", "--format",
+]  # fmt: skip
 SURFACE = {
-    "tokenize": ["file", "--bars", "--hop", "--bar-line", "--steps-per-quarter"],
-    "detokenize": ["file", "-o/--output", "--piece", "--steps-per-quarter"],
+    "tokenize": ["file", *ENCODING],
+    "detokenize": ["file", "-o/--output", "--piece", "--steps-per-quarter", "--tokenizer"],
     "plot": ["file", "-o/--output"],
     "corpus bach": ["-o/--output", "--workers"],
-    "build tokens": ["sources", "-o/--output", "--bars", "--hop", "--bar-line", "--steps-per-quarter", "--workers",
-                     "--seed", "--split", "--json"],
-    "inspect": ["dataset", "--split", "--document", "-o/--output", "--json"],
+    "build tokens": [*BUILD, "--workers", "--json"],
+    "build plan": BUILD,
+    "build shard": ["output", "--rank", "--world-size", "--workers"],
+    "build merge": ["output", "--json"],
+    "inspect": ["dataset", "--split", "--document", "-o/--output", "--html", "--json"],
     "recipes": [],
     "train": ["recipe", "overrides"],
-    "generate midi": ["checkpoint", "-o/--output", "--num", "--seed", "--bars", "--continue", "--instruments",
-                      "--temperature", "--top-k", "--top-p", "--batch-size"],
+    "generate midi": ["checkpoint", "-o/--output", "--num", "--seed", "--bars", "--continue", "--infill", "--from",
+                      "--meter", "--tempo", "--label", "--instruments", "--temperature", "--top-k", "--top-p", "--batch-size"],
     "doctor": ["--json"],
 }  # fmt: skip
 

@@ -1,17 +1,24 @@
 import json
 
+import numpy as np
 import pytest
 import transformers
 from megatron.core.tokenizers import MegatronTokenizer
 from megatron.core.tokenizers.base_tokenizer import MegatronTokenizerBase
 
 from megatron_music.tokens import tokenizer, vocabulary
+from megatron_music.tokens import vocabulary as v
+from megatron_music.tokens.bpe import Bpe
 from megatron_music.tokens.folder import ENCODING_FILE, Encoding, read_encoding, write_tokenizer_folder
 from megatron_music.tokens.mmmtrack import encode_piece
 from megatron_music.tokens.tokenizer import MusicTokenizer
+from megatron_music.tokens.wording import read_wording
 from tiny import tiny_score
 
-ENCODING = Encoding(steps_per_quarter=12, bars=8, hop=2, bar_line="clip", density_bins=(2, 7))
+ENCODING = Encoding(steps_per_quarter=12, bars=8, hop=2, bar_line="clip", density=3, density_bins=(2, 7))
+
+BPE = Bpe([(v.NOTE_ON + 60, v.TIME_DELTA + 4), (v.SIZE, v.NOTE_OFF + 60)])
+MERGED = Encoding(labels=(("GENRE", ("JAZZ", "SYNTH_PAD")), ("MOOD", ("TRAPADOR",))), bpe=2)
 
 
 @pytest.fixture
@@ -51,7 +58,66 @@ def test_autotokenizer_loads_the_folder_with_identical_ids(folder):
     assert (loaded.pad_token_id, loaded.eos_token_id, loaded.bos_token_id) == (0, 767, 1)
 
 
-def test_the_encoding_survives_the_folder(folder):
+@pytest.fixture
+def merged_folder(tmp_path):
+    write_tokenizer_folder(tmp_path / "merged", MERGED, BPE)
+    return tmp_path / "merged"
+
+
+def test_merged_tokens_and_labels_are_words(merged_folder):
+    ours = MusicTokenizer(str(merged_folder))
+    text = "PIECE_START GENRE=SYNTH_PAD MOOD=TRAPADOR BAR_START NOTE_ON=60 TIME_DELTA=4 NOTE_OFF=60 NOTE_ON=60 TIME_DELTA=4 BAR_END"
+    ids = [v.PIECE_START, v.IDS["GENRE=1"], v.IDS["RESERVED=0"], v.BAR_START, 769, 768, v.BAR_END]
+    assert ours.tokenize(text) == ids and ours.detokenize(ids) == text
+    assert ours.ids_to_tokens(ids)[1:-1] == [
+        "GENRE=SYNTH_PAD", "MOOD=TRAPADOR", "BAR_START", "NOTE_ON=60+TIME_DELTA=4+NOTE_OFF=60", "NOTE_ON=60+TIME_DELTA=4",
+    ]  # fmt: skip
+    assert ours.tokenize(" ".join(ours.ids_to_tokens(ids))) == ids  # merged words are read too
+    assert ours.vocab_size == len(ours.vocab) == len(ours.inv_vocab) == 770
+    assert (ours.inv_vocab[769], ours.eod) == ("NOTE_ON=60+TIME_DELTA=4+NOTE_OFF=60", 767)
+    assert ours.tokenize("") == []
+    assert ours.unique_description != MusicTokenizer().unique_description
+
+
+def test_autotokenizer_loads_merged_tokens_and_labels(merged_folder):
+    loaded = transformers.AutoTokenizer.from_pretrained(merged_folder)
+    words = read_wording(merged_folder)[2]
+    assert loaded.get_vocab() == words.ids and len(loaded) == 770
+    assert loaded(words.to_text(range(770)))["input_ids"] == list(range(770))
+
+
+def test_a_folder_of_merges_is_whole(merged_folder):
+    assert read_wording(merged_folder)[:2] == (MERGED, BPE)
+    Bpe(BPE.merges[:1]).write(merged_folder)
+    with pytest.raises(ValueError, match="has 1 merged tokens where its encoding says 2"):
+        MusicTokenizer(str(merged_folder))
+    (merged_folder / "bpe.json").unlink()
+    with pytest.raises(ValueError, match="bpe.json is missing"):
+        MusicTokenizer(str(merged_folder))
+
+
+def test_words_and_ids_outside_are_named(merged_folder):
+    words = read_wording(merged_folder)[2]
+    with pytest.raises(ValueError, match="token 2 is 'GENRE=0'"):
+        words.to_ids("PAD GENRE=0")
+    with pytest.raises(ValueError, match="770 is outside 0..769"):
+        words.to_text(np.array([770]))
+
+
+@pytest.mark.parametrize("encoding", [ENCODING, MERGED, Encoding(
+    meters=("3/4", "6/8"), unknown_meters=("1/4",), velocity=True, tempo=True, density=2, density_bins=(3,), bar_density=4,
+    infill=True,
+)])  # fmt: skip
+def test_the_encoding_survives_the_folder(tmp_path, encoding):
+    write_tokenizer_folder(tmp_path, encoding, BPE if encoding.bpe else None)
+    assert read_encoding(tmp_path) == encoding
+
+
+def test_folders_of_the_first_version_are_read(folder):
+    (folder / ENCODING_FILE).write_text(json.dumps({
+        "steps_per_quarter": 12, "bars": 8, "hop": 2, "bar_line": "clip", "density_bins": [2, 7],
+        "vocabulary_name": v.NAME, "vocabulary_hash": v.HASH,
+    }))  # fmt: skip
     assert read_encoding(folder) == ENCODING
 
 
@@ -63,9 +129,14 @@ def test_another_vocabulary_is_refused(folder):
         read_encoding(folder)
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"density_bins": [], "tempo": 3}'])
-def test_a_damaged_folder_is_refused(folder, content):
-    (folder / ENCODING_FILE).write_text(content)
+@pytest.mark.parametrize("change", [
+    None, [], {}, {"density_bins": []}, {"tempo": 3}, {"bars": "4"}, {"swing": 1}, {"labels": [["A", [1]]]},
+])  # fmt: skip
+def test_a_damaged_folder_is_refused(folder, change):
+    whole = json.loads((folder / ENCODING_FILE).read_text())
+    is_whole = bool(change) and "density_bins" not in change
+    content = json.dumps({**whole, **change} if is_whole else change)
+    (folder / ENCODING_FILE).write_text("" if change is None else content)
     with pytest.raises(ValueError, match="is damaged"):
         read_encoding(folder)
     (folder / ENCODING_FILE).unlink()

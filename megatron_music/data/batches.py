@@ -19,8 +19,8 @@ from torch import Tensor
 
 from megatron_music.config import ConfigError, DataConfig
 from megatron_music.data.report import SPLITS
-from megatron_music.tokens.folder import read_encoding
 from megatron_music.tokens.tokenizer import MusicTokenizer
+from megatron_music.tokens.wording import read_wording
 
 
 def build_datasets(
@@ -94,15 +94,26 @@ def check_folders(data: DataConfig) -> None:
     """
     if data.path is None:
         raise ConfigError("data.path is not set; name the folder made by `megatron-music build tokens`, as in data.path=OUT")
-    encodings = {}
+    encodings, merges = {}, {}
     for folder in data.folders:
         if not IndexedDataset.exists(str(folder / "train")):
             raise ConfigError(f"{folder} holds no train.bin and train.idx; make it with `megatron-music build tokens MIDI_DIR -o {folder}`")
-        encodings[folder] = read_encoding(folder / "tokenizer")
+        encodings[folder], merges[folder], _ = read_wording(folder / "tokenizer")
     grids = {encoding.steps_per_quarter: folder for folder, encoding in encodings.items()}
     if len(grids) > 1:
         listed = " and ".join(f"{folder} ({steps})" for steps, folder in grids.items())
         raise ConfigError(f"{listed} differ in steps a quarter; build them again with the same one")
+    first = data.folders[0]
+    for folder, encoding in encodings.items():
+        if merges[folder] != merges[first]:
+            raise ConfigError(
+                f"{first} ({encodings[first].bpe}) and {folder} ({encoding.bpe}) differ in merged tokens; build them as one "
+                "dataset, or without --bpe"
+            )
+        if encoding.labels and encodings[first].labels and encoding.labels != encodings[first].labels:
+            raise ConfigError(
+                f"{first} and {folder} differ in the names of labels; build them as one dataset with one --labels file"
+            )
 
 
 def micro_batches(

@@ -1,37 +1,185 @@
-"""Which MIDI files a build reads. Knows nothing about what is in them."""
+"""Which MIDI files a build reads: in folders, in archives, in lists. Knows nothing about what is in them.
+
+Archives inside folders are not opened: name them.
+"""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-MIDI_SUFFIXES = (".mid", ".midi", ".kar")
+from megatron_music.data.archives import (
+    MIDI_SUFFIXES,
+    TAR_SUFFIXES,
+    ZIP_SUFFIX,
+    Archive,
+    Entry,
+    EntryError,
+    is_midi,
+    tar_entries,
+    zip_entries,
+)
+
+LIST_SUFFIX = ".txt"
+MAX_FILE_BYTES = 64 << 20
+
+
+class SourceFile(NamedTuple):
+    """A MIDI file or an archive, by its absolute path, and the number of the source that named it first."""
+
+    path: str
+    source: int
 
 
 def find_midi_files(sources: Sequence[str | os.PathLike]) -> list[Path]:
-    """MIDI files named in ``sources`` or lying in their folders, at any depth; each once, in the order of their paths.
+    """As ``find_files``, without the archives: for code that reads files by path."""
+    return [Path(file.path) for file in find_files(sources) if not file.path.lower().endswith((*TAR_SUFFIXES, ZIP_SUFFIX))]
 
-    Links to folders are followed, each folder once; only regular files are taken.
+
+def find_files(sources: Sequence[str | os.PathLike]) -> list[SourceFile]:
+    """MIDI files and archives named in ``sources``, and the MIDI files in their folders; each once, in the order of paths.
+
+    A source is a folder (searched at any depth; links are followed, each folder once), an archive, a list (``.txt``: one
+    path a line, relative to the list's folder; empty lines and lines beginning with ``#`` are skipped) or a MIDI file.
 
     Raises:
-        ValueError: a source is missing, or there is no MIDI file at all.
+        ValueError: a source is missing, a list names a list, or there is nothing to read.
+        OSError: a folder cannot be searched.
     """
-    found: dict[str, Path] = {}  # by real path
-    folders: set[str] = set()
-    for source in map(Path, sources):
-        if source.is_dir():
-            for folder, below, names in os.walk(source, followlinks=True):
-                if os.path.realpath(folder) in folders:
-                    below.clear()
-                    continue
-                folders.add(os.path.realpath(folder))
-                paths = (Path(folder, name) for name in names if name.lower().endswith(MIDI_SUFFIXES))
-                found.update((os.path.realpath(path), path) for path in paths if path.is_file())
-        elif source.is_file():
-            found[os.path.realpath(source)] = source
-        else:
-            raise ValueError(f"{source} does not exist; name a folder of MIDI files or a MIDI file")
+    found: list[SourceFile] = []
+    loose: dict[str, SourceFile] = {}  # named files and links, by real path
+    folders: set[str] = set()  # real paths of those searched
+    for number, source in enumerate(sources):
+        for path in _listed(_absolute(source)):
+            if os.path.isdir(path):
+                for below, is_link in _walk(path, folders):
+                    if is_link:
+                        loose.setdefault(os.path.realpath(below), SourceFile(below, number))
+                    else:
+                        found.append(SourceFile(below, number))
+            elif os.path.isfile(path):
+                loose.setdefault(os.path.realpath(path), SourceFile(path, number))
+            else:
+                raise ValueError(f"{path} does not exist; name a folder of MIDI files, an archive, a list or a MIDI file")
+    for real, file in loose.items():
+        if not (os.path.dirname(real) in folders and is_midi(real)):  # else it was found in its folder
+            found.append(file)
     if not found:
-        raise ValueError(
-            f"no MIDI files in {', '.join(str(source) for source in sources)}; files ending in {', '.join(MIDI_SUFFIXES)} are read"
-        )
-    return sorted(found.values())
+        raise no_midi_files(sources)
+    return sorted(found)
+
+
+def no_midi_files(sources: Sequence[str | os.PathLike]) -> ValueError:
+    """The error for sources with nothing to read."""
+    named, suffixes = ", ".join(map(str, sources)), ", ".join(MIDI_SUFFIXES)
+    return ValueError(f"no MIDI files in {named}; files ending in {suffixes} are read")
+
+
+def find_entries(files: Iterable[SourceFile]) -> Iterator[Entry]:
+    """The input files in canonical order: by the path of file or archive, in an archive as they lie there.
+
+    Raises:
+        ValueError: an archive cannot be opened at all. One that is damaged further on ends with an entry that says so.
+    """
+    for path, source in files:
+        if path.lower().endswith(ZIP_SUFFIX):
+            yield from zip_entries(path, source)
+        elif path.lower().endswith(TAR_SUFFIXES):
+            yield from tar_entries(path, source)
+        else:
+            yield Entry(path, source, size=os.stat(path).st_size)
+
+
+class Reader:
+    """Reads the contents of entries; fastest in rising order, when a compressed tar is read once, forward.
+
+    Args:
+        beat: called while members of an archive are passed over, which can take minutes.
+    """
+
+    def __init__(self, beat: Callable[[], None] = lambda: None):
+        self._beat = beat
+        self._archive: Archive | None = None
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the open archive."""
+        if self._archive is not None:
+            self._archive.close()
+        self._archive = None
+
+    def read(self, entry: Entry) -> bytes:
+        """The content of an entry.
+
+        Raises:
+            EntryError: it cannot be read, whatever the reason.
+        """
+        if entry.damage:
+            raise EntryError(entry.damage)
+        _check_size(max(entry.size, entry.packed))
+        try:
+            if not entry.member:
+                with open(entry.path, "rb", buffering=0) as file:
+                    _check_size(os.fstat(file.fileno()).st_size)
+                    return file.readall()
+            if self._archive is None or self._archive.path != entry.path:
+                self.close()
+                self._archive = Archive(entry.path, self._beat)
+            return self._archive.read(entry)
+        except OSError as error:
+            raise EntryError(f"cannot be read: {error.strerror or error}") from None
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise EntryError(f"has {size:,} bytes, more than the {MAX_FILE_BYTES:,} that are read")
+
+
+def _absolute(path: str | os.PathLike) -> str:
+    path = os.fsdecode(path)
+    # abspath takes ".." for the folder above by name, which behind a link is another.
+    return os.path.realpath(path) if ".." in path.split(os.sep) else os.path.abspath(path)
+
+
+def _listed(path: str) -> Iterator[str]:
+    """What a list names, or the path itself."""
+    if not path.lower().endswith(LIST_SUFFIX) or not os.path.isfile(path):
+        yield path
+        return
+    for number, line in enumerate(Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        named = os.fsdecode(line.rstrip(b"\r"))
+        if named.strip() and not named.lstrip().startswith("#"):
+            below = _absolute(os.path.join(os.path.dirname(path), named))
+            if below.lower().endswith(LIST_SUFFIX):
+                raise ValueError(f"{path}, line {number} names the list {named}; put its lines here instead")
+            if not os.path.exists(below):
+                raise ValueError(f"{path}, line {number} names {named}, which does not exist; mend or remove the line")
+            yield below
+
+
+def _walk(top: str, folders: set[str]) -> Iterator[tuple[str, bool]]:
+    """MIDI files below a folder, and whether each is a link; ``folders`` grows by those searched."""
+    waiting = [top]
+    while waiting:
+        folder = waiting.pop()
+        real = os.path.realpath(folder)
+        if real in folders:
+            continue
+        folders.add(real)
+        with os.scandir(folder) as items:
+            below = sorted(items, key=lambda item: item.name, reverse=True)
+        for item in below:
+            try:
+                if item.is_dir():
+                    waiting.append(item.path)
+                elif is_midi(item.name) and item.is_file():
+                    yield item.path, item.is_symlink()
+            except OSError:  # a link in a circle
+                continue
+
+

@@ -18,11 +18,9 @@ def content_hash(score: Score) -> str:
     """
     track, start, _, pitch, _ = score.columns
     step = (2 * _STEPS_PER_QUARTER * start + score.steps_per_quarter) // (2 * score.steps_per_quarter)
-    is_drum = np.array([track.is_drum for track in score.tracks])
-    if is_drum.any():
-        drum = is_drum[track]
-        lowest = pitch[~drum].min(initial=127)
-        height = np.where(drum, pitch + 128, pitch - lowest)
+    if any(track.is_drum for track in score.tracks):
+        drum = np.array([track.is_drum for track in score.tracks])[track]
+        height = np.where(drum, pitch + 128, pitch - pitch[~drum].min(initial=127))
     else:
         height = pitch - pitch.min(initial=127)
     key = np.sort((step - step.min(initial=1 << 40)) << 8 | height)

@@ -22,6 +22,7 @@ from megatron_music.tokens import vocabulary as v
 from megatron_music.tokens import windows as arrays
 from megatron_music.tokens.augment import augment
 from megatron_music.tokens.folder import Encoding
+from megatron_music.tokens.infill import infill_documents
 from megatron_music.tokens.mmmtrack import window_starts
 from megatron_music.tokens.windows import Windows, no_windows
 
@@ -120,18 +121,28 @@ def _read(content: bytes, sanitize: bool) -> tuple[Score, bool]:
 
 def _encode(digest: str, score: Score, rescued: bool, options: BuildOptions, label_ids: tuple[int, ...]) -> EncodedFile:
     found = encode_score(score, options.encoding, options.filters, label_ids, fastest_engine())
-    made = EncodedFile(
+    all_ids, all_lengths = [found.ids], [found.lengths]
+    if found.left_out:
+        all_lengths = []
+    elif options.copies > 1 or options.infill:
+        all_ids, all_lengths = _copies(digest, found, options)
+    return EncodedFile(
         digest,
         content_hash(score),
+        all_ids[0] if len(all_ids) == 1 else np.concatenate(all_ids),
+        found.lengths if len(all_ids) == 1 else np.concatenate(all_lengths),
+        tuple(map(len, all_lengths)),
         left_out=found.left_out,
         rescued=rescued,
         windows_left_out=dict(found.windows_left_out),
         notes=_summed(found.reports),
         density=np.bincount(np.minimum(found.track_notes, _MAX_DENSITY), minlength=_MAX_DENSITY + 1),
-        onset_error=np.sum([report.onset_errors for report in found.reports], axis=0, initial=0) + np.zeros(10, np.int64),
+        onset_error=np.array([*map(sum, zip(*(report.onset_errors for report in found.reports), strict=True))] or [0] * 10),
     )
-    if found.left_out:
-        return made
+
+
+def _copies(digest: str, found: "EncodedScore", options: BuildOptions) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The documents of each copy: ids and lengths."""
     key = int.from_bytes(hashlib.sha256(f"{options.seed}:{digest}".encode()).digest()[:8], "big")
     all_ids, all_lengths = [], []
     for copy in range(options.copies):
@@ -139,17 +150,10 @@ def _encode(digest: str, score: Score, rescued: bool, options: BuildOptions, lab
         if copy:
             ids = augment(ids, lengths, found.numbers, key, copy, options.transpose, options.permute_tracks)
         if options.infill:
-            from megatron_music.tokens.infill import infill_documents
-
             ids, lengths = infill_documents(ids, lengths, found.numbers, key, copy, options.infill)
         all_ids.append(ids)
-        all_lengths.append(lengths)
-    fields = made.__dict__ | {
-        "ids": all_ids[0] if len(all_ids) == 1 else np.concatenate(all_ids),
-        "lengths": np.concatenate(all_lengths).astype(np.int32),
-        "copies": tuple(map(len, all_lengths)),
-    }
-    return EncodedFile(**fields)
+        all_lengths.append(lengths.astype(np.int32))
+    return all_ids, all_lengths
 
 
 class EncodedScore(NamedTuple):

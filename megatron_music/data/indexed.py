@@ -1,45 +1,14 @@
-"""``.bin/.idx`` on disk, written and read by megatron-core itself."""
+"""``.bin/.idx`` on disk, read by megatron-core itself; ``index_file`` writes them."""
 
 import os
 from pathlib import Path
 
 import numpy as np
-from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder, get_bin_path, get_idx_path
+from megatron.core.datasets.indexed_dataset import IndexedDataset, get_bin_path, get_idx_path
 
 from megatron_music.data.report import SPLITS
 from megatron_music.tokens import vocabulary
-
-
-class SplitWriter:
-    """The three splits of a dataset in the making, each an ``IndexedDatasetBuilder`` of uint16.
-
-    Args:
-        folder: gets ``train.bin`` and so on.
-    """
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._builders = {
-            split: IndexedDatasetBuilder(get_bin_path(str(folder / split)), dtype=np.uint16) for split in SPLITS
-        }
-
-    def write(self, split: str, ids: np.ndarray, lengths: np.ndarray) -> None:
-        """Add documents: ids one after another (uint16), and the tokens in each."""
-        for document in np.split(ids, np.cumsum(lengths)[:-1]):
-            self._builders[split].add_document(document, [len(document)])
-
-    def finish(self) -> None:
-        """Write the indices, and wait until all is on the disk."""
-        for split, builder in self._builders.items():
-            builder.finalize(get_idx_path(str(self._folder / split)))
-            for path in (get_bin_path(str(self._folder / split)), get_idx_path(str(self._folder / split))):
-                with open(path, "rb+") as file:
-                    os.fsync(file.fileno())
-
-    def close(self) -> None:
-        """Let go of the files of a build that failed."""
-        for builder in self._builders.values():
-            builder.data_file.close()
+from megatron_music.tokens.density import NUM_IDS
 
 
 def open_split(folder: str | os.PathLike, split: str) -> IndexedDataset:
@@ -65,8 +34,9 @@ def open_split(folder: str | os.PathLike, split: str) -> IndexedDataset:
 
 
 def unigram_counts(dataset: IndexedDataset) -> np.ndarray:
-    """How often each id occurs (int64, [vocabulary size])."""
-    counts = np.zeros(vocabulary.SIZE, np.int64)
+    """How often each id occurs (int64, [vocabulary size, or more where there are merged tokens])."""
+    counts = np.zeros(NUM_IDS, np.int64)
     for document in range(len(dataset)):
-        counts += np.bincount(dataset[document], minlength=vocabulary.SIZE)
-    return counts
+        found = np.bincount(dataset[document])
+        counts[: len(found)] += found
+    return counts[: max(vocabulary.SIZE, int(np.flatnonzero(counts)[-1]) + 1)]

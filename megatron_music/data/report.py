@@ -1,19 +1,27 @@
-"""The report of a dataset: where it lies, and its figures in words.
+"""The report of a dataset: where it lies, and its figures in words, in the terminal and as Markdown.
 
-Imports no torch, so that `inspect` answers at once.
+Imports no torch and no matplotlib, so that `inspect` answers at once.
 """
 
 import json
 import os
+from collections.abc import Container
 from pathlib import Path
+
+from megatron_music.data.charts import charts, excluded_files, megabytes
+from megatron_music.music.instruments import instrument_name
 
 SPLITS = ("train", "valid", "test")
 REPORT_FILE = "report.json"
+MARKDOWN_FILE = "report.md"
 QUARANTINE_FILE = "quarantine.jsonl"
+FIGURES = "figures"
+BAR_LINES = {"carry": "carried over (carry)", "clip": "cut there (clip)", "split": "struck again (split)"}
+OLDER = "An older version wrote this report, which counted less: no data sets, near copies or histograms."
 
 
 def read_report(out: str | os.PathLike) -> dict:
-    """``report.json`` of a dataset.
+    """``report.json`` of a dataset; that of an older version is good, and holds less.
 
     Raises:
         ValueError: there is none, or it is damaged.
@@ -21,35 +29,251 @@ def read_report(out: str | os.PathLike) -> dict:
     path = Path(out, REPORT_FILE)
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
+        markdown(report)
         describe(report, out)
         return report
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path} is missing; name a folder made by `megatron-music build tokens`") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no report of `megatron-music build tokens` ({error!r}); build the dataset again") from None
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        why = f"is no report of `megatron-music build tokens` ({error!r})"
+        raise ValueError(f"{path} {why}; build the dataset again") from None
 
 
 def describe(report: dict, out: str | os.PathLike) -> str:
-    """The report as a few lines of text."""
+    """The report as a few aligned lines of text."""
     files, rates, notes = report["files"], report["rates"], report["quantization"]
-    encoding = report["encoding"]
-    window = f"{encoding['bars']} bars, hop {encoding['hop']}" if encoding["bars"] else "whole pieces"
+    windows_left_out = report.get("windows_left_out", {}).items()
+    encoding = [(what, _visible(text)) for what, text in encoding_in_words(report["encoding"])]
     lines = [
-        f"files    {files['used']:,} of {files['found']:,} used ({files['copies']:,} copies), "
-        f"{files['quarantined']:,} in quarantine",
-        *(f"         {count:,} left out: {reason}" for reason, count in files["left_out"].items()),
-        f"windows  {window}; {encoding['steps_per_quarter']} steps a quarter; bar lines: {encoding['bar_line']}",
+        f"files    {files['used']:,} of {files['found']:,} used, {files['quarantined']:,} in quarantine"
+        + (f", {files['rescued']:,} rescued (read after clamping their bytes)" if files.get("rescued") else ""),
+        f"copies   {_copies(files)}",
+        *(f"         {count:,} files left out: {_visible(reason)}" for reason, count in files["left_out"].items()),
+        f"windows  {'; '.join(text if what in ('windows', 'grid') else f'{what}: {text}' for what, text in encoding)}",
+        *(f"         {count:,} windows left out: {_visible(why)}" for why, count in windows_left_out),
         f"notes    {notes.get('notes_in', 0):,} read, {notes.get('notes_lost', 0):,} lost, "
         f"onsets moved {notes['mean_onset_error_steps']:.3f} steps on average",
-        f"rate     {rates['files_per_second']:,.0f} files/s, {rates['tokens_per_second'] / 1e6:.2f} M tokens/s "
-        f"with {rates['workers']} worker{'s' if rates['workers'] > 1 else ''}",
-        "         files  documents      tokens       bytes",
     ]
-    for split in SPLITS:
-        row = report["splits"][split]
-        lines.append(
-            f"{split:5} {row['files']:>8,} {row['documents']:>10,} {row['tokens']:>11,} {row['bytes']:>11,}"
-        )
+    if report.get("bpe"):
+        lines.append(f"bpe      {bpe_in_words(report['bpe'])}")
+    lines.append(
+        f"rate     {rates['files_per_second']:,.0f} files/s, {rates['tokens_per_second'] / 1e6:.2f} M tokens/s "
+        f"with {rates['workers']} worker{'s' if rates['workers'] > 1 else ''}"
+    )
+    rows = [(split, report["splits"][split]) for split in SPLITS]
+    sources = [(_visible(row["name"]), row) for row in report.get("sources", ())]
+    width = min(max(len(name) for name, _ in (*rows, *sources)), 32)
+    for heading, table in (("split", rows), ("source", sources)):
+        if table:
+            lines += ["", f"{heading:{width}}      files  documents          tokens           bytes"]
+        lines += [
+            f"{_shortened(name, width):{width}} {row.get('files', row.get('used')):>10,} {row['documents']:>10,} "
+            f"{row['tokens']:>15,} {row['bytes']:>15,}"
+            for name, row in table
+        ]
     if files["quarantined"]:
-        lines.append(f"damaged files and why: {Path(out, QUARANTINE_FILE)}")
+        lines += ["", f"damaged files and why: {Path(out, QUARANTINE_FILE)}"]
+    if is_older(report):
+        lines += ["", OLDER]
     return "\n".join(lines)
+
+
+def markdown(report: dict, figures: Container[str] = ()) -> str:
+    """The report as Markdown, for a reader who never saw the tool.
+
+    Args:
+        figures: names of the charts whose pictures are there to be linked, as ``figures/<name>.png``.
+    """
+    files, notes, totals = report["files"], report["quantization"], split_totals(report)
+    used = f"{files['used']:,} of {files['found']:,} MIDI files"
+    lines = [
+        "# A dataset of music as tokens",
+        "",
+        f"{used} became {totals['documents']:,} windows of {totals['tokens']:,} tokens "
+        f"({size_in_words(totals)}), written by megatron_music {_cell(report['megatron_music'])}. A window is a "
+        "stretch of bars of one file, and one document of the dataset; a token is one event of the music, such as a note "
+        "that begins.",
+        "",
+    ]
+    if is_older(report):
+        lines += [OLDER, ""]
+    pictures = {chart.name: chart for chart in charts(report)}
+
+    def section(title: str, *pictured: str) -> None:
+        lines.extend([f"## {title}", ""])
+        for name in pictured:
+            if name in pictures:
+                lines.extend([pictures[name].caption, ""])
+                if name in figures:
+                    lines.extend([f"![{pictures[name].title}]({FIGURES}/{name}.png)", ""])
+
+    section("Splits", "splits")
+    lines += _table(
+        ["split", "files", "windows", "tokens", "bytes", "bytes as text"],
+        [[s, r["files"], r["documents"], r["tokens"], r["bytes"], r.get("text_bytes")] for s, r in report["splits"].items()]
+        + [["all", *(totals.get(name) for name in ("files", "documents", "tokens", "bytes", "text_bytes"))]],
+    )
+    if report.get("sources"):
+        section("Data sets", "sources")
+        names = ("name", "found", "used", "documents", "tokens", "bytes")
+        rows = [[row[name] for name in names] for row in report["sources"]]
+        lines += _table(["data set", "files found", "files used", "windows", "tokens", "bytes"], rows)
+    section("Files", "exclusions")
+    lines += _table(["what became of them", "files"], files_in_words(files))
+    if report.get("windows_left_out"):
+        lines += _table(["windows of used files left out", "windows"], list(report["windows_left_out"].items()))
+    if files["quarantined"]:
+        lines += [f"`{QUARANTINE_FILE}` names each damaged file and the reason.", ""]
+    section("Encoding")
+    lines += _table(["what", "how"], encoding_in_words(report["encoding"]))
+    if report.get("bpe"):
+        lines += [f"Merged tokens (BPE): {bpe_in_words(report['bpe'])}.", ""]
+    if report.get("unigram_entropy_nats"):
+        lines += [f"Entropy of single tokens in train: {report['unigram_entropy_nats']:.3f} nats. A model that learns "
+                  "anything of their order has a lower loss.", ""]  # fmt: skip
+    section("Notes", "onset_error")
+    lines += _table(["notes", "count"], notes_in_words(notes))
+    if {"document_tokens", "instruments", "density"} & pictures.keys():
+        section("Histograms", "document_tokens", "density", "instruments")
+    if "instruments" in pictures:
+        rows = sorted(report["histograms"]["instruments"].items(), key=lambda row: (-row[1], row[0]))
+        lines += _table(["instrument", "token", "tracks"], [[instrument_name(v), f"INST={v}", n] for v, n in rows[:20]])
+    lines += [f"Fingerprint of files and options: `{_cell(report['fingerprint'])}`.", ""]
+    return "\n".join(lines)
+
+
+def write_markdown(report: dict, folder: str | os.PathLike) -> None:
+    """Write ``report.md`` into the dataset; it links the pictures that ``figures.write_figures`` left there before."""
+    folder = Path(folder)
+    path = folder / MARKDOWN_FILE
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(markdown(report, figures={picture.stem for picture in (folder / FIGURES).glob("*.png")}))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_older(report: dict) -> bool:
+    """Whether the report was written by a version that counted less."""
+    return "histograms" not in report or "sources" not in report
+
+
+def split_totals(report: dict) -> dict[str, int]:
+    """Files, documents, tokens and bytes of all splits together."""
+    rows = list(report["splits"].values())
+    names = [name for name in ("files", "documents", "tokens", "bytes", "text_bytes") if all(name in row for row in rows)]
+    return {name: sum(row[name] for row in rows) for name in names}
+
+
+def size_in_words(totals: dict[str, int]) -> str:
+    """Megabytes of ids; of text, where a build wrote text alone."""
+    if totals["bytes"] or not totals.get("text_bytes"):
+        return f"{megabytes(totals['bytes'] / 1e6)} of ids"
+    return f"{megabytes(totals['text_bytes'] / 1e6)} of text"
+
+
+def encoding_in_words(encoding: dict) -> list[tuple[str, str]]:
+    """What a reader should know of the encoding, as (what, how)."""
+    windows = f"{encoding['bars']} bars, hop {encoding['hop']}" if encoding["bars"] else "whole pieces"
+    rows = [
+        ("windows", windows),
+        ("grid", f"{encoding['steps_per_quarter']} steps a quarter"),
+        ("notes across bar lines", BAR_LINES.get(encoding["bar_line"], encoding["bar_line"])),
+    ]
+    if tuple(encoding.get("meters", ("4/4",))) != ("4/4",):
+        rows.append(("meters", ", ".join(encoding["meters"])))
+    if encoding.get("unknown_meters"):
+        rows.append(("meters read as if not declared", ", ".join(encoding["unknown_meters"])))
+    for name in ("velocity", "tempo", "infill"):
+        if encoding.get(name):
+            rows.append((name, "written"))
+    for name, unit in (("density", "track"), ("bar_density", "bar")):
+        if encoding.get(name):
+            bins = ", ".join(map(str, encoding.get(f"{name}_bins", ()))) or "none"
+            rows.append((f"density of a {unit}", f"{encoding[name]} levels, cut at {bins} notes"))
+    for label, names in encoding.get("labels", ()):
+        rows.append((f"label {label}", f"{len(names)} names"))
+    if encoding.get("bpe"):
+        rows.append(("merged tokens", f"{encoding['bpe']:,}"))
+    return rows
+
+
+def files_in_words(files: dict) -> list[tuple[str, int]]:
+    """What became of the files found, and what is known of those used, as (what, how many)."""
+    rows = [("found", files["found"]), ("used", files["used"])]
+    for name, text in (
+        ("copies", "used, and copies of an earlier file byte for byte"),
+        ("near_copies", "used, and with the same notes as an earlier file in other bytes"),
+        ("rescued", "read only after their bytes were clamped"),
+        ("labelled", "used, and with a label"),
+    ):
+        if name in files:
+            rows.append((text, files[name]))
+    return rows + [(f"left out: {reason}", count) for reason, count in excluded_files({"files": files})]
+
+
+def notes_in_words(notes: dict) -> list[tuple[str, int | float]]:
+    """What quantising did to the notes, as (what, how many)."""
+    rows = [
+        ("read", "notes_in"),
+        ("written", "notes_out"),
+        ("lost: the same pitch begins at the same step", "notes_lost"),
+        ("shortened: their pitch is struck again", "notes_shortened"),
+        ("lengthened to one step", "notes_lengthened"),
+        ("onsets exactly on the grid", "onsets_on_grid"),
+    ]
+    counts = [(text, notes.get(name, 0)) for text, name in rows]
+    moved = [("steps an onset moved on average", "mean"), ("steps an onset moved at most", "max")]
+    return [*counts, *((text, float(notes[f"{name}_onset_error_steps"])) for text, name in moved)]
+
+
+def number_in_words(value: object) -> str:
+    """A value of a table: whole numbers with commas, others with three places, words as they are, nothing for None."""
+    if isinstance(value, int | float):
+        return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+    return "" if value is None else str(value)
+
+
+def bpe_in_words(bpe: dict) -> str:
+    """How much merging shortened the dataset."""
+    gain = bpe["tokens_before"] / max(bpe["tokens_after"], 1)
+    tokens = f"{bpe['tokens_before']:,} tokens became {bpe['tokens_after']:,}"
+    return f"{bpe['merges']:,} merges, {tokens}, {gain:.2f} times fewer"
+
+
+def _copies(files: dict) -> str:
+    parts = [f"{files['copies']:,} byte for byte"]
+    if "near_copies" in files:
+        parts.append(f"{files['near_copies']:,} with the same notes")
+    if files.get("dropped_copies"):
+        parts.append(f"{files['dropped_copies']:,} left out")
+    return ", ".join(parts)
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _visible(text: object) -> str:
+    """A name on one line: what cannot be printed, which strangers' file names may hold, is replaced."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(text))
+
+
+def _cell(value: object) -> str:
+    """A value in a Markdown table: numbers with commas, strangers' names without their own markup."""
+    if isinstance(value, str):
+        value = "".join(f"\\{letter}" if letter in "\\`*_[]<>|#$~&:" else letter for letter in _visible(value))
+    return number_in_words(value)
+
+
+def _table(heads: list[str], rows: list) -> list[str]:
+    """Lines of a Markdown table, numbers to the right; a column without any value is left out."""
+    used = [place for place in range(len(heads)) if any(row[place] is not None for row in rows)]
+    is_number = [all(isinstance(row[place], int | float | None) for row in rows) for place in used]
+    lines = [[heads[place] for place in used], ["---:" if number else "---" for number in is_number]]
+    lines += [[_cell(row[place]) for place in used] for row in rows]
+    return ["| " + " | ".join(line) + " |" for line in lines] + [""]

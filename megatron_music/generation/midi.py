@@ -1,23 +1,27 @@
-"""New pieces from a GPT: from nothing, or going on from a given one.
+"""New pieces from a GPT: from nothing, going on from a given one, or with bars of a given one written anew.
 
 Pieces longer than the model's window are written window by window: the last bars are given, new ones follow. Given a
 model (ids to logits); knows nothing about checkpoints or datasets.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
+from megatron_music.generation.infill import Filling
 from megatron_music.generation.sampling import CachedGPT, Draft, NextLogits, Sampler, write_drafts
-from megatron_music.music.grid import four_four_sections, quantize, slice_steps
+from megatron_music.music.grid import FASTEST, SLOWEST, quantize, sections, slice_steps, tempo_bin
 from megatron_music.music.score import VOICE_NAMES, Score, Track
 from megatron_music.tokens import vocabulary as v
 from megatron_music.tokens.folder import Encoding
-from megatron_music.tokens.grammar import Grammar
+from megatron_music.tokens.grammar import Grammar, meter_ids
 from megatron_music.tokens.mmmtrack import decode_piece, encode_piece, instrument_id
+from megatron_music.tokens.walk import Walk
+
+OnToken = Callable[[int], None]
 
 
 class Composer:
@@ -30,6 +34,9 @@ class Composer:
         sampler: how tokens are drawn.
         device: where the model is.
         next_logits: makes the model's ``NextLogits`` for a batch size and a length; by default with a KV cache.
+
+    In all that it does ``seeds`` has a seed for each piece, which decides that piece alone; the pieces are written in one
+    batch; and ``on_token`` is told the length of the longest draft at every step.
     """
 
     def __init__(
@@ -43,6 +50,8 @@ class Composer:
     ):
         if encoding.bars < 1:
             raise ValueError("this model was trained on whole pieces; train on windows (--bars 4) to generate")
+        if encoding.bpe:
+            raise ValueError("models of merged tokens cannot be sampled under the grammar yet; train on data without --bpe")
         self.model = model
         self.encoding = encoding
         self.max_tokens = max_tokens
@@ -55,25 +64,37 @@ class Composer:
         seeds: Sequence[int],
         bars: int | None = None,
         instruments: Sequence[str] | None = None,
-        on_token: Callable[[int], None] = lambda tokens: None,
+        on_token: OnToken = lambda tokens: None,
+        *,
+        meter: str | None = None,
+        tempo: float | None = None,
+        labels: Sequence[str] = (),
     ) -> list[Score]:
-        """One piece a seed, from nothing, all in one batch.
+        """One piece a seed, from nothing.
 
         Args:
-            seeds: each decides its own piece alone.
             bars: length of the pieces; by default the model's window.
             instruments: the tracks, as values of INST (``0``..``127``, ``DRUMS``, ``SOPRANO`` ...); None: the model's.
-            on_token: told the length of the longest draft at every step.
+            meter: of all bars, such as ``3/4``; None: the model's.
+            tempo: of all bars, in quarters a minute, taken to the nearest the model knows; None: the model's.
+            labels: such as ``GENRE=JAZZ``; none: the model's.
         """
         ids = None if instruments is None else tuple(_instrument_ids(instruments))
         window = self.encoding.bars
         bars = window if bars is None else bars
         if bars < 1:
             raise ValueError(f"bars is {bars}; use 1 or more")
-        grammars = [Grammar(self.encoding, self.max_tokens, ids) for _ in seeds]
-        scores = self._write(grammars, seeds, 0, on_token)
+        wishes = {
+            "meters": None if meter is None else [_meter_id(meter, self.encoding)],
+            "tempos": None if tempo is None else [_tempo_id(tempo, self.encoding)],
+        }
+        label_ids = _label_ids(labels, self.encoding) or None
+        grammars = [Grammar(self.encoding, self.max_tokens, ids, labels=label_ids, **wishes) for _ in seeds]
+        documents = self._write(grammars, seeds, 0, on_token)
+        scores = [self._decode(document) for document in documents]
         if bars > window:
-            scores = self.continue_scores(scores, bars - window, seeds, on_token)
+            said = [_labels_of(document, self.encoding) for document in documents]
+            scores = self._go_on(scores, bars - window, seeds, on_token, said, wishes)
         return [_cut(score, bars) for score in scores]
 
     def continue_scores(
@@ -81,32 +102,76 @@ class Composer:
         scores: Sequence[Score],
         bars: int,
         seeds: Sequence[int],
-        on_token: Callable[[int], None] = lambda tokens: None,
+        on_token: OnToken = lambda tokens: None,
+        *,
+        labels: Sequence[str] = (),
     ) -> list[Score]:
         """Each quantised score with ``bars`` new bars after its last, for the instruments it has.
 
         Half a window is given at a time, or all of a shorter score, and the rest of the window is new. A model of
-        1-bar windows is given nothing.
+        1-bar windows is given nothing but the meter and tempo.
         """
+        said = [_label_ids(labels, self.encoding) or None for _ in scores]
+        return self._go_on(scores, bars, seeds, on_token, said, {})
+
+    def fill(
+        self,
+        score: Score,
+        bars: Iterable[tuple[int, int]],
+        seeds: Sequence[int],
+        on_token: OnToken = lambda tokens: None,
+        *,
+        labels: Sequence[str] = (),
+    ) -> list[Score]:
+        """The score with some of its bars written anew, once a seed; all else stays note for note.
+
+        Bars that do not fit into one window are filled window by window, with the fills before in their places.
+
+        Args:
+            score: as read from a file.
+            bars: (track, bar) of each, from 0; what starts in them is taken away, what is held into them ends there.
+            labels: to say of the piece, such as ``GENRE=JAZZ``.
+        """
+        if not self.encoding.infill:
+            raise ValueError("this model has not learned to fill bars; train it on data built with --infill")
+        label_ids, bars = _label_ids(labels, self.encoding), list(bars)
+        pieces = [Filling(score, bars, self.encoding, label_ids) for _ in seeds]
+        turn = 0
+        while unfinished := [number for number, piece in enumerate(pieces) if piece.left]:
+            grammars = [pieces[number].next_window(self.max_tokens) for number in unfinished]
+            documents = self._write(grammars, [seeds[number] for number in unfinished], turn, on_token)
+            for number, document in zip(unfinished, documents, strict=True):
+                pieces[number].put(document)
+            turn += 1
+        return [piece.score for piece in pieces]
+
+    def _go_on(self, scores: Sequence[Score], bars: int, seeds, on_token: OnToken, labels: list, wishes: dict) -> list[Score]:
+        """``continue_scores`` with label ids (or None) for each score; a label the model chooses stays."""
         lengths = [score.num_bars + bars for score in scores]
         turn = 0
         while any(score.num_bars < length for score, length in zip(scores, lengths, strict=True)):
             turn += 1
-            openings = [self._opening(score, may_be_empty=turn > 1) for score in scores]
-            written = self._write([grammar for grammar, _ in openings], seeds, turn, on_token)
+            openings = [
+                self._opening(score, may_be_empty=turn > 1, labels=said, **wishes)
+                for score, said in zip(scores, labels, strict=True)
+            ]
+            documents = self._write([grammar for grammar, _ in openings], seeds, turn, on_token)
+            labels = [_labels_of(document, self.encoding) for document in documents]
             scores = [
-                _append(score, window, given)
-                for score, window, (_, given) in zip(scores, written, openings, strict=True)
+                _append(score, self._decode(document), given)
+                for score, document, (_, given) in zip(scores, documents, openings, strict=True)
             ]
         return [_cut(score, length) for score, length in zip(scores, lengths, strict=True)]
 
-    def _opening(self, score: Score, may_be_empty: bool) -> tuple[Grammar, int]:
+    def _opening(self, score: Score, may_be_empty: bool, **wishes) -> tuple[Grammar, int]:
         """A grammar that begins with the score's last bars, and how many: half a window, fewer where notes are many."""
         instruments = tuple(instrument_id(track) for track in score.tracks)
         for bars in range(min(self.encoding.bars // 2, score.num_bars), -1, -1):
-            given = _bars_of_tracks(_last_bars(score, bars), self.encoding.bar_line) if bars else ()
+            given = encode_piece(_last_bars(score, bars), self.encoding) if bars else ()
+            if not bars:
+                wishes |= self._last_said(score)
             try:
-                grammar = Grammar(self.encoding, self.max_tokens, instruments, given)
+                grammar = Grammar(self.encoding, self.max_tokens, instruments, given, **wishes)
             except ValueError:
                 continue
             if bars or may_be_empty or self.encoding.bars == 1:
@@ -116,8 +181,18 @@ class Composer:
             "continue a piece with fewer, or train with a longer model.seq_length"
         )
 
-    def _write(self, grammars: Sequence[Grammar], seeds: Sequence[int], turn: int, on_token) -> list[Score]:
-        """One window for each grammar, all in one batch."""
+    def _last_said(self, score: Score) -> dict[str, list[int]]:
+        """Meter and tempo of the score's last bar, as ids, where the encoding has them."""
+        said = {}
+        if self.encoding.writes_meters:
+            _, numerator, denominator = score.time_signatures[-1]
+            said["meters"] = [v.IDS[f"TIME_SIGNATURE={numerator}/{denominator}"]]
+        if self.encoding.tempo:
+            said["tempos"] = [v.TEMPO + tempo_bin(score.tempos[-1].quarters_per_minute)]
+        return said
+
+    def _write(self, grammars: Sequence[Walk], seeds: Sequence[int], turn: int, on_token: OnToken) -> list[list[int]]:
+        """One document for each grammar."""
         drafts = [
             Draft(grammar, torch.Generator().manual_seed(_stream(seed, turn)))
             for grammar, seed in zip(grammars, seeds, strict=True)
@@ -125,19 +200,26 @@ class Composer:
         next_logits = self._next_logits(self.model, len(drafts), self.max_tokens)
         for tokens in write_drafts(drafts, next_logits, self.sampler, self.device):
             on_token(tokens)
-        return [decode_piece(draft.ids, self.encoding.steps_per_quarter) for draft in drafts]
+        return [draft.ids for draft in drafts]
+
+    def _decode(self, document: Sequence[int]) -> Score:
+        return decode_piece(document, self.encoding.steps_per_quarter)
 
 
 def prepare_continuation(score: Score, encoding: Encoding) -> Score:
-    """The last 4/4 part of a score as read, quantised for the model: what ``continue_scores`` goes on from.
+    """The last part of a score as read that is in the model's meters, quantised: what ``continue_scores`` goes on from.
 
     Raises:
-        ValueError: no part of it is in 4/4.
+        ValueError: no part of it is in these meters.
     """
-    sections = [section for section in four_four_sections(score) if section.num_notes]
-    if not sections:
-        raise ValueError("no part of the piece is in 4/4; the models know no other meter yet")
-    return quantize(sections[-1], encoding.steps_per_quarter)
+    meters = [meter for meter in encoding.meter_set if encoding.steps_per_bar * meter[0] % meter[1] == 0]
+    unknown = [tuple(map(int, meter.split("/"))) for meter in encoding.unknown_meters]
+    parts = [part for part in sections(score, meters, unknown) if part.num_notes]
+    if not parts:
+        raise ValueError(f"no part of the piece is in {' '.join(encoding.meters)}; the model knows no other meter")
+    return quantize(
+        parts[-1], encoding.steps_per_quarter, meters=encoding.writes_meters, velocity=encoding.velocity, tempo=encoding.tempo
+    )
 
 
 def _stream(seed: int, turn: int) -> int:
@@ -155,31 +237,75 @@ def _instrument_ids(instruments: Sequence[str]) -> list[int]:
     return ids
 
 
-def _bars_of_tracks(score: Score, bar_line: str) -> list[list[int]]:
-    """For each track the ids of its bars, BAR_START to BAR_END."""
-    ids = encode_piece(score, bar_line)
-    starts = np.flatnonzero(ids == v.TRACK_START) + 2
-    ends = np.flatnonzero(ids == v.TRACK_END)
-    return [ids[start:end].tolist() for start, end in zip(starts, ends, strict=True)]
+def _meter_id(meter: str, encoding: Encoding) -> int:
+    if not encoding.writes_meters:
+        raise ValueError(f"the model knows no meter but 4/4, not {meter}; train it on data built with --meters")
+    token_id = v.IDS.get(f"TIME_SIGNATURE={meter.strip()}")
+    if token_id not in meter_ids(encoding):
+        there = ", ".join(v.TOKENS[token_id].removeprefix("TIME_SIGNATURE=") for token_id in meter_ids(encoding))
+        raise ValueError(f"the model does not know the meter {meter}; use one of {there}")
+    return token_id
+
+
+def _tempo_id(tempo: float, encoding: Encoding) -> int:
+    if not encoding.tempo:
+        raise ValueError("the model writes no tempo; train it on data built with --tempo")
+    if not SLOWEST <= tempo <= FASTEST:
+        raise ValueError(f"the tempo is {tempo:g}; use {SLOWEST:g} to {FASTEST:g} quarters a minute")
+    return v.TEMPO + tempo_bin(tempo)
+
+
+def _label_ids(labels: Sequence[str], encoding: Encoding) -> list[int]:
+    """The ids of labels in the encoding's order.
+
+    Raises:
+        ValueError: one is not among the encoding's, or there are two of one kind.
+    """
+    wanted = [label.strip().upper().replace(" ", "_") for label in labels]
+    for label in wanted:
+        if not encoding.labels:
+            raise ValueError(f"the model knows no labels, not {label}; train it on data built with --labels")
+        if label not in encoding.label_ids:
+            raise ValueError(f"the model does not know the label {label}; use one of {', '.join(encoding.label_ids)}")
+    kinds = [label.partition("=")[0] for label in wanted]
+    if len(set(kinds)) < len(kinds):
+        raise ValueError(f"two labels of one kind are given ({', '.join(wanted)}); give one of each")
+    return [token_id for label, token_id in encoding.label_ids.items() if label in wanted]
+
+
+def _labels_of(document: Sequence[int], encoding: Encoding) -> list[int]:
+    known = set(encoding.label_ids.values())
+    return [token_id for token_id in document if token_id in known]
 
 
 def _last_bars(score: Score, bars: int) -> Score:
     """The last bars of all tracks, silent ones included."""
-    length = score.num_bars * score.steps_per_bar
-    return slice_steps(score, max(length - bars * score.steps_per_bar, 0), length)
+    lines = score.bar_starts
+    return slice_steps(score, int(lines[-1 - bars]), int(lines[-1]))
 
 
 def _append(score: Score, window: Score, given_bars: int) -> Score:
     """The score followed by the window's bars after the given ones."""
-    end = score.num_bars * score.steps_per_bar
-    new = slice_steps(window, given_bars * score.steps_per_bar, window.length_steps)
+    end = int(score.bar_starts[-1])
+    new = slice_steps(window, int(window.bar_starts[given_bars]), window.length_steps)
     tracks = tuple(
         Track(np.concatenate([old.notes, more.notes + (end, end, 0, 0)]), old.program, old.is_drum, old.voice)
         for old, more in zip(score.tracks, new.tracks, strict=True)
     )
-    return replace(score, tracks=tracks, length_steps=end + new.length_steps)
+    return replace(
+        score,
+        tracks=tracks,
+        time_signatures=_followed(score.time_signatures, new.time_signatures, end),
+        tempos=_followed(score.tempos, new.tempos, end),
+        length_steps=end + new.length_steps,
+    )
+
+
+def _followed(events: tuple, new: tuple, end: int) -> tuple:
+    """Meters or tempos up to a step, and new ones counted from there; one that repeats the last is left out."""
+    moved = [event._replace(start_step=event.start_step + end) for event in new]
+    return (*events, *(moved[1:] if moved[0][1:] == events[-1][1:] else moved))
 
 
 def _cut(score: Score, bars: int) -> Score:
-    length = bars * score.steps_per_bar
-    return score if score.length_steps <= length else slice_steps(score, 0, length)
+    return slice_steps(score, 0, int(score.bar_starts[bars])) if bars < score.num_bars else score

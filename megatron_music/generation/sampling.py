@@ -14,7 +14,7 @@ from megatron.core.inference.contexts import StaticInferenceContext
 from torch import Tensor
 
 from megatron_music.tokens import vocabulary as v
-from megatron_music.tokens.grammar import Grammar
+from megatron_music.tokens.walk import Walk
 
 # New ids [B, S] in, logits of the token after them [B, V] out; the callable remembers the ids before.
 NextLogits = Callable[[Tensor], Tensor]
@@ -106,7 +106,7 @@ class UncachedGPT:
 class Draft:
     """A piece in the making: its grammar, what is written, and the generator that draws the rest."""
 
-    def __init__(self, grammar: Grammar, generator: torch.Generator):
+    def __init__(self, grammar: Walk, generator: torch.Generator):
         self.grammar = grammar
         self.generator = generator
         self.ids: list[int] = []

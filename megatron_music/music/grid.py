@@ -18,6 +18,8 @@ from megatron_music.music.score import (
     Tempo,
     TimeSignature,
     Track,
+    bar_lines,
+    rows_of_tracks,
 )
 
 MAX_STEPS = (1 << 20) - 1  # 5 hours at 12 steps a quarter and 250 quarters a minute
@@ -122,16 +124,22 @@ def on_grid(
 ) -> Score:
     """The score that quantised ``columns`` make, with all that is not notes taken to the grid from ``score``."""
     last = int(columns[2].max())
+    signatures = _meters_on_grid(score, steps_per_quarter, last) if meters else FOUR_FOUR
+    lines = bar_lines(signatures, steps_per_quarter, last)
     quantized = Score.from_columns(
         columns,
-        [Track((), VOICE_PROGRAM if t.voice else 0 if t.is_drum else t.program, t.is_drum, t.voice) for t in score.tracks],
+        [
+            Track(rows, VOICE_PROGRAM if t.voice else 0 if t.is_drum else t.program, t.is_drum, t.voice)
+            for t, rows in zip(score.tracks, rows_of_tracks(columns, len(score.tracks)), strict=True)
+        ],
         steps_per_quarter=steps_per_quarter,
-        time_signatures=_meters_on_grid(score, steps_per_quarter, last) if meters else FOUR_FOUR,
-        length_steps=last,
+        time_signatures=signatures,
+        tempos=_tempos_of_bars(lines[:-1], steps_per_quarter, score) if tempo else DEFAULT_TEMPO,
+        length_steps=int(lines[-1]),
         quantization=report,
     )
-    quantized = with_length(quantized, int(quantized.bar_starts[-1]))
-    return with_tempos(quantized, _tempos_of_bars(quantized, score)) if tempo else quantized
+    quantized.__dict__["bar_starts"] = lines
+    return quantized
 
 
 def _round_half_up(ticks: np.ndarray, new: int, old: int) -> np.ndarray:
@@ -158,10 +166,9 @@ def _meters_on_grid(score: Score, steps_per_quarter: int, last_step: int) -> tup
     return tuple(kept)
 
 
-def _tempos_of_bars(quantized: Score, score: Score) -> tuple[Tempo, ...]:
+def _tempos_of_bars(bars: np.ndarray, steps_per_quarter: int, score: Score) -> tuple[Tempo, ...]:
     """The tempo at the start of each bar, in bins, where it changes."""
-    events = [(-(-t.start_step * quantized.steps_per_quarter // score.steps_per_quarter), t[1]) for t in sorted(score.tempos)]
-    bars = quantized.bar_starts[:-1]
+    events = [(-(-t.start_step * steps_per_quarter // score.steps_per_quarter), t[1]) for t in sorted(score.tempos)]
     places = np.searchsorted([step for step, _ in events], bars, side="right") - 1
     tempos: list[Tempo] = []
     for step, place in zip(bars.tolist(), places.tolist(), strict=True):
@@ -180,23 +187,6 @@ def tempo_bin(quarters_per_minute: float) -> int:
 def tempo_of_bin(bin_: int) -> float:
     """Quarters a minute, to a tenth: what a file can say."""
     return round(SLOWEST * (FASTEST / SLOWEST) ** (bin_ / (TEMPO_BINS - 1)), 1)
-
-
-def with_length(score: Score, length_steps: int) -> Score:
-    """The score with its end elsewhere."""
-    return _changed(score, length_steps=length_steps)
-
-
-def with_tempos(score: Score, tempos: tuple[Tempo, ...]) -> Score:
-    """The score at other tempos."""
-    return _changed(score, tempos=tempos)
-
-
-def _changed(score: Score, **fields) -> Score:
-    """``replace`` that keeps the columns, which none of these fields touches."""
-    changed = replace(score, **fields)
-    changed.__dict__["columns"] = score.columns
-    return changed
 
 
 def cut_at_bar_lines(
@@ -325,7 +315,7 @@ def _stretch(score: Score, start: int, end: int, signatures: list[TimeSignature]
     if whole and tuple(signatures) == score.time_signatures:
         return score
     shifted = tuple(s._replace(start_step=s.start_step - start) for s in signatures)
-    return _changed(score, time_signatures=shifted) if whole else replace(
+    return replace(score, time_signatures=shifted) if whole else replace(
         slice_steps(score, start, end), time_signatures=shifted
     )
 

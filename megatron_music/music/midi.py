@@ -11,7 +11,16 @@ import miditoolkit
 import numpy as np
 import symusic
 
-from megatron_music.music.score import DEFAULT_TEMPO, FOUR_FOUR, Score, Tempo, TimeSignature, Track, name_voices
+from megatron_music.music.score import (
+    DEFAULT_TEMPO,
+    FOUR_FOUR,
+    Score,
+    Tempo,
+    TimeSignature,
+    Track,
+    name_voices,
+    voices_of,
+)
 
 MAX_QUARTERS = 40_000  # 10,000 bars of 4/4: five and a half hours at 120 quarters a minute
 TICKS_PER_QUARTER = 480
@@ -26,7 +35,7 @@ def read_midi(source: str | os.PathLike | bytes | miditoolkit.MidiFile, sanitize
 
     Args:
         source: a path, the file's bytes, or a loaded ``miditoolkit.MidiFile`` (left as it is).
-        sanitize: clamp data bytes above 127, as damaged files have them, instead of refusing the file.
+        sanitize: instead of refusing a damaged file, clamp its data bytes above 127 and leave out meters that cannot be.
 
     Raises:
         MidiError: the file is missing, damaged or not music; the sentence names it.
@@ -34,7 +43,7 @@ def read_midi(source: str | os.PathLike | bytes | miditoolkit.MidiFile, sanitize
     if isinstance(source, miditoolkit.MidiFile):
         return name_voices(_checked(_from_miditoolkit(source), "the MidiFile"))
     if isinstance(source, bytes):
-        content, where = source, "the MIDI bytes"
+        content, where = source, "the file"
     else:
         where = os.fspath(source)
         try:
@@ -46,7 +55,7 @@ def read_midi(source: str | os.PathLike | bytes | miditoolkit.MidiFile, sanitize
         parsed = symusic.Score.from_midi(content, sanitize_data=sanitize)
     except Exception as error:  # symusic raises RuntimeError, ValueError and others for damaged files
         raise MidiError(f"{where} is damaged ({_one_line(error)}); repair it or leave it out") from None
-    return name_voices(_checked(_from_symusic(parsed), where))
+    return _checked(_from_symusic(parsed, leave_out_impossible_meters=sanitize), where)
 
 
 def write_midi(score: Score, path: str | os.PathLike) -> None:
@@ -103,7 +112,7 @@ def _checked(score: Score, where: str) -> Score:
     if score.steps_per_quarter <= 0:
         raise MidiError(f"{where} has {score.steps_per_quarter} ticks in a quarter note; at least 1 is needed")
     for _, numerator, denominator in score.time_signatures:
-        if numerator <= 0 or denominator <= 0 or denominator & (denominator - 1):
+        if not _is_meter(numerator, denominator):
             raise MidiError(
                 f"{where} has the meter {numerator}/{denominator}; the count must be at least 1 and the unit a power of two"
             )
@@ -117,27 +126,38 @@ def _checked(score: Score, where: str) -> Score:
     return score
 
 
-def _from_symusic(parsed: symusic.Score) -> Score:
-    parts, tracks = [], []
+def _from_symusic(parsed: symusic.Score, leave_out_impossible_meters: bool = False) -> Score:
+    notes, limits, tracks = symusic.core.NoteTickList(), [0], []
     for track in parsed.tracks:
+        notes.extend(track.notes)
+        limits.append(len(notes))
         is_drum = track.is_drum
         tracks.append(Track((), 0 if is_drum else track.program, is_drum, name=track.name))
-        parts.append(track.notes.numpy())
-    lengths = [len(part["time"]) for part in parts]
-    columns = np.zeros((5, sum(lengths)), np.int64)
-    if len(parts):
-        columns[0] = np.repeat(np.arange(len(parts)), lengths)
-        for place, name in enumerate(("time", "duration", "pitch", "velocity"), start=1):
-            np.concatenate([part[name] for part in parts], out=columns[place])
-        columns[2] += columns[1]
+    fields = notes.numpy()  # one call for all tracks: each costs as much as a hundred notes
+    columns = np.empty((5, limits[-1]), np.int64)
+    columns[1], columns[2], columns[3], columns[4] = (fields[n] for n in ("time", "duration", "pitch", "velocity"))
+    columns[2] += columns[1]
+    for number, (track, first, last) in enumerate(zip(tracks, limits, limits[1:], strict=False)):
+        columns[0, first:last] = number
+        track.rows = columns[1:, first:last].T
+    for track, voice in zip(tracks, voices_of(tracks, columns), strict=True):
+        track.voice = voice
     return Score.from_columns(
         columns,
         tracks,
         steps_per_quarter=parsed.ticks_per_quarter,
-        time_signatures=tuple(TimeSignature(s.time, s.numerator, s.denominator) for s in parsed.time_signatures)
+        time_signatures=tuple(
+            TimeSignature(s.time, s.numerator, s.denominator)
+            for s in parsed.time_signatures
+            if not leave_out_impossible_meters or _is_meter(s.numerator, s.denominator)
+        )
         or FOUR_FOUR,
         tempos=tuple(Tempo(t.time, t.qpm) for t in parsed.tempos if 0 < t.qpm < 1e6) or DEFAULT_TEMPO,
     )
+
+
+def _is_meter(numerator: int, denominator: int) -> bool:
+    return numerator > 0 and denominator > 0 and not denominator & (denominator - 1)
 
 
 def _from_miditoolkit(midi: miditoolkit.MidiFile) -> Score:

@@ -7,14 +7,12 @@ from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from megatron_music.music.instruments import TRACK_COLOURS, VOICE_COLOURS
 from megatron_music.music.score import Score
-
-VOICE_COLOURS = {"SOPRANO": "#2a9d4a", "ALTO": "#f28c28", "TENOR": "#2f6fde", "BASS": "#d62f2f"}
-TRACK_COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#9d755d", "#bab0ac")
 
 
 def plot_score(score: Score, path: str | os.PathLike, title: str = "") -> None:
-    """Write a piano roll as PNG (or by the suffix of ``path``): bars of 4/4 as vertical lines, octaves as horizontal.
+    """Write a piano roll as PNG (or by the suffix of ``path``): bars as vertical lines, octaves as horizontal.
 
     Raises:
         ValueError: the score has no notes.
@@ -22,6 +20,7 @@ def plot_score(score: Score, path: str | os.PathLike, title: str = "") -> None:
     tracks = [track for track in score.tracks if len(track)]
     if not tracks:
         raise ValueError("the piece has no notes to draw")
+    lines = score.bar_starts.tolist()
     bars = max(score.num_bars, 1)
     figure = Figure(figsize=(min(max(1.6 * bars, 8), 40), 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -36,10 +35,10 @@ def plot_score(score: Score, path: str | os.PathLike, title: str = "") -> None:
         ]
         axes.add_collection(PatchCollection(boxes, facecolor=colour, edgecolor="none"))
         axes.plot([], [], color=colour, linewidth=6, label=track.label)
-    axes.set_xlim(0, bars * score.steps_per_bar)
+    axes.set_xlim(0, lines[-1])
     axes.set_ylim(low, high)
-    bar_ticks = range(0, bars + 1, max(bars // 32, 1))
-    axes.set_xticks([bar * score.steps_per_bar for bar in bar_ticks], [str(bar + 1) for bar in bar_ticks])
+    bar_ticks = range(0, len(lines), max(bars // 32, 1))
+    axes.set_xticks([lines[bar] for bar in bar_ticks], [str(bar + 1) for bar in bar_ticks])
     octaves = range(-(-low // 12) * 12, high, 12)
     axes.set_yticks(list(octaves), [f"C{pitch // 12 - 1}" for pitch in octaves])
     axes.grid(True, color="#dddddd", linewidth=0.7)

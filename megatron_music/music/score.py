@@ -37,6 +37,7 @@ class Tempo(NamedTuple):
     quarters_per_minute: float
 
 
+_NO_NOTES = np.empty((0, 4), np.int64)
 FOUR_FOUR = (TimeSignature(0, 4, 4),)
 DEFAULT_TEMPO = (Tempo(0, DEFAULT_QUARTERS_PER_MINUTE),)
 
@@ -64,21 +65,14 @@ class Track:
             raise ValueError(f"voice is {voice!r}; use one of {', '.join(VOICE_NAMES)} or leave it empty")
         if not 0 <= program <= 127:
             raise ValueError(f"program is {program}; General MIDI has 0..127")
-        rows = notes if isinstance(notes, np.ndarray) else np.array(list(notes), np.int64)
-        self.rows = np.asarray(rows, np.int64).reshape(-1, 4)  # as they were given, in any order
+        rows = notes if isinstance(notes, np.ndarray) else np.array(list(notes), np.int64).reshape(-1, 4) if notes else _NO_NOTES
+        self.rows = np.asarray(rows, np.int64)  # as they were given, in any order
         self.program, self.is_drum, self.voice, self.name = program, is_drum, voice, name
 
     @cached_property
     def notes(self) -> np.ndarray:
         """Start, end, pitch and velocity of every note (int64, [N, 4]), sorted; sorting waits until it is asked for."""
         return _in_order(self.rows)
-
-    def with_notes(self, notes: np.ndarray) -> "Track":
-        """The track with other notes (int64, [N, 4])."""
-        track = object.__new__(Track)
-        track.rows = notes
-        track.program, track.is_drum, track.voice, track.name = self.program, self.is_drum, self.voice, self.name
-        return track
 
     def __eq__(self, other) -> bool:
         if not isinstance(other, Track):
@@ -101,10 +95,6 @@ class Track:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    @property
-    def last_end_step(self) -> int:
-        return int(self.rows[:, 1].max(initial=0))
 
     @property
     def label(self) -> str:
@@ -168,16 +158,9 @@ class Score:
             object.__setattr__(self, "length_steps", self.last_end_step)
 
     @staticmethod
-    def from_columns(columns: np.ndarray, tracks: Sequence["Track"], **fields) -> "Score":
-        """A score whose tracks get their notes from ``columns`` (see there), and all else from ``tracks``."""
-        limits = np.searchsorted(columns[0], np.arange(len(tracks) + 1)).tolist()
-        score = Score(
-            tuple(
-                track.with_notes(columns[1:, first:last].T)
-                for track, first, last in zip(tracks, limits, limits[1:], strict=False)
-            ),
-            **fields,
-        )
+    def from_columns(columns: np.ndarray, tracks: Sequence[Track], **fields) -> "Score":
+        """A score of tracks that were made of ``columns`` (see there) with ``rows_of_tracks``."""
+        score = Score(tracks, length_steps=fields.pop("length_steps", int(columns[2].max(initial=0))), **fields)
         score.__dict__["columns"] = columns  # what the cached property would compute
         return score
 
@@ -193,27 +176,16 @@ class Score:
 
     @cached_property
     def bar_starts(self) -> np.ndarray:
-        """Where bars begin, by the time signatures, and the end of the last one, counted whole (int64, [bars + 1]).
-
-        Bars begin anew at each time signature.
-        """
-        starts, end = [], 0
-        signatures = self.time_signatures if self.time_signatures[0].start_step == 0 else FOUR_FOUR + self.time_signatures
-        for signature, until in zip(signatures, (*(s.start_step for s in signatures[1:]), None), strict=True):
-            first, quarters = signature.start_step, 4 * self.steps_per_quarter * signature.numerator
-            length = (self.length_steps if until is None else until) - first
-            count = max(-(-length * signature.denominator // quarters), 0)
-            starts.append(first + np.arange(count, dtype=np.int64) * quarters // signature.denominator)
-            end = first + count * quarters // signature.denominator if count or until is None else end
-        return np.concatenate((*starts, [end]))
+        """Where bars begin, by the time signatures, and the end of the last one, counted whole (int64, [bars + 1])."""
+        return bar_lines(self.time_signatures, self.steps_per_quarter, self.length_steps)
 
     @property
     def last_end_step(self) -> int:
-        return max((track.last_end_step for track in self.tracks), default=0)
+        return int(self.columns[2].max(initial=0))
 
     @property
     def num_notes(self) -> int:
-        return sum(len(track) for track in self.tracks)
+        return self.columns.shape[1]
 
     @property
     def steps_per_bar(self) -> int:
@@ -226,43 +198,77 @@ class Score:
         return len(self.bar_starts) - 1
 
 
-def name_voices(score: Score) -> Score:
-    """The score with SOPRANO, ALTO, TENOR, BASS named, where it is music for voices.
+def rows_of_tracks(columns: np.ndarray, num_tracks: int) -> list[np.ndarray]:
+    """The notes of each track (int64, [N, 4] each) as views of ``Score.columns``."""
+    limits = columns[0].searchsorted(np.arange(num_tracks + 1)).tolist()
+    rows = columns[1:].T
+    return [rows[first:last] for first, last in zip(limits, limits[1:], strict=False)]
 
-    It is, when no sounding track is drums and one of these holds: there are four, named as the four voices in any
-    order and case; there are four, all of one program, never two notes at a time, and their mean pitches fall from
-    first to last; all play choir aahs and have a voice's name, as ``write_midi`` leaves them.
+
+def bar_lines(time_signatures: Sequence[TimeSignature], steps_per_quarter: int, length_steps: int) -> np.ndarray:
+    """Where bars begin, and the end of the last one, counted whole (int64, [bars + 1]).
+
+    Bars begin anew at each time signature; before the first one the meter is 4/4.
     """
-    sounding = [track for track in score.tracks if len(track)]
-    if not sounding or any(track.is_drum or track.voice for track in sounding):
+    if time_signatures[0].start_step:
+        time_signatures = (*FOUR_FOUR, *time_signatures)
+    parts = []
+    for place, (first, numerator, denominator) in enumerate(time_signatures):
+        is_last = place + 1 == len(time_signatures)
+        length = (length_steps if is_last else time_signatures[place + 1].start_step) - first
+        quarters = 4 * steps_per_quarter * numerator
+        count = max(-(-length * denominator // quarters), 0)
+        parts.append(first + np.arange(count + is_last) * quarters // denominator)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def name_voices(score: Score) -> Score:
+    """The score with SOPRANO, ALTO, TENOR, BASS named, where it is music for voices: see ``voices_of``."""
+    voices = voices_of(score.tracks, score.columns)
+    if not any(voices):
         return score
-    voices = [track.name.strip().upper() for track in sounding]
-    four_names = sorted(voices) == sorted(VOICE_NAMES)
-    choir = all(t.program == VOICE_PROGRAM and v in VOICE_NAMES for t, v in zip(sounding, voices, strict=True))
+    tracks = [
+        Track(track.rows, track.program, track.is_drum, track.voice or voice, track.name)
+        for track, voice in zip(score.tracks, voices, strict=True)
+    ]
+    return replace(score, tracks=tracks)
+
+
+def voices_of(tracks: Sequence[Track], columns: np.ndarray) -> list[str]:
+    """The voice of each track, or empty.
+
+    It is music for voices when no sounding track is drums and one of these holds: there are four, named as the four
+    voices in any order and case; there are four, all of one program, never two notes at a time, and their mean pitches
+    fall from first to last; all play choir aahs and have a voice's name, as ``write_midi`` leaves them.
+    """
+    none = [""] * len(tracks)
+    places = [place for place, track in enumerate(tracks) if len(track)]
+    sounding = [tracks[place] for place in places]
+    if not sounding or any(track.is_drum or track.voice for track in sounding):
+        return none
+    names = [track.name.strip().upper() for track in sounding]
+    four_names = sorted(names) == sorted(VOICE_NAMES)
+    choir = all(t.program == VOICE_PROGRAM and name in VOICE_NAMES for t, name in zip(sounding, names, strict=True))
     if not (four_names or choir):
-        if not _are_four_falling_lines(sounding):
-            return score
-        voices = list(VOICE_NAMES)
-    named = iter(voices)
-    tracks = tuple(
-        Track(track.rows, track.program, track.is_drum, next(named), track.name) if len(track) else track
-        for track in score.tracks
-    )
-    voiced = replace(score, tracks=tracks)
-    voiced.__dict__["columns"] = score.columns
-    return voiced
+        if not _are_four_falling_lines(sounding, columns):
+            return none
+        names = list(VOICE_NAMES)
+    for place, name in zip(places, names, strict=True):
+        none[place] = name
+    return none
 
 
-def _are_four_falling_lines(tracks: list[Track]) -> bool:
+def _are_four_falling_lines(tracks: list[Track], columns: np.ndarray) -> bool:
     if len(tracks) != len(VOICE_NAMES) or len({track.program for track in tracks}) > 1:
         return False
-    means = [np.add.reduce(track.rows[:, 2]) / len(track) for track in tracks]
-    falling = all(means[voice] > means[voice + 1] for voice in range(len(means) - 1))
-    return falling and all(_is_monophonic(track) for track in tracks)
+    firsts = np.cumsum([0, *map(len, tracks[:-1])])
+    means = np.add.reduceat(columns[3], firsts) / list(map(len, tracks))
+    if not (means[1:] < means[:-1]).all():
+        return False
+    in_order = columns[1, 1:] >= columns[2, :-1]
+    in_order[firsts[1:] - 1] = True  # from one track to the next
+    return bool(in_order.all()) or all(map(_is_monophonic, tracks))
 
 
 def _is_monophonic(track: Track) -> bool:
-    starts, ends = track.rows[:, 0], track.rows[:, 1]
-    if not (starts[1:] >= starts[:-1]).all():
-        starts, ends = track.notes[:, 0], track.notes[:, 1]
-    return bool((starts[1:] >= ends[:-1]).all())
+    return bool((track.notes[1:, 0] >= track.notes[:-1, 1]).all())

@@ -25,14 +25,14 @@ def _mixed(x: np.ndarray) -> np.ndarray:
 
 
 def draw(key: int, windows: np.ndarray, copy: int, purpose: str, count: int) -> np.ndarray:
-    """`count` random numbers for each window: uint64 ``[len(windows), count]``.
+    """``count`` random numbers for each window: uint64 ``[len(windows), count]``.
 
     Args:
         key: 64 bits of (seed, file).
         windows: integers ``[windows]``, numbers of windows within the file.
         copy: number of the copy of the file (0 is the file itself).
         purpose: what is decided, such as ``"bars to fill"``; each purpose draws for itself.
-        count: numbers for each window; the first ones are the same for every `count`.
+        count: numbers for each window; the first ones are the same for every ``count``.
     """
     start = np.array([key & _WHOLE, _purpose(purpose), copy & _WHOLE], dtype=np.uint64)
     state = np.zeros(1, dtype=np.uint64)
@@ -44,5 +44,5 @@ def draw(key: int, windows: np.ndarray, copy: int, purpose: str, count: int) -> 
 
 
 def below(draws: np.ndarray, n: int | np.ndarray) -> np.ndarray:
-    """Draws as int64 numbers from 0 to n - 1, by their upper 32 bits; `n` < 2**31, one for all or one for each."""
+    """Draws as int64 numbers from 0 to n - 1, by their upper 32 bits; ``n`` < 2**31, one for all or one for each."""
     return (((draws >> np.uint64(32)) * np.asarray(n).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)

@@ -125,8 +125,19 @@ def write_windows(
 
 def _by_pitch(columns: np.ndarray) -> np.ndarray:
     """The columns by track, pitch and start, as ``quantize`` leaves them."""
-    key = (columns[0] << 7 | columns[3]) << 20 | columns[1]
-    return columns if (key[1:] >= key[:-1]).all() else columns[:, np.argsort(key, kind="stable")]
+    if _is_by_pitch(columns):
+        return columns
+    return columns[:, np.lexsort((columns[1], columns[3], columns[0]))]
+
+
+@compiled
+def _is_by_pitch(columns):
+    for note in range(1, columns.shape[1]):
+        before = columns[0, note - 1] << 7 | columns[3, note - 1]
+        here = columns[0, note] << 7 | columns[3, note]
+        if here < before or (here == before and columns[1, note] < columns[1, note - 1]):
+            return False
+    return True
 
 
 @cache

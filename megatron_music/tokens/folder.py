@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_music.tokens import vocabulary
+from megatron_music.tokens.bpe import MAX_MERGES, Bpe
+from megatron_music.tokens.labels import LabelNames, label_ids
 
 ENCODING_FILE = "mmmtrack.json"
 BAR_LINES = ("carry", "clip", "split")
 METERS = tuple(token.removeprefix("TIME_SIGNATURE=") for token in vocabulary.TOKENS if token.startswith("TIME_SIGNATURE="))
-MAX_MERGES = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Encoding:
     bar_density: int = 0
     bar_density_bins: tuple[int, ...] = ()
     infill: bool = False
-    labels: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    labels: LabelNames = ()
     bpe: int = 0
     vocabulary_name: str = vocabulary.NAME
     vocabulary_hash: str = vocabulary.HASH
@@ -78,6 +79,7 @@ class Encoding:
                 raise ValueError(f"{name}_bins is {bins}; give {max(levels - 1, 0)} rising note counts, one fewer than {name}")
         if not 0 <= self.bpe <= MAX_MERGES:
             raise ValueError(f"bpe is {self.bpe}; use 0 for none, at most {MAX_MERGES:,} merged tokens: ids are uint16")
+        label_ids(self.labels)  # raises
         if self.vocabulary_hash != vocabulary.HASH:
             raise ValueError(
                 f"made with the vocabulary {self.vocabulary_name} ({self.vocabulary_hash[:12]}), while this version reads "
@@ -103,10 +105,28 @@ class Encoding:
     def vocab_size(self) -> int:
         return vocabulary.SIZE + self.bpe
 
+    @property
+    def label_ids(self) -> dict[str, int]:
+        """The ids of the tokens of labels, such as ``GENRE=JAZZ``."""
+        return label_ids(self.labels)
 
-def write_tokenizer_folder(folder: str | os.PathLike, encoding: Encoding) -> None:
-    """Write the folder; ``AutoTokenizer.from_pretrained(folder)`` then gives the same ids."""
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The vocabulary's tokens by id, with the names of labels instead of their numbers; unused ids keep theirs."""
+        tokens = list(vocabulary.TOKENS)
+        for token, token_id in self.label_ids.items():
+            tokens[token_id] = token
+        return tuple(tokens)
+
+
+def write_tokenizer_folder(folder: str | os.PathLike, encoding: Encoding, bpe: Bpe | None = None) -> None:
+    """Write the folder; ``AutoTokenizer.from_pretrained(folder)`` then gives the same ids.
+
+    It reads tokens as they stand, merged ones too (``NOTE_ON=60+TIME_DELTA=4``), and merges nothing itself.
+    """
+    assert encoding.bpe == (bpe.size if bpe else 0)
     folder = Path(folder)
+    words = (*encoding.tokens, *(bpe.words if bpe else ()))
     folder.mkdir(parents=True, exist_ok=True)
     special = {
         "pad_token": "PAD",
@@ -122,7 +142,7 @@ def write_tokenizer_folder(folder: str | os.PathLike, encoding: Encoding) -> Non
             {
                 "id": vocabulary.IDS[token],
                 "content": token,
-                "single_word": False,
+                "single_word": True,
                 "lstrip": False,
                 "rstrip": False,
                 "normalized": False,
@@ -134,7 +154,7 @@ def write_tokenizer_folder(folder: str | os.PathLike, encoding: Encoding) -> Non
         "pre_tokenizer": {"type": "WhitespaceSplit"},
         "post_processor": None,
         "decoder": None,
-        "model": {"type": "WordLevel", "vocab": vocabulary.IDS, "unk_token": "<none>"}  # not in it: an unknown word is an error,
+        "model": {"type": "WordLevel", "vocab": {word: number for number, word in enumerate(words)}, "unk_token": "<none>"}  # not in it: an unknown word is an error,
     }
     loader = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -149,6 +169,8 @@ def write_tokenizer_folder(folder: str | os.PathLike, encoding: Encoding) -> Non
         ("special_tokens_map.json", {key: value for key, value in special.items() if value}),
     ):
         (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if bpe:
+        bpe.write(folder)
 
 
 def read_encoding(folder: str | os.PathLike) -> Encoding:
@@ -160,13 +182,19 @@ def read_encoding(folder: str | os.PathLike) -> Encoding:
     path = Path(folder) / ENCODING_FILE
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
+        # Version 0.1.0 wrote these alone, and the number of levels followed from the bins.
+        missing = {"steps_per_quarter", "bars", "hop", "bar_line", "density_bins", "vocabulary_hash"} - fields.keys()
         for name in ("meters", "unknown_meters", "density_bins", "bar_density_bins"):
-            fields[name] = tuple(fields.get(name) or getattr(Encoding, name))
+            fields[name] = tuple(fields.get(name, getattr(Encoding, name)))
         fields["labels"] = tuple((label, tuple(names)) for label, names in fields.get("labels", ()))
+        fields.setdefault("density", len(fields["density_bins"]) + 1 if fields["density_bins"] else 0)
+        wrong = [name for name, value in fields.items() if type(value) is not type(getattr(Encoding, name, None))]
+        if missing or wrong:
+            raise TypeError(f"look at {', '.join(sorted((*missing, *wrong)))}")
         return Encoding(**fields)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; name a folder made by `megatron-music build tokens`") from None
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+    except (json.JSONDecodeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}); build the dataset again") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -1,202 +1,260 @@
-"""Which token may come next: the mmmtrack grammar as a state machine for constrained sampling.
+"""Which token may come next: the mmmtrack grammar for constrained sampling.
 
 A piece sampled under it decodes without repair and encodes again to the same ids (DENSITY aside, which the model chooses):
 bars are complete, every note is switched off, events stand in canonical order, and the piece is over before the token
-budget is. Knows nothing about
-models; it gives boolean masks over the vocabulary.
+budget is. ``tokens.fills`` does the same for bars that were taken out. Knows nothing about models; it gives boolean masks
+over the vocabulary.
 """
 
 from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
 from megatron_music.tokens import vocabulary as v
 from megatron_music.tokens.folder import Encoding
-
-_INSTRUMENTS = slice(v.INST, v.INST + v.NUM_INSTRUMENTS)
-_DENSITIES = slice(v.DENSITY, v.DENSITY + v.NUM_DENSITIES)
-
-# One freely chosen token lengthens the shortest ending by at most 5: a rest (1) that then needs a note: strike,
-# rest, release (3), with one token of slack. While more than this is left, every lawful token may come.
-_RESERVE = 6
+from megatron_music.tokens.walk import RESERVE, Choices, Events, Walk, only
 
 
-class Grammar:
+class Grammar(Walk):
     """One piece in the making: ask ``allowed()``, then ``advance()`` with the id chosen.
 
     Args:
-        encoding: bars a track, steps a bar, bar-line policy and whether tracks carry DENSITY.
+        encoding: bars a track, steps a bar, bar-line policy and which optional tokens there are.
         max_tokens: the piece, its DOCUMENT_END included, never grows longer.
         instruments: the INST ids of the tracks in order, e.g. the four voices; then the piece has just these tracks.
             None leaves tracks to the model, at least one.
-        given_bars: for each of these tracks the ids of its opening bars, BAR_START to BAR_END, from ``encode_piece``:
-            they are the only ids allowed in their places.
+        given: ids of a piece of fewer bars, from ``encode_piece`` without labels: its tempo, meters, tracks and bars are the
+            only ones allowed in their places. Its instruments are the piece's.
+        labels: label ids, such as that of GENRE=JAZZ; then the piece has just these. None leaves them to the model.
+        meters: the TIME_SIGNATURE ids to choose from, for the first bar and for changes; None for the encoding's. With one
+            of them the meter never changes.
+        tempos: the same of TEMPO ids.
 
     Raises:
-        ValueError: what is given and the emptiest rest do not fit into ``max_tokens``.
+        ValueError: what is given and the emptiest rest do not fit into ``max_tokens``, or the encoding has no such tokens.
     """
 
     def __init__(
         self,
         encoding: Encoding,
         max_tokens: int,
-        instruments: tuple[int, ...] | None = None,
-        given_bars: Sequence[Sequence[int]] = (),
+        instruments: Sequence[int] | None = None,
+        given: Sequence[int] = (),
+        *,
+        labels: Sequence[int] | None = None,
+        meters: Sequence[int] | None = None,
+        tempos: Sequence[int] | None = None,
     ):
         if encoding.bars < 1:
             raise ValueError("the encoding has whole pieces, not windows of some bars; name the number of bars")
-        if instruments is not None and not instruments:
-            raise ValueError("instruments is empty; name at least one, or None to leave them to the model")
-        self.bars = encoding.bars
-        self.bar_steps = encoding.steps_per_bar
-        self.carries = encoding.bar_line == "carry"
-        self.has_density = bool(encoding.density_bins)
-        self.instruments = instruments
-        self.max_tokens = max_tokens
-        self.num_tokens = 0
-        self.previous: int | None = None
-        self.ended = False
-        self.track = 0  # tracks begun
-        self.bar = 0  # bars begun in this track
-        self.step = 0  # in this bar
-        self.last_on = self.last_off = -1  # pitches at this step; they rise
-        self.sounding: dict[int, bool] = {}  # pitch: whether it may be switched off, being older than this step
-        self._given_bars = given_bars
-        self._given: list[int] = []  # ids of this track's given bars that are still to come
-        self._given_events = sum(_is_event(token_id) for bars in given_bars for token_id in bars)  # of all tracks
-        needed = self._ending_tokens() + _RESERVE
-        if max_tokens < needed:
-            raise ValueError(f"{max_tokens} tokens are too few for this piece of {self.bars} bars; allow at least {needed}")
-
-    def allowed(self) -> np.ndarray:
-        """Mask (bool, [vocabulary size]) of the ids that may come next; never empty."""
-        mask = np.zeros(v.SIZE, bool)
-        if self.ended:
-            mask[v.PAD] = True
-        elif self._given:
-            mask[self._given[0]] = True
-        elif self.previous is None:
-            mask[v.PIECE_START] = True
-        elif self.previous in (v.PIECE_START, v.TRACK_END):
-            self._allow_track_or_end(mask)
-        elif self.previous == v.TRACK_START:
-            mask[_INSTRUMENTS if self.instruments is None else self.instruments[self.track - 1]] = True
-        elif self.has_density and _INSTRUMENTS.start <= self.previous < _INSTRUMENTS.stop:
-            mask[_DENSITIES] = True
-        elif not self._in_bar():
-            mask[v.BAR_START if self.bar < self.bars else v.TRACK_END] = True
-        elif self._left() < self._ending_tokens() + _RESERVE:
-            self._allow_shortest_ending(mask)
-        else:
-            self._allow_events(mask)
-        return mask
-
-    def advance(self, token_id: int) -> None:
-        """Append ``token_id``.
-
-        Raises:
-            ValueError: it may not come here; the sentence names it and its place.
-        """
-        if not self.allowed()[token_id]:
-            raise ValueError(
-                f"{v.TOKENS[token_id]} cannot be token {self.num_tokens + 1} of this piece; docs/vocabulary.md has the grammar"
-            )
-        if self.ended:
-            return
-        self.num_tokens += 1
-        self.previous = token_id
+        self._given = read_document(given, encoding) if len(given) else None
         if self._given:
-            self._given_events -= _is_event(self._given.pop(0))
-        if token_id == v.DOCUMENT_END:
-            self.ended = True
-        elif token_id == v.TRACK_START:
-            self.track += 1
-            self.bar = 0
-        elif token_id == v.BAR_START:
-            self.bar += 1
-            self._move_to(0)
-            if self.bar == 1 and self._given_bars:
-                self._given = list(self._given_bars[self.track - 1][1:])
-        elif _is_time_delta(token_id):
-            self._move_to(self.step + token_id - v.TIME_DELTA)
-        elif v.NOTE_ON <= token_id < v.NOTE_ON + 128:
-            self.last_on = token_id - v.NOTE_ON
-            self.sounding[self.last_on] = False
-        elif v.NOTE_OFF <= token_id < v.NOTE_OFF + 128:
-            self.last_off = token_id - v.NOTE_OFF
-            del self.sounding[self.last_off]
+            instruments = [track.instrument for track in self._given.tracks]
+        if instruments is not None and not len(instruments):
+            raise ValueError("instruments is empty; name at least one, or None to leave them to the model")
+        self._encoding = encoding
+        self._instruments = instruments
+        self._labels = labels
+        self._meters = only(*meter_ids(encoding) if meters is None else meters)
+        self._tempos = only(*range(v.TEMPO, v.VELOCITY) if encoding.tempo and tempos is None else tempos or ())
+        if any(token_id not in encoding.label_ids.values() for token_id in labels or ()):
+            raise ValueError("a label is not one of the encoding's; give ids of Encoding.label_ids")
+        if (self._meters & ~only(*meter_ids(encoding))).any() or (self._tempos.any() and not encoding.tempo):
+            raise ValueError("a meter or tempo is given that the encoding does not write; leave it out")
+        self._changes: list[list[int]] = [[] for _ in range(encoding.bars)]  # what each bar says of its meter and tempo
+        super().__init__(max_tokens)
+        needed = 1 + len(labels or ()) + encoding.tempo + encoding.writes_meters + self._tokens_from(0, 0) + RESERVE
+        if max_tokens < needed:
+            raise ValueError(f"{max_tokens} tokens are too few for this piece of {encoding.bars} bars; allow at least {needed}")
 
-    def _move_to(self, step: int) -> None:
-        self.step = step
-        self.last_on = self.last_off = -1
-        self.sounding = dict.fromkeys(self.sounding, True)
+    def _document(self) -> Choices:
+        yield from self._exactly([v.PIECE_START])
+        head = yield from self._head()
+        track = 0
+        while True:
+            if track:
+                token_id = yield self._track_or_end(track)
+                if token_id == v.DOCUMENT_END:
+                    return
+            yield from self._track(track, list(head))
+            track += 1
 
-    def _allow_track_or_end(self, mask: np.ndarray) -> None:
-        if self.instruments is not None:
-            mask[v.TRACK_START if self.track < len(self.instruments) else v.DOCUMENT_END] = True
+    def _head(self) -> Choices:
+        """Labels, tempo and meter, and the first TRACK_START; returns the ids of meter and tempo, where there are any."""
+        given = self._given.head if self._given else {}
+        slots = [only(*[given[kind]]) if kind in given else free
+                 for kind, free in (("tempo", self._tempos), ("meter", self._meters)) if free.any()]  # fmt: skip
+        slots.append(only(v.TRACK_START))
+        if self._labels is not None:
+            yield from self._exactly(self._labels)
+            token_id = yield slots[0]
         else:
-            mask[v.DOCUMENT_END] = self.track > 0
-            mask[v.TRACK_START] = self.track == 0 or self._left() >= self._track_tokens() + 1 + _RESERVE
+            token_id = yield from self._free_labels(slots)
+        said = []
+        for slot in slots[1:]:
+            said.append(token_id)
+            token_id = yield slot
+        return said[::-1]
 
-    def _allow_events(self, mask: np.ndarray) -> None:
-        """Inside a bar: release, strike, rest, or close the bar."""
-        must_close = bool(self.sounding) and (not self.carries or self.bar == self.bars)
-        releasable = self._releasable()
-        if must_close and self.step == self.bar_steps:
-            releasable = releasable[:1]  # pitches rise: a higher one first would leave the lower ones sounding
-        mask[[v.NOTE_OFF + pitch for pitch in releasable]] = True
-        if self.step < self.bar_steps:
-            mask[v.NOTE_ON + self.last_on + 1 : v.NOTE_ON + 128] = True
-            mask[[v.NOTE_ON + pitch for pitch in self.sounding]] = False
-        if not _is_time_delta(self.previous):  # an event comes after a rest
-            mask[v.BAR_END] = not must_close
-            longest = self.bar_steps - self.step - (not self.sounding)
-            mask[v.TIME_DELTA + 1 : v.TIME_DELTA + longest + 1] = True
+    def _free_labels(self, slots: list[np.ndarray]) -> Choices:
+        """Any of the encoding's labels, in order, and the first id that is none; returns that."""
+        kinds = _label_masks(self._encoding)
+        while True:
+            mask = slots[0].copy()
+            if self._left() > len(slots) - 1 + self._tokens_from(0, 0) + RESERVE:
+                for kind in kinds:
+                    mask |= kind
+            token_id = yield mask
+            place = next((place for place, kind in enumerate(kinds) if kind[token_id]), None)
+            if place is None:
+                return token_id
+            kinds = kinds[place + 1 :]
 
-    def _allow_shortest_ending(self, mask: np.ndarray) -> None:
-        """Inside a bar with the budget nearly spent: the one next token of the shortest ending."""
-        releasable = self._releasable()
-        if releasable:
-            mask[v.NOTE_OFF + releasable[0]] = True
-        elif self.sounding and self.step < self.bar_steps:
-            mask[v.TIME_DELTA + self.bar_steps - self.step] = True
-        elif _is_time_delta(self.previous):
-            mask[v.NOTE_ON : v.NOTE_ON + 128] = True
-        else:
-            mask[v.BAR_END] = True
+    def _track_or_end(self, track: int) -> np.ndarray:
+        if self._instruments is not None:
+            return only(v.TRACK_START if track < len(self._instruments) else v.DOCUMENT_END)
+        room = self._left() - self._tokens_from(track, 0, tracks=track + 1)
+        return only(v.DOCUMENT_END, v.TRACK_START) if room >= RESERVE else only(v.DOCUMENT_END)
 
-    def _releasable(self) -> list[int]:
-        """Pitches that may be switched off now, rising: none at a bar's start, none after a note is struck."""
-        if self.step == 0 or self.last_on >= 0:
-            return []
-        return sorted(pitch for pitch, is_old in self.sounding.items() if is_old and pitch > self.last_off)
+    def _track(self, track: int, said: list[int]) -> Choices:
+        """INST [DENSITY] bar+ TRACK_END, after its TRACK_START.
 
-    def _in_bar(self) -> bool:
-        return self.bar > 0 and self.previous != v.BAR_END
+        Args:
+            said: the head's ids of meter and tempo, in the order in which bars say them.
+        """
+        instruments = range(v.INST, v.INST + v.NUM_INSTRUMENTS) if self._instruments is None else [self._instruments[track]]
+        yield only(*instruments)
+        if self._encoding.density:
+            yield only(*range(v.DENSITY, v.DENSITY + self._encoding.density))
+        given = self._given.tracks[track].bars if self._given else ()
+        sounding: set[int] = set()
+        for bar in range(self._encoding.bars):
+            if bar < len(given):
+                yield from self._exactly(given[bar])
+                self._changes[bar] = [token_id for token_id in given[bar] if is_meter(token_id) or is_tempo(token_id)]
+            else:
+                sounding = yield from self._bar(track, bar, said, sounding)
+            said = _in_force(said, self._changes[bar])
+        yield from self._exactly([v.TRACK_END])
 
-    def _left(self) -> int:
-        return self.max_tokens - self.num_tokens
+    def _bar(self, track: int, bar: int, said: list[int], sounding: set[int]) -> Choices:
+        """BAR_START [TIME_SIGNATURE] [TEMPO] [DENSITY] event* BAR_END; returns the pitches that sound on.
 
-    def _track_tokens(self) -> int:
-        """TRACK_START, INST, DENSITY, empty bars, TRACK_END."""
-        return 3 + self.has_density + 2 * self.bars
+        The first track decides where meter and tempo change; the others repeat it.
+        """
+        yield from self._exactly([v.BAR_START])
+        must_end = self._encoding.bar_line != "carry" or bar == self._encoding.bars - 1
+        offered = []
+        if track:
+            yield from self._exactly(self._changes[bar])
+            said = _in_force(said, self._changes[bar])
+        elif bar:
+            offered = [mask & ~only(*said) for mask in (self._meters, self._tempos)]
+        tracks_after = len(self._instruments or [0]) - 1
+        while True:
+            later = 1 + self._tokens_from(track, bar + 1)
+            events = Events(self._steps(said), sounding, must_end, self._encoding.velocity, v.BAR_END)
+            if self._encoding.bar_density:
+                mask = only(*range(v.DENSITY, v.DENSITY + self._encoding.bar_density))
+            else:
+                mask = events.allowed(self._left() - later)
+            room = self._left() - later - events.ending_tokens() - bool(self._encoding.bar_density) - RESERVE
+            if room > tracks_after:
+                for choices in offered:
+                    mask = mask | choices
+            token_id = yield mask
+            if not (is_meter(token_id) or is_tempo(token_id)):
+                break
+            self._changes[bar] = [*self._changes[bar], token_id]
+            said = _in_force(said, [token_id])
+            offered = offered[1:] if is_meter(token_id) else []
+        yield from self._events(events, later, None if self._encoding.bar_density else token_id)
+        return events.sounding
 
-    def _ending_tokens(self) -> int:
-        """Tokens that always suffice to end the piece from here."""
-        tracks_wanted = 1 if self.instruments is None else len(self.instruments)
-        total = 1 + max(tracks_wanted - self.track, 0) * self._track_tokens() + self._given_events
-        if self.previous is None:
-            return total + 1
-        if self.previous not in (v.PIECE_START, v.TRACK_END):  # within a track
-            total += 2 + 2 * (self.bars - self.bar) + self._in_bar() + 1
-        if self.sounding:
-            return total + len(self.sounding) + 1  # one rest, then every release
-        return total + 3 * (self.previous is not None and _is_time_delta(self.previous))  # strike, rest, release
+    def _steps(self, said: list[int]) -> int:
+        """Steps of a bar of the meter in force; 4/4 where none is said."""
+        return next((steps_of_meter(i, self._encoding) for i in said if is_meter(i)), self._encoding.steps_per_bar)
+
+    def _tokens_from(self, track: int, bar: int, tracks: int | None = None) -> int:
+        """Tokens of the shortest rest of the piece from before a bar of a track, DOCUMENT_END included.
+
+        Bar 0 stands for the whole track with its TRACK_START.
+        """
+        if tracks is None:
+            tracks = max(track + (bar > 0), 1) if self._instruments is None else len(self._instruments)
+        track_head = 2 + bool(self._encoding.density)
+        total = 1 + (1 if bar else 0)
+        for number in range(track, tracks):
+            given = self._given.tracks[number].bars if self._given else ()
+            begins = bar if number == track else 0
+            total += 0 if begins else track_head + 1
+            for place in range(begins, self._encoding.bars):
+                if place < len(given):
+                    total += len(given[place])
+                else:
+                    total += 2 + bool(self._encoding.bar_density) + len(self._changes[place])
+        return total
 
 
-def _is_event(token_id: int) -> bool:
-    return v.TIME_DELTA < token_id < v.NOTE_OFF + 128
+class GivenTrack(NamedTuple):
+    """A track of a document."""
+
+    instrument: int
+    bars: list[list[int]]  # the ids of each, BAR_START to BAR_END
 
 
-def _is_time_delta(token_id: int) -> bool:
-    return v.TIME_DELTA < token_id <= v.TIME_DELTA + v.MAX_TIME_DELTA
+class GivenDocument(NamedTuple):
+    """A document taken apart."""
+
+    head: dict[str, int]  # "tempo" and "meter": ids
+    tracks: list[GivenTrack]
+
+
+def read_document(ids: Sequence[int], encoding: Encoding) -> GivenDocument:
+    """A document of ``encode_piece``, taken apart; its DENSITY of tracks is left out."""
+    head, *tracks = np.split(np.asarray(ids, np.int64), np.flatnonzero(np.asarray(ids) == v.TRACK_START))
+    said = {"meter" if is_meter(i) else "tempo": i for i in head.tolist() if is_meter(i) or is_tempo(i)}
+    return GivenDocument(said, [
+        GivenTrack(int(track[1]), [bar[: bar.index(v.BAR_END) + 1] for bar in (
+            part.tolist() for part in np.split(track, np.flatnonzero(track == v.BAR_START))[1:]
+        )])
+        for track in tracks
+    ])  # fmt: skip
+
+
+@cache
+def meter_ids(encoding: Encoding) -> tuple[int, ...]:
+    """The TIME_SIGNATUREs that documents may have: the encoding's whose bars are a whole number of steps."""
+    if not encoding.writes_meters:
+        return ()
+    ids = (v.IDS[f"TIME_SIGNATURE={numerator}/{denominator}"] for numerator, denominator in encoding.meter_set)
+    return tuple(token_id for token_id in ids if steps_of_meter(token_id, encoding))
+
+
+@cache
+def steps_of_meter(token_id: int, encoding: Encoding) -> int:
+    """Steps of a bar of a TIME_SIGNATURE; 0 where they are not a whole number."""
+    numerator, denominator = map(int, v.TOKENS[token_id].removeprefix("TIME_SIGNATURE=").split("/"))
+    steps, rest = divmod(encoding.steps_per_bar * numerator, denominator)
+    return 0 if rest else steps
+
+
+@cache
+def _label_masks(encoding: Encoding) -> tuple[np.ndarray, ...]:
+    """For each label of the encoding the mask of its names."""
+    return tuple(only(*[encoding.label_ids[f"{label}={name}"] for name in names]) for label, names in encoding.labels)
+
+
+def _in_force(said: list[int], changes: list[int]) -> list[int]:
+    """Meter and tempo after a bar has said its changes."""
+    return [next((c for c in changes if is_meter(c) == is_meter(token_id)), token_id) for token_id in said]
+
+
+def is_meter(token_id: int) -> bool:
+    return v.TIME_SIGNATURE <= token_id < v.TEMPO
+
+
+def is_tempo(token_id: int) -> bool:
+    return v.TEMPO <= token_id < v.VELOCITY

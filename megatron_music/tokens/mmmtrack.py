@@ -35,6 +35,7 @@ from megatron_music.music.score import (
 )
 from megatron_music.tokens import vocabulary as v
 from megatron_music.tokens.folder import Encoding
+from megatron_music.tokens.infill import put_back
 from megatron_music.tokens.windows import Windows, instrument_id, write_windows
 
 __all__ = ["Windows", "decode_piece", "encode_piece", "encode_windows", "instrument_id", "window_starts"]
@@ -90,8 +91,6 @@ def decode_piece(token_ids, steps_per_quarter: int = 4) -> Score:
     if len(ends):
         token_ids = token_ids[: ends[0]]
     if (token_ids == v.FILL_IN).any():
-        from megatron_music.tokens.infill import put_back
-
         token_ids = put_back(token_ids)
     head, *bodies = np.split(token_ids, np.flatnonzero(token_ids == v.TRACK_START))
     bars = _bar_lines(head, bodies, steps_per_quarter)

@@ -4,6 +4,7 @@ The one file of this folder that imports megatron-core (and with it torch); the 
 to tokenize a file.
 """
 
+import hashlib
 import json
 from collections import OrderedDict
 
@@ -11,7 +12,8 @@ import numpy as np
 from megatron.core.tokenizers.base_tokenizer import MegatronTokenizerBase
 
 from megatron_music.tokens import vocabulary
-from megatron_music.tokens.folder import Encoding, read_encoding
+from megatron_music.tokens.folder import Encoding
+from megatron_music.tokens.wording import Wording, read_wording
 
 
 class MusicTokenizer(MegatronTokenizerBase):
@@ -24,37 +26,47 @@ class MusicTokenizer(MegatronTokenizerBase):
 
     def __init__(self, path: str | None = None, config: dict | None = None, **kwargs):
         super().__init__(path=path, config=config or {})
-        self.encoding = read_encoding(path) if path else Encoding()
+        self.encoding, self.bpe, self._wording = read_wording(path) if path else (Encoding(), None, Wording(Encoding()))
         identity = OrderedDict(
             {"class": f"{type(self).__module__}.{type(self).__qualname__}", "vocabulary_hash": vocabulary.HASH}
         )
+        if self.bpe:
+            identity["merges"] = hashlib.sha256(json.dumps(self.bpe.merges).encode()).hexdigest()
         # GPTDataset hashes these two for its index cache.
         self.unique_identifiers = identity
         self.unique_description = json.dumps(identity)
 
     def tokenize(self, text: str) -> list[int]:
-        return vocabulary.to_ids(text).tolist()
+        """Ids of tokens, merged as the dataset's are, whether the text's are or not."""
+        ids = self._wording.to_ids(text)
+        if self.bpe and len(ids):
+            ids = self.bpe.decode(ids)
+            ids, _ = self.bpe.encode(ids, np.array([len(ids)]))
+        return ids.tolist()
 
     def detokenize(self, token_ids) -> str:
-        return vocabulary.to_text(np.asarray(token_ids))
+        """The tokens of the vocabulary that ids spell; merged ones are taken apart."""
+        ids = np.asarray(token_ids)
+        return self._wording.to_text(self.bpe.decode(ids) if self.bpe else ids)
 
     def ids_to_tokens(self, token_ids) -> list[str]:
-        return self.detokenize(token_ids).split()
+        """The token of each id; a merged one reads ``NOTE_ON=60+TIME_DELTA=4``."""
+        return self._wording.to_text(token_ids).split()
 
     def apply_chat_template(self, *args, **kwargs):
         raise NotImplementedError("music has no chat template; use tokenize")
 
     @property
     def vocab(self) -> dict[str, int]:
-        return dict(vocabulary.IDS)
+        return dict(self._wording.ids)
 
     @property
     def inv_vocab(self) -> dict[int, str]:
-        return dict(enumerate(vocabulary.TOKENS))
+        return dict(enumerate(self._wording.words))
 
     @property
     def vocab_size(self) -> int:
-        return vocabulary.SIZE
+        return self.encoding.vocab_size
 
     @property
     def pad(self) -> int:

@@ -9,6 +9,7 @@ last id, where Megatron's NullTokenizer expects it.
 """
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +43,7 @@ BLOCKS = (
     Block("TIME_DELTA", _numbers(MAX_TIME_DELTA, first=1)),
     Block("NOTE_ON", _numbers(128)),
     Block("NOTE_OFF", _numbers(128)),
-    # Reserved for options: no token of these blocks is written yet.
+    # For options that are off by default.
     Block("TIME_SIGNATURE", tuple(f"{n}/{d}" for d in (2, 4, 8, 16) for n in range(1, 17))),
     Block("TEMPO", _numbers(32)),
     Block("VELOCITY", _numbers(32)),
@@ -78,15 +79,18 @@ NUM_DENSITIES = 10
 NUM_VELOCITIES = 32
 
 
-def to_ids(text: str) -> np.ndarray:
+def to_ids(text: str, ids: Mapping[str, int] = IDS) -> np.ndarray:
     """Token ids (uint16) of whitespace-separated tokens.
+
+    Args:
+        ids: the id of each word; another mapping than the vocabulary's own knows the names of a dataset's labels.
 
     Raises:
         ValueError: a word is no token of this vocabulary; the sentence names it and its place.
     """
     words = text.split()
     try:
-        return np.fromiter((IDS[word] for word in words), np.uint16, len(words))
+        return np.fromiter((ids[word] for word in words), np.uint16, len(words))
     except KeyError as error:
         place = words.index(error.args[0]) + 1
         raise ValueError(
@@ -94,33 +98,36 @@ def to_ids(text: str) -> np.ndarray:
         ) from None
 
 
-def to_text(token_ids) -> str:
+def to_text(token_ids, tokens: Sequence[str] = TOKENS) -> str:
     """Tokens of ``token_ids``, separated by one space.
+
+    Args:
+        tokens: the word of each id.
 
     Raises:
         ValueError: an id is outside the vocabulary.
     """
     ids = np.asarray(token_ids, np.int64)
-    if ids.size and not 0 <= ids.min() <= ids.max() < SIZE:
+    if ids.size and not 0 <= ids.min() <= ids.max() < len(tokens):
         wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
-        raise ValueError(f"token id {wrong} is outside 0..{SIZE - 1} of {NAME}")
-    return " ".join(TOKENS[token_id] for token_id in ids.tolist())
+        raise ValueError(f"token id {wrong} is outside 0..{len(tokens) - 1} of {NAME}")
+    return " ".join(tokens[token_id] for token_id in ids.tolist())
 
 
 def markdown() -> str:
     """docs/vocabulary.md: ``python -m megatron_music.tokens.vocabulary > docs/vocabulary.md``."""
     meanings = {
         "INST": "instrument: General MIDI program, drums, or a voice of four-voice music",
-        "DENSITY": "notes of the track in the window, in bins (optional)",
+        "DENSITY": "how many notes the track has in the window, or in a bar: a level, see the bins",
         "TIME_DELTA": "rest or held time, in grid steps",
         "NOTE_ON": "a note begins; the value is the MIDI pitch",
         "NOTE_OFF": "it ends",
-        "TIME_SIGNATURE": "reserved",
-        "TEMPO": "reserved",
-        "VELOCITY": "reserved",
-        "GENRE": "reserved",
-        "STYLE": "reserved",
-        "RESERVED": "reserved",
+        "TIME_SIGNATURE": "the meter of the first bar, or of a bar in which it changes",
+        "TEMPO": "its tempo: k is 30 * 8^(k/31) quarters a minute, 30 to 240",
+        "VELOCITY": "how hard the next note is struck: k is MIDI velocity 4k to 4k + 3, read as 4k + 2",
+        "GENRE": "label; the numbers stand for names that a dataset freezes",
+        "STYLE": "label, likewise",
+        "RESERVED": "all other labels of a dataset, such as `MOOD=HAPPY`",
     }
     rows, first = [], 0
     for block in BLOCKS:
@@ -145,21 +152,47 @@ Ids never depend on data and never move. Transposing by k adds k to every NOTE_O
 ## Grammar
 
 ```
-piece := PIECE_START track+ DOCUMENT_END
-track := TRACK_START INST=<..> [DENSITY=<k>] bar+ TRACK_END
-bar   := BAR_START event* BAR_END
-event := TIME_DELTA=<1..{MAX_TIME_DELTA}> | NOTE_ON=<pitch> | NOTE_OFF=<pitch>
+piece := PIECE_START label* [TEMPO] [TIME_SIGNATURE] track+ fill* DOCUMENT_END
+label := STYLE=<name> | GENRE=<name> | <LABEL>=<name>
+track := TRACK_START INST=<..> [DENSITY] bar+ TRACK_END
+bar   := BAR_START [TIME_SIGNATURE] [TEMPO] [DENSITY] ( event* | FILL_IN ) BAR_END
+event := TIME_DELTA=<1..{MAX_TIME_DELTA}> | [VELOCITY] NOTE_ON=<pitch> | NOTE_OFF=<pitch>
+fill  := FILL_START event* FILL_END
 ```
 
-- All tracks of a piece have the same number of bars. A bar is 4/4: 16 steps at 4 steps a quarter, 48 at 12.
-- Time restarts in each bar. A rest before an event is written, a rest before BAR_END is not.
+A dataset's `tokenizer/mmmtrack.json` says which of the options are on; without any, a piece has none of what stands in
+brackets, no label, no fill, and 4/4 bars alone.
+
+- All tracks of a piece have the same number of bars.
+- Time restarts in each bar. A rest before an event is written, a rest before BAR_END or FILL_END is not. A rest of more
+  than {MAX_TIME_DELTA} steps is as many TIME_DELTA={MAX_TIME_DELTA} as fit, then what remains.
 - At one time NOTE_OFF comes before NOTE_ON, each by rising pitch. At most one note sounds for each track and pitch.
 - A note that ends on a bar line is switched off in the bar it fills, at its last step.
 - A note across a bar line: `carry` switches it off in the later bar (the default), `clip` ends it with the bar it starts
   in, `split` strikes it again in each bar.
 - A window begins by striking what sounds on, and ends by closing it.
+- **Meter.** A bar of n/d has 4n/d quarters, which must be whole steps: at 4 steps a quarter 16 steps in 4/4, 12 in 3/4
+  and 6/8; at 12 steps three times as many. With `meters` beyond 4/4 the head has the TIME_SIGNATURE of the first bar.
+- **Tempo.** With `tempo` the head has the TEMPO of the first bar.
+- A later bar has TIME_SIGNATURE or TEMPO where it differs from the bar before it in this document. All tracks have the
+  same ones at the same bars.
+- **Velocity.** With `velocity` each NOTE_ON has one VELOCITY directly before it.
+- **Density.** With `density` each track has one after INST, with `bar_density` each bar. Level k is the number of
+  `density_bins` (`bar_density_bins`) that the number of notes reaches.
+- **Labels.** At most one of each, in the order of `labels` in mmmtrack.json, which also freezes the names: the first name
+  of GENRE is id {IDS["GENRE=0"]}, the second the next one. STYLE has its own range too; the names of all other labels
+  follow one another in RESERVED. In text a label reads `GENRE=JAZZ`.
+- **Infill.** A bar with FILL_IN has its events in a fill after the last track: one fill for each FILL_IN, in their order.
 
-The infill tokens (FILL_IN, FILL_START, FILL_END) and PIECE_END are read by the decoder's tolerance and not written yet.
+## Merged tokens
+
+With `bpe` the ids from {SIZE} on are merged tokens: each stands for a run of events within one bar or fill, and reads
+`NOTE_ON=60+TIME_DELTA=4`. `tokenizer/bpe.json` lists what each one spells; putting that in its place gives back the
+tokens above exactly. Merges never cross a bar and never hold anything but TIME_DELTA, VELOCITY, NOTE_ON and NOTE_OFF.
+Their number is a multiple of 128, unless the data has fewer than 128 pairs to merge: the size of the vocabulary divides
+among tensor-parallel ranks.
+
+PIECE_END is read as the end of a piece, and not written.
 """
 
 

@@ -45,6 +45,8 @@ class Attributes(NamedTuple):
 def attributes(score: Score, encoding: Encoding, label_ids: tuple[int, ...] = ()) -> Attributes:
     """The labels, tempo and meter of each bar as token ids."""
     bars = score.bar_starts[:-1]
+    if not (label_ids or encoding.tempo or encoding.writes_meters):
+        return Attributes(np.empty((len(bars), 0), np.uint16), np.zeros((len(bars), 2), np.uint16))
     heads = [np.full(len(bars), label) for label in label_ids]
     change = np.zeros((len(bars), 2), np.uint16)
     if encoding.tempo:

@@ -14,7 +14,7 @@ from megatron_music.training import distributed
 from megatron_music.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from megatron_music.training.engine import Engine
 from megatron_music.training.metrics import Metrics
-from megatron_music.training.run_folder import held_folder, starting_point
+from megatron_music.training.run_folder import held_folder, starting_point, with_vocabulary_of_data
 from megatron_music.training.tasks import Task, gpt_task
 
 DONE, FAILED, REQUEUE = 0, 1, 75  # exit status; 75 is EX_TEMPFAIL of sysexits.h: try again
@@ -39,6 +39,7 @@ def train(config: RunConfig) -> int:
 
 
 def _train(config: RunConfig) -> int:
+    config = distributed.on_main(lambda: with_vocabulary_of_data(config))
     origin, is_own = distributed.on_main(lambda: starting_point(config))
     task = gpt_task(config)
     engine = Engine(config, task)

@@ -8,12 +8,15 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_music.config import ConfigError, RunConfig
 from megatron_music.data.batches import check_folders
 from megatron_music.recipes import read_run, write_run
-from megatron_music.tokens.folder import Encoding, read_encoding
+from megatron_music.tokens import vocabulary
+from megatron_music.tokens.folder import read_encoding
+from megatron_music.tokens.wording import read_wording
 from megatron_music.training.checkpoint import (
     CONFIG,
     LATEST,
@@ -25,6 +28,20 @@ from megatron_music.training.checkpoint import (
 )
 
 
+def with_vocabulary_of_data(config: RunConfig) -> RunConfig:
+    """The run with ``model.vocab_size`` as its data has it: larger than the vocabulary's own where tokens are merged.
+
+    Raises:
+        ValueError: no data, or data that does not go with the run.
+    """
+    check_folders(config.data)
+    size, asked = read_encoding(config.data.folders[0] / "tokenizer").vocab_size, config.model.vocab_size
+    if asked not in (vocabulary.SIZE, size):
+        where = config.data.folders[0]
+        raise ConfigError(f"model.vocab_size is {asked} and that of {where} is {size}; leave model.vocab_size out")
+    return replace(config, model=replace(config.model, vocab_size=size))
+
+
 def starting_point(config: RunConfig) -> tuple[Path | None, bool]:
     """The checkpoint a run starts from, and whether that is its own, to go on from. Writes nothing.
 
@@ -32,19 +49,19 @@ def starting_point(config: RunConfig) -> tuple[Path | None, bool]:
         ValueError: no data, no such checkpoint, one that does not fit, or a folder that is not this run's.
     """
     check_folders(config.data)
-    encoding = read_encoding(config.data.folders[0] / "tokenizer")
+    tokenizer = config.data.folders[0] / "tokenizer"
     folder = Path(config.checkpoint.save) if config.checkpoint.save else None
     newest = _newest_of(folder, config) if folder else None
     if newest is not None:
         _check_same_run(read_run(newest / CONFIG), config, newest)
-        _check_encoding(read_encoding(newest / TOKENIZER), encoding, newest, every_field=True)
+        _check_encoding(newest, tokenizer, every_field=True)
         return newest, True
     if config.checkpoint.load is None:
         return None, False
     origin = find_checkpoint(config.checkpoint.load)
     read_state(origin)
     check_same_model(read_run(origin / CONFIG).model, config.model, origin)
-    _check_encoding(read_encoding(origin / TOKENIZER), encoding, origin, every_field=False)
+    _check_encoding(origin, tokenizer, every_field=False)
     return origin, False
 
 
@@ -109,7 +126,13 @@ def _check_same_run(found: RunConfig, wanted: RunConfig, where: Path) -> None:
         )
 
 
-def _check_encoding(found: Encoding, wanted: Encoding, where: Path, every_field: bool) -> None:
+def _check_encoding(where: Path, tokenizer: Path, every_field: bool) -> None:
+    (found, old_merges, _), (wanted, new_merges, _) = read_wording(where / TOKENIZER), read_wording(tokenizer)
     same = found == wanted if every_field else found.steps_per_quarter == wanted.steps_per_quarter
     if not same:
         raise ConfigError(f"{where} was trained on the encoding {found}, and the data has {wanted}; name the data it was trained on")
+    if old_merges != new_merges:
+        raise ConfigError(
+            f"{where} was trained on {found.bpe} merged tokens that are not those of the data ({wanted.bpe}); name the data it "
+            "was trained on"
+        )

@@ -1,0 +1,253 @@
+"""``build merge``: finished shards to one dataset, which appears under its name by one rename.
+
+Two passes over the shards. The first checks every byte against the shards' records and counts ids; the second copies
+documents to their splits, closing DENSITY and merging tokens on the way. Memory: about 100 bytes an input file and some
+tens of MiB, whatever the number of windows.
+"""
+
+import errno
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from megatron_music.data import passes
+from megatron_music.data.options import BuildOptions
+from megatron_music.data.passes import Progress
+from megatron_music.data.plan import LOCK_FILE, PLAN_FILE, Plan, building_folder, held, read_plan
+from megatron_music.data.report import QUARANTINE_FILE, REPORT_FILE, SPLITS, write_markdown
+from megatron_music.data.shard_reader import ShardReader, read_record
+from megatron_music.data.split_writer import SplitWriter
+from megatron_music.data.summary import assemble_report, entropy_nats
+from megatron_music.data.tally import TRAIN, TRAIN_COPIES, Tally
+from megatron_music.tokens import density
+from megatron_music.tokens.bpe import learn_bpe
+from megatron_music.tokens.folder import Encoding, write_tokenizer_folder
+
+
+class BuildError(ValueError):
+    """The build cannot start, gives nothing, or must not write where it was told to."""
+
+
+def merge_shards(
+    out: str | os.PathLike,
+    progress: Progress = lambda items, total: items,
+    workers: int = 1,
+    started: float | None = None,
+) -> dict:
+    """Put the shards in ``OUT.building`` together into OUT, remove the former, and return the report.
+
+    Args:
+        out: the dataset's name, as ``plan_build`` was given it.
+        progress: wraps the iteration over input files, given their number; once for each pass.
+        workers, started: what the report's rates speak of: processes, and ``time.perf_counter()`` at the start.
+
+    Raises:
+        BuildError: no file gave a document (``OUT.building`` is removed then), or OUT was filled meanwhile.
+        DamagedShard: a shard is missing or was changed.
+        OSError: the disk is full or not writable. The shards stay, and the same call goes on.
+    """
+    started = time.perf_counter() if started is None else started
+    out = Path(os.path.realpath(out))
+    building = building_folder(out)
+    with held(building):
+        plan = read_plan(out) if (building / PLAN_FILE).exists() or not out.exists() else None
+        report = finished_report(out, plan.fingerprint if plan else "")
+        if report is None:  # else an earlier merge was killed before it removed the working folder
+            report = _merge(plan, out, progress, workers, started)
+        remove_building(building)
+    return report
+
+
+def _merge(plan: Plan, out: Path, progress: Progress, workers: int, started: float) -> dict:
+    for stale in plan.building.glob("merge-*"):  # of merges that were killed
+        shutil.rmtree(stale)
+    folder = plan.building / f"merge-{os.getpid()}"
+    try:
+        folder.mkdir()
+        tally, readers = _read_records(plan, folder / QUARANTINE_FILE)
+        if not tally.documents.any():
+            remove_building(plan.building)
+            raise BuildError(_nothing_left(tally))
+        report = _write_dataset(plan, tally, readers, folder, progress)
+        _write_report(folder, report, len(tally.splits), workers, time.perf_counter() - started)
+        _sync(folder)
+        _take_name(folder, out)
+    except OSError as error:
+        error.filename = error.filename or str(folder)
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return report
+
+
+def finished_report(out: Path, fingerprint: str = "") -> dict | None:
+    """The report of a dataset that is whole; None if ``out`` is free.
+
+    Args:
+        fingerprint: of the build that it must be; empty for any.
+
+    Raises:
+        BuildError: ``out`` holds anything else.
+    """
+    if not out.exists():
+        return None
+    if not out.is_dir():
+        raise BuildError(f"{out} is a file; name a folder for the dataset")
+    if os.path.ismount(out):
+        raise BuildError(f"{out} is a mount point, which a finished folder cannot replace; name a folder below it")
+    try:
+        report = json.loads((out / REPORT_FILE).read_text(encoding="utf-8"))
+        if fingerprint in ("", report["fingerprint"]):
+            return report
+        raise BuildError(f"{out} holds a dataset of other files or options; name another folder, or remove it first")
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        if any(out.iterdir()):
+            raise BuildError(f"{out} is not empty and holds no dataset; name another folder") from None
+        return None
+
+
+def remove_building(building: Path) -> None:
+    """Empty the working folder of a build that is over; ``held`` removes it with the lock.
+
+    The plan goes last: shards without their plan would be taken for those of the next one.
+    """
+    for part in sorted(building.iterdir(), key=lambda path: path.name == PLAN_FILE):
+        if part.is_dir():
+            shutil.rmtree(part)
+        elif part.name != LOCK_FILE:
+            part.unlink()
+
+
+def _read_records(plan: Plan, quarantine_path: Path) -> tuple[Tally, list[ShardReader]]:
+    tally, readers = Tally.of(plan.files), []
+    with open(quarantine_path, "x", encoding="utf-8") as quarantine:
+        for number, shard in enumerate(plan.shards):
+            record = read_record(plan, number)
+            for file, entry in zip(record["files"], plan.read_entries(number), strict=True):
+                tally.add(file["entry"], file, entry, quarantine)
+            tally.density += record["density"]
+            tally.onset_error += record["onset_error"]
+            readers.append(ShardReader(plan, number, record))
+    return tally, readers
+
+
+def _write_dataset(plan: Plan, tally: Tally, readers: list[ShardReader], folder: Path, progress: Progress) -> dict:
+    """Everything but the report, which is returned without its rates."""
+    options = plan.options
+    tally.assign(options.seed, options.fractions, options.drop_duplicates)
+    counts = passes.count_ids(readers, tally, progress)
+    encoding, table = _with_bins(options.encoding, counts[TRAIN])
+    labelled = passes.count_labelled(readers, tally) if encoding.labels else 0
+    bpe = learn_bpe(passes.train_documents(readers, tally, table), encoding.bpe) if encoding.bpe else None
+    if bpe is not None:
+        encoding = replace(encoding, bpe=bpe.size)
+    documents = tally.kept_documents()
+    writers = [
+        SplitWriter(folder, split, int(documents[tally.splits == number].sum()), options.formats)
+        for number, split in enumerate(SPLITS)
+    ]
+    try:
+        is_open = encoding.density or encoding.bar_density
+        train_counts = passes.copy_documents(
+            readers, tally, writers, table if is_open else None, passes.text_of_ids(encoding), bpe, progress
+        )
+        for writer in writers:
+            writer.finish()
+    finally:
+        for writer in writers:
+            writer.close()
+    write_tokenizer_folder(folder / "tokenizer", encoding, bpe)
+    if bpe is None:
+        train_counts = _closed(counts[TRAIN] + counts[TRAIN_COPIES], table)
+    merged = {
+        "merges": encoding.bpe,
+        "tokens_before": int(counts.sum()),
+        "tokens_after": sum(writer.tokens for writer in writers),
+    }
+    return assemble_report(
+        tally,
+        plan.fingerprint,
+        options,
+        encoding,
+        plan.sources,
+        writers,
+        counts.sum(axis=0),
+        entropy_nats(train_counts),
+        labelled,
+        merged if bpe is not None else None,
+    )
+
+
+def _with_bins(encoding: Encoding, counts: np.ndarray) -> tuple[Encoding, np.ndarray]:
+    """The encoding with the bins that follow from train's id counts, and the table that closes open ids."""
+    bins = density.quantile_bins(density.track_counts(counts), encoding.density) if encoding.density else ()
+    bar_bins = density.quantile_bins(density.bar_counts(counts), encoding.bar_density) if encoding.bar_density else ()
+    return replace(encoding, density_bins=bins, bar_density_bins=bar_bins), density.closing_table(bins, bar_bins)
+
+
+def _closed(counts: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Id counts after closing."""
+    closed = np.zeros_like(counts)
+    np.add.at(closed, table, counts)
+    return closed
+
+
+def _write_report(folder: Path, report: dict, files: int, workers: int, seconds: float) -> None:
+    tokens = sum(split["tokens"] for split in report["splits"].values())
+    report["rates"] = {
+        "seconds": seconds,
+        "workers": workers,
+        "files_per_second": files / seconds,
+        "tokens_per_second": tokens / seconds,
+    }
+    (folder / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    _draw(report, folder)
+    write_markdown(report, folder)
+
+
+def _draw(report: dict, folder: Path) -> None:
+    """Pictures of the report, where the extra `plot` is installed."""
+    try:
+        from megatron_music.data.figures import write_figures
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        return
+    write_figures(report, folder)
+
+
+def _nothing_left(tally: Tally) -> str:
+    reasons = Counter({tally.a_damage: 1} if tally.a_damage else {}) + tally.left_out
+    reason, _ = reasons.most_common(1)[0]
+    return (
+        f"none of the {len(tally.splits)} files gives a document ({tally.quarantined} damaged, "
+        f"{sum(tally.left_out.values())} left out; for one: {reason}); try fewer --bars or another folder"
+    )
+
+
+def _sync(folder: Path) -> None:
+    """Wait until every file and folder is on the disk."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def _take_name(folder: Path, out: Path) -> None:
+    try:
+        os.rename(folder, out)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise BuildError(f"{out} was filled while this build ran; move that away and run the same command again") from None
+    descriptor = os.open(out.parent, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

@@ -1,0 +1,273 @@
+"""``inspect --html``: a dataset on one self-contained page that needs no network, no script and no font of its own.
+
+Reads the ``.bin`` through its ``.idx`` with numpy, so that the page is there at once: never imports torch, megatron-core
+or matplotlib.
+"""
+
+import json
+import os
+import struct
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from megatron_music.data.charts import Chart, charts
+from megatron_music.data.drawings import draw_chart, draw_roll, text
+from megatron_music.data.index_file import HEADER, HEADER_BYTES
+from megatron_music.data.report import (
+    OLDER,
+    QUARANTINE_FILE,
+    bpe_in_words,
+    encoding_in_words,
+    files_in_words,
+    is_older,
+    notes_in_words,
+    number_in_words,
+    read_report,
+    size_in_words,
+    split_totals,
+)
+from megatron_music.tokens.bpe import read_bpe
+from megatron_music.tokens.folder import read_encoding
+from megatron_music.tokens.mmmtrack import decode_piece
+
+QUARANTINE_LINES = 20
+STYLE = """
+:root{color-scheme:light dark;--paper:#fff;--card:#f6f8fa;--ink:#1f2328;--soft:#57606a;--line:#d8dee4}
+@media(prefers-color-scheme:dark){:root{--paper:#14171c;--card:#1c2128;--ink:#e6e8eb;--soft:#a3adb8;--line:#353c45}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
+header,main,footer{max-width:68rem;margin:0 auto;padding:1.25rem clamp(.9rem,4vw,2rem)}
+header{padding-top:2.5rem;padding-bottom:0}
+h1{font-size:clamp(1.5rem,5vw,2.1rem);line-height:1.2;margin:0 0 .4rem;overflow-wrap:anywhere}
+h2{font-size:1.2rem;margin:0 0 .2rem}h3{font-size:1rem;margin:0}
+p{margin:.2rem 0 .8rem}figcaption,.soft,caption,footer{color:var(--soft);font-size:.9rem}
+ul.facts{list-style:none;display:grid;grid-template-columns:repeat(auto-fit,minmax(8.5rem,1fr));gap:.75rem;padding:0;
+  margin:1.2rem 0 0}
+ul.facts li{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.7rem .9rem;
+  color:var(--soft);font-size:.85rem}
+ul.facts b{display:block;color:var(--ink);font-size:1.45rem;line-height:1.25;font-variant-numeric:tabular-nums}
+section,figure{margin:0 0 2.4rem;min-width:0}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(27rem,100%),1fr));gap:0 2.2rem}
+.wide{overflow-x:auto;margin:.6rem 0 2.4rem}section .wide{margin-bottom:0}table{border-collapse:collapse;width:100%;
+  font-variant-numeric:tabular-nums;font-size:.92rem}
+caption{text-align:left;padding:.6rem 0 .25rem}
+.data th,.data td{padding:.32rem .9rem .32rem 0;border-bottom:1px solid var(--line);text-align:left;
+  vertical-align:top}
+.data thead th{color:var(--soft);font-weight:500}.data tbody th{font-weight:400}
+.data td.n,.data th.n{text-align:right;white-space:nowrap}
+.data .path{overflow-wrap:anywhere;font-family:ui-monospace,monospace;font-size:.8rem;}
+@media(max-width:40rem){.stack thead{display:none}.stack td{display:block}.stack td:first-child{border-bottom:0;
+  padding-bottom:0}}
+.bars{table-layout:fixed}.bars th{font-weight:400;text-align:right;width:min(9.8rem,35%);
+  padding:.12rem .7rem .12rem 0;line-height:1.25;overflow-wrap:anywhere}
+.bars td{padding:.12rem 0}.bars td:last-child{width:5.8rem;padding-left:.6rem;color:var(--soft);font-size:.86rem;
+  white-space:nowrap}
+.bars .bar span{display:block;height:.95rem;min-width:1px;border-radius:0 .15rem .15rem 0}
+.plot{display:grid;grid-template-columns:3.2rem 1fr;margin-top:1.2rem;font-size:.78rem;color:var(--soft);
+  font-variant-numeric:tabular-nums}
+.canvas{position:relative;height:13rem}.canvas svg{display:block;width:100%;height:100%;overflow:visible}
+.plot span{position:absolute;white-space:nowrap}.y{position:relative}.y span{right:.55rem;transform:translateY(-50%)}
+.x{grid-column:2;position:relative;height:1.35rem;margin-top:.2rem}.x span{transform:translateX(-50%)}
+.unit{grid-column:2;text-align:center;margin:0}
+.grid{stroke:var(--line);stroke-width:1;vector-effect:non-scaling-stroke}
+.median{stroke:var(--ink);stroke-width:1.2;stroke-dasharray:5 4;vector-effect:non-scaling-stroke}
+.plot .said{top:-1.15rem;margin:0 .4rem;padding:0 .25rem;color:var(--ink);background:var(--paper)}
+rect:hover{opacity:.75}
+.roll .canvas{height:11rem;border:1px solid var(--line);border-width:0 1px 1px 0}.roll .x span{transform:none;
+  padding-left:.15rem}
+.key{list-style:none;display:flex;flex-wrap:wrap;gap:.1rem 1.1rem;margin:.3rem 0 0 3.2rem;padding:0;font-size:.85rem;
+  color:var(--soft)}
+.key i{display:inline-block;width:.8rem;height:.8rem;border-radius:.2rem;margin-right:.4rem;vertical-align:-.05rem}
+code{font-size:.85em;overflow-wrap:anywhere}
+"""
+
+
+def write_page(folder: str | os.PathLike, path: str | os.PathLike, documents: int = 4) -> None:
+    """Write a dataset's figures, tables, damaged files and a few piano rolls as one HTML file.
+
+    Args:
+        folder: a dataset.
+        path: the page; what is there already is replaced when the new one is whole.
+        documents: how many documents of train are drawn, taken evenly from its beginning to its end.
+
+    Raises:
+        ValueError: the dataset has no report or no tokenizer, or its files are damaged.
+        OSError: the page cannot be written.
+    """
+    content = page(folder, documents)
+    path = Path(path)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def page(folder: str | os.PathLike, documents: int = 4) -> str:
+    """The page as text; see ``write_page``."""
+    folder = Path(folder)
+    report = read_report(folder)
+    name = text(folder.resolve().name)
+    drawn = {chart.name: chart for chart in charts(report)}
+    body = [
+        f'<header><p class="soft">Music as tokens: a dataset of megatron_music {text(report["megatron_music"])}</p>'
+        f"<h1>{name}</h1>{_facts(report)}</header><main>",
+        f'<p class="soft">{OLDER}</p>' if is_older(report) else "",
+        _section("Piano rolls", _rolls(folder, documents), "A few documents of train, as a model reads them."),
+        _pair(_chart(drawn, "splits") + _splits_table(report), _chart(drawn, "sources") + _sources_table(report)),
+        _pair(_chart(drawn, "document_tokens"), _chart(drawn, "density")),
+        _pair(_chart(drawn, "instruments"), _chart(drawn, "onset_error") + _notes(report)),
+        _pair(_chart(drawn, "exclusions"), _files(report)),
+        _quarantine(folder),
+        _section("Encoding", _table(["what", "how"], encoding_in_words(report["encoding"])), _training_words(report)),
+        f'</main><footer><p>Fingerprint of files and options: <code>{text(report["fingerprint"])}</code></p></footer>',
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{name}: a dataset of music as tokens</title><style>{STYLE}</style></head>\n<body>"
+        + "\n".join(part for part in body if part)
+        + "</body></html>\n"
+    )
+
+
+def read_documents(folder: str | os.PathLike, split: str, count: int) -> list[tuple[int, np.ndarray]]:
+    """A few documents of a split, evenly from the first to the last, as (number, ids).
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    index, tokens = Path(folder, f"{split}.idx"), Path(folder, f"{split}.bin")
+    try:
+        with open(index, "rb") as file:
+            head = file.read(HEADER_BYTES)
+        if len(head) < HEADER_BYTES or not head.startswith(HEADER):
+            raise ValueError("it does not begin as an index of megatron-core does")
+        _, _, total, _ = struct.unpack("<QBQQ", head[len(HEADER) :])
+        if not total:
+            return []
+        lengths = np.memmap(index, "<i4", "r", HEADER_BYTES, (total,))
+        offsets = np.memmap(index, "<i8", "r", HEADER_BYTES + lengths.nbytes, (total,))
+        chosen = np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64)).tolist()
+        read = [(k, np.fromfile(tokens, "<u2", int(lengths[k]), offset=int(offsets[k]))) for k in chosen]
+        if any(len(ids) != lengths[k] for k, ids in read):
+            raise ValueError(f"{tokens.name} is shorter than it says")
+        return read
+    except (ValueError, struct.error) as error:
+        raise ValueError(f"{index} is damaged ({error}); build the dataset again") from None
+
+
+def _rolls(folder: Path, documents: int) -> str:
+    encoding = read_encoding(folder / "tokenizer")
+    if not Path(folder, "train.idx").exists():
+        return '<p class="soft">This dataset has no .bin and .idx to draw from.</p>'
+    unmerge = read_bpe(folder / "tokenizer").decode if encoding.bpe else np.asarray
+    rolls = [
+        draw_roll(decode_piece(unmerge(ids), encoding.steps_per_quarter), f"document {number:,} of train")
+        for number, ids in read_documents(folder, "train", documents)
+    ]
+    return f'<div class="pair">{"".join(rolls)}</div>'
+
+
+def _facts(report: dict) -> str:
+    totals, files = split_totals(report), report["files"]
+    size, _, unit = size_in_words(totals).partition(" of ")
+    facts = [
+        (f"{totals['documents']:,}", "windows, each a document"),
+        (f"{totals['tokens']:,}", "tokens"),
+        (size, f"of token {unit}" if unit == "ids" else f"of {unit}"),
+        (f"{files['used']:,}", f"of {files['found']:,} MIDI files used"),
+        (f"{files['quarantined']:,}", "damaged files in quarantine"),
+    ]
+    return '<ul class="facts">' + "".join(f"<li><b>{text(number)}</b>{text(word)}</li>" for number, word in facts) + "</ul>"
+
+
+def _training_words(report: dict) -> str:
+    words = []
+    if report.get("bpe"):
+        words.append(f"Merged tokens (BPE): {bpe_in_words(report['bpe'])}.")
+    if report.get("unigram_entropy_nats"):
+        entropy = f"{report['unigram_entropy_nats']:.3f} nats"
+        words.append(f"Entropy of single tokens in train: {entropy}; a model that learns of their order has less loss.")
+    return " ".join(words)
+
+
+def _splits_table(report: dict) -> str:
+    totals = split_totals(report)
+    names = [name for name in ("files", "documents", "tokens", "bytes", "text_bytes") if name in totals]
+    heads = {"documents": "windows", "text_bytes": "as text"}
+    rows = [[split, *(row[name] for name in names)] for split, row in report["splits"].items()]
+    rows.append(["all", *(totals[name] for name in names)])
+    return _table(["split", *(heads.get(name, name) for name in names)], rows)
+
+
+def _sources_table(report: dict) -> str:
+    names = ("name", "found", "used", "documents", "tokens")
+    rows = [[row[name] for name in names] for row in report.get("sources", ())]
+    return _table(["data set", "found", "used", "windows", "tokens"], rows) if rows else ""
+
+
+def _files(report: dict) -> str:
+    return _section("Files", _table(["what became of them", "files"], files_in_words(report["files"])))
+
+
+def _notes(report: dict) -> str:
+    return _section("Notes", _table(["notes", "count"], notes_in_words(report["quantization"])))
+
+
+def _quarantine(folder: Path) -> str:
+    try:
+        with open(folder / QUARANTINE_FILE, encoding="utf-8") as file:
+            lines = [json.loads(line) for line in islice(file, QUARANTINE_LINES)]
+            more = sum(1 for _ in file)
+        rows = "".join(
+            f'<tr><td class="path">{text(line["path"])}</td><td>{text(line["reason"])}</td></tr>' for line in lines
+        )
+    except FileNotFoundError:
+        return ""
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / QUARANTINE_FILE} is damaged ({error!r}); build the dataset again") from None
+    if not rows:
+        return ""
+    rest = f"The first {len(lines)}; {more:,} more are in {QUARANTINE_FILE}." if more else f"All, from {QUARANTINE_FILE}."
+    head = '<thead><tr><th scope="col">file</th><th scope="col">why</th></tr></thead>'
+    table = f'<div class="wide"><table class="data stack">{head}<tbody>{rows}</tbody></table></div>'
+    return _section("Damaged files", table, rest)
+
+
+def _table(heads: list[str], rows: list) -> str:
+    """A table; numbers stand to the right."""
+    right = [all(isinstance(row[place], int | float) for row in rows) for place in range(len(heads))]
+    marks = ['class="n"' if number else "" for number in right]
+    head = "".join(f'<th scope="col" {mark}>{text(word)}</th>' for mark, word in zip(marks, heads, strict=True))
+    body = "".join(
+        f'<tr><th scope="row">{text(row[0])}</th>'
+        + "".join(
+            f"<td {mark}>{text(number_in_words(value))}</td>"
+            for mark, value in zip(marks[1:], row[1:], strict=True)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    rows_of_it = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="wide"><table class="data">{rows_of_it}</table></div>'
+
+
+def _chart(drawn: dict[str, Chart], name: str) -> str:
+    return draw_chart(drawn[name]) if name in drawn else ""
+
+
+def _pair(*parts: str) -> str:
+    """Parts side by side where there is room; those that are empty take none."""
+    return f'<div class="pair">{"".join(f"<div>{part}</div>" for part in parts if part)}</div>'
+
+
+def _section(title: str, content: str, words: str = "") -> str:
+    said = f'<p class="soft">{text(words)}</p>' if words else ""
+    return f"<section><h2>{text(title)}</h2>{said}{content}</section>"

@@ -1,0 +1,298 @@
+"""``OUT.building``: what a build will read, cut into shards, and the lock on it. Knows nothing about MIDI."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from megatron_music import __version__
+from megatron_music.data.archives import Entry
+from megatron_music.data.corpus import SourceFile, find_entries, find_files, no_midi_files
+from megatron_music.data.labels import Labels
+from megatron_music.data.options import BuildOptions
+
+BUILDING_SUFFIX = ".building"
+PLAN_FILE, ENTRIES_FILE, LOCK_FILE, SHARDS_FOLDER = "plan.json", "entries.jsonl", "lock", "shards"
+MAX_FILES_PER_SHARD = 512
+_GRAIN = 32  # shards hold a multiple of so many files
+_WANTED_SHARDS = 8  # of a small corpus, so that several workers have work
+
+
+class Shard(NamedTuple):
+    """A run of input files: the first one's number, how many, and where their lines lie in ``entries.jsonl``."""
+
+    first: int
+    files: int
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a build does.
+
+    Args:
+        building: the folder it works in.
+        version: of this package, when it was planned.
+        fingerprint: of everything the output follows from.
+        options: those given, with the names of the labels and the path of their file absolute.
+        sources: as they were given.
+        shards: all input files, in canonical order.
+    """
+
+    building: Path
+    version: str
+    fingerprint: str
+    options: BuildOptions
+    sources: tuple[str, ...]
+    shards: tuple[Shard, ...]
+
+    @property
+    def files(self) -> int:
+        return sum(shard.files for shard in self.shards)
+
+    def read_entries(self, number: int) -> list[Entry]:
+        """The input files of one shard."""
+        shard = self.shards[number]
+        with open(self.building / ENTRIES_FILE, "rb") as file:
+            lines = os.pread(file.fileno(), shard.bytes, shard.offset).splitlines()
+        return [Entry(**json.loads(line)) for line in lines]
+
+
+def building_folder(out: str | os.PathLike) -> Path:
+    """Where a build of ``out`` works."""
+    out = Path(os.path.realpath(out))
+    return out.with_name(out.name + BUILDING_SUFFIX)
+
+
+def settle(options: BuildOptions) -> BuildOptions:
+    """The options with the names of the labels found, and the path of their file absolute.
+
+    Raises:
+        ValueError: the labels cannot be read.
+    """
+    if not options.labels:
+        return options
+    try:
+        names = Labels.read(options.labels).names
+    except OSError as error:
+        raise ValueError(f"{options.labels} cannot be read ({error.strerror}); name a CSV file of labels") from None
+    return replace(options, labels=os.path.abspath(options.labels), encoding=replace(options.encoding, labels=names))
+
+
+def fingerprint(files: Sequence[SourceFile], options: BuildOptions) -> str:
+    """What the output follows from: the files by path, size and time, the options, the labels, the version."""
+    options = settle(options)
+    labels = Labels.read(options.labels).digest if options.labels else ""
+    hasher = hashlib.sha256(json.dumps([__version__, options.as_json(), labels]).encode())
+    for path, source in files:
+        try:
+            status = os.stat(path)
+            facts = f"\0{source}\0{status.st_size}\0{status.st_mtime_ns}\n"
+        except OSError:
+            facts = "\0missing\n"
+        hasher.update(os.fsencode(os.path.realpath(path)) + facts.encode())
+    return hasher.hexdigest()
+
+
+def plan_build(
+    sources: Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    options: BuildOptions,
+    files_per_shard: int | None = None,
+    files: Sequence[SourceFile] | None = None,
+) -> Plan:
+    """Write ``OUT.building/plan.json`` and ``entries.jsonl``; if the same plan is there, use it with its finished shards.
+
+    The dataset does not depend on how the files are cut into shards.
+
+    Args:
+        sources: what ``find_files`` takes.
+        out: the name of the dataset to be.
+        files_per_shard: at most so many; by default 512, fewer if they are few.
+        files: what ``find_files`` gave for the sources, if the caller has it.
+
+    Raises:
+        ValueError: no MIDI files, an archive cannot be opened, the folder holds a build of other files or options, or
+            another build works there.
+        OSError: the disk is full or not writable. Nothing is left behind.
+    """
+    if files_per_shard is not None and files_per_shard < 1:
+        raise ValueError(f"files_per_shard is {files_per_shard}; use 1 or more")
+    options = settle(options)
+    files = find_files(sources) if files is None else files
+    wanted = fingerprint(files, options)
+    building = building_folder(out)
+    with held(building):
+        if (building / PLAN_FILE).exists():
+            plan = read_plan(building)
+            if plan.fingerprint != wanted:
+                raise ValueError(
+                    f"{building} holds an unfinished build of other files or options; "
+                    f"finish it with the same command, or remove it"
+                )
+            return plan
+        shutil.rmtree(building / SHARDS_FOLDER, ignore_errors=True)  # whose plan is gone
+        try:
+            shards = _write_entries(building / ENTRIES_FILE, find_entries(files), files_per_shard)
+            if not shards:
+                raise no_midi_files(sources)
+            (building / SHARDS_FOLDER).mkdir()
+            plan = Plan(building, __version__, wanted, options, tuple(os.fspath(source) for source in sources), shards)
+            _write_plan(plan)
+        except BaseException:
+            (building / ENTRIES_FILE).unlink(missing_ok=True)
+            shutil.rmtree(building / SHARDS_FOLDER, ignore_errors=True)
+            raise
+    return plan
+
+
+def read_plan(out: str | os.PathLike) -> Plan:
+    """The plan of a build.
+
+    Args:
+        out: the name the dataset will have, or its ``OUT.building``.
+
+    Raises:
+        ValueError: there is none, or it is damaged or of another version.
+    """
+    folders = [building_folder(out), Path(os.path.realpath(out))]
+    building = next((folder for folder in folders if (folder / PLAN_FILE).is_file()), None)
+    if building is None:
+        raise ValueError(f"{folders[0] / PLAN_FILE} is missing; run `megatron-music build plan` first")
+    path = building / PLAN_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Plan(
+            building,
+            values["version"],
+            values["fingerprint"],
+            BuildOptions.from_json(values["options"]),
+            tuple(values["sources"]),
+            tuple(Shard(**shard) for shard in values["shards"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be used ({error}); remove {building} and plan again") from None
+
+
+def _write_entries(path: Path, entries: Iterable[Entry], files_per_shard: int | None) -> tuple[Shard, ...]:
+    grain = files_per_shard or _GRAIN
+    offsets, count = [0], 0
+    with _appearing(path) as file:
+        entries = iter(entries)
+        while lines := [json.dumps(entry.as_json()).encode() + b"\n" for entry in islice(entries, grain)]:
+            count += len(lines)
+            offsets.append(offsets[-1] + sum(map(len, lines)))
+            file.writelines(lines)
+    files = files_per_shard or min(max(count // _WANTED_SHARDS // grain, 1) * grain, MAX_FILES_PER_SHARD)
+    shards = []
+    for first in range(0, count, files):
+        start, stop = offsets[first // grain], offsets[min((first + files) // grain, len(offsets) - 1)]
+        shards.append(Shard(first, min(files, count - first), start, stop - start))
+    return tuple(shards)
+
+
+def _write_plan(plan: Plan) -> None:
+    values = {
+        "version": plan.version,
+        "fingerprint": plan.fingerprint,
+        "options": plan.options.as_json(),
+        "sources": plan.sources,
+        "shards": [shard._asdict() for shard in plan.shards],
+    }
+    with _appearing(plan.building / PLAN_FILE) as file:
+        file.write(json.dumps(values, indent=1).encode() + b"\n")
+    sync_folder(plan.building)
+    sync_folder(plan.building.parent)
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator:
+    """A file to write that gets its name when it is whole and on the disk."""
+    temporary = path.with_name(f"{path.name}.tmp")  # of one name: the lock is held
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(temporary)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file still has this name: it may have been removed, and another have taken the name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# What this thread holds: (real path, shared). A build that holds its folder calls functions that hold it again.
+_holding: ContextVar[frozenset[tuple[str, bool]]] = ContextVar("holding", default=frozenset())
+
+
+@contextmanager
+def held(building: str | os.PathLike, shared: bool = False) -> Iterator[None]:
+    """Hold the lock of ``OUT.building``: alone, or shared with others who ask for it shared.
+
+    The system lets go of it when the process dies, however it dies. A thread may hold again what it holds. Held alone,
+    the folder is made where it is missing, and goes at the end if nothing but the lock is in it.
+
+    Raises:
+        ValueError: another holds it, or there is no such folder to share.
+    """
+    building = Path(os.path.realpath(building))
+    holding = _holding.get()
+    if (str(building), False) in holding or (shared and (str(building), True) in holding):
+        yield
+        return
+    descriptor = _lock(building, shared)
+    token = _holding.set(holding | {(str(building), shared)})
+    try:
+        yield
+    finally:
+        _holding.reset(token)
+        if not shared and building.is_dir() and os.listdir(building) == [LOCK_FILE]:
+            (building / LOCK_FILE).unlink()
+            building.rmdir()
+        os.close(descriptor)
+
+
+def _lock(building: Path, shared: bool) -> int:
+    """The descriptor of the locked file."""
+    while True:
+        if not shared:
+            building.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(building / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except (FileNotFoundError, NotADirectoryError):
+            raise ValueError(f"{building} is missing; run `megatron-music build plan` first") from None
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            if is_at(descriptor, building / LOCK_FILE):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise ValueError(f"another build works in {building}; wait for it to end, or stop it") from None
+        os.close(descriptor)  # a build that ended has just removed the file: lock the new one

@@ -1,0 +1,223 @@
+"""Shards: runs of input files encoded to ``.bin`` and ``.lengths``, with a completion record written last.
+
+``encode_shard`` is what every scheduler calls; ``write_shard`` is what a worker process does. Their bytes depend on
+the plan alone.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from megatron_music.data.archives import Entry, EntryError
+from megatron_music.data.corpus import Reader
+from megatron_music.data.encode import EncodedFile
+from megatron_music.data.plan import SHARDS_FOLDER, Plan, held, is_at, read_plan, sync_folder
+from megatron_music.data.workers import run_shards
+
+RECORD = "json"
+PARTS = {"bin": np.dtype("<u2"), "lengths": np.dtype("<i4")}
+_TEMPORARY_SUFFIX = ".tmp"
+
+
+def encode_shard(
+    manifest: str | os.PathLike,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 1,
+    progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
+) -> dict[str, int]:
+    """Encode the shards ``rank``, ``rank + world_size``, ... of a planned build that are not finished yet.
+
+    Ranks need nothing of each other but the folder, and may run at once, on several machines. For a Slurm array without
+    more ado: ``megatron-music build shard OUT --rank $SLURM_ARRAY_TASK_ID --world-size $SLURM_ARRAY_TASK_COUNT``.
+
+    Args:
+        manifest: the dataset's name, as ``plan_build`` was given it, or its ``OUT.building``.
+        workers: processes that parse and encode, each within 1 GiB.
+        progress: wraps the iteration over files, given their number.
+
+    Returns:
+        ``shards`` of this rank, ``found`` finished among them, and ``files`` encoded now.
+
+    Raises:
+        ValueError: there is no plan, or a build works there alone.
+        OSError: the disk is full, or workers cannot live. Finished shards stay, and the same call goes on.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank is {rank} of {world_size}; use 0 to {max(world_size - 1, 0)}")
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; use 1 or more")
+    building = read_plan(manifest).building
+    with held(building, shared=True):
+        plan = read_plan(building)
+        sweep(building / SHARDS_FOLDER)
+        numbers = range(len(plan.shards))[rank::world_size]
+        waiting = [number for number in numbers if not is_finished(plan, number)]
+        files = sum(plan.shards[number].files for number in waiting)
+        try:
+            with closing(run_shards(plan, waiting, workers)) as running:
+                for _ in progress(running, files):
+                    pass
+        finally:
+            sweep(building / SHARDS_FOLDER)  # after workers that were stopped, or were still dying at the start
+    return {"shards": len(numbers), "found": len(numbers) - len(waiting), "files": files}
+
+
+def shard_path(building: Path, number: int, part: str) -> Path:
+    """``part`` is bin, lengths or json."""
+    return building / SHARDS_FOLDER / f"{number:05}.{part}"
+
+
+def is_finished(plan: Plan, number: int) -> bool:
+    """Whether a shard has its completion record, and parts of the sizes it says; hashes are compared by the merge."""
+    try:
+        record = json.loads(shard_path(plan.building, number, RECORD).read_bytes())
+        return record["fingerprint"] == plan.fingerprint and all(
+            shard_path(plan.building, number, part).stat().st_size == record[part]["bytes"] for part in PARTS
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def write_shard(
+    plan: Plan,
+    number: int,
+    reader: Reader,
+    encode: Callable[[Entry, bytes], EncodedFile],
+    skip: Mapping[int, str],
+    tell: Callable[[int | None], None],
+) -> None:
+    """Encode one shard and write its files, under temporary names first; holds one input file's ids at a time.
+
+    Args:
+        skip: entries not to touch, and why: they go to quarantine.
+        tell: called with the number of each entry before it is touched, and with None after the last.
+
+    Raises:
+        OSError: the disk is full or not writable. Nothing is left behind.
+    """
+    records, density, onset_error = [], np.zeros(128, np.int64), np.zeros(10, np.int64)
+    with _Part(plan.building, number, "bin") as ids, _Part(plan.building, number, "lengths") as lengths:
+        for entry_number, entry in enumerate(plan.read_entries(number), start=plan.shards[number].first):
+            tell(entry_number)
+            if entry_number in skip:
+                file = EncodedFile("", damage=skip[entry_number])
+            else:
+                file = _encoded(entry, reader, encode)
+            ids.write(file.ids)
+            lengths.write(file.lengths)
+            density += file.density
+            onset_error += file.onset_error
+            records.append(_file_record(entry_number, file))
+        tell(None)
+        record = {
+            "fingerprint": plan.fingerprint,
+            **{part.name: part.finish() for part in (ids, lengths)},
+            "density": density.tolist(),
+            "onset_error": onset_error.tolist(),
+            "files": records,
+        }
+    with _Part(plan.building, number, RECORD) as part:
+        part.write(np.frombuffer(json.dumps(record, default=lambda value: value.item()).encode() + b"\n", np.uint8))
+        part.finish()
+    sync_folder(plan.building / SHARDS_FOLDER)
+
+
+def _encoded(entry: Entry, reader: Reader, encode: Callable[[Entry, bytes], EncodedFile]) -> EncodedFile:
+    """The encoded file; whatever goes wrong costs this file, never the shard."""
+    content = b""
+    try:
+        content = reader.read(entry)
+        return encode(entry, content)
+    except EntryError as error:
+        damage = str(error)
+    except MemoryError:
+        damage = "needs more memory than a worker may use"
+    except Exception as error:  # a fault of ours or of a parser
+        damage = f"cannot be encoded ({type(error).__name__}: {error})"
+    return EncodedFile(hashlib.sha256(content).hexdigest() if content else "", damage=damage)
+
+
+def _file_record(number: int, file: EncodedFile) -> dict:
+    ends = np.cumsum((0, *file.copies))
+    totals = np.concatenate([[0], np.cumsum(file.lengths, dtype=np.int64)])
+    return {
+        "entry": number,
+        "digest": file.digest,
+        "content": file.content,
+        "documents": list(file.copies),
+        "tokens": np.diff(totals[ends]).tolist(),
+        "damage": file.damage,
+        "left_out": file.left_out,
+        "rescued": file.rescued,
+        "windows_left_out": file.windows_left_out,
+        "notes": file.notes,
+    }
+
+
+class _Part:
+    """One file of a shard in the making: hashed as it is written, and locked: a sweep takes those of dead writers only."""
+
+    def __init__(self, building: Path, number: int, name: str):
+        self.name = name
+        self._path = shard_path(building, number, name)
+        self._temporary = self._path.with_name(f".{self._path.name}.{os.uname().nodename}-{os.getpid()}{_TEMPORARY_SUFFIX}")
+        self._file = _create_locked(self._temporary)
+        self._hasher, self._bytes = hashlib.sha256(), 0
+
+    def write(self, values: np.ndarray) -> None:
+        """Add an array, in little-endian order."""
+        view = memoryview(np.ascontiguousarray(values, PARTS.get(self.name, values.dtype))).cast("B")
+        self._hasher.update(view)
+        self._bytes += len(view)
+        with self._naming():
+            self._file.write(view)
+
+    def finish(self) -> dict:
+        """Give it its name once all is on the disk; its size and hash."""
+        with self._naming():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            os.replace(self._temporary, self._path)
+        return {"bytes": self._bytes, "sha256": self._hasher.hexdigest()}
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = error.filename or str(self._temporary)
+            raise
+
+    def __enter__(self) -> "_Part":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a full disk was said already, and close tries to write what is left
+            self._file.close()
+
+
+def _create_locked(path: Path):
+    """A new file, locked by this process and still there: a sweep may come between."""
+    while True:
+        file = open(path, "wb")  # noqa: SIM115 (the caller closes it)
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_at(file.fileno(), path):
+                return file
+        file.close()
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files of workers that died, and of no others."""
+    for path in folder.glob(f".*{_TEMPORARY_SUFFIX}"):
+        with suppress(FileNotFoundError, BlockingIOError), open(path, "rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()

@@ -1,0 +1,64 @@
+"""One split of a dataset in the making: ``.bin`` and ``.idx``, ``.txt``, and the figures that are known on the way."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from megatron_music.data.index_file import IndexWriter
+
+
+class SplitWriter:
+    """Writes documents in their order; nothing that grows with their number is kept.
+
+    Args:
+        folder: gets ``train.bin`` and so on.
+        split: its name.
+        documents: how many there will be.
+        formats: any of ``megatron`` and ``text``.
+    """
+
+    def __init__(self, folder: Path, split: str, documents: int, formats: tuple[str, ...]):
+        self._bin = open(folder / f"{split}.bin", "xb") if "megatron" in formats else None  # noqa: SIM115
+        self._index = IndexWriter(folder / f"{split}.idx", documents) if "megatron" in formats else None
+        self._text = open(folder / f"{split}.txt", "xb") if "text" in formats else None  # noqa: SIM115
+        self.tokens = 0
+        self.bin_bytes = 0
+        self.text_bytes = 0
+        self.documents_of_length = np.zeros(1, np.int64)  # how many documents have 0, 1, 2, ... tokens
+
+    @property
+    def wants_text(self) -> bool:
+        return self._text is not None
+
+    def add(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        """Add documents: ids one after another (uint16), and the tokens in each (int32)."""
+        self.tokens += len(ids)
+        counts = np.bincount(lengths, minlength=len(self.documents_of_length))
+        counts[: len(self.documents_of_length)] += self.documents_of_length
+        self.documents_of_length = counts
+        if self._bin is not None:
+            self.bin_bytes += self._bin.write(ids.data)
+            self._index.add(lengths)
+
+    def add_text(self, text: bytes) -> None:
+        """Add whole lines."""
+        self.text_bytes += len(text)
+        self._text.write(text)
+
+    def finish(self) -> None:
+        """Wait until all is on the disk."""
+        if self._index is not None:
+            self._index.finish()
+        for file in filter(None, (self._bin, self._text)):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+
+    def close(self) -> None:
+        """Let go of the files of a merge that failed."""
+        for file in filter(None, (self._bin, self._index, self._text)):
+            try:
+                file.close()
+            except OSError:  # what could not be written cannot be written now either
+                pass

@@ -1,0 +1,241 @@
+"""Worker processes that encode shards, and what happens when one hangs or dies. Knows nothing about MIDI or files.
+
+A worker is ``python -m megatron_music.data.worker OUT.building``. It is asked for a shard by a line of JSON on its
+standard input, and answers in lines: the number of each entry before it is touched, ``.`` while it passes over others
+on the way, ``-`` after the last, then an object: ``{"done": 3}``, or ``{"error": ...}``.
+"""
+
+import errno
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import megatron_music
+from megatron_music.data.plan import Plan
+
+_POLL_SECONDS = 1.0
+_STDERR_BYTES = 2000
+# Not a fault of the parser, unless it happens again: the system is short of memory, or somebody stops processes.
+_OUTSIDE_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_ONE_THREAD = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "NUMBA", "VECLIB_MAXIMUM")
+
+
+class WorkerError(RuntimeError):
+    """A worker met a fault of this package's own."""
+
+
+def worker_command(building: Path) -> list[str]:
+    """What a worker process is started with."""
+    return [sys.executable, "-P", "-m", "megatron_music.data.worker", str(building)]
+
+
+def run_shards(plan: Plan, numbers: Sequence[int], workers: int, command: Sequence[str] | None = None) -> Iterator[int]:
+    """Have shards written by worker processes; yields the number of a shard once for each of its files.
+
+    A file on which a worker dies or spends more than ``options.seconds_per_file`` is put into quarantine: the worker is
+    replaced and the shard done again without that file. At most ``workers`` processes live at a time, none afterwards.
+
+    Args:
+        command: what to start a worker with, instead of this package's own.
+
+    Raises:
+        OSError: a worker met one (the disk is full), or workers die outside of any file.
+        WorkerError: a fault of this package's own.
+    """
+    supervisor = _Supervisor(plan, numbers, workers, command or worker_command(plan.building))
+    try:
+        yield from supervisor.run()
+    finally:
+        supervisor.stop()
+
+
+class _Worker:
+    """A process, and what it is at."""
+
+    def __init__(self, command: Sequence[str]):
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, env=_environment()
+        )
+        self.stdout, self.stderr = self._process.stdout, self._process.stderr
+        os.set_blocking(self.stderr.fileno(), False)
+        self.shard: int | None = None
+        self.entry: int | None = None  # in work now
+        self.since = 0.0
+        self.complaints = b""  # the end of what it wrote to stderr
+        self._rest = b""
+
+    def ask(self, shard: int, skip: dict[int, str]) -> None:
+        self.shard, self.entry = shard, None
+        try:
+            self._process.stdin.write(json.dumps({"shard": shard, "skip": skip}).encode() + b"\n")
+        except BrokenPipeError:  # it is dead; the end of its output says so too
+            pass
+
+    def read_lines(self) -> list[bytes] | None:
+        """Whole lines of what it has said; None when there will be no more."""
+        said = os.read(self.stdout.fileno(), 1 << 16)
+        *lines, self._rest = (self._rest + said).split(b"\n")
+        return lines if said else None
+
+    def read_complaints(self) -> bool:
+        """Take in what it wrote to stderr; whether it wrote something."""
+        try:
+            said = os.read(self.stderr.fileno(), 1 << 16)
+        except BlockingIOError:
+            return False
+        self.complaints = (self.complaints + said)[-_STDERR_BYTES:]
+        return bool(said)
+
+    def end(self) -> int:
+        """Wait for a process that is ending by itself; its exit status."""
+        try:
+            status = self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            status = -signal.SIGKILL
+        self.kill()
+        return status
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self.stdout, self.stderr):
+            pipe.close()
+
+
+class _Supervisor:
+    def __init__(self, plan: Plan, numbers: Sequence[int], workers: int, command: Sequence[str]):
+        self._plan, self._command = plan, command
+        self._waiting = deque(sorted(numbers))
+        self._max_workers = min(workers, len(self._waiting))
+        self._crew: list[_Worker] = []
+        self._selector = selectors.DefaultSelector()
+        self._skip: dict[int, dict[int, str]] = {number: {} for number in numbers}
+        self._deaths: Counter[tuple[int, int | None]] = Counter()  # by shard and entry
+        self._begun: Counter[int] = Counter()  # files of each shard; those done again count once
+        self._events: list[int] = []
+
+    def run(self) -> Iterator[int]:
+        while True:
+            self._hand_out()
+            if not any(worker.shard is not None for worker in self._crew):
+                return
+            self._listen()
+            events, self._events = self._events, []
+            yield from events
+
+    def stop(self) -> None:
+        self._selector.close()
+        for worker in self._crew:
+            worker.kill()
+        self._crew.clear()
+
+    def _hand_out(self) -> None:
+        while self._waiting:
+            worker = next((worker for worker in self._crew if worker.shard is None), None)
+            if worker is None:
+                if len(self._crew) == self._max_workers:
+                    return
+                worker = _Worker(self._command)
+                self._crew.append(worker)
+                self._selector.register(worker.stdout, selectors.EVENT_READ, (worker, self._hear))
+                self._selector.register(worker.stderr, selectors.EVENT_READ, (worker, self._hear_complaints))
+            shard = self._waiting.popleft()
+            worker.ask(shard, self._skip[shard])
+
+    def _listen(self) -> None:
+        """Take in what workers say, for at most a second, and stop those that hang."""
+        limit = self._plan.options.seconds_per_file
+        patience = min(_POLL_SECONDS, limit / 4)
+        started = time.monotonic()
+        for key, _ in self._selector.select(patience):
+            worker, hear = key.data
+            if worker in self._crew:  # its other pipe may have ended it
+                hear(worker)
+        now = time.monotonic()
+        for worker in list(self._crew):
+            if worker.entry is None:
+                continue
+            if now - started > patience + _POLL_SECONDS:  # this process was stopped, and so perhaps were they
+                worker.since = now
+            elif now - worker.since > limit:
+                self._dismiss(worker)
+                worker.kill()
+                self._leave_out(worker.shard, worker.entry, f"takes longer than {limit:g} s")
+
+    def _hear(self, worker: _Worker) -> None:
+        lines = worker.read_lines()
+        if lines is None:
+            self._bury(worker)
+            return
+        worker.since = time.monotonic()
+        for line in lines:
+            if line.isdigit():
+                worker.entry = int(line)
+                self._count(worker.shard, worker.entry - self._plan.shards[worker.shard].first + 1)
+            elif line == b"-":
+                worker.entry = None
+            elif line != b".":
+                answer = json.loads(line)
+                if "error" in answer:
+                    raise _error(answer)
+                self._count(worker.shard, self._plan.shards[worker.shard].files)
+                worker.shard = worker.entry = None
+
+    def _hear_complaints(self, worker: _Worker) -> None:
+        if not worker.read_complaints():
+            self._selector.unregister(worker.stderr)
+
+    def _count(self, shard: int, begun: int) -> None:
+        new = max(begun - self._begun[shard], 0)
+        self._begun[shard] += new
+        self._events += [shard] * new
+
+    def _dismiss(self, worker: _Worker) -> None:
+        self._crew.remove(worker)
+        for pipe in (worker.stdout, worker.stderr):
+            if pipe in self._selector.get_map():
+                self._selector.unregister(pipe)
+
+    def _bury(self, worker: _Worker) -> None:
+        """A worker died by itself: decide whose fault it was."""
+        while worker.stderr in self._selector.get_map() and worker.read_complaints():
+            pass
+        self._dismiss(worker)
+        status = worker.end()
+        shard, entry = worker.shard, worker.entry
+        if shard is None:
+            return
+        self._deaths[shard, entry] += 1
+        cause = f"signal {-status}" if status < 0 else f"exit status {status}"
+        again = self._deaths[shard, entry] > 1
+        if entry is not None and (again or -status not in _OUTSIDE_SIGNALS):
+            self._leave_out(shard, entry, f"the parser crashed ({cause})")
+        elif entry is None and again:
+            last = worker.complaints.decode(errors="replace").strip().rpartition("\n")[2]
+            raise ChildProcessError(errno.ECHILD, f"worker processes die outside of any file ({cause}{last and ': '}{last})")
+        else:
+            self._waiting.appendleft(shard)
+
+    def _leave_out(self, shard: int, entry: int, reason: str) -> None:
+        self._skip[shard][entry] = reason
+        self._waiting.appendleft(shard)
+
+
+def _error(answer: dict) -> Exception:
+    if answer["errno"] is not None:
+        return OSError(answer["errno"], answer["error"], answer["filename"])
+    return WorkerError(answer["error"])
+
+
+def _environment() -> dict[str, str]:
+    """One thread in each worker, and this very package wherever the worker starts."""
+    home = str(Path(megatron_music.__file__).parent.parent)
+    paths = [home, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return os.environ | {f"{name}_NUM_THREADS": "1" for name in _ONE_THREAD} | {"PYTHONPATH": os.pathsep.join(paths)}

@@ -1,0 +1,97 @@
+"""The commands that build and show datasets, one function each. Each imports what it needs when it runs."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from megatron_music.commands import check_output_file, progress_over
+from megatron_music.dataset_options import build_options_of
+
+
+def build_tokens(options) -> None:
+    from megatron_music.data.build import build_tokens
+
+    with _kept(options.output):
+        report = build_tokens(
+            options.sources, options.output, build_options_of(options), options.workers, progress_over("file")
+        )
+    _print_report(report, options)
+
+
+def build_plan(options) -> None:
+    from megatron_music.data.build import plan_tokens
+    from megatron_music.data.plan import read_plan
+
+    if plan_tokens(options.sources, options.output, build_options_of(options)) is not None:
+        print(f"{options.output} is there already, of these files and options")
+        return
+    plan = read_plan(options.output)
+    print(f"{plan.files:,} files in {len(plan.shards)} shards, planned in {plan.building}")
+
+
+def build_shard(options) -> None:
+    from megatron_music.data.shard import encode_shard
+
+    with _kept(options.output):
+        done = encode_shard(options.output, options.rank, options.world_size, options.workers, progress_over("file"))
+    rank = f"rank {options.rank} of {options.world_size}"
+    print(f"{rank}: {done['shards']} shards, {done['found']} found finished; {done['files']:,} files encoded")
+
+
+def build_merge(options) -> None:
+    from megatron_music.data.merge import merge_shards
+
+    with _kept(options.output):
+        report = merge_shards(options.output, progress_over("file"))
+    _print_report(report, options)
+
+
+@contextmanager
+def _kept(out: str) -> Iterator[None]:
+    """What is said when a build is stopped by hand."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sentence = f"stopped; what is finished is kept in {out}.building, and the same command goes on"
+        raise KeyboardInterrupt(sentence) from None
+
+
+def _print_report(report: dict, options) -> None:
+    from megatron_music.data.report import describe
+
+    print(json.dumps(report, indent=1) if options.json else describe(report, options.output))
+
+
+def inspect(options) -> None:
+    from megatron_music.data.report import describe, read_report
+
+    report = read_report(options.dataset)
+    if options.html:
+        from megatron_music.data.page import write_page
+
+        check_output_file(options.html, (".html",))
+        write_page(options.dataset, options.html)
+        return
+    if options.document is None:
+        if options.output:
+            raise ValueError("-o needs --document K, the document to write")
+        print(json.dumps(report, indent=1) if options.json else describe(report, options.dataset))
+        return
+    from megatron_music.data.indexed import open_split
+    from megatron_music.music.midi import write_midi
+    from megatron_music.tokens.mmmtrack import decode_piece
+    from megatron_music.tokens.wording import read_wording
+
+    documents = open_split(options.dataset, options.split)
+    if not 0 <= options.document < len(documents):
+        raise ValueError(f"--document {options.document} is not in 0..{len(documents) - 1} of {options.split}")
+    ids = documents[options.document]
+    encoding, bpe, wording = read_wording(Path(options.dataset, "tokenizer"))
+    if bpe is not None:
+        ids = bpe.decode(ids)
+    if options.output:
+        check_output_file(options.output)
+        write_midi(decode_piece(ids, encoding.steps_per_quarter), options.output)
+    else:
+        print(wording.to_text(ids))

@@ -1,0 +1,261 @@
+"""Bars of a person's piece to be written anew: which ones, what a model is shown of the piece, and how its fills come back.
+
+The piece stays on its own ticks and all of it that is not in the chosen bars stays as it is; only what the model is shown is
+quantised. Knows nothing about models.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from megatron_music.music.grid import quantize_columns, slice_steps, tempo_bin, tempo_of_bin
+from megatron_music.music.score import (
+    DEFAULT_QUARTERS_PER_MINUTE,
+    DEFAULT_VELOCITY,
+    FOUR_FOUR,
+    VOICE_PROGRAM,
+    Score,
+    Tempo,
+    TimeSignature,
+    Track,
+)
+from megatron_music.tokens import vocabulary as v
+from megatron_music.tokens.folder import Encoding
+from megatron_music.tokens.fills import FillGrammar
+from megatron_music.tokens.infill import take_out
+from megatron_music.tokens.mmmtrack import decode_piece, encode_piece
+
+_WORDS = re.compile(r"track\s+(\d+)\s+bars?\s+(\d+(?:\s*-\s*\d+)?(?:\s*,\s*\d+(?:\s*-\s*\d+)?)*)")
+_MOST_BARS = 100_000
+
+
+def parse_bars(text: str) -> list[tuple[int, int]]:
+    """The (track, bar)s, from 0, of words such as ``track 2 bars 3-4; track 1 bar 7``, which count from 1.
+
+    Raises:
+        ValueError: the words are others.
+    """
+    bars: dict[tuple[int, int], None] = {}
+    for part in text.lower().split(";"):
+        words = _WORDS.fullmatch(part.strip())
+        if not words:
+            raise ValueError(f'--infill {text!r} is not understood; write e.g. "track 2 bars 3-4; track 1 bar 7"')
+        for span in words[2].split(","):
+            first, _, last = (number.strip() for number in span.partition("-"))
+            first, last = int(first), int(last or first)
+            if int(words[1]) < 1 or not 1 <= first <= last <= _MOST_BARS:
+                raise ValueError(f"--infill says {part.strip()!r}; tracks and bars count from 1, the first bar before the last")
+            bars |= dict.fromkeys((int(words[1]) - 1, bar - 1) for bar in range(first, last + 1))
+    return list(bars)
+
+
+class Filling:
+    """A piece whose chosen bars are emptied and filled, window by window from left to right.
+
+    Notes that start in the chosen bars are taken away; one held into them ends where they begin. A note belongs to the bar in
+    which its start lies on the model's grid.
+
+    Args:
+        score: as read from a file, on its own ticks; it is not changed.
+        bars: (track, bar) of each chosen bar, from 0.
+        encoding: of the model.
+        labels: label ids to say of the piece.
+
+    Raises:
+        ValueError: a track or bar is not in the piece, or a bar is in no meter of the encoding; counted from 1.
+    """
+
+    def __init__(self, score: Score, bars: Iterable[tuple[int, int]], encoding: Encoding, labels: Sequence[int] = ()):
+        self._encoding = encoding
+        self._labels = tuple(labels)
+        unknown = [tuple(map(int, meter.split("/"))) for meter in encoding.unknown_meters]
+        signatures = tuple(s for s in sorted(score.time_signatures) if s[1:] not in unknown) or FOUR_FOUR
+        self._original = replace(score, time_signatures=signatures)
+        self._lines = self._original.bar_starts  # in ticks
+        self._meters = _meters_of_bars(signatures, self._lines)
+        self._steps = _steps_of_bars(self._lines, self._meters, score.steps_per_quarter, encoding)
+        self.left = set(bars)
+        self._check(score)
+        self.score = replace(score, tracks=self._emptied(score))
+        self._window: tuple[int, int, list[int], set[tuple[int, int]]] | None = None
+
+    def next_window(self, max_tokens: int) -> FillGrammar:
+        """The rules of the next fills, with what the model is shown: as many bars around them as it is used to.
+
+        Raises:
+            ValueError: not even one bar of the piece fits into ``max_tokens``.
+        """
+        for size in range(self._encoding.bars, 0, -1):
+            first, after = self._place(size)
+            holes = {(track, bar) for track, bar in self.left if first <= bar < after}
+            prompt, tracks = self._prompt(first, after, holes)
+            try:
+                grammar = FillGrammar(self._encoding, max_tokens, prompt)
+            except ValueError:
+                continue
+            self._window = first, after, tracks, holes
+            return grammar
+        raise ValueError(
+            f"bar {first + 1} has too many notes or tracks for a model that reads {max_tokens} tokens; "
+            "fill a piece with fewer, or train with a longer model.seq_length"
+        )
+
+    def put(self, ids: Sequence[int]) -> None:
+        """Take over the fills of the document that was written under the last ``next_window``."""
+        first, after, tracks, holes = self._window
+        window = decode_piece(ids, self._encoding.steps_per_quarter)
+        ticks, steps = self.score.steps_per_quarter, self._encoding.steps_per_quarter
+        new_tracks = list(self.score.tracks)
+        for number in sorted({track for track, _ in holes}):
+            notes = window.tracks[tracks.index(number)].notes
+            bar = np.searchsorted(window.bar_starts, notes[:, 0], side="right") - 1 + first
+            new = notes[np.isin(bar, [hole for track, hole in holes if track == number])].copy()
+            new[:, :2] = self._lines[first] + new[:, :2] * ticks // steps
+            new[:, 1] = np.maximum(new[:, 1], new[:, 0] + 1)  # on ticks coarser than the grid
+            if not self._encoding.velocity:
+                new[:, 3] = _usual_velocity(self._original.tracks[number])
+            new_tracks[number] = _with_notes(new_tracks[number], np.concatenate([new_tracks[number].notes, new]))
+        self.score = replace(self.score, tracks=new_tracks)
+        self.left -= holes
+        self._window = None
+
+    def _check(self, score: Score) -> None:
+        if not self.left:
+            raise ValueError("no bar is named; name at least one")
+        for track, bar in sorted(self.left):
+            if not 0 <= track < len(score.tracks):
+                there = ", ".join(f"{number} {track.label}" for number, track in enumerate(score.tracks, start=1))
+                raise ValueError(f"track {track + 1} is not in the piece; its tracks are {there}")
+            if not 0 <= bar < len(self._meters):
+                raise ValueError(f"bar {bar + 1} is not in the piece; it has {len(self._meters)} bars")
+            if not self._steps[bar]:
+                numerator, denominator = self._meters[bar]
+                raise ValueError(
+                    f"bar {bar + 1} is in {numerator}/{denominator} or not a whole bar of it, and cannot be filled by a model of "
+                    f"{' '.join(self._encoding.meters)}; choose other bars"
+                )
+
+    def _emptied(self, score: Score) -> list[Track]:
+        """The tracks without the notes of the chosen bars."""
+        tracks = list(score.tracks)
+        steps, ticks = self._encoding.steps_per_quarter, score.steps_per_quarter
+        for number, bar in sorted(self.left):
+            notes = tracks[number].notes
+            start = int(self._lines[bar])
+            step = (2 * steps * (notes[:, 0] - start) + ticks) // (2 * ticks)  # to the nearest, halves up
+            kept = notes[(step < 0) | (step >= self._steps[bar])].copy()
+            held = (kept[:, 0] < start) & (kept[:, 1] > start)
+            kept[held, 1] = start
+            tracks[number] = _with_notes(tracks[number], kept)
+        return tracks
+
+    def _place(self, size: int) -> tuple[int, int]:
+        """The first bar of a window of ``size`` bars and the bar after it: the first chosen bars, with others around them."""
+        hole = min(bar for _, bar in self.left)
+        run_first = run_after = hole
+        while run_first > 0 and self._steps[run_first - 1]:
+            run_first -= 1
+        while run_after < len(self._steps) and self._steps[run_after]:
+            run_after += 1
+        last = max(bar for _, bar in self.left if bar < min(hole + size, run_after))
+        before = max((size - (last - hole + 1)) // 2, size // 4)  # of a region as long as the window some are left for later
+        first = max(min(hole - before, run_after - size), run_first)
+        return first, min(first + size, run_after)
+
+    def _prompt(self, first: int, after: int, holes: Collection[tuple[int, int]]) -> tuple[np.ndarray, list[int]]:
+        """The window's ids up to the fills, and the numbers of the tracks in it: those that sound or are to be filled."""
+        now, before = (self._quantized(score, first, after) for score in (self.score, self._original))
+        to_fill = {track for track, _ in holes}
+        tracks = [number for number, track in enumerate(now.tracks) if len(track) or number in to_fill]
+        ids, wanted = (
+            encode_piece(replace(score, tracks=[score.tracks[number] for number in tracks]), self._encoding, self._labels)
+            for score in (now, before)
+        )
+        places = [(tracks.index(track), bar - first) for track, bar in holes]
+        ids = take_out(_with_density(ids, wanted, places, self._encoding), places)
+        return ids[: np.flatnonzero(ids == v.FILL_START)[0]], tracks
+
+    def _quantized(self, score: Score, first: int, after: int) -> Score:
+        """Some bars of a score, on the model's grid; silent tracks stay."""
+        encoding = self._encoding
+        lines = np.append(0, np.cumsum(self._steps[first:after]))
+        part = slice_steps(score, int(self._lines[first]), int(self._lines[after]))
+        columns = part.columns
+        if columns.shape[1]:
+            columns, _ = quantize_columns(columns, encoding.steps_per_quarter, score.steps_per_quarter, encoding.velocity)
+            columns[2] = np.minimum(columns[2], lines[-1])
+            columns = columns[:, columns[1] < lines[-1]]  # what the grid moves into the next bar is not here
+        signatures = [TimeSignature(int(line), *meter) for line, meter in zip(lines, self._meters[first:after], strict=False)]
+        tempos = [
+            Tempo(int(line), tempo_of_bin(tempo_bin(_tempo_at(score, tick)))) if encoding.tempo else Tempo(0, DEFAULT_QUARTERS_PER_MINUTE)
+            for line, tick in zip(lines, self._lines[first:after].tolist(), strict=False)
+        ]
+        return Score(
+            tuple(
+                Track(columns[1:, columns[0] == number].T, VOICE_PROGRAM if t.voice else t.program, t.is_drum, t.voice)
+                for number, t in enumerate(part.tracks)
+            ),
+            encoding.steps_per_quarter,
+            tuple(s for s, last in zip(signatures, [None, *signatures], strict=False) if last is None or s[1:] != last[1:]),
+            tuple(t for t, last in zip(tempos, [None, *tempos], strict=False) if last is None or t[1] != last[1]),
+            int(lines[-1]),
+        )
+
+
+def _meters_of_bars(signatures: Sequence[TimeSignature], lines: np.ndarray) -> list[tuple[int, int]]:
+    starts = np.array([signature.start_step for signature in signatures])
+    places = np.searchsorted(starts, lines[:-1], side="right") - 1
+    return [signatures[place][1:] if place >= 0 else FOUR_FOUR[0][1:] for place in places.tolist()]
+
+
+def _steps_of_bars(lines: np.ndarray, meters: list[tuple[int, int]], ticks_per_quarter: int, encoding: Encoding) -> list[int]:
+    """Steps of each bar on the encoding's grid; 0 for bars it does not encode, and for those that are cut short."""
+    steps = []
+    for length, (numerator, denominator) in zip(np.diff(lines).tolist(), meters, strict=True):
+        whole = length * denominator == 4 * ticks_per_quarter * numerator
+        count, rest = divmod(encoding.steps_per_bar * numerator, denominator)
+        steps.append(count if whole and not rest and (numerator, denominator) in encoding.meter_set else 0)
+    return steps
+
+
+def _with_density(ids: np.ndarray, wanted: np.ndarray, holes: list[tuple[int, int]], encoding: Encoding) -> np.ndarray:
+    """Ids of emptied bars that ask for as many notes as there were, or for as many as around them if that was few.
+
+    Args:
+        ids: of the emptied piece, from ``encode_piece``.
+        wanted: the same of the piece as it was.
+        holes: (track, bar) within them.
+    """
+    places = np.flatnonzero((ids >= v.DENSITY) & (ids < v.DENSITY + v.NUM_DENSITIES))
+    if not len(places):
+        return ids
+    ids = ids.copy()
+    num_tracks = int(np.count_nonzero(ids == v.TRACK_START))
+    places = places.reshape(num_tracks, -1)  # of each track: its own, then its bars'
+    levels = wanted[(wanted >= v.DENSITY) & (wanted < v.DENSITY + v.NUM_DENSITIES)].reshape(num_tracks, -1)
+    first_bar = 1 if encoding.density else 0
+    for track, bar in holes:
+        if encoding.density:
+            level = levels[track, 0]
+            ids[places[track, 0]] = level if level > v.DENSITY else v.DENSITY + encoding.density // 2
+        if encoding.bar_density:
+            level, others = levels[track, first_bar + bar], levels[track, first_bar:]
+            others = np.sort(others[others > v.DENSITY])
+            usual = others[len(others) // 2] if len(others) else v.DENSITY + encoding.bar_density // 2
+            ids[places[track, first_bar + bar]] = level if level > v.DENSITY else usual
+    return ids
+
+
+def _tempo_at(score: Score, tick: int) -> float:
+    before = [tempo for tempo in sorted(score.tempos) if tempo.start_step <= tick]
+    return before[-1].quarters_per_minute if before else DEFAULT_QUARTERS_PER_MINUTE
+
+
+def _usual_velocity(track: Track) -> int:
+    return int(np.median(track.notes[:, 3])) if len(track) else DEFAULT_VELOCITY
+
+
+def _with_notes(track: Track, notes: np.ndarray) -> Track:
+    return Track(notes, track.program, track.is_drum, track.voice, track.name)
