@@ -4,16 +4,16 @@ from pathlib import Path
 import pytest
 import torch
 from generation_worker import MAX_TOKENS, PIECES
-from tiny_gpt import launch, tiny_dataset, tiny_run
+from tiny_gpt import RandomModel, launch, tiny_dataset, tiny_run
 
 from megatron_music.cli import main
 from megatron_music.generation.midi import Composer, prepare_continuation
 from megatron_music.generation.sampling import Sampler
 from megatron_music.music.grid import quantize, slice_steps
 from megatron_music.music.midi import read_midi, write_midi
-from megatron_music.music.score import Score, TimeSignature, Track
+from megatron_music.music.score import Score, Tempo, TimeSignature, Track
 from megatron_music.tokens import vocabulary as v
-from megatron_music.tokens.folder import Encoding
+from megatron_music.tokens.folder import Encoding, write_tokenizer_folder
 from megatron_music.tokens.mmmtrack import decode_piece, encode_piece
 from megatron_music.training import distributed, loop
 from megatron_music.training.inference import load_composer
@@ -27,6 +27,7 @@ def trained(request, tmp_path_factory) -> Path:
     """A tiny model after a few steps, so that its choices are not all alike."""
     folder = tmp_path_factory.mktemp("trained")
     data = tiny_dataset(folder / "data")
+    write_tokenizer_folder(data / "tokenizer", Encoding(infill=True))
     run = tiny_run(
         data, f"checkpoint.save={folder / 'run'}", "model.seq_length=256", "train.train_iters=60",
         f"model.position_embedding_type={request.param}",
@@ -86,13 +87,101 @@ def test_a_continuation_keeps_what_is_given(composer):
 def test_a_continuation_starts_from_the_last_part_in_four_four():
     score = Score(tiny_score(8).tracks, 4, (TimeSignature(0, 3, 4), TimeSignature(48, 4, 4)))
     assert prepare_continuation(score, Encoding()).num_bars == 5
-    with pytest.raises(ValueError, match="no part of the piece is in 4/4"):
-        prepare_continuation(Score(score.tracks, 4, (TimeSignature(0, 3, 4),)), Encoding())
+    in_three = Score(score.tracks, 4, (TimeSignature(0, 3, 4),))
+    with pytest.raises(ValueError, match="no part of the piece is in 4/4; the model knows no other meter"):
+        prepare_continuation(in_three, Encoding())
+    assert prepare_continuation(in_three, Encoding(meters=("3/4", "4/4"))).num_bars == 11
 
 
 def test_whole_piece_models_are_refused():
     with pytest.raises(ValueError, match="trained on whole pieces"):
         Composer(None, Encoding(bars=0), 64)
+
+
+LABELS = (("GENRE", ("JAZZ", "ROCK")), ("MOOD", ("HAPPY", "SAD")))
+EVERYTHING = Encoding(
+    bars=4, meters=("all",), velocity=True, tempo=True, density=3, density_bins=(2, 8), bar_density=2, bar_density_bins=(3,),
+    labels=LABELS, infill=True,
+)  # fmt: skip
+
+
+class Recorder(Composer):
+    """A composer of random music that keeps the documents it wrote."""
+
+    def __init__(self, encoding: Encoding):
+        super().__init__(None, encoding, 2000, next_logits=RandomModel)
+        self.documents: list[list[int]] = []
+
+    def _write(self, *arguments) -> list[list[int]]:
+        written = super()._write(*arguments)
+        self.documents += written
+        return written
+
+
+def test_a_meter_a_tempo_and_labels():
+    recorder = Recorder(EVERYTHING)
+    score, other = recorder.compose(
+        [0, 1], 9, ["0", "DRUMS"], meter="6/8", tempo=96, labels=["mood=sad", "GENRE=JAZZ"]
+    )  # fmt: skip
+    assert score.time_signatures == (TimeSignature(0, 6, 8),) and score.num_bars == 9 and score.length_steps == 108
+    ((_, tempo),) = score.tempos
+    assert tempo == pytest.approx(96, rel=0.04) and len({note.velocity for note in score.tracks[0]}) > 1
+    assert score.tracks != other.tracks and len(recorder.documents) == 8
+    head = [v.PIECE_START, v.IDS["GENRE=0"], v.IDS["RESERVED=1"]]
+    assert all(document[:3] == head and document[3] >= v.TEMPO for document in recorder.documents)
+
+
+def test_what_the_model_chooses_stays():
+    """Labels of the first window are said of the next ones, and bars go on from where they were."""
+    recorder = Recorder(EVERYTHING)
+    scores = recorder.compose(range(6), 11)
+    assert all(score.num_bars == 11 for score in scores)
+    assert len({score.time_signatures for score in scores}) > 1
+    first, later = recorder.documents[:6], recorder.documents[6:]
+    chosen = {tuple(i for i in document if i in EVERYTHING.label_ids.values()) for document in first}
+    assert len(chosen) > 1
+    for number, document in enumerate(later):
+        known = [i for i in first[number % 6] if i in EVERYTHING.label_ids.values()]
+        assert [i for i in document if i in EVERYTHING.label_ids.values()] == known
+    for score in scores:  # meters and tempos change on bar lines only, and never to what they are
+        for events in (score.time_signatures, score.tempos):
+            assert all(event.start_step in score.bar_starts for event in events)
+            assert all(one[1:] != other[1:] for one, other in zip(events, events[1:], strict=False))
+
+
+@pytest.mark.parametrize("window", [1, 2, 4])
+def test_a_continuation_in_other_meters(window):
+    encoding = Encoding(bars=window, meters=("3/4", "5/8", "4/4"), tempo=True, velocity=True)
+    signatures = (TimeSignature(0, 4, 4), TimeSignature(32, 5, 8), TimeSignature(62, 3, 4))
+    read = Score(tiny_score(6).tracks[:2], 4, signatures, (Tempo(0, 60.0), Tempo(64, 90.0)))
+    given = prepare_continuation(read, encoding)
+    assert given.num_bars == 8 and len(given.time_signatures) == 3 and len(given.tempos) == 2
+    for score in Recorder(encoding).continue_scores([given, given], 5, [1, 2]):
+        assert score.num_bars == 13 and score.time_signatures[:3] == given.time_signatures
+        assert slice_steps(score, 0, given.length_steps) == given
+
+
+@pytest.mark.parametrize(("wish", "sentence"), [
+    ({"meter": "3/4"}, "knows no meter but 4/4, not 3/4; train it on data built with --meters"),
+    ({"tempo": 90}, "writes no tempo; train it on data built with --tempo"),
+    ({"labels": ["GENRE=JAZZ"]}, "knows no labels, not GENRE=JAZZ; train it on data built with --labels"),
+])  # fmt: skip
+def test_wishes_a_model_does_not_know(wish, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Recorder(Encoding()).compose([0], **wish)
+
+
+@pytest.mark.parametrize(("wish", "sentence"), [
+    ({"meter": "7/8"}, "does not know the meter 7/8; use one of 3/4, 4/4"),
+    ({"meter": "waltz"}, "does not know the meter waltz"),
+    ({"tempo": 900}, "the tempo is 900; use 30 to 240"),
+    ({"tempo": float("nan")}, "the tempo is nan"),
+    ({"labels": ["GENRE=POLKA"]}, "does not know the label GENRE=POLKA; use one of GENRE=JAZZ, GENRE=ROCK, MOOD=HAPPY"),
+    ({"labels": ["GENRE=JAZZ", "GENRE=ROCK"]}, "two labels of one kind"),
+])  # fmt: skip
+def test_wishes_that_cannot_be(wish, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Recorder(Encoding(meters=("3/4", "4/4"), tempo=True, labels=LABELS)).compose([0], **wish)
 
 
 def draw(sampler: Sampler, logits: list[float], allowed: list[bool] | None = None, count: int = 4000) -> list[float]:
@@ -140,6 +229,22 @@ def test_the_command(trained, tmp_path, capsys):
     assert main(arguments) == 0 and "1 pieces of 5 bars" in capsys.readouterr().out
     given, more = (Score(read_midi(path).tracks, 480) for path in (tmp_path / "given.mid", tmp_path / "more" / "001.mid"))
     assert quantize(slice_steps(more, 0, 3 * 1920)).tracks == quantize(given).tracks
+
+
+def test_the_command_that_fills_bars(trained, tmp_path, capsys):
+    write_midi(tiny_score(6), tmp_path / "given.mid")
+    fill = ["generate", "midi", str(trained), "--num", "2", "--from", str(tmp_path / "given.mid"), "--infill"]
+    assert main([*fill, "track 2 bars 3-4; track 1 bar 6", "-o", str(tmp_path / "filled")]) == 0
+    assert "2 pieces of 6 bars" in capsys.readouterr().out
+    given, *filled = (read_midi(path) for path in (tmp_path / "given.mid", *sorted((tmp_path / "filled").iterdir())))
+    assert len(filled) == 2 and filled[0] != filled[1]
+    for score in filled:
+        assert score.tracks[2:] == given.tracks[2:]
+        for number, (first, after) in ((0, (5, 6)), (1, (2, 4))):
+            kept = [note for note in score.tracks[number] if not first <= note.start_step // 1920 < after]
+            assert kept == [note for note in given.tracks[number] if not first <= note.start_step // 1920 < after]
+    assert main([*fill, "track 9 bar 1", "-o", str(tmp_path / "none")]) == 2
+    assert "track 9 is not in the piece; its tracks are 1 Soprano, 2 Alto" in capsys.readouterr().err
 
 
 def test_nothing_is_written_over(tmp_path, capsys):

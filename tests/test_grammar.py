@@ -75,7 +75,8 @@ def test_any_walk_is_a_piece_that_encodes_to_itself(encoding, instruments, is_la
     assert labels is None or found_labels == labels
     tracks = [token_id for token_id in ids if v.INST <= token_id < v.INST + v.NUM_INSTRUMENTS]
     assert instruments is None or tracks == instruments
-    assert len(ids) - len(without_density(ids)) == len(tracks) * (bool(encoding.density) + bool(encoding.bar_density) * encoding.bars)
+    densities = bool(encoding.density) + bool(encoding.bar_density) * encoding.bars
+    assert len(ids) - len(without_density(ids)) == len(tracks) * densities
     score = decode_piece(ids, encoding.steps_per_quarter)
     assert score.num_bars == encoding.bars
     ids = without_density(ids[:-1])
@@ -90,7 +91,8 @@ def test_walks_use_all_there_is():
     for seed in range(40):
         came[walk(Grammar(encoding, 600, VOICES[:2]), seed)] = True
     for first, after in ((v.TIME_SIGNATURE, v.TEMPO), (v.TEMPO, v.VELOCITY), (v.VELOCITY, v.VELOCITY + 32),
-                         (v.DENSITY, v.DENSITY + 3), (v.NOTE_ON, v.NOTE_ON + 256), (v.TIME_DELTA + 1, v.TIME_DELTA + 49)):  # fmt: skip
+                         (v.DENSITY, v.DENSITY + 3), (v.NOTE_ON, v.NOTE_ON + 256),
+                         (v.TIME_DELTA + 1, v.TIME_DELTA + 49)):  # fmt: skip
         assert came[first:after].mean() > 0.5
     assert all(came[token_id] for token_id in encoding.label_ids.values())
     assert not came[v.DENSITY + 3]
@@ -182,11 +184,16 @@ def test_what_may_not_come(words, wrong):
         grammar.advance(v.IDS[wrong])
 
 
-EVERYTHING = Encoding(bars=2, meters=("4/4", "16/2", "3/4"), velocity=True, tempo=True, density=2, bar_density=2, labels=LABELS)
+EVERYTHING = Encoding(
+    bars=2, meters=("4/4", "16/2", "3/4"), velocity=True, tempo=True, density=2, bar_density=2, labels=LABELS
+)  # fmt: skip
 HEAD = "PIECE_START STYLE=1 GENRE=0 TEMPO=9 TIME_SIGNATURE=16/2"
 TRACK = f"{HEAD} TRACK_START INST=0 DENSITY=1 BAR_START DENSITY=0"
 SECOND = f"{HEAD} TRACK_START INST=0 DENSITY=1 BAR_START DENSITY=0 BAR_END BAR_START"
-OTHER = f"{SECOND} TIME_SIGNATURE=3/4 DENSITY=0 BAR_END TRACK_END TRACK_START INST=1 DENSITY=0 BAR_START DENSITY=0 BAR_END BAR_START"
+OTHER = (
+    f"{SECOND} TIME_SIGNATURE=3/4 DENSITY=0 BAR_END TRACK_END "
+    "TRACK_START INST=1 DENSITY=0 BAR_START DENSITY=0 BAR_END BAR_START"
+)
 
 
 @pytest.mark.parametrize(("words", "may", "may_not"), [

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from megatron_music.config import RunConfig
@@ -61,3 +62,15 @@ def launch(world_size: int, program: Path, *arguments) -> None:
         os.killpg(processes.pid, signal.SIGKILL)
         raise
     assert processes.returncode == 0, output
+
+
+class RandomModel:
+    """``NextLogits`` that depend on the last id alone; notes and the ends of fills are likely."""
+
+    def __init__(self, model, batch_size: int, max_tokens: int):
+        self.table = torch.randn((vocabulary.SIZE, vocabulary.SIZE), generator=torch.Generator().manual_seed(0))
+        self.table[:, vocabulary.NOTE_ON : vocabulary.NOTE_ON + 128] += 1
+        self.table[:, vocabulary.FILL_END] += 3
+
+    def __call__(self, ids_BS):
+        return self.table[ids_BS[:, -1]]

@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megatron_music.data.duplicates import content_hash
+from megatron_music.music import likeness
 from megatron_music.data.options import BuildOptions, Filters
-from megatron_music.music import grid
 from megatron_music.music.grid import sections
 from megatron_music.music.midi import read_midi
 from megatron_music.music.score import QuantizationReport, Score
@@ -23,8 +22,7 @@ from megatron_music.tokens import windows as arrays
 from megatron_music.tokens.augment import augment
 from megatron_music.tokens.folder import Encoding
 from megatron_music.tokens.infill import infill_documents
-from megatron_music.tokens.mmmtrack import window_starts
-from megatron_music.tokens.windows import Windows, no_windows
+from megatron_music.tokens.windows import EncodedStretch, Windows
 
 _NOTE_COUNTS = ("notes_in", "notes_out", "notes_lost", "notes_shortened", "notes_lengthened", "onsets_on_grid")
 _MAX_DENSITY = 127
@@ -36,7 +34,7 @@ class EncodedFile:
 
     Args:
         digest: SHA-256 of the bytes, hexadecimal.
-        content: hash of its music (``duplicates.content_hash``); empty if the file could not be read.
+        content: hash of its music (``likeness.content_hash``); empty if the file could not be read.
         ids: all documents one after another, each with its DOCUMENT_END (uint16). DENSITY is open where bins are not known.
         lengths: tokens in each document (int32): the windows of copy 0 first, then those of copy 1, ...
         copies: documents of copy 0, 1, ...; empty if there are none.
@@ -64,25 +62,25 @@ class EncodedFile:
 
 
 class Engine(NamedTuple):
-    """The two steps that are most of the work; ``music.grid`` and ``tokens.windows`` say what they mean."""
+    """The two steps that are most of the work."""
 
-    quantize: Callable
-    write_windows: Callable
+    encode_stretch: Callable
+    note_sums: Callable
 
 
-ARRAYS = Engine(grid.quantize, arrays.write_windows)
+ARRAYS = Engine(arrays.encode_stretch, likeness.note_sums)
 
 
 @cache
 def fastest_engine() -> Engine:
-    """The compiled loops where numba is installed (the extra `fast`), else array arithmetic: the same results."""
+    """Compiled loops where numba is installed (the extra `fast`), else array arithmetic: the same results."""
     try:
         from megatron_music.tokens import compiled
     except ModuleNotFoundError as error:
         if error.name != "numba":
             raise
         return ARRAYS
-    return Engine(compiled.quantize, compiled.write_windows)
+    return Engine(compiled.encode_stretch, compiled.note_sums)
 
 
 def encode_content(content: bytes, options: BuildOptions, label_ids: tuple[int, ...] = ()) -> EncodedFile:
@@ -120,29 +118,31 @@ def _read(content: bytes, sanitize: bool) -> tuple[Score, bool]:
 
 
 def _encode(digest: str, score: Score, rescued: bool, options: BuildOptions, label_ids: tuple[int, ...]) -> EncodedFile:
-    found = encode_score(score, options.encoding, options.filters, label_ids, fastest_engine())
-    all_ids, all_lengths = [found.ids], [found.lengths]
+    engine = fastest_engine()
+    found = encode_score(score, options.encoding, options.filters, label_ids, engine)
+    ids, lengths, copies = found.ids, found.lengths, (len(found.lengths),)
     if found.left_out:
-        all_lengths = []
+        copies = ()
     elif options.copies > 1 or options.infill:
-        all_ids, all_lengths = _copies(digest, found, options)
+        ids, lengths, copies = _copies(digest, found, options)
+    errors = [report.onset_errors for report in found.reports]
     return EncodedFile(
         digest,
-        content_hash(score),
-        all_ids[0] if len(all_ids) == 1 else np.concatenate(all_ids),
-        found.lengths if len(all_ids) == 1 else np.concatenate(all_lengths),
-        tuple(map(len, all_lengths)),
+        likeness.content_hash(score, engine.note_sums),
+        ids,
+        lengths,
+        copies,
         left_out=found.left_out,
         rescued=rescued,
         windows_left_out=dict(found.windows_left_out),
         notes=_summed(found.reports),
         density=np.bincount(np.minimum(found.track_notes, _MAX_DENSITY), minlength=_MAX_DENSITY + 1),
-        onset_error=np.array([*map(sum, zip(*(report.onset_errors for report in found.reports), strict=True))] or [0] * 10),
+        onset_error=np.array(errors[0] if len(errors) == 1 else [*map(sum, zip(*errors, strict=True))] or [0] * 10),
     )
 
 
-def _copies(digest: str, found: "EncodedScore", options: BuildOptions) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The documents of each copy: ids and lengths."""
+def _copies(digest: str, found: "EncodedScore", options: BuildOptions) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    """The documents of every copy: ids, lengths, and how many there are of each."""
     key = int.from_bytes(hashlib.sha256(f"{options.seed}:{digest}".encode()).digest()[:8], "big")
     all_ids, all_lengths = [], []
     for copy in range(options.copies):
@@ -152,8 +152,8 @@ def _copies(digest: str, found: "EncodedScore", options: BuildOptions) -> tuple[
         if options.infill:
             ids, lengths = infill_documents(ids, lengths, found.numbers, key, copy, options.infill)
         all_ids.append(ids)
-        all_lengths.append(lengths.astype(np.int32))
-    return all_ids, all_lengths
+        all_lengths.append(lengths)
+    return np.concatenate(all_ids), np.concatenate(all_lengths).astype(np.int32), tuple(map(len, all_lengths))
 
 
 class EncodedScore(NamedTuple):
@@ -176,30 +176,19 @@ def encode_score(
     engine: Engine = ARRAYS,
 ) -> EncodedScore:
     """Every window of every stretch in the encoding's meters; whole stretches where the encoding has no windows."""
-    meters = _meters_on_grid(encoding)
-    unknown = tuple(tuple(map(int, meter.split("/"))) for meter in encoding.unknown_meters)
-    stretches = [stretch for stretch in sections(score, meters, unknown) if stretch.num_notes]
+    stretches = [stretch for stretch in sections(score, *_meters_on_grid(encoding)) if stretch.num_notes]
     dropped: Counter = Counter()
     made, numbers, reports = [], [], []
     for place, stretch in enumerate(stretches):
-        quantized = engine.quantize(
-            stretch,
-            encoding.steps_per_quarter,
-            meters=encoding.writes_meters,
-            velocity=encoding.velocity,
-            tempo=encoding.tempo,
-        )
-        bars = encoding.bars or quantized.num_bars
-        starts = window_starts(quantized, encoding) if encoding.bars else np.zeros(1, np.int64)
-        if not _within(quantized.num_bars, filters.piece_bars):
-            dropped["bars"] += len(starts)
+        encoded = engine.encode_stretch(stretch, encoding, label_ids)
+        if not _within(encoded.num_bars, filters.piece_bars):
+            dropped["bars"] += len(encoded.windows.lengths)
             continue
-        written = engine.write_windows(quantized, starts, bars, encoding, label_ids, keep_silent=not encoding.bars, ends=True)
-        written = _filtered(written, quantized, bars, filters, dropped)
-        if len(written.lengths):
-            made.append(written)
-            numbers.append((place << 32) + written.first_bars)
-            reports.append(quantized.quantization)
+        windows = _filtered(encoded, encoding.bars or encoded.num_bars, filters, dropped)
+        if len(windows.lengths):
+            made.append(windows)
+            numbers.append((place << 32) + windows.first_bars)
+            reports.append(encoded.report)
     if made:
         left_out = ""
     elif not stretches:
@@ -210,20 +199,27 @@ def encode_score(
         left_out = f"no part in {' '.join(encoding.meters)} of {encoding.bars} bars"
     whole = _joined(made)
     return EncodedScore(
-        whole.ids, whole.lengths, np.concatenate([np.empty(0, np.int64), *numbers]), whole.row_notes, reports, dropped, left_out
+        whole.ids,
+        whole.lengths,
+        numbers[0] if len(numbers) == 1 else np.concatenate(numbers or [whole.first_bars]),
+        whole.row_notes,
+        reports,
+        dropped,
+        left_out,
     )
 
 
 @cache
-def _meters_on_grid(encoding: Encoding) -> tuple[tuple[int, int], ...]:
-    """The encoding's meters whose bars are a whole number of steps."""
-    return tuple(meter for meter in encoding.meter_set if 4 * encoding.steps_per_quarter * meter[0] % meter[1] == 0)
+def _meters_on_grid(encoding: Encoding) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
+    """The encoding's meters whose bars are a whole number of steps, and those that count as unknown."""
+    whole = tuple(meter for meter in encoding.meter_set if 4 * encoding.steps_per_quarter * meter[0] % meter[1] == 0)
+    return whole, tuple(tuple(map(int, meter.split("/"))) for meter in encoding.unknown_meters)
 
 
 def _joined(parts: list[Windows]) -> Windows:
     if len(parts) == 1:
         return parts[0]
-    return Windows(*(np.concatenate(column) for column in zip(*parts, strict=True))) if parts else no_windows()
+    return Windows(*(np.concatenate(column) for column in zip(*parts, strict=True))) if parts else Windows.none()
 
 
 def _within(value, bounds: tuple) -> np.ndarray | bool:
@@ -231,8 +227,9 @@ def _within(value, bounds: tuple) -> np.ndarray | bool:
     return (low is None or value >= low) & (high is None or value <= high)
 
 
-def _filtered(written: Windows, score: Score, bars: int, filters: Filters, dropped: Counter) -> Windows:
+def _filtered(encoded: EncodedStretch, bars: int, filters: Filters, dropped: Counter) -> Windows:
     """The windows that pass; the others are counted by the first filter that stops them."""
+    written = encoded.windows
     if filters == Filters() or not len(written.lengths):
         return written
     count = len(written.lengths)
@@ -242,7 +239,7 @@ def _filtered(written: Windows, score: Score, bars: int, filters: Filters, dropp
     for reason, passes in (
         ("tracks", _within(tracks, filters.tracks)),
         ("notes a bar", _within(notes / bars, filters.notes_per_bar)),
-        ("empty tracks", _within(len(score.tracks) - tracks, filters.empty_tracks)),
+        ("empty tracks", _within(encoded.num_tracks - tracks, filters.empty_tracks)),
         ("pitch range", _pitches_within(written, filters.pitches)),
     ):
         stopped = keep & ~np.broadcast_to(passes, count)
@@ -275,8 +272,10 @@ def _pitches_within(written: Windows, bounds: tuple) -> np.ndarray | bool:
 
 
 def _summed(reports: list[QuantizationReport]) -> dict[str, float]:
-    return {
-        **{name: sum(getattr(report, name) for report in reports) for name in _NOTE_COUNTS},
-        "onset_error_sum": sum(report.mean_onset_error * report.notes_in for report in reports),
-        "max_onset_error": max((report.max_onset_error for report in reports), default=0.0),
-    }
+    sums = dict.fromkeys((*_NOTE_COUNTS, "onset_error_sum", "max_onset_error"), 0)
+    for report in reports:
+        for name in _NOTE_COUNTS:
+            sums[name] += getattr(report, name)
+        sums["onset_error_sum"] += report.mean_onset_error * report.notes_in
+        sums["max_onset_error"] = max(sums["max_onset_error"], report.max_onset_error)
+    return sums

@@ -13,6 +13,7 @@ import numpy as np
 from megatron_music.music.grid import quantize_columns, slice_steps, tempo_bin, tempo_of_bin
 from megatron_music.music.score import (
     DEFAULT_QUARTERS_PER_MINUTE,
+    DEFAULT_TEMPO,
     DEFAULT_VELOCITY,
     FOUR_FOUR,
     VOICE_PROGRAM,
@@ -46,7 +47,9 @@ def parse_bars(text: str) -> list[tuple[int, int]]:
             first, _, last = (number.strip() for number in span.partition("-"))
             first, last = int(first), int(last or first)
             if int(words[1]) < 1 or not 1 <= first <= last <= _MOST_BARS:
-                raise ValueError(f"--infill says {part.strip()!r}; tracks and bars count from 1, the first bar before the last")
+                raise ValueError(
+                    f"--infill says {part.strip()!r}; tracks and bars count from 1, the first bar before the last"
+                )
             bars |= dict.fromkeys((int(words[1]) - 1, bar - 1) for bar in range(first, last + 1))
     return list(bars)
 
@@ -54,8 +57,8 @@ def parse_bars(text: str) -> list[tuple[int, int]]:
 class Filling:
     """A piece whose chosen bars are emptied and filled, window by window from left to right.
 
-    Notes that start in the chosen bars are taken away; one held into them ends where they begin. A note belongs to the bar in
-    which its start lies on the model's grid.
+    Notes that start in the chosen bars are taken away; one held into them ends where they begin. A note belongs to the
+    bar in which its start lies on the model's grid.
 
     Args:
         score: as read from a file, on its own ticks; it is not changed.
@@ -133,8 +136,8 @@ class Filling:
             if not self._steps[bar]:
                 numerator, denominator = self._meters[bar]
                 raise ValueError(
-                    f"bar {bar + 1} is in {numerator}/{denominator} or not a whole bar of it, and cannot be filled by a model of "
-                    f"{' '.join(self._encoding.meters)}; choose other bars"
+                    f"bar {bar + 1} is in {numerator}/{denominator} or not a whole bar of it, and cannot be filled by a "
+                    f"model of {' '.join(self._encoding.meters)}; choose other bars"
                 )
 
     def _emptied(self, score: Score) -> list[Track]:
@@ -152,7 +155,7 @@ class Filling:
         return tracks
 
     def _place(self, size: int) -> tuple[int, int]:
-        """The first bar of a window of ``size`` bars and the bar after it: the first chosen bars, with others around them."""
+        """The first bar of a window of ``size`` bars, and the bar after it: the first chosen bars amid others."""
         hole = min(bar for _, bar in self.left)
         run_first = run_after = hole
         while run_first > 0 and self._steps[run_first - 1]:
@@ -187,21 +190,27 @@ class Filling:
             columns, _ = quantize_columns(columns, encoding.steps_per_quarter, score.steps_per_quarter, encoding.velocity)
             columns[2] = np.minimum(columns[2], lines[-1])
             columns = columns[:, columns[1] < lines[-1]]  # what the grid moves into the next bar is not here
-        signatures = [TimeSignature(int(line), *meter) for line, meter in zip(lines, self._meters[first:after], strict=False)]
-        tempos = [
-            Tempo(int(line), tempo_of_bin(tempo_bin(_tempo_at(score, tick)))) if encoding.tempo else Tempo(0, DEFAULT_QUARTERS_PER_MINUTE)
-            for line, tick in zip(lines, self._lines[first:after].tolist(), strict=False)
-        ]
+        starts, ticks = lines[:-1].tolist(), self._lines[first:after].tolist()
+        signatures = [TimeSignature(start, *meter) for start, meter in zip(starts, self._meters[first:after], strict=True)]
+        tempos = list(DEFAULT_TEMPO)
+        if encoding.tempo:
+            bins = [tempo_bin(_tempo_at(score, tick)) for tick in ticks]
+            tempos = [Tempo(start, tempo_of_bin(bin_)) for start, bin_ in zip(starts, bins, strict=True)]
         return Score(
             tuple(
                 Track(columns[1:, columns[0] == number].T, VOICE_PROGRAM if t.voice else t.program, t.is_drum, t.voice)
                 for number, t in enumerate(part.tracks)
             ),
             encoding.steps_per_quarter,
-            tuple(s for s, last in zip(signatures, [None, *signatures], strict=False) if last is None or s[1:] != last[1:]),
-            tuple(t for t, last in zip(tempos, [None, *tempos], strict=False) if last is None or t[1] != last[1]),
+            _changes(signatures),
+            _changes(tempos),
             int(lines[-1]),
         )
+
+
+def _changes(events: list) -> tuple:
+    """Meters or tempos without those that repeat the one before."""
+    return tuple(event for place, event in enumerate(events) if not place or event[1:] != events[place - 1][1:])
 
 
 def _meters_of_bars(signatures: Sequence[TimeSignature], lines: np.ndarray) -> list[tuple[int, int]]:
@@ -210,7 +219,9 @@ def _meters_of_bars(signatures: Sequence[TimeSignature], lines: np.ndarray) -> l
     return [signatures[place][1:] if place >= 0 else FOUR_FOUR[0][1:] for place in places.tolist()]
 
 
-def _steps_of_bars(lines: np.ndarray, meters: list[tuple[int, int]], ticks_per_quarter: int, encoding: Encoding) -> list[int]:
+def _steps_of_bars(
+    lines: np.ndarray, meters: list[tuple[int, int]], ticks_per_quarter: int, encoding: Encoding
+) -> list[int]:
     """Steps of each bar on the encoding's grid; 0 for bars it does not encode, and for those that are cut short."""
     steps = []
     for length, (numerator, denominator) in zip(np.diff(lines).tolist(), meters, strict=True):

@@ -145,7 +145,9 @@ class Composer:
             turn += 1
         return [piece.score for piece in pieces]
 
-    def _go_on(self, scores: Sequence[Score], bars: int, seeds, on_token: OnToken, labels: list, wishes: dict) -> list[Score]:
+    def _go_on(
+        self, scores: Sequence[Score], bars: int, seeds: Sequence[int], on_token: OnToken, labels: list, wishes: dict
+    ) -> list[Score]:
         """``continue_scores`` with label ids (or None) for each score; a label the model chooses stays."""
         lengths = [score.num_bars + bars for score in scores]
         turn = 0
@@ -217,9 +219,8 @@ def prepare_continuation(score: Score, encoding: Encoding) -> Score:
     parts = [part for part in sections(score, meters, unknown) if part.num_notes]
     if not parts:
         raise ValueError(f"no part of the piece is in {' '.join(encoding.meters)}; the model knows no other meter")
-    return quantize(
-        parts[-1], encoding.steps_per_quarter, meters=encoding.writes_meters, velocity=encoding.velocity, tempo=encoding.tempo
-    )
+    options = {"meters": encoding.writes_meters, "velocity": encoding.velocity, "tempo": encoding.tempo}
+    return quantize(parts[-1], encoding.steps_per_quarter, **options)
 
 
 def _stream(seed: int, turn: int) -> int:

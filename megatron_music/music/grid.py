@@ -315,9 +315,10 @@ def _stretch(score: Score, start: int, end: int, signatures: list[TimeSignature]
     if whole and tuple(signatures) == score.time_signatures:
         return score
     shifted = tuple(s._replace(start_step=s.start_step - start) for s in signatures)
-    return replace(score, time_signatures=shifted) if whole else replace(
-        slice_steps(score, start, end), time_signatures=shifted
-    )
+    stretch = score if whole else slice_steps(score, start, end)
+    changed = replace(stretch, time_signatures=shifted)
+    changed.__dict__["columns"] = stretch.columns
+    return changed
 
 
 def four_four_sections(score):  # until its callers say sections

@@ -7,6 +7,7 @@ quantised one on 4 or 12 steps a quarter; both are the same class. Knows nothing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -242,8 +243,7 @@ def voices_of(tracks: Sequence[Track], columns: np.ndarray) -> list[str]:
     fall from first to last; all play choir aahs and have a voice's name, as ``write_midi`` leaves them.
     """
     none = [""] * len(tracks)
-    places = [place for place, track in enumerate(tracks) if len(track)]
-    sounding = [tracks[place] for place in places]
+    sounding = [track for track in tracks if len(track)]
     if not sounding or any(track.is_drum or track.voice for track in sounding):
         return none
     names = [track.name.strip().upper() for track in sounding]
@@ -253,21 +253,23 @@ def voices_of(tracks: Sequence[Track], columns: np.ndarray) -> list[str]:
         if not _are_four_falling_lines(sounding, columns):
             return none
         names = list(VOICE_NAMES)
-    for place, name in zip(places, names, strict=True):
-        none[place] = name
-    return none
+    named = iter(names)
+    return [next(named) if len(track) else "" for track in tracks]
 
 
 def _are_four_falling_lines(tracks: list[Track], columns: np.ndarray) -> bool:
     if len(tracks) != len(VOICE_NAMES) or len({track.program for track in tracks}) > 1:
         return False
-    firsts = np.cumsum([0, *map(len, tracks[:-1])])
-    means = np.add.reduceat(columns[3], firsts) / list(map(len, tracks))
-    if not (means[1:] < means[:-1]).all():
+    lengths = list(map(len, tracks))
+    firsts = [0, *accumulate(lengths[:-1])]
+    sums = np.add.reduceat(columns[3], firsts).tolist()
+    means = [total / length for total, length in zip(sums, lengths, strict=True)]
+    if not means[0] > means[1] > means[2] > means[3]:
         return False
     in_order = columns[1, 1:] >= columns[2, :-1]
-    in_order[firsts[1:] - 1] = True  # from one track to the next
-    return bool(in_order.all()) or all(map(_is_monophonic, tracks))
+    for first in firsts[1:]:
+        in_order[first - 1] = True  # from one track to the next
+    return bool(np.logical_and.reduce(in_order)) or all(map(_is_monophonic, tracks))
 
 
 def _is_monophonic(track: Track) -> bool:

@@ -1,4 +1,4 @@
-"""``quantize`` and ``write_windows`` as compiled loops: the same results as ``music.grid`` and ``tokens.windows``, faster.
+"""The way from a score to its windows as compiled loops: the same results as ``music.grid`` and ``tokens.windows``, faster.
 
 The one owner of numba (the extra ``fast``). The first use on a machine compiles for some seconds; later ones load what
 was compiled from beside this file. Sorting is left to numpy, whose sort is faster than a compiled one.
@@ -10,27 +10,27 @@ import numpy as np
 from numba import njit
 
 from megatron_music.music.grid import MAX_STEPS, check_length, cut_at_bar_lines, on_grid, sounding_tracks
+from megatron_music.music.likeness import SEEDS
 from megatron_music.music.score import DEFAULT_VELOCITY, QuantizationReport, Score
 from megatron_music.tokens import vocabulary as v
 from megatron_music.tokens.density import MAX_COUNT, density_ids, open_bar_ids, open_track_ids
 from megatron_music.tokens.folder import Encoding
-from megatron_music.tokens.windows import Attributes, Windows, attributes, instrument_id, no_windows
+from megatron_music.tokens.windows import EncodedStretch, Windows, attributes, first_bars_of, instrument_id
 
 compiled = njit(cache=True, nogil=True)
 
 # Plain integers, which compiled code takes as constants.
 _PIECE_START, _TRACK_START, _TRACK_END, _DOCUMENT_END = v.PIECE_START, v.TRACK_START, v.TRACK_END, v.DOCUMENT_END
+_SEED, _OTHER_SEED = SEEDS
 _BAR_START, _BAR_END = v.BAR_START, v.BAR_END
 _NOTE_ON, _NOTE_OFF, _VELOCITY, _TIME_DELTA, _LONGEST = v.NOTE_ON, v.NOTE_OFF, v.VELOCITY, v.TIME_DELTA, v.MAX_TIME_DELTA
 
 
-def quantize(
-    score: Score, steps_per_quarter: int = 4, *, meters: bool = False, velocity: bool = False, tempo: bool = False
-) -> Score:
-    """``music.grid.quantize``."""
+def encode_stretch(score: Score, encoding: Encoding, label_ids: tuple[int, ...] = ()) -> EncodedStretch:
+    """``tokens.windows.encode_stretch``."""
     score = sounding_tracks(score)
-    old = score.steps_per_quarter
-    key, last, lengthened, error, worst, on_steps, errors = _quantize_keys(score.columns, steps_per_quarter, old, velocity)
+    velocity, old, new = encoding.velocity, score.steps_per_quarter, encoding.steps_per_quarter
+    key, last, lengthened, error, worst, on_steps, errors = _quantize_keys(score.columns, new, old, velocity)
     check_length(last)
     key.sort()
     columns, shortened = _quantize_columns(key, velocity)
@@ -46,7 +46,31 @@ def quantize(
         max_onset_error=worst / old,
         onset_errors=tuple(errors.tolist()),
     )
-    return on_grid(score, columns, report, steps_per_quarter, meters, tempo)
+    if encoding.writes_meters or encoding.tempo:
+        quantized = on_grid(score, columns, report, new, encoding.writes_meters, encoding.tempo)
+        lines, (head, change) = quantized.bar_starts, attributes(quantized, encoding, label_ids)
+    else:
+        bar = 4 * new
+        lines = np.arange(0, last + bar, bar)
+        head = np.empty((len(lines) - 1, len(label_ids)), np.uint16)
+        head[:] = label_ids
+        change = np.zeros((len(lines) - 1, 2), np.uint16)
+    num_bars = len(lines) - 1
+    if encoding.bar_line != "carry":
+        index, start, end = cut_at_bar_lines(columns[1], columns[2], lines, encoding.bar_line)
+        columns = columns[:, index]
+        columns[1], columns[2] = start, end
+    first_bars = first_bars_of(lines, int(columns[1].max()), encoding)
+    if not len(first_bars):
+        return EncodedStretch(Windows.none(), report, num_bars, len(score.tracks))
+    events, crossings, crossing_start = _event_keys(columns, lines, velocity, len(score.tracks))
+    events.sort()
+    windows = _write(
+        events, crossings, crossing_start, lines, head, change,
+        np.array([instrument_id(track) for track in score.tracks], np.int64), first_bars, encoding.bars or num_bars,
+        _track_table(encoding), _bar_table(encoding), velocity, not encoding.bars,
+    )  # fmt: skip
+    return EncodedStretch(Windows(*windows), report, num_bars, len(score.tracks))
 
 
 @compiled
@@ -55,8 +79,9 @@ def _quantize_keys(columns, new, old, velocity):
     errors = np.zeros(10, np.int64)
     last = lengthened = total = worst = on_steps = 0
     for note in range(len(key)):
-        start = (2 * new * columns[1, note] + old) // (2 * old)
-        end = (2 * new * columns[2, note] + old) // (2 * old)
+        # Division of floats, which is exact here (quotients below 2**21 of numbers below 2**53) and faster than of integers.
+        start = int((2 * new * columns[1, note] + old) / (2.0 * old))
+        end = int((2 * new * columns[2, note] + old) / (2.0 * old))
         if end <= start:
             end = start + 1
             lengthened += 1
@@ -65,7 +90,7 @@ def _quantize_keys(columns, new, old, velocity):
         total += error
         worst = max(worst, error)
         on_steps += error == 0
-        errors[min(error * 20 // old, 9)] += 1
+        errors[min(int(error * 20 / float(old)), 9)] += 1
         softness = 31 - (columns[4, note] >> 2) if velocity else 0
         key[note] = (columns[0, note] << 7 | columns[3, note]) << 45 | start << 25 | (MAX_STEPS - end) << 5 | softness
     return key, last, lengthened, total, worst, on_steps, errors
@@ -91,53 +116,6 @@ def _quantize_columns(key, velocity):
         columns[4, place] = 126 - ((key[note] & 31) << 2) if velocity else DEFAULT_VELOCITY
         place += 1
     return columns, shortened
-
-
-def write_windows(
-    score: Score,
-    first_bars: np.ndarray,
-    bars: int,
-    encoding: Encoding,
-    label_ids: tuple[int, ...] = (),
-    keep_silent: bool = False,
-    ends: bool = False,
-) -> Windows:
-    """``tokens.windows.write_windows``."""
-    first_bars = np.asarray(first_bars, np.int64)
-    if not len(first_bars) or not score.tracks or not bars:
-        return no_windows()
-    lines, columns = score.bar_starts, _by_pitch(score.columns)
-    if encoding.bar_line != "carry":
-        index, start, end = cut_at_bar_lines(columns[1], columns[2], lines, encoding.bar_line)
-        columns = columns[:, index]
-        columns[1], columns[2] = start, end
-    said: Attributes = attributes(score, encoding, label_ids)
-    key, crossings, crossing_start = _event_keys(columns, lines, encoding.velocity, len(score.tracks))
-    key.sort()
-    return Windows(
-        *_write(
-            key, crossings, crossing_start, lines, said.head, said.change,
-            np.array([instrument_id(track) for track in score.tracks], np.int64), first_bars, bars,
-            _track_table(encoding), _bar_table(encoding), encoding.velocity, keep_silent, ends,
-        )
-    )  # fmt: skip
-
-
-def _by_pitch(columns: np.ndarray) -> np.ndarray:
-    """The columns by track, pitch and start, as ``quantize`` leaves them."""
-    if _is_by_pitch(columns):
-        return columns
-    return columns[:, np.lexsort((columns[1], columns[3], columns[0]))]
-
-
-@compiled
-def _is_by_pitch(columns):
-    for note in range(1, columns.shape[1]):
-        before = columns[0, note - 1] << 7 | columns[3, note - 1]
-        here = columns[0, note] << 7 | columns[3, note]
-        if here < before or (here == before and columns[1, note] < columns[1, note - 1]):
-            return False
-    return True
 
 
 @cache
@@ -173,7 +151,7 @@ def _event_keys(columns, lines, velocity, num_tracks):
     for note in range(num_notes):
         start, end = columns[1, note], columns[2, note]
         if is_even:
-            first[note], last[note] = start // bar_length, (end - 1) // bar_length
+            first[note], last[note] = int(start / float(bar_length)), int((end - 1) / float(bar_length))
         else:
             first[note] = np.searchsorted(lines, start, side="right") - 1
             last[note] = np.searchsorted(lines, end - 1, side="right") - 1
@@ -270,7 +248,7 @@ def _write_bars(key, lines, change, num_tracks, bar_table, velocity):
 @compiled
 def _write(
     key, crossings, crossing_start, lines, head, change, instruments, first_bars, bars,
-    track_table, bar_table, velocity, keep_silent, ends,
+    track_table, bar_table, velocity, keep_silent,
 ):  # fmt: skip
     num_bars, num_tracks = len(lines) - 1, len(instruments)
     written, start, notes, struck, released, last_step, changes = _write_bars(
@@ -367,9 +345,33 @@ def _write(
             out[place] = _TRACK_END
             place += 1
         if place > begin:
-            if ends:
-                out[place] = _DOCUMENT_END
-                place += 1
+            out[place] = _DOCUMENT_END
+            place += 1
             lengths[document], documents[document] = place - begin, first_bar
             document += 1
     return out[:place], lengths[:document], documents[:document], row_documents[:row], row_tracks[:row], row_notes[:row]
+
+
+@compiled
+def note_sums(columns, is_drum, ticks_per_quarter):
+    """``music.likeness.note_sums``."""
+    first, lowest = 1 << 40, 127
+    for note in range(columns.shape[1]):
+        first = min(first, int((8 * columns[1, note] + ticks_per_quarter) / (2.0 * ticks_per_quarter)))
+        if not is_drum[columns[0, note]]:
+            lowest = min(lowest, columns[3, note])
+    one, other = np.uint64(0), np.uint64(0)
+    for note in range(columns.shape[1]):
+        step = int((8 * columns[1, note] + ticks_per_quarter) / (2.0 * ticks_per_quarter)) - first
+        height = columns[3, note] + 128 if is_drum[columns[0, note]] else columns[3, note] - lowest
+        key = np.uint64(step << 8 | height)
+        one += _mixed(key ^ np.uint64(_SEED))
+        other += _mixed(key ^ np.uint64(_OTHER_SEED))
+    return one, other
+
+
+@compiled
+def _mixed(x):
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,4 +1,4 @@
-"""Which token may come next when bars that were taken out of a piece are filled: the grammar of fills, after a given document.
+"""Which token may come next when bars that were taken out of a piece are filled: the grammar of what follows the piece.
 
 Knows nothing about models; it gives boolean masks over the vocabulary.
 """
@@ -85,7 +85,8 @@ def _read_holes(prompt: list[int], encoding: Encoding) -> list[Hole]:
         elif v.NOTE_OFF <= token_id < v.NOTE_OFF + 128:
             if token_id - v.NOTE_OFF not in sounding:
                 raise ValueError(
-                    f"{v.TOKENS[token_id]} ends a note that sounds out of the bars to fill; end such notes where these bars begin"
+                    f"{v.TOKENS[token_id]} ends a note that sounds out of the bars to fill; "
+                    "end such notes where these bars begin"
                 )
             sounding.remove(token_id - v.NOTE_OFF)
     return holes

@@ -49,7 +49,7 @@ class Grammar(Walk):
     ):
         if encoding.bars < 1:
             raise ValueError("the encoding has whole pieces, not windows of some bars; name the number of bars")
-        self._given = read_document(given, encoding) if len(given) else None
+        self._given = read_document(given) if len(given) else None
         if self._given:
             instruments = [track.instrument for track in self._given.tracks]
         if instruments is not None and not len(instruments):
@@ -67,7 +67,9 @@ class Grammar(Walk):
         super().__init__(max_tokens)
         needed = 1 + len(labels or ()) + encoding.tempo + encoding.writes_meters + self._tokens_from(0, 0) + RESERVE
         if max_tokens < needed:
-            raise ValueError(f"{max_tokens} tokens are too few for this piece of {encoding.bars} bars; allow at least {needed}")
+            raise ValueError(
+                f"{max_tokens} tokens are too few for this piece of {encoding.bars} bars; allow at least {needed}"
+            )
 
     def _document(self) -> Choices:
         yield from self._exactly([v.PIECE_START])
@@ -84,7 +86,7 @@ class Grammar(Walk):
     def _head(self) -> Choices:
         """Labels, tempo and meter, and the first TRACK_START; returns the ids of meter and tempo, where there are any."""
         given = self._given.head if self._given else {}
-        slots = [only(*[given[kind]]) if kind in given else free
+        slots = [only(given[kind]) if kind in given else free
                  for kind, free in (("tempo", self._tempos), ("meter", self._meters)) if free.any()]  # fmt: skip
         slots.append(only(v.TRACK_START))
         if self._labels is not None:
@@ -212,16 +214,16 @@ class GivenDocument(NamedTuple):
     tracks: list[GivenTrack]
 
 
-def read_document(ids: Sequence[int], encoding: Encoding) -> GivenDocument:
+def read_document(ids: Sequence[int]) -> GivenDocument:
     """A document of ``encode_piece``, taken apart; its DENSITY of tracks is left out."""
     head, *tracks = np.split(np.asarray(ids, np.int64), np.flatnonzero(np.asarray(ids) == v.TRACK_START))
     said = {"meter" if is_meter(i) else "tempo": i for i in head.tolist() if is_meter(i) or is_tempo(i)}
-    return GivenDocument(said, [
-        GivenTrack(int(track[1]), [bar[: bar.index(v.BAR_END) + 1] for bar in (
-            part.tolist() for part in np.split(track, np.flatnonzero(track == v.BAR_START))[1:]
-        )])
-        for track in tracks
-    ])  # fmt: skip
+    taken_apart = []
+    for track in tracks:
+        _, *bars = np.split(track, np.flatnonzero(track == v.BAR_START))
+        bars = [bar.tolist() for bar in bars]
+        taken_apart.append(GivenTrack(int(track[1]), [bar[: bar.index(v.BAR_END) + 1] for bar in bars]))
+    return GivenDocument(said, taken_apart)
 
 
 @cache

@@ -49,7 +49,9 @@ def take_out(ids: np.ndarray, bars: Iterable[tuple[int, int]]) -> np.ndarray:
     for wanted in set(bars):
         found = (track == wanted[0]) & (place == wanted[1])
         if not found.any():
-            raise ValueError(f"bar {wanted[1]} of track {wanted[0]} is not in the document; it has {len(starts)} bars, from (0, 0)")
+            raise ValueError(
+                f"bar {wanted[1]} of track {wanted[0]} is not in the document; count both from 0, in its {len(starts)} bars"
+            )
         chosen |= found
     open_ended = not len(ids) or ids[-1] != v.DOCUMENT_END
     if open_ended:

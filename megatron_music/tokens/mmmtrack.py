@@ -36,7 +36,7 @@ from megatron_music.music.score import (
 from megatron_music.tokens import vocabulary as v
 from megatron_music.tokens.folder import Encoding
 from megatron_music.tokens.infill import put_back
-from megatron_music.tokens.windows import Windows, instrument_id, write_windows
+from megatron_music.tokens.windows import Windows, first_bars_of, instrument_id, write_windows
 
 __all__ = ["Windows", "decode_piece", "encode_piece", "encode_windows", "instrument_id", "window_starts"]
 
@@ -55,14 +55,8 @@ def encode_piece(score: Score, encoding: Encoding = Encoding(), label_ids: tuple
 
 
 def window_starts(score: Score, encoding: Encoding = Encoding()) -> np.ndarray:  # noqa: B008
-    """First bars of the full windows of the piece, the last full window included.
-
-    Under ``clip`` no note sounds past the bar it starts in, so a piece ends with the bar of its last onset.
-    """
-    num_bars = score.num_bars
-    if encoding.bar_line == "clip" and score.num_notes:
-        num_bars = int(np.searchsorted(score.bar_starts, score.columns[1].max(), side="right"))
-    return np.arange(0, num_bars - encoding.bars + 1, encoding.hop)
+    """First bars of the full windows of the piece, the last full window included."""
+    return first_bars_of(score.bar_starts, int(score.columns[1].max(initial=0)), encoding)
 
 
 def encode_windows(

@@ -55,7 +55,8 @@ class Walk:
         """
         if not self._mask[token_id]:
             raise ValueError(
-                f"{v.TOKENS[token_id]} cannot be token {self.num_tokens + 1} of this piece; docs/vocabulary.md has the grammar"
+                f"{v.TOKENS[token_id]} cannot be token {self.num_tokens + 1} of this piece; "
+                "docs/vocabulary.md has the grammar"
             )
         if self.ended:
             return
@@ -107,7 +108,7 @@ class Events:
         self._has_velocity = has_velocity
         self._step = 0
         self._last_on = self._last_off = -1  # pitches at this step; they rise
-        self._is_old = dict.fromkeys(sounding, True)  # what sounds, and whether it may be switched off, being older than this step
+        self._is_old = dict.fromkeys(sounding, True)  # what sounds; what is older than this step may be switched off
         self._rest = 0  # the last token, if it was a rest: its steps
         self._has_strength = False  # the last token was a VELOCITY
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megatron_music.music.grid import bars_of, cut_at_bar_lines, tempo_bin
-from megatron_music.music.score import Score, Track
+from megatron_music.music.grid import bars_of, cut_at_bar_lines, quantize, tempo_bin
+from megatron_music.music.score import QuantizationReport, Score, Track
 from megatron_music.tokens import vocabulary as v
 from megatron_music.tokens.density import open_bar_ids, open_track_ids
 from megatron_music.tokens.folder import Encoding
@@ -30,9 +30,43 @@ class Windows(NamedTuple):
     row_notes: np.ndarray  # int64 [R]: NOTE_ONs
 
 
-def no_windows() -> Windows:
-    none = np.empty(0, np.int64)
-    return Windows(np.empty(0, np.uint16), np.empty(0, np.int32), none, none, none, none)
+    @staticmethod
+    def none() -> "Windows":
+        none = np.empty(0, np.int64)
+        return Windows(np.empty(0, np.uint16), np.empty(0, np.int32), none, none, none, none)
+
+
+class EncodedStretch(NamedTuple):
+    """A stretch of music in the encoding's meters, encoded."""
+
+    windows: Windows  # each with its DOCUMENT_END
+    report: QuantizationReport
+    num_bars: int
+    num_tracks: int
+
+
+def encode_stretch(score: Score, encoding: Encoding, label_ids: tuple[int, ...] = ()) -> EncodedStretch:
+    """Quantise a stretch that ``sections`` gave, and encode all its windows; the whole of it where the encoding has none."""
+    quantized = quantize(
+        score, encoding.steps_per_quarter, meters=encoding.writes_meters, velocity=encoding.velocity, tempo=encoding.tempo
+    )
+    starts = first_bars_of(quantized.bar_starts, int(quantized.columns[1].max()), encoding)
+    bars = encoding.bars or quantized.num_bars
+    windows = write_windows(quantized, starts, bars, encoding, label_ids, keep_silent=not encoding.bars, ends=True)
+    return EncodedStretch(windows, quantized.quantization, quantized.num_bars, len(quantized.tracks))
+
+
+def first_bars_of(bar_starts: np.ndarray, last_onset: int, encoding: Encoding) -> np.ndarray:
+    """First bars of the full windows of a piece, the last full window included (int64 [W]); 0 where there are no windows.
+
+    Under ``clip`` no note sounds past the bar it starts in, so a piece ends with the bar of its last onset.
+    """
+    if not encoding.bars:
+        return np.zeros(1, np.int64)
+    num_bars = len(bar_starts) - 1
+    if encoding.bar_line == "clip":
+        num_bars = int(np.searchsorted(bar_starts, last_onset, side="right"))
+    return np.arange(0, num_bars - encoding.bars + 1, encoding.hop)
 
 
 class Attributes(NamedTuple):
@@ -87,7 +121,7 @@ def write_windows(
     num_tracks, num_bars = len(score.tracks), score.num_bars
     first_bars = np.asarray(first_bars, np.int64)
     if not len(first_bars) or not num_tracks or not bars:
-        return no_windows()
+        return Windows.none()
     written = _write_bars(score, encoding, attributes(score, encoding, label_ids), first_bars, first_bars + bars - 1)
 
     row_window, row_track = np.divmod(np.arange(len(first_bars) * num_tracks), num_tracks)
