@@ -26,15 +26,25 @@ OWNERS = {
     "transformers": ("audio/text_encoder.py", "hosts/huggingface.py"),
     "diffusers": "audio/autoencoder.py",
     "soundfile": "audio/waveform.py",
+    "numba": "tokens/compiled.py",
+    "tokenizers": "tokens/bpe.py",
+    "datatrove": "data/cluster.py",
+    "matplotlib": ("music/pianoroll.py", "training/curve.py", "data/figures.py"),
 }
 
 NEVER_TORCH = [
     "megatron_music.cli", "megatron_music.commands", "megatron_music.config", "megatron_music.doctor",
     "megatron_music.recipes",
-    "megatron_music.data.corpus", "megatron_music.data.encode", "megatron_music.data.build",
-    "megatron_music.data.report", "megatron_music.models.sizes", "megatron_music.music.midi",
-    "megatron_music.music.grid", "megatron_music.music.pianoroll", "megatron_music.tokens.vocabulary",
-    "megatron_music.tokens.folder", "megatron_music.tokens.mmmtrack", "megatron_music.tokens.grammar",
+    "megatron_music.data.archives", "megatron_music.data.build", "megatron_music.data.charts", "megatron_music.data.corpus",
+    "megatron_music.data.encode", "megatron_music.data.figures", "megatron_music.data.labels", "megatron_music.data.merge",
+    "megatron_music.data.page", "megatron_music.data.plan", "megatron_music.data.report", "megatron_music.data.shard",
+    "megatron_music.data.worker", "megatron_music.data.workers", "megatron_music.dataset_commands",
+    "megatron_music.generation.infill", "megatron_music.models.sizes", "megatron_music.music.midi",
+    "megatron_music.music.grid", "megatron_music.music.likeness", "megatron_music.music.pianoroll",
+    "megatron_music.tokens.augment", "megatron_music.tokens.bpe", "megatron_music.tokens.compiled",
+    "megatron_music.tokens.density", "megatron_music.tokens.fills", "megatron_music.tokens.folder",
+    "megatron_music.tokens.grammar", "megatron_music.tokens.infill", "megatron_music.tokens.mmmtrack",
+    "megatron_music.tokens.vocabulary", "megatron_music.tokens.windows", "megatron_music.tokens.wording",
 ]  # fmt: skip
 
 

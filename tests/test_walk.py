@@ -28,7 +28,7 @@ def losses(folder) -> list[float]:
 def test_midi_in_midi_out(tmp_path):
     (tmp_path / "midi").mkdir()
     for number in range(12):
-        tracks = tuple(Track(t.notes + (0, 0, number, 0), t.program, voice=t.voice) for t in tiny_score(6).tracks)
+        tracks = tuple(Track(t.notes + (0, 0, number, 0), t.program, voice=t.voice) for t in tiny_score(6 + number).tracks)
         write_midi(Score(tracks, 4), tmp_path / "midi" / f"{number}.mid")
     model = ["model.seq_length=256", "train.micro_batch_size=2", "train.global_batch_size=2"]
     run("build", "tokens", tmp_path / "midi", "-o", tmp_path / "data")

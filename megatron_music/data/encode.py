@@ -26,6 +26,7 @@ from megatron_music.tokens.windows import EncodedStretch, Windows
 
 _NOTE_COUNTS = ("notes_in", "notes_out", "notes_lost", "notes_shortened", "notes_lengthened", "onsets_on_grid")
 _MAX_DENSITY = 127
+NO_FILTERS = Filters()
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class EncodedScore(NamedTuple):
 def encode_score(
     score: Score,
     encoding: Encoding,
-    filters: Filters = Filters(),  # noqa: B008 (frozen)
+    filters: Filters = NO_FILTERS,
     label_ids: tuple[int, ...] = (),
     engine: Engine = ARRAYS,
 ) -> EncodedScore:
@@ -230,7 +231,7 @@ def _within(value, bounds: tuple) -> np.ndarray | bool:
 def _filtered(encoded: EncodedStretch, bars: int, filters: Filters, dropped: Counter) -> Windows:
     """The windows that pass; the others are counted by the first filter that stops them."""
     written = encoded.windows
-    if filters == Filters() or not len(written.lengths):
+    if filters == NO_FILTERS or not len(written.lengths):
         return written
     count = len(written.lengths)
     tracks = np.bincount(written.row_documents, minlength=count)

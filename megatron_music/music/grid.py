@@ -319,7 +319,3 @@ def _stretch(score: Score, start: int, end: int, signatures: list[TimeSignature]
     changed = replace(stretch, time_signatures=shifted)
     changed.__dict__["columns"] = stretch.columns
     return changed
-
-
-def four_four_sections(score):  # until its callers say sections
-    return sections(score)

@@ -1,7 +1,8 @@
 """The way from a score to its windows as compiled loops: the same results as ``music.grid`` and ``tokens.windows``, faster.
 
 The one owner of numba (the extra ``fast``). The first use on a machine compiles for some seconds; later ones load what
-was compiled from beside this file. Sorting is left to numpy, whose sort is faster than a compiled one.
+was compiled from beside this file. Notes and events are put in order by counting, which takes a time in proportion to
+their number; numpy sorts where that does not fit: notes in no order of time, or a long piece with hardly a note.
 """
 
 from functools import cache
@@ -30,9 +31,13 @@ def encode_stretch(score: Score, encoding: Encoding, label_ids: tuple[int, ...] 
     """``tokens.windows.encode_stretch``."""
     score = sounding_tracks(score)
     velocity, old, new = encoding.velocity, score.steps_per_quarter, encoding.steps_per_quarter
-    key, last, lengthened, error, worst, on_steps, errors = _quantize_keys(score.columns, new, old, velocity)
+    tracks = score.tracks
+    key, is_sorted, last, lengthened, error, worst, on_steps, errors = _quantize_keys(
+        score.columns, new, old, velocity, len(tracks)
+    )
     check_length(last)
-    key.sort()
+    if not is_sorted:
+        key.sort()
     columns, shortened = _quantize_columns(key, velocity)
     notes = len(key)
     report = QuantizationReport(
@@ -62,23 +67,27 @@ def encode_stretch(score: Score, encoding: Encoding, label_ids: tuple[int, ...] 
         columns[1], columns[2] = start, end
     first_bars = first_bars_of(lines, int(columns[1].max()), encoding)
     if not len(first_bars):
-        return EncodedStretch(Windows.none(), report, num_bars, len(score.tracks))
-    events, crossings, crossing_start = _event_keys(columns, lines, velocity, len(score.tracks))
-    events.sort()
+        return EncodedStretch(Windows.none(), report, num_bars, len(tracks))
+    events, is_sorted, crossings, crossing_start = _event_keys(columns, lines, velocity, len(tracks))
+    if not is_sorted:
+        events.sort()
     windows = _write(
         events, crossings, crossing_start, lines, head, change,
-        np.array([instrument_id(track) for track in score.tracks], np.int64), first_bars, encoding.bars or num_bars,
+        np.array([instrument_id(track) for track in tracks], np.int64), first_bars, encoding.bars or num_bars,
         _track_table(encoding), _bar_table(encoding), velocity, not encoding.bars,
     )  # fmt: skip
-    return EncodedStretch(Windows(*windows), report, num_bars, len(score.tracks))
+    return EncodedStretch(Windows(*windows), report, num_bars, len(tracks))
 
 
 @compiled
-def _quantize_keys(columns, new, old, velocity):
-    key = np.empty(columns.shape[1], np.int64)
+def _quantize_keys(columns, new, old, velocity, num_tracks):
+    """A key for each note, by which ``music.grid.quantize_columns`` sorts, and whether they are in order already."""
+    num_notes = columns.shape[1]
+    unplaced = np.empty(num_notes, np.int64)
     errors = np.zeros(10, np.int64)
+    place = np.zeros(num_tracks * 128 + 1, np.int64)
     last = lengthened = total = worst = on_steps = 0
-    for note in range(len(key)):
+    for note in range(num_notes):
         # Division of floats, which is exact here (quotients below 2**21 of numbers below 2**53) and faster than of integers.
         start = int((2 * new * columns[1, note] + old) / (2.0 * old))
         end = int((2 * new * columns[2, note] + old) / (2.0 * old))
@@ -92,8 +101,26 @@ def _quantize_keys(columns, new, old, velocity):
         on_steps += error == 0
         errors[min(int(error * 20 / float(old)), 9)] += 1
         softness = 31 - (columns[4, note] >> 2) if velocity else 0
-        key[note] = (columns[0, note] << 7 | columns[3, note]) << 45 | start << 25 | (MAX_STEPS - end) << 5 | softness
-    return key, last, lengthened, total, worst, on_steps, errors
+        group = columns[0, note] << 7 | columns[3, note]
+        place[group + 1] += 1
+        unplaced[note] = group << 45 | start << 25 | (MAX_STEPS - end) << 5 | softness
+    for group in range(num_tracks * 128):
+        place[group + 1] += place[group]
+    key = np.empty(num_notes, np.int64)
+    for note in range(num_notes):
+        group = unplaced[note] >> 45
+        key[place[group]] = unplaced[note]
+        place[group] += 1
+    # In a file the notes of a pitch are in order of time but for chords of one note: a few steps put the rest right.
+    steps = 0
+    for note in range(1, num_notes):
+        here, to = key[note], note
+        while to and key[to - 1] > here and steps < num_notes:
+            key[to] = key[to - 1]
+            to -= 1
+            steps += 1
+        key[to] = here
+    return key, steps < num_notes, last, lengthened, total, worst, on_steps, errors
 
 
 @compiled
@@ -136,9 +163,9 @@ def _event_keys(columns, lines, velocity, num_tracks):
     """A key for each NOTE_ON and NOTE_OFF, and what sounds across each bar line.
 
     Returns:
-        Keys: bar (of all tracks) << 23 | step in it << 13 | on << 12 | pitch << 5 | velocity bin. The low 12 bits of
-        each note that sounds across the line at the start of a bar, bar after bar, by rising pitch; and where those of
-        each bar begin.
+        Keys: bar (of all tracks) << 23 | step in it << 13 | on << 12 | pitch << 5 | velocity bin; whether they are in
+        order. The low 12 bits of each note that sounds across the line at the start of a bar, bar after bar, by rising
+        pitch; and where those of each bar begin.
     """
     num_notes, num_bars = columns.shape[1], len(lines) - 1
     key = np.empty(2 * num_notes, np.int64)
@@ -169,7 +196,26 @@ def _event_keys(columns, lines, velocity, num_tracks):
         for bar in range(first[note] + 1, last[note] + 1):
             crossings[start_of[offset + bar + 1]] = columns[3, note] << 5 | (columns[4, note] >> 2 if velocity else 0)
             start_of[offset + bar + 1] += 1
-    return key, crossings, start_of[:-1]
+    span = 2 * (lines[num_bars] + 1)
+    if num_tracks * span > 8 * len(key) + 1024:
+        return key, False, crossings, start_of[:-1]
+    # By track, step, off before on; notes come by rising pitch, and stay so.
+    place = np.zeros(num_tracks * span + 1, np.int32)
+    for note in range(num_notes):
+        offset = columns[0, note] * span + 1
+        place[offset + 2 * columns[1, note] + 1] += 1
+        place[offset + 2 * columns[2, note]] += 1
+    for step in range(num_tracks * span):
+        place[step + 1] += place[step]
+    ordered = np.empty(len(key), np.int64)
+    for note in range(num_notes):
+        offset = columns[0, note] * span
+        on, off = offset + 2 * columns[1, note] + 1, offset + 2 * columns[2, note]
+        ordered[place[on]] = key[2 * note]
+        place[on] += 1
+        ordered[place[off]] = key[2 * note + 1]
+        place[off] += 1
+    return ordered, True, crossings, start_of[:-1]
 
 
 @compiled

@@ -1,6 +1,6 @@
 """The vocabulary ``mmmtrack-1``: a fixed list of ranges of token ids.
 
-Ids never depend on data. The ranges for options that are off by default are reserved here, so that an id
+Ids never depend on data. The ranges for options that are off by default have their place here, so that an id
 keeps its meaning when an option is turned on: never renumber, never reorder. The vocabulary's hash is stored
 beside every dataset and checkpoint, and a reader refuses another one.
 
