@@ -75,19 +75,19 @@ def main() -> None:
             stem = plan.building / "shards" / f"{number:05}"
             ids, lengths = np.fromfile(f"{stem}.bin", "<u2"), np.fromfile(f"{stem}.lengths", "<i4")
             pieces = iter(np.split(ids, np.cumsum(lengths)[:-1]) if len(lengths) else ())
-            for file in json.loads(Path(f"{stem}.json").read_bytes())["files"]:
-                count = sum(file["documents"])
+            record = json.loads(Path(f"{stem}.json").read_bytes())
+            for entry, file in enumerate(record["files"], start=record["first"]):
+                count = sum(file.get("documents", ()))
                 good = all([is_lawful(next(pieces)) for _ in range(count)])
                 documents += count
                 if not good:
-                    unlawful.append(file["entry"])
-                reason = file["damage"] or file["left_out"]
-                if not count and not reason:
-                    lost.append(file["entry"])
-                outcome = "quarantine" if file["damage"] else "left out" if file["left_out"] else "rescued" if file["rescued"] else "encoded"
-                outcomes[outcome] += 1
-                if file["damage"]:
-                    damages[_short(file["damage"])] += 1
+                    unlawful.append(entry)
+                damage, left_out = file.get("damage"), file.get("left_out")
+                if not count and not (damage or left_out):
+                    lost.append(entry)
+                outcomes["quarantine" if damage else "left out" if left_out else "rescued" if file.get("rescued") else "encoded"] += 1
+                if damage:
+                    damages[_short(damage)] += 1
     crashes = sum(count for reason, count in damages.items() if "crashed" in reason)
     hangs = sum(count for reason, count in damages.items() if "takes longer" in reason)
     result = {

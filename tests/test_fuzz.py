@@ -3,7 +3,6 @@
 The short form of ``benchmarks/fuzz.py``, which does twenty thousand.
 """
 
-import hashlib
 import io
 import json
 import tarfile
@@ -34,7 +33,7 @@ EVERYTHING = BuildOptions(
 )  # fmt: skip
 PLAIN = BuildOptions(Encoding(bars=4), seconds_per_file=10)
 WHOLE = BuildOptions(Encoding(bars=0, bar_line="split", steps_per_quarter=12, meters=("all",), tempo=True))
-MUTANTS = 600
+MUTANTS = 400
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +41,20 @@ def files(tmp_path_factory) -> list[bytes]:
     """Good files to damage: the golden ones, four voices, and a band in several meters and tempos."""
     signatures = (TimeSignature(0, 3, 4), TimeSignature(36, 6, 8), TimeSignature(72, 4, 4))
     notes = [Note(4 * n, 4 * n + 6 * (n % 3) + 2, 48 + 5 * n % 31, 20 + 3 * n) for n in range(34)]
-    tracks = (Track(notes, 33), Track([Note(2 * n, 2 * n + 1, 36 + n % 9, 90) for n in range(60)], is_drum=True), Track((), 7))
+    drums = Track([Note(2 * n, 2 * n + 1, 36 + n % 9, 90) for n in range(60)], is_drum=True)
+    tracks = (Track(notes, 33), drums, Track((), 7))
     folder = tmp_path_factory.mktemp("scores")
     write_midi(tiny_score(6), folder / "voices.mid")
     write_midi(Score(tracks, 4, signatures, (Tempo(0, 90.0), Tempo(40, 180.0))), folder / "band.mid")
     return [path.read_bytes() for path in (*sorted(GOLDEN.glob("*.mid")), *sorted(folder.iterdir()))]
 
 
-@pytest.mark.parametrize(("options", "labels"), [(EVERYTHING, LABELS), (PLAIN, ()), (WHOLE, ())], ids=["everything", "plain", "whole"])
+@pytest.mark.parametrize(
+    ("options", "labels"), [(EVERYTHING, LABELS), (PLAIN, ()), (WHOLE, ())], ids=["everything", "plain", "whole"]
+)
 def test_each_is_encoded_lawfully_or_has_a_reason(files, options, labels):
     outcomes, kinds = Counter(), Counter()
+    check_file(encode_content(files[0], options, labels), files[0], options, labels)  # loops are compiled, too
     for number in range(MUTANTS):
         kind, content = mutant(files, number)
         started = time.process_time()
@@ -62,9 +65,11 @@ def test_each_is_encoded_lawfully_or_has_a_reason(files, options, labels):
         except AssertionError as error:
             raise AssertionError(f"mutant {number} ({kind})") from error
         kinds[kind] += 1
-        outcomes["damage" if found.damage else "left out" if found.left_out else "rescued" if found.rescued else "encoded"] += 1
+        outcome = "damage" if found.damage else "left out" if found.left_out else "rescued" if found.rescued else "encoded"
+        outcomes[outcome] += 1
     assert kinds.keys() == KINDS.keys()
-    assert all(outcomes[outcome] >= MUTANTS // 50 for outcome in ("damage", "left out", "rescued", "encoded")), outcomes
+    assert all(outcomes[outcome] >= MUTANTS // 20 for outcome in ("damage", "rescued", "encoded")), outcomes
+    assert outcomes["left out"] or not options.encoding.bars
 
 
 def test_worker_processes_survive_them(files, tmp_path):
@@ -81,13 +86,13 @@ def test_worker_processes_survive_them(files, tmp_path):
     records = [file for part in parts for file in json.loads(Path(f"{part}.json").read_bytes())["files"]]
     ids = np.concatenate([np.fromfile(f"{part}.bin", "<u2") for part in parts])
     lengths = np.concatenate([np.fromfile(f"{part}.lengths", "<i4") for part in parts])
-    assert len(parts) > 1 and [record["entry"] for record in records] == [*range(len(contents))]
+    assert len(parts) > 1
     first_id = first = 0
     for record, content in zip(records, contents, strict=True):
         alone = encode_content(content, EVERYTHING)
-        assert record["damage"] == alone.damage and record["left_out"] == alone.left_out
-        assert bool(record["documents"]) != bool(record["damage"] or record["left_out"])
-        assert record["damage"] or record["digest"] == hashlib.sha256(content).hexdigest()
+        assert record.get("damage", "") == alone.damage and record.get("left_out", "") == alone.left_out
+        assert tuple(record.get("documents", ())) == alone.copies
+        assert bool(alone.copies) != bool(alone.damage or alone.left_out) and record["digest"] == alone.digest
         assert ids[first_id : first_id + len(alone.ids)].tolist() == alone.ids.tolist()
         assert lengths[first : first + len(alone.lengths)].tolist() == alone.lengths.tolist()
         first_id, first = first_id + len(alone.ids), first + len(alone.lengths)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
 from megatron_music.data import merge
+from megatron_music.data.id_counts import IdCounter, add_json, as_json
 from megatron_music.data.index_file import IndexWriter
 from megatron_music.data.merge import BuildError, merge_shards
 from megatron_music.data.options import BuildOptions
@@ -70,6 +71,20 @@ def test_the_index_is_megatron_cores(tmp_path_factory, lengths, at_once):
         ours.add(np.array(lengths[first : first + at_once], np.int32))
     ours.finish()
     assert (folder / "ours.idx").read_bytes() == (folder / "theirs.idx").read_bytes()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 65535), max_size=9), max_size=5), st.integers(0, 40_000))
+def test_ids_are_counted_as_they_come(runs, repeats):
+    counter = IdCounter()
+    arrays = [np.array(run * repeats, np.uint16) for run in runs]  # some are longer than what is counted at once
+    for ids in arrays:
+        counter.add(ids)
+    wanted = sum((np.bincount(ids, minlength=65536) for ids in arrays), np.zeros(65536, np.int64))
+    assert np.array_equal(counter.counts(), wanted)
+    again = wanted.copy()
+    add_json(again, json.loads(json.dumps(as_json(wanted))))
+    assert np.array_equal(again, 2 * wanted)
 
 
 def test_every_document_is_there_once_and_in_order(tmp_path):
@@ -217,6 +232,24 @@ def test_the_report_counts_what_there_is(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("density", [0, 3])
+def test_ids_of_copies_and_dropped_files_are_not_counted_where_they_are_not_written(tmp_path, density):
+    """Train's counts are what is left of the shards' once all else is taken away."""
+    files = [song(number, 3, 2) for number in range(20)]
+    for number, file in enumerate(files):
+        file.copies = [[[*document, v.INST + number % 5] for document in copy] for copy in file.copies]
+    files += [replace(files[0], content="c" * 32), replace(files[1], content="c" * 32, digest="d" * 64)]
+    options = replace(DOUBLE, drop_duplicates=True, encoding=Encoding(density=density))
+    write_shards(tmp_path / "out", files, options, files_per_shard=3)
+    report = merge_shards(tmp_path / "out")
+    assert report["files"]["dropped_copies"] == 1 and all(report["splits"][split]["files"] for split in SPLITS)
+    counts = [np.bincount(np.fromfile(tmp_path / "out" / f"{split}.bin", "<u2"), minlength=768) for split in SPLITS]
+    shares = counts[0][counts[0] > 0] / counts[0].sum()
+    assert report["unigram_entropy_nats"] == pytest.approx(-(shares * np.log(shares)).sum())
+    wanted = {str(number): count for number, count in enumerate(sum(counts)[v.INST : v.INST + 5].tolist())}
+    assert report["histograms"]["instruments"] == wanted
+
+
 def test_a_build_without_a_document_is_refused_and_leaves_nothing(tmp_path):
     write_shards(tmp_path / "out", [TinyFile(damage="torn"), TinyFile(left_out="short")], PLAIN)
     with pytest.raises(BuildError, match="none of the 2 files gives a document .1 damaged, 1 left out; for one: torn"):
@@ -251,6 +284,20 @@ def test_a_damaged_shard_is_named_and_can_be_made_again(tmp_path, harm, suffix, 
     assert merge_shards(tmp_path / "out")["files"]["used"] == 9
 
 
+@pytest.mark.parametrize("asked", [
+    replace(PLAIN, formats=("text",)),
+    replace(PLAIN, encoding=Encoding(density=3)),
+    replace(PLAIN, encoding=Encoding(bpe=2)),
+])  # fmt: skip
+def test_ids_that_there_are_not_are_found_before_they_are_used(tmp_path, asked):
+    building = write_shards(tmp_path / "out", [song(number) for number in range(9)], asked)
+    for path in (building / "shards").glob("*.bin"):
+        path.write_bytes(b"\xff" * path.stat().st_size)
+    with pytest.raises(DamagedShard, match="00000.bin was changed since it was written"):
+        merge_shards(tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not list(building.glob("merge-*"))
+
+
 KILLED = """
 import os, signal, sys
 sys.path[:0] = [{tests!r}]
@@ -271,7 +318,7 @@ def later(target: str, call: int) -> str:
 
 
 @pytest.mark.parametrize("where", [
-    later("merge.Tally.add", 5),
+    later("merge.Tally.add", 2),
     later("split_writer.SplitWriter.add", 3),
     later("split_writer.SplitWriter.finish", 0),
     later("index_file.IndexWriter.finish", 1),  # train is whole; valid has its .bin and no .idx

@@ -49,8 +49,13 @@ def shards(out: Path) -> dict[str, bytes]:
 
 
 def records(out: Path) -> list[dict]:
-    """The records of all files."""
-    return [file for name, content in shards(out).items() if name.endswith("json") for file in json.loads(content)["files"]]
+    """The records of all files, with what their shards leave out because it is empty."""
+    found = [json.loads(content) for name, content in shards(out).items() if name.endswith("json")]
+    return [
+        {"entry": entry, "content": "", "damage": "", "left_out": "", "documents": [], "tokens": []} | file
+        for record in found
+        for entry, file in enumerate(record["files"], start=record["first"])
+    ]
 
 
 def documents(out: Path) -> bytes:
@@ -92,15 +97,17 @@ def test_a_shard_is_what_its_files_encode_to(midi, tmp_path):
             assert record[part] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         assert record["density"] == sum(file.density for file in files).tolist() and sum(record["density"])
         assert record["onset_error"] == sum(file.onset_error for file in files).tolist() and sum(record["onset_error"])
+        assert record["first"] == run.start
+        ids, times = record["ids"]
+        assert np.array_equal(np.repeat(ids, times), np.sort(np.concatenate([file.ids for file in files])))
         assert record["files"] == [
-            {
-                "entry": run.start + place,
+            {name: value for name, value in {
                 "digest": file.digest, "content": file.content, "documents": list(file.copies),
                 "tokens": [int(file.lengths.sum())] if len(file.lengths) else [],
                 "damage": file.damage, "left_out": file.left_out, "rescued": file.rescued,
                 "windows_left_out": file.windows_left_out, "notes": file.notes,
-            }
-            for place, file in enumerate(files)
+            }.items() if value}
+            for file in files
         ]  # fmt: skip
     assert "no MIDI" in records(tmp_path / "out")[5]["damage"]
     assert all(is_finished(plan, number) for number in range(3))

@@ -69,6 +69,8 @@ def _write_shard(path: Path, first: int, files: list[TinyFile]) -> None:
         part: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)} for part, content in parts.items()
     }
     record["fingerprint"] = FINGERPRINT
+    record["first"] = first
+    record["ids"] = [values.tolist() for values in np.unique(np.frombuffer(parts["bin"], "<u2"), return_counts=True)]
     record["files"] = [_record(first + number, file) for number, file in enumerate(files)]
     record["density"] = [len(files)] + [0] * 127
     record["onset_error"] = [len(files)] + [0] * 9
@@ -77,8 +79,7 @@ def _write_shard(path: Path, first: int, files: list[TinyFile]) -> None:
 
 def _record(number: int, file: TinyFile) -> dict:
     name = hashlib.sha256(str(number).encode()).hexdigest()
-    return {
-        "entry": number,
+    record = {
         "digest": file.digest or name,
         "content": "" if file.damage else (file.content or file.digest or name)[:32],
         "documents": [len(copy) for copy in file.copies],
@@ -89,3 +90,4 @@ def _record(number: int, file: TinyFile) -> dict:
         "windows_left_out": {"too quiet": 1} if file.copies else {},
         "notes": NOTES if file.copies else {},
     }
+    return {name: value for name, value in record.items() if value}

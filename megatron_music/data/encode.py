@@ -190,6 +190,7 @@ def encode_score(
             made.append(windows)
             numbers.append((place << 32) + windows.first_bars)
             reports.append(encoded.report)
+    dropped = +dropped  # a stretch too short for any window drops none
     if made:
         left_out = ""
     elif not stretches:

@@ -1,8 +1,8 @@
 """``build merge``: finished shards to one dataset, which appears under its name by one rename.
 
-Two passes over the shards. The first checks every byte against the shards' records and counts ids; the second copies
-documents to their splits, closing DENSITY and merging tokens on the way. Memory: about 100 bytes an input file and some
-tens of MiB, whatever the number of windows.
+One pass over the shards copies documents to their splits, closing DENSITY and merging tokens on the way, while threads
+check every byte against the shards' records. Before it the ids outside train are counted: the records count them all.
+Memory: about 100 bytes an input file and some tens of MiB, whatever the number of windows.
 """
 
 import errno
@@ -11,15 +11,12 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from megatron_music.data import passes
-from megatron_music.data.options import BuildOptions
 from megatron_music.data.passes import Progress
 from megatron_music.data.plan import LOCK_FILE, PLAN_FILE, Plan, building_folder, held, read_plan
 from megatron_music.data.report import QUARANTINE_FILE, REPORT_FILE, SPLITS, write_markdown
@@ -129,13 +126,12 @@ def remove_building(building: Path) -> None:
 def _read_records(plan: Plan, quarantine_path: Path) -> tuple[Tally, list[ShardReader]]:
     tally, readers = Tally.of(plan.files), []
     with open(quarantine_path, "x", encoding="utf-8") as quarantine:
-        for number, shard in enumerate(plan.shards):
+        for number in range(len(plan.shards)):
             record = read_record(plan, number)
-            for file, entry in zip(record["files"], plan.read_entries(number), strict=True):
-                tally.add(file["entry"], file, entry, quarantine)
-            tally.density += record["density"]
-            tally.onset_error += record["onset_error"]
-            readers.append(ShardReader(plan, number, record))
+            reader = ShardReader(plan, number, record)
+            matter = len(plan.sources) > 1 or any("damage" in file for file in record["files"])
+            tally.add(reader.files, record, plan.read_entries(number) if matter else None, quarantine)
+            readers.append(reader)
     return tally, readers
 
 
@@ -143,7 +139,8 @@ def _write_dataset(plan: Plan, tally: Tally, readers: list[ShardReader], folder:
     """Everything but the report, which is returned without its rates."""
     options = plan.options
     tally.assign(options.seed, options.fractions, options.drop_duplicates)
-    counts = passes.count_ids(readers, tally, progress)
+    is_open = options.encoding.density or options.encoding.bar_density
+    counts = passes.count_ids(readers, tally, bool(is_open), progress)
     encoding, table = _with_bins(options.encoding, counts[TRAIN])
     labelled = passes.count_labelled(readers, tally) if encoding.labels else 0
     bpe = learn_bpe(passes.train_documents(readers, tally, table), encoding.bpe) if encoding.bpe else None
@@ -155,7 +152,6 @@ def _write_dataset(plan: Plan, tally: Tally, readers: list[ShardReader], folder:
         for number, split in enumerate(SPLITS)
     ]
     try:
-        is_open = encoding.density or encoding.bar_density
         train_counts = passes.copy_documents(
             readers, tally, writers, table if is_open else None, passes.text_of_ids(encoding), bpe, progress
         )

@@ -5,46 +5,21 @@ from itertools import repeat
 
 import numpy as np
 
-from megatron_music.data.shard_reader import PIECE_TOKENS, ShardReader
+from megatron_music.data.id_counts import IdCounter
+from megatron_music.data.shard_reader import ShardReader, checked
 from megatron_music.data.split_writer import SplitWriter
 from megatron_music.data.splits import DROPPED
 from megatron_music.data.tally import TRAIN, TRAIN_COPIES, Tally
 from megatron_music.tokens import vocabulary
 from megatron_music.tokens.bpe import Bpe
-from megatron_music.tokens.density import NUM_IDS
 from megatron_music.tokens.folder import Encoding
 
 Progress = Callable[[Iterable, int], Iterable]
+UNUSED = TRAIN_COPIES + 1  # a group for counting: what no split takes
 FIRST_LABEL = vocabulary.IDS["GENRE=0"]  # labels are the last blocks before DOCUMENT_END
 
 
-class IdCounter:
-    """Counts ids, some tens of thousands at a time: a table of all ids for each short run would cost more than the run."""
-
-    def __init__(self):
-        self._counts = np.zeros(NUM_IDS, np.int64)
-        self._waiting: list[np.ndarray] = []
-        self._tokens = 0
-
-    def add(self, ids: np.ndarray) -> None:
-        self._waiting.append(ids)
-        self._tokens += len(ids)
-        if self._tokens >= PIECE_TOKENS:
-            self._count()
-
-    def _count(self) -> None:
-        if self._waiting:
-            ids = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting)
-            self._counts += np.bincount(ids, minlength=NUM_IDS)
-        self._waiting, self._tokens = [], 0
-
-    def counts(self) -> np.ndarray:
-        """How often each id has come (int64, [NUM_IDS])."""
-        self._count()
-        return self._counts
-
-
-def _each(readers: list[ShardReader], progress: Progress) -> Iterator[ShardReader]:
+def _each(readers: Iterable[ShardReader], files: int, progress: Progress) -> Iterator[ShardReader]:
     """The shards; progress counts input files."""
 
     def steps():
@@ -52,20 +27,28 @@ def _each(readers: list[ShardReader], progress: Progress) -> Iterator[ShardReade
             yield reader
             yield from repeat(None, reader.files.stop - reader.files.start - 1)
 
-    return (reader for reader in progress(steps(), readers[-1].files.stop) if reader is not None)
+    return (reader for reader in progress(steps(), files) if reader is not None)
 
 
-def count_ids(readers: list[ShardReader], tally: Tally, progress: Progress) -> np.ndarray:
-    """Check every byte of the shards, and count the ids of each group (int64, [4, NUM_IDS]).
+def count_ids(readers: list[ShardReader], tally: Tally, copies_apart: bool, progress: Progress) -> np.ndarray:
+    """Count the ids of each group (int64, [4, NUM_IDS]).
 
-    Raises:
-        DamagedShard: bytes are not those that were written.
+    The shards' records count those of all documents. Only what is not train is read: train has what is left.
+
+    Args:
+        copies_apart: whether TRAIN_COPIES are a group of their own; else they are counted with train.
     """
-    counters = [IdCounter() for _ in range(TRAIN_COPIES + 1)]
-    for reader in _each(readers, progress):
-        for group, ids, _ in reader.pieces(*tally.runs(reader.files), check=True):
+    counters = [IdCounter() for _ in range(UNUSED + 1)]
+    for reader in _each(readers, len(tally.splits), progress):
+        groups, documents = tally.runs(reader.files)
+        if not copies_apart:
+            groups = np.where(groups == TRAIN_COPIES, TRAIN, groups)
+        groups = np.select([groups == TRAIN, groups == DROPPED], [DROPPED, UNUSED], groups)
+        for group, ids, _ in reader.pieces(groups, documents):
             counters[group].add(ids)
-    return np.stack([counter.counts() for counter in counters])
+    counts = np.stack([counter.counts() for counter in counters])
+    counts[TRAIN] = tally.id_counts - counts.sum(axis=0)
+    return counts[:UNUSED]
 
 
 def count_labelled(readers: list[ShardReader], tally: Tally) -> int:
@@ -81,7 +64,7 @@ def count_labelled(readers: list[ShardReader], tally: Tally) -> int:
 
 def train_documents(readers: list[ShardReader], tally: Tally, table: np.ndarray) -> Iterator[np.ndarray]:
     """The documents of train, closed by ``table``, many at a time."""
-    for reader in readers:
+    for reader in checked(readers):
         groups, documents = tally.runs(reader.files)
         groups = np.where(groups % TRAIN_COPIES == TRAIN, TRAIN, DROPPED)
         for _, ids, _ in reader.pieces(groups, documents):
@@ -108,7 +91,7 @@ def copy_documents(
     bpe: Bpe | None,
     progress: Progress,
 ) -> np.ndarray:
-    """Write every document to its split.
+    """Check every byte of the shards, and write every document to its split.
 
     Args:
         table: closes open ids; None where there are none, and bytes are copied as they are.
@@ -117,9 +100,12 @@ def copy_documents(
 
     Returns:
         How often each merged id occurs in train (int64, [NUM_IDS]); zeros without ``bpe``.
+
+    Raises:
+        DamagedShard: bytes are not those that were written.
     """
     counter = IdCounter()
-    for reader in _each(readers, progress):
+    for reader in _each(checked(readers), len(tally.splits), progress):
         groups, documents = tally.runs(reader.files)
         lengths_of: list[list[np.ndarray]] = [[np.empty(0, np.int32)] for _ in writers]
         for split, ids, lengths in reader.pieces(np.where(groups == TRAIN_COPIES, TRAIN, groups), documents):
@@ -132,8 +118,9 @@ def copy_documents(
                 ids, lengths = bpe.encode(ids, lengths)
                 if split == TRAIN:
                     counter.add(ids)
-            writer.add(ids, lengths)
+            writer.add(ids)
             lengths_of[split].append(lengths)
-        for split, lengths in enumerate(lengths_of):
-            tally.add_lengths(reader.files, split, np.concatenate(lengths))
+        for split, lengths in enumerate(map(np.concatenate, lengths_of)):
+            writers[split].add_lengths(lengths)
+            tally.add_lengths(reader.files, split, lengths)
     return counter.counts()

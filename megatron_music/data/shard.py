@@ -17,6 +17,7 @@ import numpy as np
 from megatron_music.data.archives import Entry, EntryError
 from megatron_music.data.corpus import Reader
 from megatron_music.data.encode import EncodedFile
+from megatron_music.data.id_counts import IdCounter, as_json
 from megatron_music.data.plan import SHARDS_FOLDER, Plan, held, is_at, read_plan, sync_folder
 from megatron_music.data.workers import run_shards
 
@@ -114,11 +115,13 @@ def write_shard(
             lengths.write(file.lengths)
             density += file.density
             onset_error += file.onset_error
-            records.append(_file_record(entry_number, file))
+            records.append(_file_record(file))
         tell(None)
         record = {
             "fingerprint": plan.fingerprint,
+            "first": plan.shards[number].first,
             **{part.name: part.finish() for part in (ids, lengths)},
+            "ids": as_json(ids.counter.counts()),
             "density": density.tolist(),
             "onset_error": onset_error.tolist(),
             "files": records,
@@ -144,11 +147,11 @@ def _encoded(entry: Entry, reader: Reader, encode: Callable[[Entry, bytes], Enco
     return EncodedFile(hashlib.sha256(content).hexdigest() if content else "", damage=damage)
 
 
-def _file_record(number: int, file: EncodedFile) -> dict:
+def _file_record(file: EncodedFile) -> dict:
+    """What a merge needs to know of a file; what is empty is left out, as merges read millions of these."""
     ends = np.cumsum((0, *file.copies))
     totals = np.concatenate([[0], np.cumsum(file.lengths, dtype=np.int64)])
-    return {
-        "entry": number,
+    record = {
         "digest": file.digest,
         "content": file.content,
         "documents": list(file.copies),
@@ -159,10 +162,15 @@ def _file_record(number: int, file: EncodedFile) -> dict:
         "windows_left_out": file.windows_left_out,
         "notes": file.notes,
     }
+    return {name: value for name, value in record.items() if value}
 
 
 class _Part:
-    """One file of a shard in the making: hashed as it is written, and locked: a sweep takes those of dead writers only."""
+    """One file of a shard in the making: hashed as it is written, and locked: a sweep takes those of dead writers only.
+
+    Attributes:
+        counter: of the ids, in ``.bin``.
+    """
 
     def __init__(self, building: Path, number: int, name: str):
         self.name = name
@@ -170,12 +178,15 @@ class _Part:
         self._temporary = self._path.with_name(f".{self._path.name}.{os.uname().nodename}-{os.getpid()}{_TEMPORARY_SUFFIX}")
         self._file = _create_locked(self._temporary)
         self._hasher, self._bytes = hashlib.sha256(), 0
+        self.counter = IdCounter() if name == "bin" else None
 
     def write(self, values: np.ndarray) -> None:
         """Add an array, in little-endian order."""
         view = memoryview(np.ascontiguousarray(values, PARTS.get(self.name, values.dtype))).cast("B")
         self._hasher.update(view)
         self._bytes += len(view)
+        if self.counter is not None:
+            self.counter.add(values)
         with self._naming():
             self._file.write(view)
 

@@ -5,14 +5,18 @@ Knows nothing about splits: it is told which run of documents belongs to which g
 
 import hashlib
 import json
+import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from megatron_music.data.plan import Plan
 from megatron_music.data.shard import PARTS, RECORD, shard_path
 
-PIECE_TOKENS = 1 << 18  # half a MiB: what is read stays in the processor's cache while it is counted and written
+PIECE_TOKENS = 1 << 18  # half a MiB: what is read stays in the processor's cache while it is written
+CHECKED_AHEAD = 2  # shards, a thread each: hashing is slower than copying
 REMEDY = "delete the shard's .json and run the build again: it makes that shard anew"
 
 
@@ -33,9 +37,8 @@ def read_record(plan: Plan, number: int) -> dict:
     first, files, _, _ = plan.shards[number]
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        entries = [file["entry"] for file in record["files"]]
         sizes = {part: record[part]["bytes"] for part in PARTS}
-        is_ours = record["fingerprint"] == plan.fingerprint and entries == list(range(first, first + files))
+        is_ours = record["fingerprint"] == plan.fingerprint and (record["first"], len(record["files"])) == (first, files)
     except FileNotFoundError:
         raise DamagedShard(f"{path} is missing: the shard is not finished; run `megatron-music build shard` again") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -68,51 +71,72 @@ class ShardReader:
         self._paths = {part: shard_path(plan.building, number, part) for part in PARTS}
         self._hashes = {part: record[part]["sha256"] for part in PARTS}
 
-    def _check_hash(self, part: str, found: str) -> None:
+    def check(self) -> None:
+        """Compare every byte of the ``.bin`` with the record's SHA-256; threads may do so.
+
+        Raises:
+            DamagedShard: it is another.
+        """
+        with open(self._paths["bin"], "rb") as file:
+            self._compare("bin", hashlib.file_digest(file, "sha256").hexdigest())
+
+    def _compare(self, part: str, found: str) -> None:
         if found != self._hashes[part]:
             raise DamagedShard(f"{self._paths[part]} was changed since it was written: its SHA-256 is another; {REMEDY}")
 
-    def pieces(self, groups: np.ndarray, documents: np.ndarray, check: bool = False) -> Iterator[Piece]:
-        """Runs of whole documents, at most about PIECE_TOKENS tokens at a time unless one document is longer.
+    def pieces(self, groups: np.ndarray, documents: np.ndarray) -> Iterator[Piece]:
+        """Runs of whole documents, at most PIECE_TOKENS tokens at a time unless one document is longer.
 
         Args:
             groups: int [runs]; runs of a negative group are passed over.
             documents: int [runs], the documents in each run; together all of the shard's.
-            check: whether every byte is read, and compared with the record's SHA-256 at the end.
 
         Yields:
-            The group, ids (uint16), and the tokens in each document (int32).
+            The group, ids (uint16) that stay so until the next piece, and the tokens in each document (int32).
 
         Raises:
-            DamagedShard: at the end of a checked reading.
+            DamagedShard: the ``.lengths`` was changed; for the ``.bin`` there is ``check``.
         """
         lengths = np.fromfile(self._paths["lengths"], "<i4")
-        ends = np.cumsum(lengths, dtype=np.int64)
-        if check:
-            self._check_hash("lengths", hashlib.sha256(lengths).hexdigest())
-            assert len(lengths) == documents.sum()
-        hasher = hashlib.sha256()
+        self._compare("lengths", hashlib.sha256(lengths).hexdigest())
+        assert len(lengths) == documents.sum()
+        starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        room = np.empty(PIECE_TOKENS, "<u2")
         with open(self._paths["bin"], "rb") as file:
             for group, first, last in _merged(groups, documents):
-                if group < 0 and not check:
-                    continue
-                while first < last:
-                    start = int(ends[first - 1]) if first else 0
-                    stop = max(first + 1, min(last, int(np.searchsorted(ends, start + PIECE_TOKENS, side="right"))))
-                    ids = _read_ids(file, start, int(ends[stop - 1]))
-                    if check:
-                        hasher.update(ids)
-                    if group >= 0:
-                        yield group, ids, lengths[first:stop]
+                while first < last and group >= 0:
+                    start, stop = int(starts[first]), last
+                    if starts[stop] > start + PIECE_TOKENS:
+                        stop = max(first + 1, int(np.searchsorted(starts, start + PIECE_TOKENS, side="right")) - 1)
+                    tokens = int(starts[stop]) - start
+                    if tokens > len(room):
+                        room = np.empty(tokens, "<u2")
+                    ids = room[:tokens]
+                    if os.preadv(file.fileno(), [ids], 2 * start) < ids.nbytes:
+                        raise DamagedShard(f"{file.name} became shorter while it was read; {REMEDY}")
+                    yield group, ids, lengths[first:stop]
                     first = stop
-        if check:
-            self._check_hash("bin", hasher.hexdigest())
 
     def ids_at(self, places: np.ndarray) -> np.ndarray:
         """The ids at some places (uint16)."""
         if not len(places):
             return np.empty(0, np.uint16)
         return np.memmap(self._paths["bin"], "<u2", "r")[places]
+
+
+def checked(readers: list[ShardReader]) -> Iterator[ShardReader]:
+    """The shards, each once its bytes are known to be those that were written; the next ones are checked meanwhile.
+
+    Raises:
+        DamagedShard: they are not.
+    """
+    with ThreadPoolExecutor(CHECKED_AHEAD) as threads:
+        checks = deque(threads.submit(reader.check) for reader in readers[:CHECKED_AHEAD])
+        for number, reader in enumerate(readers, start=CHECKED_AHEAD):
+            checks.popleft().result()
+            if number < len(readers):
+                checks.append(threads.submit(readers[number].check))
+            yield reader
 
 
 def _merged(groups: np.ndarray, documents: np.ndarray) -> Iterator[tuple[int, int, int]]:
@@ -125,12 +149,3 @@ def _merged(groups: np.ndarray, documents: np.ndarray) -> Iterator[tuple[int, in
     for group, end in zip(groups[is_last].tolist(), ends[is_last].tolist(), strict=True):
         yield group, first, end
         first = end
-
-
-def _read_ids(file, start: int, stop: int) -> np.ndarray:
-    """Tokens ``start`` to ``stop`` of a ``.bin``."""
-    file.seek(2 * start)
-    ids = np.frombuffer(file.read(2 * (stop - start)), "<u2")
-    if len(ids) < stop - start:
-        raise DamagedShard(f"{file.name} became shorter while it was read; {REMEDY}")
-    return ids

@@ -7,6 +7,8 @@ import numpy as np
 
 from megatron_music.data.index_file import IndexWriter
 
+BUFFER_BYTES = 1 << 18  # for runs of a few documents; what is longer passes it by
+
 
 class SplitWriter:
     """Writes documents in their order; nothing that grows with their number is kept.
@@ -19,7 +21,7 @@ class SplitWriter:
     """
 
     def __init__(self, folder: Path, split: str, documents: int, formats: tuple[str, ...]):
-        self._bin = open(folder / f"{split}.bin", "xb") if "megatron" in formats else None  # noqa: SIM115
+        self._bin = open(folder / f"{split}.bin", "xb", BUFFER_BYTES) if "megatron" in formats else None  # noqa: SIM115
         self._index = IndexWriter(folder / f"{split}.idx", documents) if "megatron" in formats else None
         self._text = open(folder / f"{split}.txt", "xb") if "text" in formats else None  # noqa: SIM115
         self.tokens = 0
@@ -31,14 +33,18 @@ class SplitWriter:
     def wants_text(self) -> bool:
         return self._text is not None
 
-    def add(self, ids: np.ndarray, lengths: np.ndarray) -> None:
-        """Add documents: ids one after another (uint16), and the tokens in each (int32)."""
+    def add(self, ids: np.ndarray) -> None:
+        """Add documents: ids one after another (uint16)."""
         self.tokens += len(ids)
+        if self._bin is not None:
+            self.bin_bytes += self._bin.write(ids.data)
+
+    def add_lengths(self, lengths: np.ndarray) -> None:
+        """Say the tokens in each document (int32): of many at a time, before ``finish``."""
         counts = np.bincount(lengths, minlength=len(self.documents_of_length))
         counts[: len(self.documents_of_length)] += self.documents_of_length
         self.documents_of_length = counts
-        if self._bin is not None:
-            self.bin_bytes += self._bin.write(ids.data)
+        if self._index is not None:
             self._index.add(lengths)
 
     def add_text(self, text: bytes) -> None:

@@ -5,13 +5,17 @@ Memory: about 70 bytes an input file, and the record of one shard.
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TextIO
 
 import numpy as np
 
 from megatron_music.data.corpus import Entry
+from megatron_music.data.id_counts import add_json
 from megatron_music.data.splits import DROPPED, KEY_BYTES, assign_splits
+from megatron_music.tokens.density import NUM_IDS
 
 TRAIN, TRAIN_COPIES = 0, 3  # 1 and 2, valid and test, have no augmented copies
 DENSITY_BINS, ONSET_ERROR_BINS = 128, 10
@@ -28,6 +32,7 @@ class Tally:
         sources: int32 [files], the source each file came from.
         splits: int8 [files], set by ``assign``: 0 train, 1 valid, 2 test, DROPPED also for files without documents.
         kept_tokens: int64 [files]: of each file in the dataset, set as it is written.
+        id_counts: int64 [NUM_IDS], how often each id occurs in the shards.
     """
 
     documents: np.ndarray
@@ -47,6 +52,7 @@ class Tally:
     a_damage: str = ""
     density: np.ndarray = field(default_factory=lambda: np.zeros(DENSITY_BINS, np.int64))
     onset_error: np.ndarray = field(default_factory=lambda: np.zeros(ONSET_ERROR_BINS, np.int64))
+    id_counts: np.ndarray = field(default_factory=lambda: np.zeros(NUM_IDS, np.int64))
     copies: int = 0
     near_copies: int = 0
 
@@ -58,30 +64,50 @@ class Tally:
         splits, kept_tokens = np.full(files, DROPPED, np.int8), np.zeros(files, np.int64)
         return Tally(counts(), counts(), np.zeros(files, np.int32), keys(), keys(), splits, kept_tokens)
 
-    def add(self, number: int, record: dict, entry: Entry, quarantine: TextIO) -> None:
-        """Take in the record of one file; a damaged one is written to the quarantine list."""
-        self.sources[number] = entry.source
-        if record["damage"]:
-            path = f"{entry.path}!{entry.member}" if entry.member else entry.path
-            quarantine.write(json.dumps({"path": path, "reason": record["damage"]}) + "\n")
-            self.quarantined += 1
-            self.a_damage = self.a_damage or record["damage"]
-        elif record["left_out"]:
-            self.left_out[record["left_out"]] += 1
-        else:
+    def add(self, files: slice, record: dict, entries: Sequence[Entry] | None, quarantine: TextIO) -> None:
+        """Take in the record of a shard; its damaged files are written to the quarantine list.
+
+        Args:
+            files: which files it is of.
+            entries: those files; None if none is damaged and all are of source 0.
+        """
+        if entries is not None:
+            self.sources[files] = [entry.source for entry in entries]
+        given, rows = [], []  # files that gave documents, and what is known of each
+        for place, file in enumerate(record["files"]):
+            if "damage" in file:
+                self._quarantine(entries[place], file["damage"], quarantine)
+            elif "left_out" in file:
+                self.left_out[file["left_out"]] += 1
+            elif "documents" in file:
+                given.append(files.start + place)
+                rows.append(file)
+            if "rescued" in file:
+                self.rescued += 1
+            if "windows_left_out" in file:
+                self.windows_left_out.update(file["windows_left_out"])
+        if rows:
             for counts, name in ((self.documents, "documents"), (self.tokens, "tokens")):
-                counts[number] = record[name][0], sum(record[name][1:])
-            self.contents[number] = _key(record["content"] or record["digest"])
-            self.digests[number] = _key(record["digest"])
-        self.rescued += record["rescued"]
-        for reason, windows in record["windows_left_out"].items():
-            self.windows_left_out[reason] += windows
-        notes = record["notes"]
-        if notes:
-            for name in NOTE_COUNTS:
-                self.notes[name] += notes.get(name, 0)
-            self.onset_error_sum += notes.get("onset_error_sum", 0.0)
-            self.max_onset_error = max(self.max_onset_error, notes.get("max_onset_error", 0.0))
+                counts[given] = [(row[name][0], sum(row[name][1:])) for row in rows]
+            self.contents[given] = _keys([row.get("content") or row["digest"] for row in rows])
+            self.digests[given] = _keys([row["digest"] for row in rows])
+        self._add_notes([file["notes"] for file in record["files"] if "notes" in file])
+        self.density += record["density"]
+        self.onset_error += record["onset_error"]
+        add_json(self.id_counts, record["ids"])
+
+    def _quarantine(self, entry: Entry, damage: str, quarantine: TextIO) -> None:
+        path = f"{entry.path}!{entry.member}" if entry.member else entry.path
+        quarantine.write(json.dumps({"path": path, "reason": damage}) + "\n")
+        self.quarantined += 1
+        self.a_damage = self.a_damage or damage
+
+    def _add_notes(self, notes: list[dict]) -> None:
+        for name in NOTE_COUNTS:
+            self.notes[name] += sum(map(itemgetter(name), notes))
+        for one in notes:  # one by one: a sum of fractions taken shard by shard would depend on the shards
+            self.onset_error_sum += one["onset_error_sum"]
+            self.max_onset_error = max(self.max_onset_error, one["max_onset_error"])
 
     def assign(self, seed: int, fractions: tuple[float, float, float], drop_duplicates: bool) -> None:
         """Send every file that gave documents to a split, or drop it."""
@@ -111,5 +137,7 @@ class Tally:
         self.kept_tokens[files] += np.diff(ends[np.concatenate([[0], np.cumsum(documents)])])
 
 
-def _key(digest: str) -> np.ndarray:
-    return np.frombuffer(bytes.fromhex(digest)[:KEY_BYTES], np.uint8)
+def _keys(digests: list[str]) -> np.ndarray:
+    """The first bytes of hashes in hexadecimal (uint8, [hashes, KEY_BYTES])."""
+    text = "".join(digest[: 2 * KEY_BYTES] for digest in digests)
+    return np.frombuffer(bytes.fromhex(text), np.uint8).reshape(-1, KEY_BYTES)
