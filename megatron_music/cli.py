@@ -50,7 +50,7 @@ def guarded(command: Callable[[], int | None]) -> int:
         return OK
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
-        return _say(f"{error.strerror or error}{place}; make room or check the path, then run the command again", FAILED)
+        return _say(f"{error.strerror or error}{place}; make room, or check the path and its permissions, then run the command again", FAILED)
     except KeyboardInterrupt as error:
         return _say(str(error) or "stopped; files that were finished stay, none is half-written", FAILED)
 

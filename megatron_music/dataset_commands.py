@@ -83,6 +83,8 @@ def inspect(options) -> None:
     from megatron_music.tokens.mmmtrack import decode_piece
     from megatron_music.tokens.wording import read_wording
 
+    if report["options"]["formats"] == ["text"]:
+        raise ValueError(f"{options.dataset} holds text alone: read line K of {options.split}.txt, or build with --format both")
     documents = open_split(options.dataset, options.split)
     if not 0 <= options.document < len(documents):
         raise ValueError(f"--document {options.document} is not in 0..{len(documents) - 1} of {options.split}")

@@ -89,12 +89,17 @@ def encoding_of(options: argparse.Namespace, **more):
         options.bars,
         options.hop,
         options.bar_line,
-        tuple(filter(None, options.meters.split(","))),
-        tuple(filter(None, options.unknown_meters.split(","))),
+        _listed(options.meters),
+        _listed(options.unknown_meters),
         options.velocity,
         options.tempo,
         **more,
     )
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """The words between commas, each once."""
+    return tuple(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
 
 
 def build_options_of(options: argparse.Namespace):

@@ -393,3 +393,25 @@ def test_wrong_use_is_named(midi, tmp_path, rank, world_size, workers):
         encode_shard(tmp_path / "out", rank, world_size, workers)
     with pytest.raises(ValueError, match="run `megatron-music build plan` first"):
         encode_shard(tmp_path / "nothing")
+
+
+def test_input_that_is_away_stops_the_shard_and_is_no_quarantine(midi, tmp_path):
+    plan_build([midi], tmp_path / "out", OPTIONS, files_per_shard=6)
+    midi.rename(tmp_path / "away")
+    with pytest.raises(FileNotFoundError):
+        encode_shard(tmp_path / "out")
+    assert not [name for name in shards(tmp_path / "out") if name.endswith("json")]
+    (tmp_path / "away").rename(midi)
+    encode_shard(tmp_path / "out")
+    assert not any(record["damage"] for record in records(tmp_path / "out"))
+
+
+def test_a_worker_that_can_encode_nothing_ends_the_build(midi, tmp_path):
+    """A fault of the installation is none of the files'."""
+    plan = plan_build([midi], tmp_path / "out", OPTIONS)
+    broken = (
+        "import sys\nfrom megatron_music.data import encode, worker\n"
+        "def fail(): raise RuntimeError('no place')\nencode.fastest_engine = fail\nworker.main(sys.argv[1])"
+    )
+    with pytest.raises(ChildProcessError, match="a good file cannot be encoded .RuntimeError: no place"):
+        list(run_shards(plan, range(len(plan.shards)), 1, [sys.executable, "-c", broken, str(plan.building)]))

@@ -221,6 +221,8 @@ def tar_entries(path: str, source: int) -> Iterator[Entry]:
             if member.isreg() and is_midi(member.name):
                 offset = member.offset_data if is_plain and member.sparse is None else -1
                 yield Entry(path, source, member.name, member.size, number, offset)
+            elif member.islnk() and is_midi(member.name):
+                yield Entry(path, source, member.name, number=number, damage=f"is a hard link to {member.linkname} of the archive")
             number += 1
 
 

@@ -55,8 +55,8 @@ def build_tokens(
     if done is not None:
         return done
     with held(building_folder(out)):
-        encode_shard(out, workers=workers, progress=progress)
-        return merge_shards(out, progress, workers, started)
+        done = encode_shard(out, workers=workers, progress=progress)
+        return merge_shards(out, progress, workers, None if done["found"] else started)
 
 
 def plan_tokens(sources: Sequence[str | os.PathLike], out: str | os.PathLike, options: BuildOptions) -> dict | None:

@@ -3,6 +3,7 @@
 Archives inside folders are not opened: name them.
 """
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ from megatron_music.data.archives import (
 
 LIST_SUFFIX = ".txt"
 MAX_FILE_BYTES = 64 << 20
+
+# Not the file's fault: a disk that is not mounted (any more), or too many open files.
+_PASSING = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE)
 
 
 class SourceFile(NamedTuple):
@@ -117,7 +121,8 @@ class Reader:
         """The content of an entry.
 
         Raises:
-            EntryError: it cannot be read, whatever the reason.
+            EntryError: it cannot be read, for a reason of its own.
+            OSError: it is no longer there, or the system has no room for open files: the shard must be done again later.
         """
         if entry.damage:
             raise EntryError(entry.damage)
@@ -132,6 +137,8 @@ class Reader:
                 self._archive = Archive(entry.path, self._beat)
             return self._archive.read(entry)
         except OSError as error:
+            if error.errno in _PASSING:
+                raise
             raise EntryError(f"cannot be read: {error.strerror or error}") from None
 
 

@@ -101,7 +101,7 @@ def encode_content(content: bytes, options: BuildOptions, label_ids: tuple[int, 
     except ValueError as error:
         damage = str(error)
     except Exception as error:  # a fault of ours or of a parser costs this file, never the build
-        damage = f"cannot be encoded ({type(error).__name__}: {error})"
+        damage = f"cannot be encoded ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     return EncodedFile(digest, damage=damage)
 
 
@@ -194,11 +194,11 @@ def encode_score(
     if made:
         left_out = ""
     elif not stretches:
-        left_out = f"no part in {' '.join(encoding.meters)}"
+        left_out = f"no part in {_meters_in_words(encoding)}"
     elif dropped:
         left_out = f"every window is outside the filters ({', '.join(sorted(dropped))})"
     else:
-        left_out = f"no part in {' '.join(encoding.meters)} of {encoding.bars} bars"
+        left_out = f"no part in {_meters_in_words(encoding)} of {encoding.bars} bars"
     whole = _joined(made)
     return EncodedScore(
         whole.ids,
@@ -216,6 +216,10 @@ def _meters_on_grid(encoding: Encoding) -> tuple[tuple[tuple[int, int], ...], tu
     """The encoding's meters whose bars are a whole number of steps, and those that count as unknown."""
     whole = tuple(meter for meter in encoding.meter_set if 4 * encoding.steps_per_quarter * meter[0] % meter[1] == 0)
     return whole, tuple(tuple(map(int, meter.split("/"))) for meter in encoding.unknown_meters)
+
+
+def _meters_in_words(encoding: Encoding) -> str:
+    return "any meter of the vocabulary" if "all" in encoding.meters else " or ".join(encoding.meters)
 
 
 def _joined(parts: list[Windows]) -> Windows:

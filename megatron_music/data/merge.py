@@ -44,14 +44,14 @@ def merge_shards(
     Args:
         out: the dataset's name, as ``plan_build`` was given it.
         progress: wraps the iteration over input files, given their number; once for each pass.
-        workers, started: what the report's rates speak of: processes, and ``time.perf_counter()`` at the start.
+        workers, started: what the report's rates speak of: processes, and ``time.perf_counter()`` at the start of a build
+            that was done without a stop; by default they speak of the merge alone.
 
     Raises:
         BuildError: no file gave a document (``OUT.building`` is removed then), or OUT was filled meanwhile.
         DamagedShard: a shard is missing or was changed.
         OSError: the disk is full or not writable. The shards stay, and the same call goes on.
     """
-    started = time.perf_counter() if started is None else started
     out = Path(os.path.realpath(out))
     building = building_folder(out)
     with held(building):
@@ -63,7 +63,8 @@ def merge_shards(
     return report
 
 
-def _merge(plan: Plan, out: Path, progress: Progress, workers: int, started: float) -> dict:
+def _merge(plan: Plan, out: Path, progress: Progress, workers: int, started: float | None) -> dict:
+    of, started = ("merge", time.perf_counter()) if started is None else ("", started)
     for stale in plan.building.glob("merge-*"):  # of merges that were killed
         shutil.rmtree(stale)
     folder = plan.building / f"merge-{os.getpid()}"
@@ -74,7 +75,7 @@ def _merge(plan: Plan, out: Path, progress: Progress, workers: int, started: flo
             remove_building(plan.building)
             raise BuildError(_nothing_left(tally))
         report = _write_dataset(plan, tally, readers, folder, progress)
-        _write_report(folder, report, len(tally.splits), workers, time.perf_counter() - started)
+        _write_report(folder, report, len(tally.splits), workers, time.perf_counter() - started, of)
         _sync(folder)
         _take_name(folder, out)
     except OSError as error:
@@ -196,13 +197,14 @@ def _closed(counts: np.ndarray, table: np.ndarray) -> np.ndarray:
     return closed
 
 
-def _write_report(folder: Path, report: dict, files: int, workers: int, seconds: float) -> None:
+def _write_report(folder: Path, report: dict, files: int, workers: int, seconds: float, of: str) -> None:
     tokens = sum(split["tokens"] for split in report["splits"].values())
     report["rates"] = {
         "seconds": seconds,
         "workers": workers,
         "files_per_second": files / seconds,
         "tokens_per_second": tokens / seconds,
+        "of": of,  # empty: the whole build
     }
     (folder / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     _draw(report, folder)
@@ -225,7 +227,7 @@ def _nothing_left(tally: Tally) -> str:
     reason, _ = reasons.most_common(1)[0]
     return (
         f"none of the {len(tally.splits)} files gives a document ({tally.quarantined} damaged, "
-        f"{sum(tally.left_out.values())} left out; for one: {reason}); try fewer --bars or another folder"
+        f"{sum(tally.left_out.values())} left out; for one: {reason}); try other options, or another folder"
     )
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -18,6 +18,7 @@ from megatron_music.data.archives import Entry
 from megatron_music.data.corpus import SourceFile, find_entries, find_files, no_midi_files
 from megatron_music.data.labels import Labels
 from megatron_music.data.options import BuildOptions
+from megatron_music.tokens.bpe import check_can_learn
 
 BUILDING_SUFFIX = ".building"
 PLAN_FILE, ENTRIES_FILE, LOCK_FILE, SHARDS_FOLDER = "plan.json", "entries.jsonl", "lock", "shards"
@@ -128,6 +129,8 @@ def plan_build(
     if files_per_shard is not None and files_per_shard < 1:
         raise ValueError(f"files_per_shard is {files_per_shard}; use 1 or more")
     options = settle(options)
+    if options.encoding.bpe:
+        check_can_learn()
     files = find_files(sources) if files is None else files
     wanted = fingerprint(files, options)
     building = building_folder(out)
@@ -146,7 +149,7 @@ def plan_build(
             if not shards:
                 raise no_midi_files(sources)
             (building / SHARDS_FOLDER).mkdir()
-            plan = Plan(building, __version__, wanted, options, tuple(os.fspath(source) for source in sources), shards)
+            plan = Plan(building, __version__, wanted, options, tuple(os.path.abspath(source) for source in sources), shards)
             _write_plan(plan)
         except BaseException:
             (building / ENTRIES_FILE).unlink(missing_ok=True)
@@ -275,7 +278,8 @@ def held(building: str | os.PathLike, shared: bool = False) -> Iterator[None]:
         _holding.reset(token)
         if not shared and building.is_dir() and os.listdir(building) == [LOCK_FILE]:
             (building / LOCK_FILE).unlink()
-            building.rmdir()
+            with suppress(OSError):  # another build has come meanwhile
+                building.rmdir()
         os.close(descriptor)
 
 
@@ -287,6 +291,8 @@ def _lock(building: Path, shared: bool) -> int:
         try:
             descriptor = os.open(building / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except (FileNotFoundError, NotADirectoryError):
+            if not shared:  # a build that ended has just removed the folder
+                continue
             raise ValueError(f"{building} is missing; run `megatron-music build plan` first") from None
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

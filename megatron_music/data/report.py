@@ -56,9 +56,11 @@ def describe(report: dict, out: str | os.PathLike) -> str:
     ]
     if report.get("bpe"):
         lines.append(f"bpe      {bpe_in_words(report['bpe'])}")
+    if "labelled" in files:
+        lines.append(f"labels   {files['labelled']:,} of {files['used']:,} used files have one")
     lines.append(
         f"rate     {rates['files_per_second']:,.0f} files/s, {rates['tokens_per_second'] / 1e6:.2f} M tokens/s "
-        f"with {rates['workers']} worker{'s' if rates['workers'] > 1 else ''}"
+        f"with {rates['workers']} worker{'s' if rates['workers'] > 1 else ''}{rates.get('of', '') and ', merging alone'}"
     )
     rows = [(split, report["splits"][split]) for split in SPLITS]
     sources = [(_visible(row["name"]), row) for row in report.get("sources", ())]
@@ -71,6 +73,9 @@ def describe(report: dict, out: str | os.PathLike) -> str:
             f"{row['tokens']:>15,} {row['bytes']:>15,}"
             for name, row in table
         ]
+    text_bytes = sum(row.get("text_bytes", 0) for _, row in rows)
+    if text_bytes:
+        lines += ["", f"as text  {text_bytes:,} bytes"]
     if files["quarantined"]:
         lines += ["", f"damaged files and why: {Path(out, QUARANTINE_FILE)}"]
     if is_older(report):
@@ -121,7 +126,7 @@ def markdown(report: dict, figures: Container[str] = ()) -> str:
     section("Files", "exclusions")
     lines += _table(["what became of them", "files"], files_in_words(files))
     if report.get("windows_left_out"):
-        lines += _table(["windows of used files left out", "windows"], list(report["windows_left_out"].items()))
+        lines += _table(["windows left out by filters", "windows"], list(report["windows_left_out"].items()))
     if files["quarantined"]:
         lines += [f"`{QUARANTINE_FILE}` names each damaged file and the reason.", ""]
     section("Encoding")

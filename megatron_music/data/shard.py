@@ -140,6 +140,8 @@ def _encoded(entry: Entry, reader: Reader, encode: Callable[[Entry, bytes], Enco
         return encode(entry, content)
     except EntryError as error:
         damage = str(error)
+    except OSError:
+        raise
     except MemoryError:
         damage = "needs more memory than a worker may use"
     except Exception as error:  # a fault of ours or of a parser

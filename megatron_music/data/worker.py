@@ -29,7 +29,9 @@ def main(building: str) -> None:
     channel, requests = _private_channel()
     plan = read_plan(building)
     encode = _encoder(plan.options)
-    encode(Entry("warm-up.mid"), _warm_up_file(plan.options))
+    warm_up = encode(Entry("warm-up.mid"), _warm_up_file(plan.options))
+    if warm_up.damage:  # no fault of any file: none would be encoded
+        sys.exit(f"a good file {warm_up.damage}")
     reader = Reader(beat=lambda: _say(channel, "."))
 
     def tell(entry: int | None) -> None:

@@ -29,10 +29,10 @@ def note_sums(columns: np.ndarray, is_drum: np.ndarray, ticks_per_quarter: int) 
     drum = is_drum[track] if len(is_drum) else np.zeros(0, bool)
     height = np.where(drum, pitch + 128, pitch - pitch[~drum].min(initial=127))
     key = ((step - step.min(initial=1 << 40)) << 8 | height).astype(np.uint64)
-    return tuple(int(_mixed(key ^ np.uint64(seed)).sum(dtype=np.uint64)) for seed in SEEDS)
+    return tuple(int(mixed(key ^ np.uint64(seed)).sum(dtype=np.uint64)) for seed in SEEDS)
 
 
-def _mixed(x: np.ndarray) -> np.ndarray:
+def mixed(x: np.ndarray) -> np.ndarray:
     """The finalizer of splitmix64; uint64 products wrap."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -158,6 +158,11 @@ class Bpe:
         return np.array(ids, np.uint16).tobytes()
 
 
+def check_can_learn() -> None:
+    """Raise ModuleNotFoundError now if learning would, hours later: ``tokenizers`` is the extra ``bpe``."""
+    import tokenizers  # noqa: F401
+
+
 def learn_bpe(documents: Iterable[np.ndarray], merges: int) -> Bpe:
     """Merges learnt from documents of base ids; the same for the same documents in whatever order.
 

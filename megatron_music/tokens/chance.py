@@ -8,6 +8,8 @@ from functools import cache
 
 import numpy as np
 
+from megatron_music.music.likeness import mixed
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: the step of splitmix64
 _WHOLE = (1 << 64) - 1
 
@@ -15,13 +17,6 @@ _WHOLE = (1 << 64) - 1
 @cache
 def _purpose(purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(purpose.encode("utf-8")).digest()[:8], "little")
-
-
-def _mixed(x: np.ndarray) -> np.ndarray:
-    """The finalizer of splitmix64; uint64 products wrap."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def draw(key: int, windows: np.ndarray, copy: int, purpose: str, count: int) -> np.ndarray:
@@ -37,10 +32,10 @@ def draw(key: int, windows: np.ndarray, copy: int, purpose: str, count: int) -> 
     start = np.array([key & _WHOLE, _purpose(purpose), copy & _WHOLE], dtype=np.uint64)
     state = np.zeros(1, dtype=np.uint64)
     for part in start:
-        state = _mixed((state ^ part) + _GOLDEN)
-    rows = _mixed((state ^ np.asarray(windows).astype(np.uint64)) + _GOLDEN)
+        state = mixed((state ^ part) + _GOLDEN)
+    rows = mixed((state ^ np.asarray(windows).astype(np.uint64)) + _GOLDEN)
     steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
-    return _mixed(rows[:, None] + steps[None, :])
+    return mixed(rows[:, None] + steps[None, :])
 
 
 def below(draws: np.ndarray, n: int | np.ndarray) -> np.ndarray:

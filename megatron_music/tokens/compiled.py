@@ -18,7 +18,18 @@ from megatron_music.tokens.density import MAX_COUNT, density_ids, open_bar_ids, 
 from megatron_music.tokens.folder import Encoding
 from megatron_music.tokens.windows import EncodedStretch, Windows, attributes, first_bars_of, instrument_id
 
-compiled = njit(cache=True, nogil=True)
+
+
+def _can_keep() -> bool:
+    """Whether there is a place to keep what is compiled; where there is none, each process compiles for itself."""
+    try:
+        njit(cache=True)(lambda: 0)
+    except RuntimeError:  # numba found no folder it may write to
+        return False
+    return True
+
+
+compiled = njit(cache=_can_keep(), nogil=True)
 
 # Plain integers, which compiled code takes as constants.
 _PIECE_START, _TRACK_START, _TRACK_END, _DOCUMENT_END = v.PIECE_START, v.TRACK_START, v.TRACK_END, v.DOCUMENT_END

@@ -15,6 +15,7 @@ from megatron_music.tokens.labels import LabelNames, label_ids
 
 ENCODING_FILE = "mmmtrack.json"
 BAR_LINES = ("carry", "clip", "split")
+MAX_BARS = 1 << 16
 METERS = tuple(token.removeprefix("TIME_SIGNATURE=") for token in vocabulary.TOKENS if token.startswith("TIME_SIGNATURE="))
 
 
@@ -62,15 +63,15 @@ class Encoding:
     def __post_init__(self):
         if self.steps_per_quarter not in (4, 12):
             raise ValueError(f"steps_per_quarter is {self.steps_per_quarter}; use 4 or 12")
-        if self.bars < 0 or self.hop < 1:
-            raise ValueError(f"bars is {self.bars} and hop {self.hop}; use bars >= 0 (0: whole piece) and hop >= 1")
+        if not 0 <= self.bars <= MAX_BARS or not 1 <= self.hop <= MAX_BARS:
+            raise ValueError(f"bars is {self.bars} and hop {self.hop}; use 0 (the whole piece) to {MAX_BARS:,} bars and a hop from 1")
         if self.bar_line not in BAR_LINES:
             raise ValueError(f"bar_line is {self.bar_line!r}; use one of {', '.join(BAR_LINES)}")
         if not self.meters:
             raise ValueError("meters is empty; name at least one, such as 4/4, or all")
-        for meter in (*self.meters, *self.unknown_meters):
-            if meter != "all" and f"TIME_SIGNATURE={meter}" not in vocabulary.IDS:
-                raise ValueError(f"the meter {meter!r} is not in the vocabulary; use 1/2 to 16/16 with 2, 4, 8 or 16 below, or all")
+        for meter in (*filter(lambda meter: meter != "all", self.meters), *self.unknown_meters):
+            if f"TIME_SIGNATURE={meter}" not in vocabulary.IDS:
+                raise ValueError(f"the meter {meter!r} is not in the vocabulary; use 1/2 to 16/16 with 2, 4, 8 or 16 below")
         for name in ("density", "bar_density"):
             levels, bins = getattr(self, name), getattr(self, f"{name}_bins")
             if not (levels == 0 or 2 <= levels <= vocabulary.NUM_DENSITIES):
@@ -154,7 +155,11 @@ def write_tokenizer_folder(folder: str | os.PathLike, encoding: Encoding, bpe: B
         "pre_tokenizer": {"type": "WhitespaceSplit"},
         "post_processor": None,
         "decoder": None,
-        "model": {"type": "WordLevel", "vocab": {word: number for number, word in enumerate(words)}, "unk_token": "<none>"}  # not in it: an unknown word is an error,
+        "model": {
+            "type": "WordLevel",
+            "vocab": {word: number for number, word in enumerate(words)},
+            "unk_token": "<none>",  # not in it: an unknown word is an error
+        },
     }
     loader = {
         "tokenizer_class": "PreTrainedTokenizerFast",
