@@ -41,6 +41,7 @@ from megatron_music.tokens.folder import Encoding
 
 OPTIONS = BuildOptions(encoding=Encoding(unknown_meters=("1/4",)))
 PARSER, OURS, MIDITOK = "symusic, parsing alone", "ours: parse, encode, write", "MidiTok MMM (whole piece)"
+SHARD_FILES = 512
 REPEAT = 3  # of the fast contenders within a round
 
 
@@ -62,18 +63,20 @@ def in_arrays(paths: Sequence[Path]) -> int:
         encode.fastest_engine = fastest
 
 
-def pipeline(folder: Path) -> Callable[[Sequence[Path]], int]:
-    """What a worker process does with a shard, without the process."""
-    counter = iter(range(1_000_000))
+def pipeline(paths: Sequence[Path], folder: Path) -> Callable[[Sequence[Path]], int]:
+    """What a worker process does with a shard of the usual size, without the process."""
+    times = -(-SHARD_FILES // len(paths))
+    midi = folder / "shard"
+    midi.mkdir()
+    for number in range(times * len(paths)):
+        shutil.copy(paths[number % len(paths)], midi / f"{number:06}.mid")
+    plan = plan_build([midi], folder / "piped", OPTIONS, files_per_shard=times * len(paths))
 
-    def run(paths: Sequence[Path]) -> int:
-        plan = plan_build(paths, folder / f"out{next(counter)}", OPTIONS, files_per_shard=len(paths))
+    def run(_: Sequence[Path]) -> int:
         started = time.perf_counter()
         write_shard(plan, 0, Reader(), lambda entry, content: encode_content(content, OPTIONS), {}, lambda entry: None)
-        run.seconds = time.perf_counter() - started  # planning is timed by the whole builds
-        tokens = (plan.building / "shards" / "00000.bin").stat().st_size // 2
-        shutil.rmtree(plan.building)
-        return tokens
+        run.seconds = (time.perf_counter() - started) / times
+        return (plan.building / "shards" / "00000.bin").stat().st_size // 2 // times
 
     return run
 
@@ -96,7 +99,7 @@ def miditok_mmm() -> Callable[[Sequence[Path]], int]:
 
 
 def file_rates(paths: list[Path], rounds: int, folder: Path) -> list[dict]:
-    ours = pipeline(folder)
+    ours = pipeline(paths, folder)
     fast = {PARSER: parse, OURS: ours, "ours: parse, encode": in_memory, "ours without numba: parse, encode": in_arrays}
     slow = {MIDITOK: miditok_mmm(), "miditoolkit and plain Python": plain_python}
     seconds: dict[str, list[float]] = {name: [] for name in (*fast, *slow)}

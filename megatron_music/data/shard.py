@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from megatron_music.data.workers import run_shards
 RECORD = "json"
 PARTS = {"bin": np.dtype("<u2"), "lengths": np.dtype("<i4")}
 _TEMPORARY_SUFFIX = ".tmp"
+_SYNC_BYTES = 4 << 20
 
 
 def encode_shard(
@@ -180,6 +182,8 @@ class _Part:
         self._temporary = self._path.with_name(f".{self._path.name}.{os.uname().nodename}-{os.getpid()}{_TEMPORARY_SUFFIX}")
         self._file = _create_locked(self._temporary)
         self._hasher, self._bytes = hashlib.sha256(), 0
+        self._sync, self._synced = None, 0
+        self._failure: OSError | None = None
         self.counter = IdCounter() if name == "bin" else None
 
     def write(self, values: np.ndarray) -> None:
@@ -191,14 +195,29 @@ class _Part:
             self.counter.add(values)
         with self._naming():
             self._file.write(view)
+        if self._bytes - self._synced > _SYNC_BYTES and not (self._sync and self._sync.is_alive()):
+            self._synced = self._bytes
+            self._sync = Thread(target=self._write_out, daemon=True)
+            self._sync.start()
 
     def finish(self) -> dict:
         """Give it its name once all is on the disk; its size and hash."""
         with self._naming():
             self._file.flush()
+            if self._sync:
+                self._sync.join()
+            if self._failure:  # the system tells of a failed write once
+                raise self._failure
             os.fsync(self._file.fileno())
             os.replace(self._temporary, self._path)
         return {"bytes": self._bytes, "sha256": self._hasher.hexdigest()}
+
+    def _write_out(self) -> None:
+        """Have the disk take what there is, while the next files are encoded."""
+        try:
+            os.fdatasync(self._file.fileno())
+        except OSError as error:
+            self._failure = error
 
     @contextmanager
     def _naming(self) -> Iterator[None]:
@@ -212,6 +231,8 @@ class _Part:
         return self
 
     def __exit__(self, *_) -> None:
+        if self._sync:
+            self._sync.join()
         self._temporary.unlink(missing_ok=True)
         with suppress(OSError):  # a full disk was said already, and close tries to write what is left
             self._file.close()
