@@ -57,7 +57,10 @@ class ModelConfig:
     ffn_hidden_size: int | None = None  # left out: 4 x hidden_size
     seq_length: int | None = None  # tokens
     position_embedding_type: str = "rope"
+    rotary_base: int = 10000
     normalization: str = "LayerNorm"
+    swiglu: bool = False  # a gated feed-forward with SiLU; else GELU
+    add_bias_linear: bool = True  # a bias in every linear layer but the output layer
     share_embeddings_and_output_weights: bool = True
     attention_dropout: float = 0.0
     hidden_dropout: float = 0.0
@@ -78,7 +81,7 @@ class ModelConfig:
                 )
                 object.__setattr__(self, name, shape[name])
         _positive("model", self, "num_layers", "hidden_size", "num_attention_heads", "num_query_groups")
-        _positive("model", self, "ffn_hidden_size", "seq_length", "vocab_size")
+        _positive("model", self, "ffn_hidden_size", "seq_length", "vocab_size", "rotary_base")
         _choice("model", self, "position_embedding_type", ("rope", "learned_absolute"))
         _choice("model", self, "normalization", ("LayerNorm", "RMSNorm"))
         refuse_unless(
@@ -99,7 +102,8 @@ class ModelConfig:
     @property
     def parameter_count(self) -> int:
         """Parameters of the whole model, whatever it is split over."""
-        names = [item.name for item in fields(self) if item.name not in ("size", "attention_dropout", "hidden_dropout")]
+        without = ("size", "attention_dropout", "hidden_dropout", "rotary_base")
+        names = [item.name for item in fields(self) if item.name not in without]
         return gpt_parameter_count(**{name: getattr(self, name) for name in names})
 
 

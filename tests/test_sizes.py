@@ -24,6 +24,8 @@ def one_process():
         {"share_embeddings_and_output_weights": False},
         {"num_query_groups": 2},
         {"ffn_hidden_size": 96},
+        {"swiglu": True},
+        {"swiglu": True, "add_bias_linear": False, "normalization": "RMSNorm"},
     ],
     ids=str,
 )
@@ -40,7 +42,8 @@ def test_the_article_size_is_the_article_s():
 
 
 @pytest.mark.parametrize(
-    ("size", "millions"), [("tiny", 0.1), ("demo", 3), ("125m", 86), ("350m", 303), ("1.3b", 1210)]
+    ("size", "millions"),
+    [("tiny", 0.1), ("demo", 3), ("125m", 86), ("350m", 303), ("1.3b", 1210), ("2.7b", 2520), ("6.7b", 6440)],
 )
 def test_sizes_are_as_large_as_their_names_say(size, millions):
     # Without the 50257 words of GPT-3: the layers are what a size means.

@@ -4,6 +4,7 @@ Knows nothing about data, losses over batches, or training. The parallel groups 
 """
 
 import torch
+import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -23,6 +24,9 @@ def transformer_config(
         num_query_groups=model.num_query_groups,
         ffn_hidden_size=model.ffn_hidden_size,
         normalization=model.normalization,
+        gated_linear_unit=model.swiglu,
+        activation_func=F.silu if model.swiglu else F.gelu,
+        add_bias_linear=model.add_bias_linear,
         attention_dropout=model.attention_dropout,
         hidden_dropout=model.hidden_dropout,
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
@@ -72,4 +76,5 @@ def build_gpt(
         post_process=parallel_state.is_pipeline_last_stage() if post_process is None else post_process,
         share_embeddings_and_output_weights=model.share_embeddings_and_output_weights,
         position_embedding_type=model.position_embedding_type,
+        rotary_base=model.rotary_base,
     )

@@ -41,6 +41,13 @@ SIZES: dict[str, GPTSize] = {
     "1.3b": GPTSize(
         num_layers=24, hidden_size=2048, num_attention_heads=16, num_query_groups=16, ffn_hidden_size=8192, seq_length=2048
     ),
+    # GPT-3 2.7B and 6.7B, of the same table.
+    "2.7b": GPTSize(
+        num_layers=32, hidden_size=2560, num_attention_heads=32, num_query_groups=32, ffn_hidden_size=10240, seq_length=2048
+    ),
+    "6.7b": GPTSize(
+        num_layers=32, hidden_size=4096, num_attention_heads=32, num_query_groups=32, ffn_hidden_size=16384, seq_length=2048
+    ),
 }
 
 
@@ -55,9 +62,11 @@ def gpt_parameter_count(
     vocab_size: int,
     position_embedding_type: str = "rope",
     normalization: str = "LayerNorm",
+    swiglu: bool = False,
+    add_bias_linear: bool = True,
     share_embeddings_and_output_weights: bool = True,
 ) -> int:
-    """Number of parameters of the whole GPT, every linear layer with a bias but the output layer.
+    """Number of parameters of the whole GPT. The output layer has no bias.
 
     A tied embedding counts once; it counts once too where pipeline stages each hold a copy.
 
@@ -65,9 +74,10 @@ def gpt_parameter_count(
         The exact count: tests compare it with the built model.
     """
     norm = hidden_size * (2 if normalization == "LayerNorm" else 1)
+    bias = 1 if add_bias_linear else 0
     key_value_size = hidden_size // num_attention_heads * num_query_groups
-    attention = (hidden_size + 1) * (hidden_size + 2 * key_value_size) + (hidden_size + 1) * hidden_size
-    feed_forward = (hidden_size + 1) * ffn_hidden_size + (ffn_hidden_size + 1) * hidden_size
+    attention = (hidden_size + bias) * (hidden_size + 2 * key_value_size) + (hidden_size + bias) * hidden_size
+    feed_forward = (hidden_size + bias) * ffn_hidden_size * (2 if swiglu else 1) + (ffn_hidden_size + bias) * hidden_size
     embedding = vocab_size * hidden_size * (1 if share_embeddings_and_output_weights else 2)
     positions = seq_length * hidden_size if position_embedding_type == "learned_absolute" else 0
     return num_layers * (attention + feed_forward + 2 * norm) + norm + embedding + positions

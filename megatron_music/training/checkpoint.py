@@ -252,7 +252,8 @@ def check_same_model(found: ModelConfig, wanted: ModelConfig, where: Path) -> No
         ConfigError: the first field that differs.
     """
     names = ["num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "ffn_hidden_size"]
-    names += ["position_embedding_type", "normalization", "share_embeddings_and_output_weights"]
+    names += ["position_embedding_type", "rotary_base", "normalization", "swiglu", "add_bias_linear"]
+    names += ["share_embeddings_and_output_weights"]
     if wanted.position_embedding_type == "learned_absolute":
         names.append("seq_length")
     for name in names:
