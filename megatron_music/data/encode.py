@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from megatron_music.music import likeness
+from megatron_music.data.id_counts import count_ids
 from megatron_music.data.options import BuildOptions, Filters
 from megatron_music.music.grid import sections
 from megatron_music.music.midi import read_midi
@@ -63,13 +64,14 @@ class EncodedFile:
 
 
 class Engine(NamedTuple):
-    """The two steps that are most of the work."""
+    """The steps that are most of the work."""
 
     encode_stretch: Callable
     note_sums: Callable
+    count_ids: Callable
 
 
-ARRAYS = Engine(arrays.encode_stretch, likeness.note_sums)
+ARRAYS = Engine(arrays.encode_stretch, likeness.note_sums, count_ids)
 
 
 @cache
@@ -81,7 +83,7 @@ def fastest_engine() -> Engine:
         if error.name != "numba":
             raise
         return ARRAYS
-    return Engine(compiled.encode_stretch, compiled.note_sums)
+    return Engine(compiled.encode_stretch, compiled.note_sums, compiled.count_ids)
 
 
 def encode_content(content: bytes, options: BuildOptions, label_ids: tuple[int, ...] = ()) -> EncodedFile:

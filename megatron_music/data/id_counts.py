@@ -26,14 +26,19 @@ class IdCounter:
             ids = ids[len(taken) :]
 
     def _count(self) -> None:
-        counts = np.bincount(self._waiting[: self._tokens])
-        self._counts[: len(counts)] += counts
+        count_ids(self._waiting[: self._tokens], self._counts)
         self._tokens = 0
 
     def counts(self) -> np.ndarray:
         """How often each id has come (int64, [NUM_IDS])."""
         self._count()
         return self._counts
+
+
+def count_ids(ids: np.ndarray, counts: np.ndarray) -> None:
+    """Add to ``counts`` (int64, [NUM_IDS]) how often each id (uint16) occurs."""
+    found = np.bincount(ids)
+    counts[: len(found)] += found
 
 
 def as_json(counts: np.ndarray) -> list[list[int]]:

@@ -17,8 +17,9 @@ import numpy as np
 
 from megatron_music.data.archives import Entry, EntryError
 from megatron_music.data.corpus import Reader
-from megatron_music.data.encode import EncodedFile
-from megatron_music.data.id_counts import IdCounter, as_json
+from megatron_music.data.encode import EncodedFile, fastest_engine
+from megatron_music.data.id_counts import as_json
+from megatron_music.tokens.density import NUM_IDS
 from megatron_music.data.plan import SHARDS_FOLDER, Plan, held, is_at, read_plan, sync_folder
 from megatron_music.data.workers import run_shards
 
@@ -26,6 +27,7 @@ RECORD = "json"
 PARTS = {"bin": np.dtype("<u2"), "lengths": np.dtype("<i4")}
 _TEMPORARY_SUFFIX = ".tmp"
 _SYNC_BYTES = 4 << 20
+_BLOCK_BYTES = 256 << 10  # written at a time: many calls for a few bytes each cost more than the bytes
 
 
 def encode_shard(
@@ -96,7 +98,7 @@ def write_shard(
     skip: Mapping[int, str],
     tell: Callable[[int | None], None],
 ) -> None:
-    """Encode one shard and write its files, under temporary names first; holds one input file's ids at a time.
+    """Encode one shard and write its files, under temporary names first; holds the ids of a few input files at a time.
 
     Args:
         skip: entries not to touch, and why: they go to quarantine.
@@ -123,7 +125,7 @@ def write_shard(
             "fingerprint": plan.fingerprint,
             "first": plan.shards[number].first,
             **{part.name: part.finish() for part in (ids, lengths)},
-            "ids": as_json(ids.counter.counts()),
+            "ids": as_json(ids.counts),
             "density": density.tolist(),
             "onset_error": onset_error.tolist(),
             "files": records,
@@ -153,13 +155,16 @@ def _encoded(entry: Entry, reader: Reader, encode: Callable[[Entry, bytes], Enco
 
 def _file_record(file: EncodedFile) -> dict:
     """What a merge needs to know of a file; what is empty is left out, as merges read millions of these."""
-    ends = np.cumsum((0, *file.copies))
-    totals = np.concatenate([[0], np.cumsum(file.lengths, dtype=np.int64)])
+    if len(file.copies) <= 1:
+        tokens = [len(file.ids)] * len(file.copies)
+    else:
+        totals = np.concatenate([[0], np.cumsum(file.lengths, dtype=np.int64)])
+        tokens = np.diff(totals[np.cumsum((0, *file.copies))]).tolist()
     record = {
         "digest": file.digest,
         "content": file.content,
         "documents": list(file.copies),
-        "tokens": np.diff(totals[ends]).tolist(),
+        "tokens": tokens,
         "damage": file.damage,
         "left_out": file.left_out,
         "rescued": file.rescued,
@@ -173,7 +178,7 @@ class _Part:
     """One file of a shard in the making: hashed as it is written, and locked: a sweep takes those of dead writers only.
 
     Attributes:
-        counter: of the ids, in ``.bin``.
+        counts: how often each id occurs in what is written (int64, [NUM_IDS]); of ``.bin`` alone, and complete when finished.
     """
 
     def __init__(self, building: Path, number: int, name: str):
@@ -184,15 +189,25 @@ class _Part:
         self._hasher, self._bytes = hashlib.sha256(), 0
         self._sync, self._synced = None, 0
         self._failure: OSError | None = None
-        self.counter = IdCounter() if name == "bin" else None
+        self._block: list[np.ndarray] = []
+        self._block_bytes = 0
+        self.counts = np.zeros(NUM_IDS if name == "bin" else 0, np.int64)
 
     def write(self, values: np.ndarray) -> None:
-        """Add an array, in little-endian order."""
+        """Add an array, in little-endian order; it must stay as it is."""
+        self._block.append(values)
+        self._block_bytes += values.nbytes
+        if self._block_bytes >= _BLOCK_BYTES:
+            self._write_block()
+
+    def _write_block(self) -> None:
+        values = np.concatenate(self._block) if self._block else np.empty(0, np.uint8)
+        self._block, self._block_bytes = [], 0
         view = memoryview(np.ascontiguousarray(values, PARTS.get(self.name, values.dtype))).cast("B")
         self._hasher.update(view)
         self._bytes += len(view)
-        if self.counter is not None:
-            self.counter.add(values)
+        if len(self.counts) and len(values):
+            fastest_engine().count_ids(values, self.counts)
         with self._naming():
             self._file.write(view)
         if self._bytes - self._synced > _SYNC_BYTES and not (self._sync and self._sync.is_alive()):
@@ -202,6 +217,7 @@ class _Part:
 
     def finish(self) -> dict:
         """Give it its name once all is on the disk; its size and hash."""
+        self._write_block()
         with self._naming():
             self._file.flush()
             if self._sync:

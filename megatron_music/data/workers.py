@@ -21,6 +21,7 @@ import megatron_music
 from megatron_music.data.plan import Plan
 
 _POLL_SECONDS = 1.0
+_REST_SECONDS = 0.01  # between two looks: hearing of every file at once would take a tenth of a processor from the workers
 _STDERR_BYTES = 2000
 # Not a fault of the parser, unless it happens again: the system is short of memory, or somebody stops processes.
 _OUTSIDE_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -154,6 +155,7 @@ class _Supervisor:
         limit = self._plan.options.seconds_per_file
         patience = min(_POLL_SECONDS, limit / 4)
         started = time.monotonic()
+        time.sleep(_REST_SECONDS)
         for key, _ in self._selector.select(patience):
             worker, hear = key.data
             if worker in self._crew:  # its other pipe may have ended it

@@ -5,6 +5,7 @@ refuse them. Knows nothing about tokens.
 """
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import miditoolkit
@@ -127,19 +128,20 @@ def _checked(score: Score, where: str) -> Score:
 
 
 def _from_symusic(parsed: symusic.Score, leave_out_impossible_meters: bool = False) -> Score:
-    notes, limits, tracks = symusic.core.NoteTickList(), [0], []
+    notes, limits, heads = symusic.core.NoteTickList(), [0], []
     for track in parsed.tracks:
         notes.extend(track.notes)
         limits.append(len(notes))
-        is_drum = track.is_drum
-        tracks.append(Track((), 0 if is_drum else track.program, is_drum, name=track.name))
+        heads.append((track.is_drum, track.program, track.name))
     fields = notes.numpy()  # one call for all tracks: each costs as much as a hundred notes
     columns = np.empty((5, limits[-1]), np.int64)
-    columns[1], columns[2], columns[3], columns[4] = (fields[n] for n in ("time", "duration", "pitch", "velocity"))
-    columns[2] += columns[1]
-    for number, (track, first, last) in enumerate(zip(tracks, limits, limits[1:], strict=False)):
-        columns[0, first:last] = number
-        track.rows = columns[1:, first:last].T
+    numbers, start, end, pitch, velocity = columns
+    start[:], pitch[:], velocity[:] = fields["time"], fields["pitch"], fields["velocity"]
+    np.add(start, fields["duration"], out=end)
+    rows, tracks = columns[1:].T, []
+    for (is_drum, program, name), (first, last) in zip(heads, pairwise(limits), strict=True):
+        numbers[first:last] = len(tracks)
+        tracks.append(Track(rows[first:last], 0 if is_drum else program, is_drum, name=name))
     for track, voice in zip(tracks, voices_of(tracks, columns), strict=True):
         track.voice = voice
     return Score.from_columns(

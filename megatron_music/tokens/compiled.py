@@ -428,6 +428,13 @@ def note_sums(columns, is_drum, ticks_per_quarter):
 
 
 @compiled
+def count_ids(ids, counts):
+    """``data.id_counts.count_ids``."""
+    for place in range(len(ids)):
+        counts[ids[place]] += 1
+
+
+@compiled
 def _mixed(x):
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
