@@ -1,12 +1,14 @@
 """Training speed: our GPT on megatron-core beside Hugging Face's GPT2LMHeadModel, in one run on one machine.
 
-    python benchmarks/training.py [--steps 9] [--json docs/results/training.json]
+    python benchmarks/training.py [--steps 9] [--batch-sizes 1,4] [--dtypes float32,bfloat16] [--json docs/results/training.json]
 
 All have the shape of the `article` size (6 layers of 512, 8 heads, 2048 tokens, learned positions, LayerNorm, tied
 embeddings, our vocabulary, no dropout), the same batch and the same dtype, and do a whole step: forward, backward, clipping
 at 1.0, AdamW in its fused form. GPT2LMHeadModel runs twice: with its own default activation (`gelu_new`, six operations)
-and with the exact GELU that megatron-core computes, which is faster. Steps take turns, so that what else the machine does
-falls on all alike; ratios are medians over turns.
+and with the exact GELU that megatron-core computes, which is faster. In bfloat16 ours keeps float32 weights and gradients
+beside the bfloat16 ones, as megatron-core does; GPT2LMHeadModel runs under autocast over float32 weights, as
+`transformers.Trainer(bf16=True)` has it, and once more in bfloat16 altogether, which keeps nothing in float32. Steps take
+turns, so that what else the machine does falls on all alike; ratios are medians over turns.
 Needs: pip install "megatron-music[train,bench]".
 """
 
@@ -16,6 +18,7 @@ import statistics
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
 
@@ -58,7 +61,7 @@ def our_step(config: RunConfig, tokens: torch.Tensor):
     return (lambda: engine.step(repeat(batch)).loss), sum(item.numel() for item in engine.module.parameters())
 
 
-def hugging_face_step(config: RunConfig, tokens: torch.Tensor, activation: str):
+def hugging_face_step(config: RunConfig, tokens: torch.Tensor, activation: str, autocast: bool, dtype: torch.dtype):
     """The same step around GPT2LMHeadModel, as its documentation writes it."""
     shape = config.model
     model = transformers.GPT2LMHeadModel(
@@ -77,23 +80,26 @@ def hugging_face_step(config: RunConfig, tokens: torch.Tensor, activation: str):
             attn_implementation="sdpa",
         )
     ).train()
-    model = model.to(torch.cuda.current_device())
+    model = model.to(torch.cuda.current_device(), dtype)
     # One token more than n_positions cannot be fed: the labels are shifted here, and not by the model.
     inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.lr, betas=(0.9, 0.95), fused=True)
 
     def step() -> float:
         optimizer.zero_grad()
-        loss = model(inputs, labels=inputs, shift_labels=labels).loss
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=autocast):
+            loss = model(inputs, labels=inputs, shift_labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         return loss.item()
 
-    return step, sum(item.numel() for item in model.parameters())
+    # In a thread of its own, where the CPU adapter of ours is not: as it is for its own users.
+    thread = ThreadPoolExecutor(1)
+    return lambda: thread.submit(step).result(), sum(item.numel() for item in model.parameters())
 
 
-def measure(steps: int, batch_size: int, size: str) -> dict:
+def measure(steps: int, batch_size: int, size: str, dtype: str) -> dict:
     """Seconds of each step of both, alternating, after two steps of each to warm up."""
     config = load_run(
         "article",
@@ -103,6 +109,7 @@ def measure(steps: int, batch_size: int, size: str) -> dict:
             "model.hidden_dropout=0",
             f"train.micro_batch_size={batch_size}",
             f"train.global_batch_size={batch_size}",
+            f"train.bf16={dtype == 'bfloat16'}",
         ],
     )
     distributed.start(config.parallel)
@@ -110,9 +117,14 @@ def measure(steps: int, batch_size: int, size: str) -> dict:
     tokens = tokens.to(torch.cuda.current_device())
     contenders = {
         OURS: our_step(config, tokens),
-        "GPT2LMHeadModel, gelu_new (its default)": hugging_face_step(config, tokens, "gelu_new"),
-        "GPT2LMHeadModel, gelu": hugging_face_step(config, tokens, "gelu"),
     }
+    for activation, told in (("gelu_new", "gelu_new (its default)"), ("gelu", "gelu")):
+        is_half = config.train.bf16
+        told = f"GPT2LMHeadModel, {told}{', autocast' if is_half else ''}"
+        contenders[told] = hugging_face_step(config, tokens, activation, is_half, torch.float32)
+    if config.train.bf16:
+        told = "GPT2LMHeadModel, gelu_new, nothing in float32"
+        contenders[told] = hugging_face_step(config, tokens, "gelu_new", False, torch.bfloat16)
     order = list(contenders)
     seconds: dict[str, list[float]] = {name: [] for name in order}
     for number in range(-2, steps):
@@ -139,7 +151,7 @@ def measure(steps: int, batch_size: int, size: str) -> dict:
         "size": size,
         "batch_size": batch_size,
         "seq_length": config.model.seq_length,
-        "dtype": "float32",
+        "dtype": dtype,
         "machine": f"{machine()}, {torch.get_num_threads()} threads",
         "versions": {
             "torch": torch.__version__,
@@ -164,15 +176,19 @@ def table(result: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=9)
-    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--batch-sizes", default="1,4")
+    parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--size", default="article")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     options = parser.parse_args()
-    result = measure(options.steps, options.batch_size, options.size)
-    print(table(result))
+    results = []
+    for dtype in options.dtypes.split(","):
+        for batch_size in map(int, options.batch_sizes.split(",")):
+            results.append(measure(options.steps, batch_size, options.size, dtype))
+            print(table(results[-1]), "\n", flush=True)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import warnings
 import megatron.core.optimizer.clip_grads as megatron_clipping
 import megatron.core.tensor_parallel.random as megatron_random
 import torch
+import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 CPU = torch.device("cpu")
@@ -20,11 +21,38 @@ def _names_cuda(device) -> bool:
     return isinstance(device, str | torch.device) and str(device).startswith("cuda")
 
 
+# What multiplies matrices. A processor without bfloat16 arithmetic takes some twenty times as long for these as in float32.
+_PRODUCTS = {
+    F.linear, F.scaled_dot_product_attention, torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm,
+    torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.mm, torch.Tensor.bmm,
+}  # fmt: skip
+
+
+def _multiplies_bfloat16() -> bool:
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _is_half(value) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16
+
+
 class _CudaMeansCpu(TorchFunctionMode):
-    """Turns calls that name CUDA outright into calls on the CPU."""
+    """Turns calls that name CUDA outright into calls on the CPU.
+
+    Where the processor has no bfloat16 arithmetic, products of bfloat16 matrices are computed in float32 and rounded, as
+    arithmetic units for bfloat16 do.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._widens = not _multiplies_bfloat16()
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if self._widens and function in _PRODUCTS and any(map(_is_half, args)) and "out" not in kwargs:
+            args = tuple(argument.float() if _is_half(argument) else argument for argument in args)
+            kwargs = {key: value.float() if _is_half(value) else value for key, value in kwargs.items()}
+            return function(*args, **kwargs).to(torch.bfloat16)
         # Schedules, gradient clipping and the optimizer create their scalars with device="cuda".
         if "device" in kwargs and _names_cuda(kwargs["device"]):
             kwargs = {**kwargs, "device": CPU}

@@ -1,0 +1,52 @@
+"""The adapter for machines without CUDA: what it computes in bfloat16."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from megatron_music.training import cpu
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the adapter does nothing where CUDA is")
+
+
+@pytest.fixture
+def adapter(monkeypatch):
+    """The adapter as on a processor without bfloat16 arithmetic."""
+    monkeypatch.setattr(cpu, "_multiplies_bfloat16", lambda: False)
+    assert cpu.install()
+    yield
+    cpu.uninstall()
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))).bfloat16()
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda: F.linear(random(5, 64), random(7, 64), random(7)),
+        lambda: random(5, 64) @ random(64, 3),
+        lambda: torch.bmm(random(2, 5, 64), random(2, 64, 3)),
+        lambda: F.scaled_dot_product_attention(random(1, 2, 5, 8), random(1, 2, 5, 8), random(1, 2, 5, 8), is_causal=True),
+    ],
+)
+def test_products_of_bfloat16_are_those_of_float32_rounded(adapter, product):
+    found = product()
+    cpu.uninstall()
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, product(), rtol=2**-7, atol=2**-7)
+
+
+def test_gradients_are_bfloat16_too(adapter):
+    weight = random(7, 64).requires_grad_()
+    F.linear(random(5, 64), weight).sum().backward()
+    assert weight.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(weight.grad, random(5, 64).float().sum(0).expand(7, 64).bfloat16(), rtol=2**-7, atol=2**-7)
+
+
+def test_float32_stays_as_it_is(adapter):
+    left, right = random(5, 64).float(), random(64, 3).float()
+    found = left @ right
+    cpu.uninstall()
+    assert torch.equal(found, left @ right)
