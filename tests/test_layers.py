@@ -29,6 +29,7 @@ OWNERS = {
     "numba": "tokens/compiled.py",
     "tokenizers": "tokens/bpe.py",
     "datatrove": "data/cluster.py",
+    "wandb": "training/metrics.py",
     "matplotlib": ("music/pianoroll.py", "training/curve.py", "data/figures.py"),
 }
 
