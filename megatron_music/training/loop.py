@@ -16,6 +16,7 @@ from megatron_music.training.checkpoint import Progress, load_checkpoint, save_c
 from megatron_music.training.engine import Engine
 from megatron_music.training.metrics import Metrics
 from megatron_music.training.run_folder import held_folder, starting_point, with_vocabulary_of_data
+from megatron_music.training.samples import Samples
 from megatron_music.training.tasks import Task, gpt_task
 from megatron_music.training.throughput import Throughput
 
@@ -67,6 +68,7 @@ def _run(config: RunConfig, task: Task, engine: Engine, progress: Progress, fold
         run=asdict(config),
     )
     throughput = Throughput(config)
+    samples = Samples(config, folder) if task.valid_batches else None
     batches = task.train_batches(progress.consumed_samples)
     stopped = False
     with _signals() as asked, contextlib.closing(metrics):
@@ -89,7 +91,8 @@ def _run(config: RunConfig, task: Task, engine: Engine, progress: Progress, fold
             stopped = result.stop and not is_last
             if task.valid_batches and _is_due(progress.iteration, config.train.eval_interval, is_last):
                 loss, num_tokens = engine.evaluate(task.valid_batches(), config.train.eval_iters)
-                metrics.write(progress.iteration, valid_loss=loss, valid_tokens=num_tokens)
+                music = samples.take(engine.module, progress.iteration, loss, metrics)
+                metrics.write(progress.iteration, valid_loss=loss, valid_tokens=num_tokens, **music)
             if folder and _is_due(progress.iteration, config.checkpoint.save_interval, is_last or stopped):
                 save_checkpoint(folder, engine, progress)
     if not stopped:
