@@ -3,14 +3,15 @@
     python benchmarks/gpu.py [--quick] [--json gpu.json] [--markdown gpu.md]
     python benchmarks/gpu.py --device cpu --size tiny --steps 2        no GPU: that the script itself works
 
-For one GPU and PyTorch from 2.6 on. Needs this file, the package `megatron_music` beside it (a clone is enough; nothing must be
-installed), and: pip install megatron-core transformers numpy pyyaml symusic miditoolkit tqdm psutil. Without transformers our
-side runs alone.
+For one GPU and PyTorch from 2.6 on. Needs this file, the package `megatron_music` beside it (a clone is enough; nothing
+must be installed), and: pip install megatron-core transformers numpy pyyaml symusic miditoolkit tqdm psutil. Without
+transformers our side runs alone.
 
-Both sides: the same shape, learned positions, exact GELU, LayerNorm, tied embeddings, no dropout, weights in bf16, a whole step
-(forward, backward, clipping at 1.0, fused AdamW), the same batch. Ours keeps float32 main weights and gradients; the other updates
-its bf16 weights in place, with 12 bytes a parameter less: the way its documentation writes a loop, but less exact.
-Correctness comes first: the float32 loss of our model on the device against a GPT written out below in float64 on the CPU.
+Both sides: the same shape, learned positions, exact GELU, LayerNorm, tied embeddings, no dropout, weights in bf16, a
+whole step (forward, backward, clipping at 1.0, fused AdamW), the same batch. Ours keeps float32 main weights and
+gradients; the other updates its bf16 weights in place, with 12 bytes a parameter less: the way its documentation writes
+a loop, but less exact. Correctness comes first: the float32 loss of our model on the device against a GPT written out
+below in float64 on the CPU.
 """
 
 import argparse
@@ -44,14 +45,14 @@ FORMULA = "mcore"
 Step = Callable[[], float]
 
 
-def run_config(size: str, seq_length: int, micro_batch_size: int = 1, bf16: bool = True) -> RunConfig:
+def run_config(size: str, seq_length: int, micro_batch_size: int = 1, *overrides: str) -> RunConfig:
     """A run of one size, as both sides have it."""
     return load_run(
         "article",
         [
             f"model.size={size}", f"model.seq_length={seq_length}", "model.position_embedding_type=learned_absolute",
-            "model.attention_dropout=0", "model.hidden_dropout=0", f"train.bf16={str(bf16).lower()}",
-            f"train.micro_batch_size={micro_batch_size}", f"train.global_batch_size={micro_batch_size}",
+            "model.attention_dropout=0", "model.hidden_dropout=0", "train.bf16=true",
+            f"train.micro_batch_size={micro_batch_size}", f"train.global_batch_size={micro_batch_size}", *overrides,
         ],
     )  # fmt: skip
 
@@ -171,7 +172,8 @@ def measure_column(
     for micro_batch in micro_batches:
         if on_cuda:
             torch.cuda.reset_peak_memory_stats()
-        row = {"micro_batch": micro_batch} | _outcome(lambda: time_steps(build(micro_batch), steps, warmup, on_cuda))  # noqa: B023
+        timed = lambda: time_steps(build(micro_batch), steps, warmup, on_cuda)  # noqa: B023, E731 (called at once)
+        row = {"micro_batch": micro_batch} | _outcome(timed)
         if on_cuda and row["outcome"] == "measured":
             row["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         gc.collect()
@@ -212,16 +214,21 @@ def with_speeds(row: dict, config: RunConfig, recomputation: str, peak_tflops: f
 
 
 def check_loss(device: str) -> dict:
-    """Our float32 loss on the device beside the same model written out in float64 on the CPU."""
+    """Our float32 loss on the device beside the same model written out in float64 on the CPU.
+
+    The model first learns its two sequences by heart: before that every token is as likely as any other, right or wrong.
+    """
     from megatron_music.training import distributed
 
-    config = run_config("tiny", 64, 2, bf16=False)
+    config = run_config("tiny", 64, 2, "train.bf16=false", "optimizer.lr=0.003", "optimizer.lr_warmup_iters=0")
     distributed.start(config.parallel)
     try:
         engine, tokens = our_engine(config), tokens_of(config, device)
-        with torch.no_grad():
-            ours, num_tokens = engine.evaluate(batches_of(tokens), 1)
-        weights = {name: value.double().cpu() for name, value in engine.module.state_dict().items() if torch.is_tensor(value)}
+        for _ in range(30):
+            engine.step(batches_of(tokens))
+        ours, num_tokens = engine.evaluate(batches_of(tokens), 1)
+        state = engine.module.state_dict()
+        weights = {name: value.double().cpu() for name, value in state.items() if torch.is_tensor(value)}
         reference = reference_loss(weights, config, tokens.cpu())
     finally:
         distributed.stop()
@@ -270,7 +277,7 @@ def measure(options) -> dict:
     peak = peak_of(gpu)
     peak_tflops = options.peak or (peak.tflops if peak else None)
     check = check_loss(options.device)
-    if not check["relative_error"] < 1e-4:
+    if not check["relative_error"] < 1e-3:  # room for TF32, which Transformer Engine uses for float32
         raise SystemExit(f"our loss {check['ours']} is not the reference's {check['reference']}; speed means nothing then")
     print(f"loss {check['ours']:.6f}, reference {check['reference']:.6f}: right", file=sys.stderr)
     rows = []
@@ -348,9 +355,9 @@ def table(result: dict) -> str:
         "| --- | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         *map(line, result["rows"]),
         "",
-        f"{result['device']}, {result['dtype']}; medians of {steps} steps after {result['warmup']}; TFLOP/s and MFU by the formula "
-        f"{result['formula']} (attention causal, vocabulary {result['vocab_size']}), HFU with what is recomputed; peak {peak}; "
-        f"{names}. `{result['command']}`",
+        f"{result['device']}, {result['dtype']}; medians of {steps} steps after {result['warmup']}; TFLOP/s and MFU by "
+        f"the formula {result['formula']} (attention causal, vocabulary {result['vocab_size']}), HFU with what is "
+        f"recomputed; peak {peak}; {names}. `{result['command']}`",
     ])  # fmt: skip
 
 

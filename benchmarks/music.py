@@ -1,11 +1,12 @@
 """Has a model learned music? Perplexity on held-out music, and measures of sampled pieces beside baselines and real music.
 
-    python benchmarks/music.py DATASET CHECKPOINT [--num 64] [--json docs/results/music.json] [--markdown docs/results/music.md]
+    python benchmarks/music.py DATASET CHECKPOINT [--num 64] [--json docs/results/music.json]
 
-e.g. demo/data and demo/run. Four writers under equal conditions, piece k of each from seed k, as long as the model's window: the
-trained model, the same model before training, an n-gram model of the training split (its order chosen on the validation split),
-and the composers of the test split. Distances are to the validation split: what the test split's are is the distance of music
-from music, and no model can mean to be nearer. See megatron_music/music/measures.py for what each number is.
+e.g. demo/data and demo/run. Four writers under equal conditions, piece k of each from seed k, as long as the model's
+window: the trained model, the same model before training, an n-gram model of the training split (its order chosen on
+the validation split), and the composers of the test split. Distances are to the validation split: what the test split's
+are is the distance of music from music, and no model can mean to be nearer. See megatron_music/music/measures.py for
+what each number is.
 """
 
 import argparse
@@ -145,9 +146,9 @@ def table(result: dict) -> str:
     return "\n".join([
         *lines,
         "",
-        f"{result['pieces']} pieces each; perplexity of {result['test_tokens']:,} tokens in {result['documents']['test']} documents of "
-        f"the test split; distances to all {result['documents']['valid']} of the validation split; the model has "
-        f"{result['parameters']:,} parameters. N-gram models by their order on the validation split: {orders}. "
+        f"{result['pieces']} pieces each; perplexity of {result['test_tokens']:,} tokens in {result['documents']['test']} "
+        f"documents of the test split; distances to all {result['documents']['valid']} of the validation split; the model "
+        f"has {result['parameters']:,} parameters. N-gram models by their order on the validation split: {orders}. "
         f"`{result['command']}`; {result['machine']}.",
     ])  # fmt: skip
 

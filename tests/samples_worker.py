@@ -9,7 +9,7 @@ from megatron_music.training.loop import DONE, train
 
 
 def main(data: str, folder: str) -> None:
-    stop, distributed.stop = distributed.stop, lambda: None  # processes that have parted do not meet again under one torchrun
+    stop, distributed.stop = distributed.stop, lambda: None  # parted processes do not meet again
     for name, overrides in {
         "tp2": ["parallel.tensor_model_parallel_size=2"],
         "tp2_sp": ["parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"],

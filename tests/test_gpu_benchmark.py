@@ -21,8 +21,8 @@ def gpu():
 @pytest.fixture(scope="module")
 def result(gpu, tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("gpu")
-    files = ["--json", str(folder / "gpu.json"), "--markdown", str(folder / "gpu.md")]
-    gpu.main(["--device", "cpu", "--size", "tiny", "--steps", "2", "--warmup", "1", "--micro-batch", "2", "--peak", "0.5", *files])
+    files = f"--json {folder / 'gpu.json'} --markdown {folder / 'gpu.md'}"
+    gpu.main(f"--device cpu --size tiny --steps 2 --warmup 1 --micro-batch 2 --peak 0.5 {files}".split())
     found = json.loads((folder / "gpu.json").read_text())
     assert (folder / "gpu.md").read_text().count("| tiny | 64 |") == len(found["rows"])
     return found
@@ -31,7 +31,8 @@ def result(gpu, tmp_path_factory) -> dict:
 def test_every_cell_is_measured(result):
     cells = [(row["contender"], row["recomputation"], row["outcome"]) for row in result["rows"]]
     theirs = [("GPT2LMHeadModel", kind, "measured") for kind in ("none", "full")]
-    assert sorted(cells) == sorted([*theirs, *(("megatron_music", kind, "measured") for kind in ("none", "selective", "full"))])
+    ours = [("megatron_music", kind, "measured") for kind in ("none", "selective", "full")]
+    assert sorted(cells) == sorted([*theirs, *ours])
 
 
 def test_the_figures_follow_from_the_median(gpu, result):
@@ -60,8 +61,8 @@ def test_recomputation_happens(gpu):
         module = build_gpt(config.model, config.parallel)
         gpu.recompute(module, kind)
         calls[kind] = {"core_attention": 0, "mlp": 0}
-        for name in calls[kind]:
-            part = dict(module.named_modules())[f"decoder.layers.0.{'self_attention.core_attention' if 'core' in name else 'mlp'}"]
+        layer = module.decoder.layers[0]
+        for name, part in (("core_attention", layer.self_attention.core_attention), ("mlp", layer.mlp)):
             part.register_forward_hook(lambda *_, name=name, kind=kind: calls[kind].__setitem__(name, calls[kind][name] + 1))
         batch = next(gpu.batches_of(gpu.tokens_of(config, "cpu")))
         module(batch["tokens"], batch["position_ids"], None, labels=batch["labels"]).sum().backward()
@@ -74,9 +75,14 @@ def test_recomputation_happens(gpu):
 
 
 def test_the_loss_is_right_before_anything_is_timed(gpu, result, monkeypatch):
-    assert result["loss_check"]["relative_error"] < 1e-6
+    assert result["loss_check"]["relative_error"] < 1e-5 and result["loss_check"]["reference"] < 5
     right = gpu.reference_loss
-    monkeypatch.setattr(gpu, "reference_loss", lambda *given: right(*given) * 1.001)
+    # Attention that sees one token of the future is found out.
+    monkeypatch.setattr(torch.Tensor, "triu", lambda ones, diagonal: ones.cumsum(1) > ones.cumsum(0) + 1)
+    with pytest.raises(SystemExit, match="speed means nothing then"):
+        gpu.main(["--device", "cpu", "--size", "tiny"])
+    monkeypatch.undo()
+    monkeypatch.setattr(gpu, "reference_loss", lambda *given: right(*given) * 1.002)
     with pytest.raises(SystemExit, match="speed means nothing then"):
         gpu.main(["--device", "cpu", "--size", "tiny"])
 
@@ -90,7 +96,8 @@ def test_a_column_ends_where_memory_is_out(gpu):
     rows = list(gpu.measure_column(build, gpu.MICRO_BATCHES, 2, 1, on_cuda=False))
     assert [(row["micro_batch"], row["outcome"]) for row in rows] == [(1, "measured"), (2, "measured"), (4, "out of memory")]
     assert rows[1]["loss"] == 2.0
-    assert "| 4 | out of memory |" in gpu.line({"size": "tiny", "seq_length": 64, "recomputation": "none", "contender": "x"} | rows[2])
+    named = {"size": "tiny", "seq_length": 64, "recomputation": "none", "contender": "x"}
+    assert "| 4 | out of memory |" in gpu.line(named | rows[2])
 
     def broken(batch):
         raise RuntimeError("CUDA error: misaligned address\nlong story")

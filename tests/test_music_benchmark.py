@@ -35,15 +35,17 @@ def music():
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("music")
     data = tiny_dataset(folder / "data")
-    run = tiny_run(data, f"checkpoint.save={folder / 'run'}", "train.train_iters=60", "train.eval_iters=0", "model.seq_length=96")
+    run = tiny_run(
+        data, f"checkpoint.save={folder / 'run'}", "train.train_iters=60", "train.eval_iters=0", "model.seq_length=96"
+    )  # fmt: skip
     assert train(run) == DONE
     return folder
 
 
 @pytest.fixture(scope="module")
 def result(music, folder) -> dict:
-    music.main([str(folder / "data"), str(folder / "run"), "--num", "2", "--documents", "6", "--json", str(folder / "music.json"),
-                "--markdown", str(folder / "music.md")])  # fmt: skip
+    files = f"--json {folder / 'music.json'} --markdown {folder / 'music.md'}"
+    music.main(f"{folder / 'data'} {folder / 'run'} --num 2 --documents 6 {files}".split())
     assert (folder / "music.md").read_text().startswith("| | perplexity |")
     return json.loads((folder / "music.json").read_text())
 
@@ -57,7 +59,8 @@ def test_the_rows(music, folder, result):
         result["ngram_validation_perplexity"][str(order)]
     )
     documents = music.documents_of(folder / "data", "test", 6)
-    total, count = Markov(music.documents_of(folder / "data", "train"), order).loss([document[:97] for document in documents])
+    markov = Markov(music.documents_of(folder / "data", "train"), order)
+    total, count = markov.loss([document[:97] for document in documents])
     assert ngram["perplexity"] == pytest.approx(math.exp(total / count)) and result["test_tokens"] == count
     assert held_out["perplexity"] is None and held_out["pitch_class_distance"] > 0
     assert reference["pitch_class_distance"] == reference["duration_distance"] == 0
@@ -65,7 +68,8 @@ def test_the_rows(music, folder, result):
 
 def test_the_loss_of_a_gpt_is_that_of_each_id_after_those_before(music, folder):
     model, _ = load_model_for_inference(folder / "run", 1)
-    documents = [document[:length] for document, length in zip(music.documents_of(folder / "data", "test", 3), (9, 12, 5), strict=True)]
+    whole = music.documents_of(folder / "data", "test", 3)
+    documents = [document[:length] for document, length in zip(whole, (9, 12, 5), strict=True)]
     total = 0.0
     for document in documents:
         logits = UncachedGPT(model)

@@ -39,8 +39,11 @@ def without_music(folder: Path) -> list[dict]:
 
 
 def run(data: Path, folder: Path, pieces: int, *overrides: str) -> int:
-    return train(tiny_run(data, f"checkpoint.save={folder}", f"logging.sample_pieces={pieces}", "train.train_iters=6",
-                          "train.eval_interval=3", "model.hidden_dropout=0.1", "model.attention_dropout=0.1", *overrides))  # fmt: skip
+    config = tiny_run(
+        data, f"checkpoint.save={folder}", f"logging.sample_pieces={pieces}", "train.train_iters=6", "train.eval_interval=3",
+        "model.hidden_dropout=0.1", "model.attention_dropout=0.1", *overrides,
+    )  # fmt: skip
+    return train(config)
 
 
 @pytest.fixture(scope="module", params=["rope", "learned_absolute"])

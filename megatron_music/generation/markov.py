@@ -1,6 +1,7 @@
 """An n-gram model of token ids: what a model must beat that knows the last few ids alone.
 
-Trained on arrays of documents; it is given no files, and a model of megatron-core can stand in its place under the same sampler.
+Trained on arrays of documents; it is given no files, and a model of megatron-core can stand in its place under the same
+sampler.
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,7 +38,9 @@ class Markov:
         arrays = [np.asarray(document, np.int64) for document in documents]
         ids = np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
         if not len(ids) or ids.min() < 0 or ids.max() >= v.SIZE:
-            raise ValueError(f"the documents have no ids, or ids outside 0..{v.SIZE - 1}; give documents without merged tokens")
+            raise ValueError(
+                f"the documents have no ids, or ids outside 0..{v.SIZE - 1}; give documents without merged tokens"
+            )
         places = np.concatenate([np.arange(len(array)) for array in arrays])  # of each id in its document
         self._keys: list[np.ndarray] = []  # of each order: context and next id in one number, rising
         self._counts: list[np.ndarray] = []

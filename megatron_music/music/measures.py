@@ -49,10 +49,10 @@ def total_variation(shares: np.ndarray, others: np.ndarray) -> float | None:
 def self_similarity(scores: Iterable[Score]) -> float | None:
     """How like each bar is to the next, in [0, 1]: 1 where all bars are the same, 0 where none shares a note.
 
-    For each two neighbouring bars: notes that are in both, over notes that are in either (Jaccard), where a note is its place
-    in the bar in twelfths of a quarter, its pitch, and whether it is of the drums. The mean of all pairs of all scores in
-    which anything is struck; None without such a pair. Wu and Yang's grooving similarity (arXiv:2008.01307) compares
-    bars in the same way by onsets alone.
+    For each two neighbouring bars: notes that are in both, over notes that are in either (Jaccard), where a note is its
+    place in the bar in twelfths of a quarter, its pitch, and whether it is of the drums. The mean of all pairs of all
+    scores in which anything is struck; None without such a pair. Wu and Yang's grooving similarity (arXiv:2008.01307)
+    compares bars in the same way by onsets alone.
     """
     found = []
     for score in scores:

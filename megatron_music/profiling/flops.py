@@ -6,11 +6,11 @@ MFU divides the operations that the model needs by what the GPUs could have done
 recomputed ones included. A figure means something only beside the name of its formula, the vocabulary size and the sequence
 length: the logits alone are half of a small model.
 
-| formula | sequences x layers x ... | attention | recomputation | holds for |
+| formula | a step, and the paper on arXiv | attention | recomputation | holds for |
 | --- | --- | --- | --- | --- |
 | ``mcore`` | what Megatron-LM and NeMo print today | causal half | not counted in MFU | every GPT here |
-| ``72-form`` | 72 B s l h^2 (1 + s/6h + V/12lh), arXiv:2205.05198 | all s^2 | not counted in MFU | as many K/V heads as heads, GELU, FFN 4h |
-| ``paper-eq3`` | 96 B s l h^2 (1 + s/6h + V/16lh), arXiv:2104.04473 | all s^2 | full, always: an HFU | the same |
+| ``72-form`` | 72 B s l h^2 (1 + s/6h + V/12lh), 2205.05198 | all s^2 | not counted in MFU | MHA, GELU, FFN 4h |
+| ``paper-eq3`` | 96 B s l h^2 (1 + s/6h + V/16lh), 2104.04473 | all s^2 | full, always: an HFU | the same |
 """
 
 from typing import NamedTuple

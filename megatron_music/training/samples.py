@@ -70,8 +70,9 @@ class Samples:
             valid_loss: nats a token.
 
         Returns:
-            On the main process ``valid_perplexity``, ``grammatical_share`` of as many pieces sampled without the grammar, and
-            what ``measure`` says of the pieces under it; elsewhere, and where there are no pieces, nothing.
+            On the main process ``valid_perplexity``, ``grammatical_share`` of as many pieces sampled without the
+            grammar, and what ``measure`` says of the pieces under it; elsewhere, and where there are no pieces,
+            nothing.
         """
         # One group of tensor-parallel processes writes; the others would write the same.
         if not self._count or parallel_state.get_data_parallel_rank() != 0:

@@ -44,9 +44,9 @@ class Throughput:
             consumed_samples: since the run began.
 
         Returns:
-            ``tflops_per_gpu``; ``mfu`` in [0, 1], or None where no peak is known; ``epoch``, training tokens seen over training
-            tokens there are; and the most memory there was so far, of the main process: ``cuda_memory_gib`` of tensors on its
-            GPU, or ``process_memory_gib`` resident on a machine without one.
+            ``tflops_per_gpu``; ``mfu`` in [0, 1], or None where no peak is known; ``epoch``, training tokens seen over
+            training tokens there are; and the most memory there was so far, of the main process: ``cuda_memory_gib`` of
+            tensors on its GPU, or ``process_memory_gib`` resident on a machine without one.
         """
         speed = tflops_per_gpu(self._flops, seconds, self._num_gpus)
         return {
