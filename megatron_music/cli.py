@@ -21,6 +21,7 @@ _EXTRAS = {
     "megatron": "train",
     "psutil": "train",
     "tensorboard": "train",
+    "wandb": "wandb",
     "music21": "corpus",
     "matplotlib": "plot",
     "tokenizers": "bpe",

@@ -223,9 +223,20 @@ class LoggingConfig:
 
     log_interval: int = 10  # steps between lines on stderr
     tensorboard: bool = True
+    wandb_project: str | None = None  # of Weights & Biases; left out: nothing is sent
+    peak_tflops: float | None = None  # of one GPU, dense, in the run's precision; left out: by the GPU's name
+    sample_pieces: int = 0  # pieces written at each evaluation, and judged; at most 8
 
     def __post_init__(self):
         _positive("logging", self, "log_interval")
+        refuse_unless(
+            self.peak_tflops is None or 0 < self.peak_tflops < float("inf"),
+            f"logging.peak_tflops is {self.peak_tflops}; use a number above 0, such as 989, or leave it out",
+        )
+        refuse_unless(
+            0 <= self.sample_pieces <= 8,
+            f"logging.sample_pieces is {self.sample_pieces}; use 0 (none) to 8, or `generate midi` for more",
+        )
 
 
 @dataclass(frozen=True)

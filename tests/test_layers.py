@@ -29,6 +29,7 @@ OWNERS = {
     "numba": "tokens/compiled.py",
     "tokenizers": "tokens/bpe.py",
     "datatrove": "data/cluster.py",
+    "wandb": "training/metrics.py",
     "matplotlib": ("music/pianoroll.py", "training/curve.py", "data/figures.py"),
 }
 
@@ -41,7 +42,9 @@ NEVER_TORCH = [
     "megatron_music.data.page", "megatron_music.data.plan", "megatron_music.data.report", "megatron_music.data.shard",
     "megatron_music.data.worker", "megatron_music.data.workers", "megatron_music.dataset_commands",
     "megatron_music.generation.infill", "megatron_music.models.sizes", "megatron_music.music.midi",
-    "megatron_music.music.grid", "megatron_music.music.likeness", "megatron_music.music.pianoroll",
+    "megatron_music.music.grid", "megatron_music.music.likeness", "megatron_music.music.measures",
+    "megatron_music.music.pianoroll",
+    "megatron_music.profiling.flops", "megatron_music.profiling.peaks",
     "megatron_music.tokens.augment", "megatron_music.tokens.bpe", "megatron_music.tokens.compiled",
     "megatron_music.tokens.density", "megatron_music.tokens.fills", "megatron_music.tokens.folder",
     "megatron_music.tokens.grammar", "megatron_music.tokens.infill", "megatron_music.tokens.mmmtrack",

@@ -135,6 +135,11 @@ def micro_batches(
         start += data_parallel_size * micro_batch_size
 
 
+def num_tokens(data: DataConfig, split: str) -> int:
+    """Tokens of a split in all folders together; ids take two bytes."""
+    return sum(os.path.getsize(folder / f"{split}.bin") for folder in data.folders) // 2
+
+
 def has_tokens(data: DataConfig, split: str) -> bool:
     """Whether every folder has something in a split; GPTDataset would look for samples in an empty one for ever."""
     prefixes = [str(folder / split) for folder in data.folders]

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -17,6 +19,17 @@ def plot_score(score: Score, path: str | os.PathLike, title: str = "") -> None:
     Raises:
         ValueError: the score has no notes.
     """
+    save_figure(_figure(score, title), path)
+
+
+def score_pixels(score: Score, title: str = "") -> np.ndarray:
+    """The same picture as red, green and blue (uint8, [height, width, 3])."""
+    canvas = FigureCanvasAgg(_figure(score, title))
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[:, :, :3]
+
+
+def _figure(score: Score, title: str) -> Figure:
     tracks = [track for track in score.tracks if len(track)]
     if not tracks:
         raise ValueError("the piece has no notes to draw")
@@ -48,7 +61,7 @@ def plot_score(score: Score, path: str | os.PathLike, title: str = "") -> None:
     if title:
         axes.set_title(title)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=min(len(tracks), 8), frameon=False)
-    save_figure(figure, path)
+    return figure
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from megatron_music.config import RunConfig
@@ -15,7 +16,9 @@ from megatron_music.training.checkpoint import Progress, load_checkpoint, save_c
 from megatron_music.training.engine import Engine
 from megatron_music.training.metrics import Metrics
 from megatron_music.training.run_folder import held_folder, starting_point, with_vocabulary_of_data
+from megatron_music.training.samples import Samples
 from megatron_music.training.tasks import Task, gpt_task
+from megatron_music.training.throughput import Throughput
 
 DONE, FAILED, REQUEUE = 0, 1, 75  # exit status; 75 is EX_TEMPFAIL of sysexits.h: try again
 
@@ -61,7 +64,11 @@ def _run(config: RunConfig, task: Task, engine: Engine, progress: Progress, fold
         log_interval=config.logging.log_interval,
         tensorboard=config.logging.tensorboard,
         speaks=distributed.is_main(),
+        wandb_project=config.logging.wandb_project,
+        run=asdict(config),
     )
+    throughput = Throughput(config)
+    samples = Samples(config, folder) if task.valid_batches else None
     batches = task.train_batches(progress.consumed_samples)
     stopped = False
     with _signals() as asked, contextlib.closing(metrics):
@@ -78,12 +85,14 @@ def _run(config: RunConfig, task: Task, engine: Engine, progress: Progress, fold
                 tokens_per_second=config.train.global_batch_size * task.seq_length / seconds,
                 step_seconds=seconds,
                 consumed_samples=progress.consumed_samples,
+                **throughput.of_step(seconds, progress.consumed_samples),
             )
             is_last = progress.iteration == total
             stopped = result.stop and not is_last
             if task.valid_batches and _is_due(progress.iteration, config.train.eval_interval, is_last):
                 loss, num_tokens = engine.evaluate(task.valid_batches(), config.train.eval_iters)
-                metrics.write(progress.iteration, valid_loss=loss, valid_tokens=num_tokens)
+                music = samples.take(engine.module, progress.iteration, loss, metrics)
+                metrics.write(progress.iteration, valid_loss=loss, valid_tokens=num_tokens, **music)
             if folder and _is_due(progress.iteration, config.checkpoint.save_interval, is_last or stopped):
                 save_checkpoint(folder, engine, progress)
     if not stopped:

@@ -1,0 +1,76 @@
+"""What a step says of the machine and of the way through the data: operations a second, MFU, memory, epochs.
+
+Every number is of the run as a whole but memory, which is the main process's. Knows nothing about where it is written.
+"""
+
+import resource
+import sys
+
+import torch
+
+from megatron_music.config import RunConfig
+from megatron_music.data.batches import num_tokens
+from megatron_music.profiling.flops import step_flops, tflops_per_gpu
+from megatron_music.profiling.peaks import peak_of
+from megatron_music.training import distributed
+
+FORMULA = "mcore"
+
+
+class Throughput:
+    """The figures of steps of one run.
+
+    The main process says on stderr by which formula, vocabulary and peak they are; without those they mean nothing.
+    """
+
+    def __init__(self, config: RunConfig):
+        self._tokens_per_sample = config.model.seq_length
+        self._train_tokens = num_tokens(config.data, "train")
+        self._num_gpus = distributed.launched_size()
+        self._flops = step_flops(config.model, config.train.global_batch_size, formula=FORMULA).model
+        self._peak, source = _peak(config)
+        if distributed.is_main():
+            print(
+                f"megatron-music: tflops_per_gpu by the formula {FORMULA} (attention causal, vocabulary "
+                f"{config.model.vocab_size}, {config.model.seq_length} tokens); {source}",
+                file=sys.stderr,
+            )
+
+    def of_step(self, seconds: float, consumed_samples: int) -> dict[str, float | None]:
+        """The figures after a step.
+
+        Args:
+            seconds: that the step took.
+            consumed_samples: since the run began.
+
+        Returns:
+            ``tflops_per_gpu``; ``mfu`` in [0, 1], or None where no peak is known; ``epoch``, training tokens seen over
+            training tokens there are; and the most memory there was so far, of the main process: ``cuda_memory_gib`` of
+            tensors on its GPU, or ``process_memory_gib`` resident on a machine without one.
+        """
+        speed = tflops_per_gpu(self._flops, seconds, self._num_gpus)
+        return {
+            "tflops_per_gpu": speed,
+            "mfu": speed / self._peak if self._peak else None,
+            "epoch": consumed_samples * self._tokens_per_sample / self._train_tokens,
+            **_peak_memory(),
+        }
+
+
+def _peak(config: RunConfig) -> tuple[float | None, str]:
+    """The peak of a GPU in TFLOP/s, and where it is from in words."""
+    if config.logging.peak_tflops:
+        return config.logging.peak_tflops, f"mfu of {config.logging.peak_tflops:g} TFLOP/s, as logging.peak_tflops says"
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "the CPU"
+    dtype = "bf16" if config.train.bf16 else "fp32"
+    peak = peak_of(name) if config.train.bf16 else None
+    if peak is None:
+        return None, f"no peak of {name} in {dtype} is known, so mfu is null; logging.peak_tflops gives one"
+    return peak.tflops, f"mfu of {peak.tflops:g} TFLOP/s, {name} ({peak.source})"
+
+
+def _peak_memory() -> dict[str, float]:
+    if torch.cuda.is_available():
+        return {"cuda_memory_gib": torch.cuda.max_memory_allocated() / 2**30}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"process_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
