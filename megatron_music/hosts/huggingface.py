@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from megatron_music.models.gpt import build_gpt
 from megatron_music.recipes import read_run
 from megatron_music.tokens import vocabulary
 from megatron_music.tokens.folder import ENCODING_FILE, write_tokenizer_folder
+from megatron_music.tokens.walk import Walk
 from megatron_music.tokens.wording import read_wording
 from megatron_music.training import distributed
 from megatron_music.training.checkpoint import CONFIG as RUN_CONFIG
@@ -123,6 +124,33 @@ def write_tokenizer(folder: str | os.PathLike, tokenizer_dir: str | os.PathLike)
     write_tokenizer_folder(folder, encoding, bpe)
 
 
+class GrammarLogits(transformers.LogitsProcessor):
+    """Keeps transformers' ``generate`` within the grammar, so that every piece decodes without repair.
+
+    Pass it as ``logits_processor=[GrammarLogits(grammars)]``. Of a model with merged tokens it allows the others alone.
+
+    Args:
+        grammars: a fresh one for each sequence; it reads the prompt, too. Ids after its end are PAD.
+    """
+
+    def __init__(self, grammars: Sequence[Walk]):
+        self._grammars, self._read = grammars, 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The scores [sequences, vocabulary], -inf where an id [sequences, length] may not be followed by it.
+
+        Raises:
+            ValueError: an id of the prompt cannot stand in its place.
+        """
+        allowed = torch.zeros(scores.shape, dtype=torch.bool)
+        for row, grammar in enumerate(self._grammars):
+            for token_id in input_ids[row, self._read :].tolist():
+                grammar.advance(token_id)
+            allowed[row, : vocabulary.SIZE] = torch.from_numpy(grammar.allowed())
+        self._read = input_ids.shape[1]
+        return scores.masked_fill(~allowed.to(scores.device), -torch.inf)
+
+
 def _write_config(model: ModelConfig, form: Form, dtype: torch.dtype, folder: Path) -> None:
     ids = {"bos_token_id": vocabulary.PIECE_START, "eos_token_id": vocabulary.DOCUMENT_END, "pad_token_id": vocabulary.PAD}
     shape = {
@@ -161,6 +189,7 @@ def _read_config(folder: Path) -> tuple[Form, ModelConfig]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         form = form_named(content["model_type"], str(folder))
+        refuse_unless("quantization_config" not in content, f"{folder} is quantized; save the model as it was before that")
         config = transformers.CONFIG_MAPPING[form.model_type].from_dict(content)
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing; name a folder written by save_pretrained") from None

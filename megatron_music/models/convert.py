@@ -170,7 +170,10 @@ def to_huggingface(model: ModelConfig, weights: dict[str, Tensor]) -> dict[str, 
         if len(theirs) == 1:
             parts = [torch.cat(parts)] if len(parts) > 1 else parts
         for their_name, part in zip(theirs, parts, strict=True):
-            found[their_name] = (part.t() if _turns(form, name) else part).contiguous()
+            part = (part.t() if _turns(form, name) else part).contiguous()
+            # safetensors takes no view of a part of another tensor.
+            is_view = part.untyped_storage().nbytes() != part.nbytes
+            found[their_name] = part.clone() if is_view else part
     return found
 
 
@@ -233,7 +236,7 @@ def _cut(tensor: Tensor, name: str, model: ModelConfig, form: Form) -> list[Tens
         parts = groups[:, :per_group], groups[:, per_group : per_group + 1], groups[:, per_group + 1 :]
         return [part.flatten(0, 2) for part in parts]
     if _FC1 in name and model.swiglu:
-        return [part.clone() for part in tensor.chunk(2)]  # safetensors writes no views
+        return list(tensor.chunk(2))
     return [tensor]
 
 
