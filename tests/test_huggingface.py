@@ -1,5 +1,6 @@
 """Our checkpoints as transformers' models and back: logits, bits, tokenizers, layouts, and what is refused."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny_gpt import launch, tiny_dataset, tiny_run
 
-from megatron_music.cli import main
+from megatron_music.cli import guarded, main
 from megatron_music.config import ConfigError, ModelConfig, ParallelConfig, RunConfig
 from megatron_music.hosts.huggingface import GrammarLogits, convert_to_huggingface, convert_to_megatron, write_tokenizer
 from megatron_music.models.convert import form_of
@@ -414,3 +415,18 @@ def test_a_tokenizer_alone(tmp_path, merged):
     }
     with pytest.raises(ValueError, match="mmmtrack.json is missing"):
         write_tokenizer(tmp_path / "other", tmp_path)
+
+
+def test_the_example(tmp_path, monkeypatch, capsys):
+    """Trainer, the conversion and new pieces in one program; both libraries find the same loss."""
+    path = Path(__file__).parent.parent / "examples" / "02_hugging_face.py"
+    spec = importlib.util.spec_from_file_location("hugging_face_example", path)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    data, out = tiny_dataset(tmp_path / "data"), tmp_path / "out"
+    monkeypatch.setattr("sys.argv", ["", str(data), str(out), "--size", "tiny", "--steps", "8", "--pieces", "2", "--lr", "0.01"])
+    assert guarded(example.main) == 0, capsys.readouterr().err
+    losses = json.loads((out / "losses.json").read_text())
+    assert losses["megatron_core"] == pytest.approx(losses["transformers"], abs=1e-4) and losses["transformers"] < 6
+    assert [len(read_midi(path).tracks) > 0 for path in sorted((out / "pieces").iterdir())] == [True, True]
+    assert guarded(example.main) == 2 and "is there already; name a new folder" in capsys.readouterr().err

@@ -276,7 +276,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         elif (folder / WEIGHTS).is_file():
             names = {WEIGHTS}
         else:
-            pickles = [path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"))]
+            pickles = [path.name for path in (*folder.glob("pytorch_model*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"))]
             reason = f"{pickles[0]} is a pickle, which may run any code" if pickles else f"it holds no {WEIGHTS}"
             raise ConfigError(f"{folder} cannot be read: {reason}; save the model with save_pretrained, which writes safetensors")
         return {name: tensor for file in sorted(names) for name, tensor in load_file(folder / file).items()}
