@@ -35,7 +35,7 @@ class Blocks(torch.utils.data.Dataset):
         ids = np.concatenate([documents[number] for number in range(len(documents))])
         self.ids = ids[: len(ids) // seq_length * seq_length].reshape(-1, seq_length)
         if not len(self.ids):
-            raise ValueError(f"{split} of {data} has fewer than {seq_length} tokens; build a larger dataset or set --size tiny")
+            raise ValueError(f"{split} of {data} has fewer than {seq_length} tokens; build a larger one or use --size tiny")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -66,7 +66,7 @@ def main() -> int:
         raise ValueError(f"{options.folder} is there already; name a new folder")
 
     model_dir, run, pieces = (options.folder / name for name in ("gpt2", "run", "pieces"))
-    print(f"[1/3] a GPT-2 of the size {options.size}, {options.steps} steps of transformers' Trainer -> {model_dir}", flush=True)
+    print(f"[1/3] a GPT-2 of the size {options.size}, {options.steps} steps of Trainer -> {model_dir}", flush=True)
     theirs = train(options, model_dir)
     print(f"[2/3] the same as a run of ours -> {run}", flush=True)
     convert_to_megatron(model_dir, run)

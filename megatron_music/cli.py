@@ -167,10 +167,10 @@ def _parser() -> argparse.ArgumentParser:
     midi.add_argument("--batch-size", type=int, default=16, help="pieces written at a time")
 
     convert = command(verbs, "convert", convert_commands.convert, "a checkpoint to Hugging Face's form, or back")
-    convert.add_argument("source", metavar="CHECKPOINT|HF_DIR", help="a run or a checkpoint; or a folder with config.json and safetensors")
+    convert.add_argument("source", metavar="CHECKPOINT|HF_DIR", help="a run; or config.json and safetensors")
     convert.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder")
     convert.add_argument("--to", required=True, choices=tuple(convert_commands.CONVERSIONS))
-    convert.add_argument("--tokenizer", default=None, metavar="DIR", help="with --to megatron, where HF_DIR has no mmmtrack.json")
+    convert.add_argument("--tokenizer", default=None, metavar="DIR", help="of the data, where HF_DIR has no mmmtrack.json")
 
     doctor = command(verbs, "doctor", commands.doctor, "say what this machine has and lacks")
     doctor.add_argument("--json", action="store_true")

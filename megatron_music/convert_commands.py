@@ -18,7 +18,7 @@ def _to_megatron(options) -> None:
     from megatron_music.hosts.huggingface import convert_to_megatron
 
     form = convert_to_megatron(options.source, options.output, options.tokenizer)
-    print(f"the weights of a {form.class_name} in {options.output}; start a run from them with checkpoint.load={options.output}")
+    print(f"a {form.class_name} as a run in {options.output}; train on from it with checkpoint.load={options.output}")
 
 
 CONVERSIONS = {"huggingface": _to_huggingface, "megatron": _to_megatron}

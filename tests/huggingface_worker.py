@@ -28,7 +28,8 @@ from megatron_music.training.tasks import gpt_task  # noqa: E402
 
 def main(folder: Path) -> None:
     checkpoint = find_checkpoint(folder / "run")
-    model = [f"model.{name}={value}" for name, value in vars(read_run(checkpoint / "config.yaml").model).items() if name != "size"]
+    fields = vars(read_run(checkpoint / "config.yaml").model)
+    model = [f"model.{name}={value}" for name, value in fields.items() if name != "size"]
     for name, layout in (("tp", "tensor"), ("pp", "pipeline")):
         config = tiny_run(folder / "data", *model, f"parallel.{layout}_model_parallel_size=2")
         distributed.start(config.parallel)

@@ -3,12 +3,14 @@
 import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from megatron.core.tokenizers import MegatronTokenizer
 from safetensors.torch import load_file, save_file
 from tiny_gpt import launch, tiny_dataset, tiny_run
 
@@ -123,13 +125,17 @@ def test_there_the_same_logits_and_back_the_same_bits(tmp_path, name):
 
 def stranger(name: str, **fields) -> transformers.PreTrainedModel:
     """A model as transformers builds it, of random parameters."""
-    shape = {"vocab_size": 768, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6, "max_position_embeddings": 64}
+    shape = {"vocab_size": 768, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6}
+    shape |= {"max_position_embeddings": 64}
     rope = {"rope_type": "default", "rope_theta": 250.0}
     config = {
         "gpt2": {"activation_function": "gelu", "embd_pdrop": 0.0},
-        "gpt_neox": {"use_parallel_residual": False, "rope_parameters": rope | {"partial_rotary_factor": 1.0}, "intermediate_size": 80},
+        "gpt_neox": {
+            "use_parallel_residual": False, "intermediate_size": 80,
+            "rope_parameters": rope | {"partial_rotary_factor": 1.0},
+        },
         "llama": {"rms_norm_eps": 1e-5, "num_key_value_heads": 3, "rope_parameters": rope, "intermediate_size": 80},
-    }[name]
+    }[name]  # fmt: skip
     torch.manual_seed(3)
     model = transformers.AutoModelForCausalLM.from_config(transformers.CONFIG_MAPPING[name](**(shape | config | fields)))
     for parameter in model.parameters():
@@ -180,7 +186,7 @@ def test_half_precision(tmp_path, tokenizer, dtype):
     convert_to_huggingface(tmp_path / "run", tmp_path / "back")
     old, new = load_file(tmp_path / "theirs" / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
     assert {tensor.dtype for tensor in new.values()} == {torch.bfloat16 if dtype == torch.bfloat16 else torch.float32}
-    assert_same({name: tensor.float() for name, tensor in new.items()}, {name: tensor.float() for name, tensor in old.items()})
+    assert_same(*({name: tensor.float() for name, tensor in tensors.items()} for tensors in (new, old)))
     assert json.loads((tmp_path / "back" / "config.json").read_text())["dtype"] == str(next(iter(new.values())).dtype)[6:]
 
 
@@ -224,10 +230,12 @@ def test_train_and_generate_take_a_converted_folder(tmp_path, capsys):
     convert_to_huggingface(tmp_path / "run", tmp_path / "theirs")
     convert_to_megatron(tmp_path / "theirs", tmp_path / "back")
     model = ["model.seq_length=256", "train.train_iters=1"]
-    assert train(tiny_run(data, f"checkpoint.load={tmp_path / 'back'}", f"checkpoint.save={tmp_path / 'more'}", *model)) == DONE
+    more = [f"checkpoint.load={tmp_path / 'back'}", f"checkpoint.save={tmp_path / 'more'}"]
+    assert train(tiny_run(data, *more, *model)) == DONE
     (tmp_path / "scratch").mkdir()
     assert train(tiny_run(data, f"checkpoint.save={tmp_path / 'scratch'}", *model)) == DONE
-    losses = [json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])["loss"] for name in ("more", "scratch")]
+    metrics = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("more", "scratch")]
+    losses = [json.loads(lines[0])["loss"] for lines in metrics]
     assert losses[0] > losses[1] + 0.5  # random weights of this size are far worse than fresh ones
     with pytest.raises(ValueError, match="holds weights alone, .* start one from them with checkpoint.load="):
         train(tiny_run(data, f"checkpoint.save={tmp_path / 'back'}", *model))
@@ -282,13 +290,13 @@ def test_transformers_generates_under_our_grammar(tmp_path):
 
 
 @pytest.mark.parametrize(("fields", "said"), [
-    ({"normalization": "RMSNorm"}, "model.normalization=RMSNorm has no form in transformers; the nearest is GPTNeoXForCausalLM, for "
-     "which train one with model.normalization=LayerNorm"),
+    ({"normalization": "RMSNorm"}, "model.normalization=RMSNorm has no form in transformers; the nearest is "
+     "GPTNeoXForCausalLM, for which train one with model.normalization=LayerNorm"),
     ({"swiglu": True}, "the nearest is GPTNeoXForCausalLM, for which train one with model.swiglu=false"),
     ({"num_query_groups": 2}, "train one with model.num_query_groups=4"),
     (LEARNED | GATED | {"add_bias_linear": False}, "the nearest is LlamaForCausalLM, for which train one with "
      "model.position_embedding_type=rope"),
-    (LEARNED | {"add_bias_linear": False}, "the nearest is GPT2LMHeadModel, for which train one with model.add_bias_linear=true"),
+    (LEARNED | {"add_bias_linear": False}, "is GPT2LMHeadModel, for which train one with model.add_bias_linear=true"),
 ])  # fmt: skip
 def test_models_without_a_form(fields, said):
     with pytest.raises(ConfigError) as error:
@@ -348,7 +356,8 @@ def spoil_with_pickle(folder: Path) -> None:
 
 
 def spoil_index(folder: Path) -> None:
-    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"transformer.wte.weight": "../secret.safetensors"}}')
+    content = {"weight_map": {"transformer.wte.weight": "../secret.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(content))
 
 
 def spoil_vocabulary(folder: Path) -> None:
@@ -363,7 +372,7 @@ def spoil_vocabulary(folder: Path) -> None:
     (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
     (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json cannot be read"),
     (spoil_vocabulary, "tokenizer.json has other ids than the tokens of"),
-    (spoil_with_pickle, "pytorch_model.bin is a pickle, which may run any code; save the model with save_pretrained"),
+    (spoil_with_pickle, "pytorch_model.bin is a pickle, which may run any code; save the model as safetensors"),
     (spoil_index, "names files outside of the folder"),
     (spoil_type, "transformer.ln_f.bias in .* is of the type torch.int8"),
 ])  # fmt: skip
@@ -389,7 +398,8 @@ def test_nothing_is_written_over_or_left_half(tmp_path, capsys, monkeypatch):
     assert "song.mid is a file; name a new folder" in refused(run, "-o", taken / "song.mid", "--to", "huggingface")
     assert "taken holds no checkpoint" in refused(taken, "-o", tmp_path / "new", "--to", "huggingface")
     assert "config.json is missing" in refused(run, "-o", tmp_path / "new", "--to", "megatron")
-    assert "--tokenizer goes with --to megatron" in refused(run, "-o", tmp_path / "new", "--to", "huggingface", "--tokenizer", taken)
+    to_huggingface = [run, "-o", tmp_path / "new", "--to", "huggingface"]
+    assert "--tokenizer goes with --to megatron" in refused(*to_huggingface, "--tokenizer", taken)
     with monkeypatch.context() as two:
         two.setenv("WORLD_SIZE", "2")
         assert "in one process, not in 2" in refused(run, "-o", tmp_path / "new", "--to", "huggingface")
@@ -415,6 +425,22 @@ def test_a_tokenizer_alone(tmp_path, merged):
     }
     with pytest.raises(ValueError, match="mmmtrack.json is missing"):
         write_tokenizer(tmp_path / "other", tmp_path)
+    with pytest.raises(ValueError, match="unknown is '<unk>', which is no token; use PAD"):
+        write_tokenizer(tmp_path / "other", merged, unknown="<unk>")
+
+
+def test_megatrons_tokenizer_of_hugging_face(tmp_path, merged):
+    """The route of `--tokenizer-type HuggingFaceTokenizer` in Megatron-LM, beside that of no tokenizer at all."""
+    write_tokenizer(tmp_path / "copy", merged, unknown="PAD")
+    loaded = MegatronTokenizer.from_pretrained(str(tmp_path / "copy"), {"library": "huggingface"})
+    window = [v.PIECE_START, v.IDS["GENRE=1"], v.TRACK_START, v.BAR_START, v.SIZE + 1, v.BAR_END, v.DOCUMENT_END]
+    text = read_wording(merged)[2].to_text(window)
+    assert loaded.tokenize(text) == window and loaded.tokenize("PIECE_START flute") == [v.PIECE_START, v.PAD]
+    assert (loaded.vocab_size, loaded.eod, loaded.pad) == (770, v.DOCUMENT_END, v.PAD)
+    with pytest.raises(Exception, match="Missing .UNK. token"):
+        MegatronTokenizer.from_pretrained(str(merged), {"library": "huggingface"})
+    null = MegatronTokenizer.from_pretrained(None, {"library": "null"}, vocab_size=v.SIZE - 1)
+    assert (null.vocab_size, null.eod) == (v.SIZE, v.DOCUMENT_END)
 
 
 def test_the_example(tmp_path, monkeypatch, capsys):
@@ -424,9 +450,18 @@ def test_the_example(tmp_path, monkeypatch, capsys):
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     data, out = tiny_dataset(tmp_path / "data"), tmp_path / "out"
-    monkeypatch.setattr("sys.argv", ["", str(data), str(out), "--size", "tiny", "--steps", "8", "--pieces", "2", "--lr", "0.01"])
+    options = "--size tiny --steps 8 --pieces 2 --lr 0.01".split()
+    monkeypatch.setattr("sys.argv", ["", str(data), str(out), *options])
     assert guarded(example.main) == 0, capsys.readouterr().err
     losses = json.loads((out / "losses.json").read_text())
     assert losses["megatron_core"] == pytest.approx(losses["transformers"], abs=1e-4) and losses["transformers"] < 6
     assert [len(read_midi(path).tracks) > 0 for path in sorted((out / "pieces").iterdir())] == [True, True]
     assert guarded(example.main) == 2 and "is there already; name a new folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["transformers", "safetensors"])
+def test_the_missing_extra_is_named(tmp_path, capsys, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "megatron_music.hosts.huggingface")
+    assert main(["convert", str(tmp_path), "-o", str(tmp_path / "new"), "--to", "huggingface"]) == 2
+    assert f'needs {module}; run: pip install -c constraints.txt -e ".[huggingface]"' in capsys.readouterr().err

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from megatron_music.config import ConfigError, ModelConfig, ParallelConfig, RunConfig, TrainConfig, refuse_unless
 from megatron_music.models.convert import Form, form_named, form_of, from_huggingface, to_huggingface
+from megatron_music.models.form_config import config_fields, model_of
 from megatron_music.models.gpt import build_gpt
 from megatron_music.recipes import read_run
 from megatron_music.tokens import vocabulary
@@ -31,18 +32,9 @@ from megatron_music.training.checkpoint import CONFIG as RUN_CONFIG
 from megatron_music.training.checkpoint import TOKENIZER, find_checkpoint, load_model_for_inference, save_weights
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-NORM_EPSILON = 1e-5  # megatron-core's
+TOKENIZER_JSON = "tokenizer.json"
 
-# What config.json must say for our layers to compute the same.
-_FIXED = {
-    "gpt2": {
-        "activation_function": "gelu", "layer_norm_epsilon": NORM_EPSILON, "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
-    },
-    "gpt_neox": {"hidden_act": "gelu", "layer_norm_eps": NORM_EPSILON, "use_parallel_residual": False, "attention_bias": True},
-    "llama": {"hidden_act": "silu", "rms_norm_eps": NORM_EPSILON},
-}  # fmt: skip
-
+_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth")
 # Buffers that earlier versions of transformers kept among the weights.
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 
@@ -73,7 +65,9 @@ def convert_to_huggingface(checkpoint: str | os.PathLike, folder: str | os.PathL
     return form
 
 
-def convert_to_megatron(source: str | os.PathLike, folder: str | os.PathLike, tokenizer: str | os.PathLike | None = None) -> Form:
+def convert_to_megatron(
+    source: str | os.PathLike, folder: str | os.PathLike, tokenizer: str | os.PathLike | None = None
+) -> Form:
     """Write a folder of transformers as a run that has not begun: weights alone.
 
     Args:
@@ -110,18 +104,26 @@ def convert_to_megatron(source: str | os.PathLike, folder: str | os.PathLike, to
     return form
 
 
-def write_tokenizer(folder: str | os.PathLike, tokenizer_dir: str | os.PathLike) -> None:
+def write_tokenizer(folder: str | os.PathLike, tokenizer_dir: str | os.PathLike, *, unknown: str | None = None) -> None:
     """Write the tokenizer of a dataset or a checkpoint into a folder, for ``AutoTokenizer`` and for ours.
 
     Args:
         folder: made if need be; its other files stay.
         tokenizer_dir: a tokenizer folder: ``OUT/tokenizer``, or one that this function wrote.
+        unknown: the token that transformers makes of a word that is none; left out, such a word is an error. Megatron-LM's
+            HuggingFaceTokenizer tries words of its own when it is built, and needs one, e.g. ``PAD``.
 
     Raises:
-        ValueError: it is none, is damaged, or has another vocabulary.
+        ValueError: it is none, is damaged, or has another vocabulary; or ``unknown`` is no token.
     """
-    encoding, bpe, _ = read_wording(tokenizer_dir)
+    encoding, bpe, wording = read_wording(tokenizer_dir)
+    refuse_unless(unknown is None or unknown in wording.ids, f"unknown is {unknown!r}, which is no token; use PAD")
     write_tokenizer_folder(folder, encoding, bpe)
+    if unknown:
+        path = Path(folder, TOKENIZER_JSON)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["model"]["unk_token"] = unknown
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 class GrammarLogits(transformers.LogitsProcessor):
@@ -153,34 +155,10 @@ class GrammarLogits(transformers.LogitsProcessor):
 
 def _write_config(model: ModelConfig, form: Form, dtype: torch.dtype, folder: Path) -> None:
     ids = {"bos_token_id": vocabulary.PIECE_START, "eos_token_id": vocabulary.DOCUMENT_END, "pad_token_id": vocabulary.PAD}
-    shape = {
-        "vocab_size": model.vocab_size,
-        "hidden_size": model.hidden_size,
-        "num_hidden_layers": model.num_layers,
-        "num_attention_heads": model.num_attention_heads,
-        "max_position_embeddings": model.seq_length,
-        "tie_word_embeddings": model.share_embeddings_and_output_weights,
-    }
-    rope = {"rope_type": "default", "rope_theta": float(model.rotary_base)}
-    earlier = {}  # the names that versions of transformers before 5 read
-    if form.model_type == "gpt2":
-        shape = {"n_inner": model.ffn_hidden_size, **shape}
-        dropout = model.hidden_dropout
-        shape |= {"attn_pdrop": model.attention_dropout, "resid_pdrop": dropout, "embd_pdrop": dropout}
-    elif form.model_type == "gpt_neox":
-        shape |= {"intermediate_size": model.ffn_hidden_size, "rope_parameters": {**rope, "partial_rotary_factor": 1.0}}
-        shape |= {"attention_dropout": model.attention_dropout, "hidden_dropout": model.hidden_dropout}
-        earlier = {"rotary_pct": 1.0, "rotary_emb_base": float(model.rotary_base)}
-    else:
-        shape |= {"intermediate_size": model.ffn_hidden_size, "rope_parameters": rope}
-        shape |= {"num_key_value_heads": model.num_query_groups, "attention_dropout": model.attention_dropout}
-        shape |= {"attention_bias": model.add_bias_linear, "mlp_bias": model.add_bias_linear}
-        earlier = {"rope_theta": float(model.rotary_base)}
-    config = transformers.CONFIG_MAPPING[form.model_type](
-        **shape, **_FIXED[form.model_type], **ids, dtype=dtype, architectures=[form.class_name]
-    )
-    content = {**config.to_dict(), **earlier}
-    (folder / CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    fields, earlier = config_fields(model, form)
+    config = transformers.CONFIG_MAPPING[form.model_type](**fields, **ids, dtype=dtype, architectures=[form.class_name])
+    content = json.dumps({**config.to_dict(), **earlier}, indent=2, sort_keys=True)
+    (folder / CONFIG).write_text(content + "\n", encoding="utf-8")
     transformers.GenerationConfig(**ids).save_pretrained(folder)
 
 
@@ -196,72 +174,28 @@ def _read_config(folder: Path) -> tuple[Form, ModelConfig]:
     except ConfigError:
         raise
     except Exception as error:  # transformers has many kinds for a file that is wrong
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{path} cannot be read ({type(error).__name__}: {reason}); save the model with save_pretrained") from None
-    return form, _model_of(config, form, path)
-
-
-def _model_of(config, form: Form, path: Path) -> ModelConfig:
-    wanted = dict(_FIXED[form.model_type])
-    found = {name: getattr(config, name) for name in wanted}
-    model = {
-        "num_layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
-        "num_attention_heads": config.num_attention_heads,
-        "seq_length": config.max_position_embeddings,
-        "share_embeddings_and_output_weights": config.tie_word_embeddings,
-        "vocab_size": config.vocab_size,
-        **form.needs,
-    }
-    if form.model_type == "gpt2":
-        model |= {"ffn_hidden_size": config.n_inner or 4 * config.n_embd}
-        model |= {"attention_dropout": float(config.attn_pdrop), "hidden_dropout": float(config.resid_pdrop)}
-    else:
-        rope = dict(config.rope_parameters)
-        wanted |= {"rope_type": "default", "partial_rotary_factor": 1.0}
-        found |= {"rope_type": rope.get("rope_type"), "partial_rotary_factor": rope.get("partial_rotary_factor", 1.0)}
-        base = float(rope["rope_theta"])
-        refuse_unless(base.is_integer(), f"{path} has rope_theta={base}, where ours is a whole number; train a model with one")
-        model |= {"ffn_hidden_size": config.intermediate_size, "rotary_base": int(base)}
-        model |= {"attention_dropout": float(config.attention_dropout)}
-    if form.model_type == "gpt_neox":
-        model |= {"hidden_dropout": float(config.hidden_dropout)}
-    if form.model_type == "llama":
-        model |= {"num_query_groups": config.num_key_value_heads, "add_bias_linear": config.attention_bias}
-        wanted |= {"mlp_bias": config.attention_bias, "head_dim": config.hidden_size // config.num_attention_heads}
-        found |= {"mlp_bias": config.mlp_bias, "head_dim": config.head_dim}
-    for name, value in wanted.items():
-        refuse_unless(
-            found[name] == value,
-            f"{path} has {name}={found[name]!r}, where our layers have {value!r}; train a model with {name}={value!r}",
-        )
-    return ModelConfig(**model)
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ConfigError(f"{path} cannot be read ({reason}); save the model with save_pretrained") from None
+    return form, model_of(config, form, str(path))
 
 
 def _check_vocabulary(source: Path, tokenizer: Path, vocab_size: int) -> None:
     """Refuse a model whose ids mean something else than ours."""
-    if not (tokenizer / ENCODING_FILE).is_file():
-        raise ConfigError(
-            f"{tokenizer} holds no {ENCODING_FILE}, which says what the ids mean; name the tokenizer folder of the data the model "
-            "was trained on with --tokenizer OUT/tokenizer"
-        )
-    _, _, wording = read_wording(tokenizer)
+    remedy = "name the tokenizer folder of the data the model was trained on with --tokenizer OUT/tokenizer"
     refuse_unless(
-        vocab_size == len(wording.words),
-        f"{source} has vocab_size={vocab_size}, and the tokenizer {len(wording.words)}; name the tokenizer folder of the data the "
-        "model was trained on with --tokenizer OUT/tokenizer",
+        (tokenizer / ENCODING_FILE).is_file(),
+        f"{tokenizer} holds no {ENCODING_FILE}, which says what the ids mean; {remedy}",
     )
-    theirs = source / "tokenizer.json"
+    _, _, wording = read_wording(tokenizer)
+    size = len(wording.words)
+    refuse_unless(vocab_size == size, f"{source} has vocab_size={vocab_size}, and the tokenizer {size} tokens; {remedy}")
+    theirs = source / TOKENIZER_JSON
     if theirs.is_file():
         try:
             ids = json.loads(theirs.read_text(encoding="utf-8"))["model"]["vocab"]
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{theirs} cannot be read ({error}); remove it, or save the tokenizer again") from None
-        refuse_unless(
-            ids == wording.ids,
-            f"{theirs} has other ids than the tokens of {tokenizer}; name the tokenizer folder of the data the model was trained on "
-            "with --tokenizer OUT/tokenizer",
-        )
+        refuse_unless(ids == wording.ids, f"{theirs} has other ids than the tokens of {tokenizer}; {remedy}")
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -276,12 +210,12 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         elif (folder / WEIGHTS).is_file():
             names = {WEIGHTS}
         else:
-            pickles = [path.name for path in (*folder.glob("pytorch_model*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"))]
+            pickles = [path.name for kind in _PICKLES for path in sorted(folder.glob(kind))]
             reason = f"{pickles[0]} is a pickle, which may run any code" if pickles else f"it holds no {WEIGHTS}"
-            raise ConfigError(f"{folder} cannot be read: {reason}; save the model with save_pretrained, which writes safetensors")
+            raise ConfigError(f"{folder} cannot be read: {reason}; save the model as safetensors with save_pretrained")
         return {name: tensor for file in sorted(names) for name, tensor in load_file(folder / file).items()}
     except (SafetensorError, FileNotFoundError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"the weights in {folder} cannot be read ({error}); save the model again with save_pretrained") from None
+        raise ConfigError(f"the weights in {folder} cannot be read ({error}); save the model with save_pretrained") from None
 
 
 def _checked(tensors: dict[str, Tensor], wanted: dict[str, Tensor], form: Form, folder: Path) -> dict[str, Tensor]:
@@ -297,11 +231,12 @@ def _checked(tensors: dict[str, Tensor], wanted: dict[str, Tensor], form: Form, 
             del tensors[form.output_name]
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     for names, word in ((missing, "lacks"), (extra, "has, besides its own,")):
-        refuse_unless(not names, f"{folder} {word} the tensor {names[0] if names else ''}; save the whole {form.class_name} again")
+        if names:
+            raise ConfigError(f"{folder} {word} the tensor {names[0]}; save the whole {form.class_name} again")
     for name, tensor in tensors.items():
+        found, asked = list(tensor.shape), list(wanted[name].shape)
         refuse_unless(
-            tensor.shape == wanted[name].shape,
-            f"{name} in {folder} is {list(tensor.shape)}, and by its config.json {list(wanted[name].shape)}; save the model again",
+            found == asked, f"{name} in {folder} is {found}, and by its config.json {asked}; save the model again"
         )
         refuse_unless(
             tensor.dtype in (torch.float32, torch.float16, torch.bfloat16),

@@ -63,7 +63,8 @@ FORMS = (
         class_name="GPT2LMHeadModel",
         model_type="gpt2",
         needs={
-            "position_embedding_type": "learned_absolute", "normalization": "LayerNorm", "swiglu": False, "add_bias_linear": True,
+            "position_embedding_type": "learned_absolute", "normalization": "LayerNorm", "swiglu": False,
+            "add_bias_linear": True,
         },
         has_groups=False,
         is_turned=True,

@@ -102,8 +102,8 @@ def _newest_of(folder: Path, config: RunConfig) -> Path | None:
     newest = find_checkpoint(folder)
     if read_state(newest).get("weights_only"):
         raise ConfigError(
-            f"{folder} holds weights alone, so there is no run to go on with; start one from them with checkpoint.load={folder} "
-            "and another checkpoint.save"
+            f"{folder} holds weights alone, so there is no run to go on with; start one from them with "
+            f"checkpoint.load={folder} and another checkpoint.save"
         )
     check_same_model(read_run(newest / CONFIG).model, config.model, folder)
     return newest
