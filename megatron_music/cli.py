@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from megatron_music import commands, dataset_commands
+from megatron_music import commands, convert_commands, dataset_commands
 from megatron_music.commands import FAILED, OK
 from megatron_music.dataset_options import NEGATIVE_NUMBER_OR_RANGE, add_build_options, add_encoding_options
 
@@ -25,6 +25,8 @@ _EXTRAS = {
     "music21": "corpus",
     "matplotlib": "plot",
     "tokenizers": "bpe",
+    "transformers": "huggingface",
+    "safetensors": "huggingface",
 }
 
 
@@ -164,6 +166,12 @@ def _parser() -> argparse.ArgumentParser:
     midi.add_argument("--top-k", type=int, default=0)
     midi.add_argument("--top-p", type=float, default=1.0)
     midi.add_argument("--batch-size", type=int, default=16, help="pieces written at a time")
+
+    convert = command(verbs, "convert", convert_commands.convert, "a checkpoint to Hugging Face's form, or back")
+    convert.add_argument("source", metavar="CHECKPOINT|HF_DIR", help="a run; or config.json and safetensors")
+    convert.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder")
+    convert.add_argument("--to", required=True, choices=tuple(convert_commands.CONVERSIONS))
+    convert.add_argument("--tokenizer", default=None, metavar="DIR", help="of the data, where HF_DIR has no mmmtrack.json")
 
     doctor = command(verbs, "doctor", commands.doctor, "say what this machine has and lacks")
     doctor.add_argument("--json", action="store_true")

@@ -24,6 +24,8 @@ OWNERS = {
     "music21": "data/bach.py",
     "megatron.core.datasets": "data/",
     "transformers": ("audio/text_encoder.py", "hosts/huggingface.py"),
+    "safetensors": "hosts/huggingface.py",
+    "huggingface_hub": "hosts/huggingface.py",
     "diffusers": "audio/autoencoder.py",
     "soundfile": "audio/waveform.py",
     "numba": "tokens/compiled.py",
@@ -34,7 +36,8 @@ OWNERS = {
 }
 
 NEVER_TORCH = [
-    "megatron_music.cli", "megatron_music.commands", "megatron_music.config", "megatron_music.doctor",
+    "megatron_music.cli", "megatron_music.commands", "megatron_music.config", "megatron_music.convert_commands",
+    "megatron_music.doctor",
     "megatron_music.recipes",
     "megatron_music.data.archives", "megatron_music.data.build", "megatron_music.data.charts", "megatron_music.data.corpus",
     "megatron_music.data.encode", "megatron_music.data.figures", "megatron_music.data.id_counts", "megatron_music.data.labels",

@@ -26,6 +26,7 @@ SURFACE = {
     "train": ["recipe", "overrides"],
     "generate midi": ["checkpoint", "-o/--output", "--num", "--seed", "--bars", "--continue", "--infill", "--from",
                       "--meter", "--tempo", "--label", "--instruments", "--temperature", "--top-k", "--top-p", "--batch-size"],
+    "convert": ["source", "-o/--output", "--to", "--tokenizer"],
     "doctor": ["--json"],
 }  # fmt: skip
 

@@ -20,7 +20,7 @@ from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_te
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_music.config import ConfigError, ModelConfig, ParallelConfig
+from megatron_music.config import ConfigError, ModelConfig, ParallelConfig, RunConfig
 from megatron_music.models.gpt import build_gpt
 from megatron_music.recipes import read_run, write_run
 from megatron_music.tokens import vocabulary
@@ -60,32 +60,58 @@ def save_checkpoint(folder: Path, engine: Engine, progress: Progress) -> Path:
     Returns:
         The checkpoint's folder.
     """
-    checkpoint = folder / f"iter_{progress.iteration:07d}"
-    unfinished = folder / f".{checkpoint.name}.unfinished"
-    distributed.on_main(lambda: _make_empty(unfinished, folder))
     weights = _weights(engine.module)
     tensors = {"model": weights, "rng": _sharded_rng_state()}
     state = get_state(engine.optimizer)
     tensors["optimizer"] = _sharded_optimizer(weights, state)
     has_main = distributed.sum_over_processes([float(any(MAIN_PARAMETER in value for value in state.values()))])[0] > 0
     steps = distributed.sum_over_processes([float(get_step(engine.optimizer))])[0] / dist.get_world_size()
+    facts = {
+        "optimizer_step": int(steps),
+        "schedule": {"num_steps": engine.schedule.num_steps},
+        "has_main_parameters": has_main,
+    }
+    return _save(folder, tensors, progress, facts, engine.config, engine.task.tokenizer_files)
+
+
+def save_weights(folder: Path, module, config: RunConfig, tokenizer_files: dict[str, bytes]) -> Path:
+    """Write a model as a run that has not begun: its checkpoint holds weights alone, and no optimizer.
+
+    `generate` reads it, and ``checkpoint.load`` starts a run from it. Every process must call this.
+
+    Args:
+        module: the bare model, as ``config`` describes it.
+        tokenizer_files: by name.
+
+    Returns:
+        The checkpoint's folder, ``iter_0000000``.
+    """
+    checkpoint = _save(folder, {"model": _weights(module)}, Progress(), {"weights_only": True}, config, tokenizer_files)
+    distributed.on_main(lambda: write_atomically(folder / CONFIG, lambda path: write_run(config, path)))
+    return checkpoint
+
+
+def _save(
+    folder: Path, tensors: dict, progress: Progress, facts: dict, config: RunConfig, tokenizer_files: dict[str, bytes]
+) -> Path:
+    checkpoint = folder / f"iter_{progress.iteration:07d}"
+    unfinished = folder / f".{checkpoint.name}.unfinished"
+    distributed.on_main(lambda: _make_empty(unfinished, folder))
     dist_checkpointing.save(tensors, str(unfinished), sharded_strategy=InProcessWriter())
 
     def finish() -> None:
-        facts = {
+        content = {
             "iteration": progress.iteration,
             "consumed_samples": progress.consumed_samples,
-            "optimizer_step": int(steps),
-            "schedule": {"num_steps": engine.schedule.num_steps},
+            **facts,
             "layout": _layout(),
-            "has_main_parameters": has_main,
             "vocabulary": {"name": vocabulary.NAME, "hash": vocabulary.HASH},
         }
-        (unfinished / STATE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        write_run(engine.config, unfinished / CONFIG)
+        (unfinished / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_run(config, unfinished / CONFIG)
         (unfinished / TOKENIZER).mkdir()
-        for name, content in engine.task.tokenizer_files.items():
-            (unfinished / TOKENIZER / name).write_bytes(content)
+        for name, file in tokenizer_files.items():
+            (unfinished / TOKENIZER / name).write_bytes(file)
         publish(unfinished, checkpoint)
 
     # All have written by now: dist_checkpointing ends with the coordinator gathering every rank's result.
@@ -108,6 +134,8 @@ def publish(unfinished: Path, checkpoint: Path) -> None:
 def load_checkpoint(checkpoint: Path, engine: Engine, *, resume: bool) -> Progress:
     """Load weights and optimizer, saved in whatever layout, into this one. Every process must call this.
 
+    From a checkpoint of weights alone, the optimizer starts anew.
+
     Args:
         resume: go on with the same run: also its schedule and random generators; the latter exactly in the same
             layout, and seeded anew by the iteration in another.
@@ -121,6 +149,12 @@ def load_checkpoint(checkpoint: Path, engine: Engine, *, resume: bool) -> Progre
     facts = read_state(checkpoint)
     check_same_model(read_run(checkpoint / CONFIG).model, engine.config.model, checkpoint)
     weights = _weights(engine.module)
+    if facts.get("weights_only"):
+        assert not resume, "starting_point refuses to go on with weights alone"
+        engine.module.load_state_dict(_load_tensors({"model": weights}, checkpoint)["model"], strict=False)
+        # Where the optimizer keeps float32 copies of the weights, they are still of the model as it was built.
+        engine.optimizer.reload_model_params()
+        return Progress()
     request = {"model": weights, "optimizer": _sharded_optimizer(weights, _blank_state(engine, facts))}
     restores_generators = resume and facts["layout"] == _layout()
     if restores_generators:
@@ -142,7 +176,7 @@ def load_checkpoint(checkpoint: Path, engine: Engine, *, resume: bool) -> Progre
     return Progress(facts["iteration"], facts["consumed_samples"])
 
 
-def load_model_for_inference(checkpoint_dir: str | os.PathLike, tp: int = 1):
+def load_model_for_inference(checkpoint_dir: str | os.PathLike, tp: int = 1, *, own_layers: bool = False):
     """The model of a checkpoint, weights only, ready to generate.
 
     Starts the processes' groups (one process needs no launcher) and, without CUDA, the CPU adapter;
@@ -151,6 +185,7 @@ def load_model_for_inference(checkpoint_dir: str | os.PathLike, tp: int = 1):
     Args:
         checkpoint_dir: a run's folder or one of its checkpoints, saved in any layout.
         tp: tensor-parallel size, the number of processes.
+        own_layers: built of ``specs.gpt_layer``, also where Transformer Engine, which has other names, is installed.
 
     Returns:
         A GPTModel in eval mode, and the RunConfig it was trained with.
@@ -165,7 +200,8 @@ def load_model_for_inference(checkpoint_dir: str | os.PathLike, tp: int = 1):
     distributed.start(config.parallel)
     distributed.seed_for_building(config.train.seed)
     is_half = config.train.bf16 and torch.cuda.is_available()
-    model = build_gpt(config.model, config.parallel, dtype=torch.bfloat16 if is_half else torch.float32)
+    dtype = torch.bfloat16 if is_half else torch.float32
+    model = build_gpt(config.model, config.parallel, dtype=dtype, explicit_attention_mask=own_layers)
     if torch.cuda.is_available():
         model = model.cuda(torch.cuda.current_device())
     loaded = _load_tensors({"model": _weights(model)}, checkpoint)

@@ -100,7 +100,11 @@ def _newest_of(folder: Path, config: RunConfig) -> Path | None:
     if not (folder / LATEST).is_file():
         return None
     newest = find_checkpoint(folder)
-    read_state(newest)
+    if read_state(newest).get("weights_only"):
+        raise ConfigError(
+            f"{folder} holds weights alone, so there is no run to go on with; start one from them with "
+            f"checkpoint.load={folder} and another checkpoint.save"
+        )
     check_same_model(read_run(newest / CONFIG).model, config.model, folder)
     return newest
 

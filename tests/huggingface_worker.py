@@ -1,0 +1,49 @@
+"""A converted run under two parallel layouts: what it computes there, and checkpoints that are saved there.
+
+    torchrun --nproc_per_node 2 tests/huggingface_worker.py FOLDER
+
+FOLDER holds ``data`` and ``run``; it gets ``tp`` and ``pp``, runs saved from there before any step, and ``logits.pt``.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_gpt import tiny_run  # noqa: E402
+
+from megatron_music.recipes import read_run  # noqa: E402
+from megatron_music.training import distributed  # noqa: E402
+from megatron_music.training.checkpoint import (  # noqa: E402
+    Progress,
+    find_checkpoint,
+    load_checkpoint,
+    load_model_for_inference,
+    save_checkpoint,
+)
+from megatron_music.training.engine import Engine  # noqa: E402
+from megatron_music.training.tasks import gpt_task  # noqa: E402
+
+
+def main(folder: Path) -> None:
+    checkpoint = find_checkpoint(folder / "run")
+    fields = vars(read_run(checkpoint / "config.yaml").model)
+    model = [f"model.{name}={value}" for name, value in fields.items() if name != "size"]
+    for name, layout in (("tp", "tensor"), ("pp", "pipeline")):
+        config = tiny_run(folder / "data", *model, f"parallel.{layout}_model_parallel_size=2")
+        distributed.start(config.parallel)
+        engine = Engine(config, gpt_task(config))
+        load_checkpoint(checkpoint, engine, resume=False)
+        save_checkpoint(folder / name, engine, Progress(1, 8))
+    module, _ = load_model_for_inference(folder / "run", tp=2)
+    ids = torch.load(folder / "ids.pt", weights_only=True)
+    with torch.no_grad():
+        logits = module(ids, torch.arange(ids.shape[1]).expand_as(ids), None, runtime_gather_output=True)
+    if distributed.is_main():
+        torch.save(logits, folder / "logits.pt")
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
