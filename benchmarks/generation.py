@@ -37,7 +37,7 @@ def main() -> None:
     composer = load_composer(options.checkpoint)
     encoding = composer.encoding
     drafts = [
-        Draft(Grammar(encoding, composer.max_tokens), torch.Generator().manual_seed(seed)) for seed in range(options.num)
+        Draft(Grammar(encoding, composer.max_tokens), seed) for seed in range(options.num)
     ]
     start = time.perf_counter()
     for _ in write_drafts(drafts, CachedGPT(composer.model, options.num, composer.max_tokens), Sampler()):

@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from generation_worker import MAX_TOKENS, PIECES
@@ -47,7 +48,7 @@ def test_greedy_with_the_cache_equals_without_at_tp_1_and_2(trained, tmp_path):
     for world_size in (1, 2):
         launch(world_size, WORKER, trained, tmp_path / f"{world_size}.json")
         found += json.loads((tmp_path / f"{world_size}.json").read_text()).values()
-    assert len(found) == 4 and all(ids == found[0] for ids in found)
+    assert len(found) == 6 and all(ids == found[0] for ids in found)
     assert all(40 < len(ids) <= MAX_TOKENS for ids in found[0][:PIECES])
     assert len({token_id for ids in found[0][PIECES:] for token_id in ids}) > 1
 
@@ -186,28 +187,27 @@ def test_wishes_that_cannot_be(wish, sentence):
 
 def draw(sampler: Sampler, logits: list[float], allowed: list[bool] | None = None, count: int = 4000) -> list[float]:
     """How often each token is drawn."""
-    generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
-    logits_BV = torch.tensor([logits]).expand(count, -1)
-    allowed_BV = torch.tensor([allowed or [True] * len(logits)]).expand(count, -1)
-    drawn = torch.tensor(sampler.draw(logits_BV, allowed_BV, generators))
-    return (torch.bincount(drawn, minlength=len(logits)) / count).tolist()
+    logits_BV = np.tile(np.array(logits, np.float32), (count, 1))
+    allowed_BV = np.tile(allowed or [True] * len(logits), (count, 1))
+    drawn = sampler.draw(logits_BV, allowed_BV, (np.arange(count) + 0.5) / count)
+    return (np.bincount(drawn, minlength=len(logits)) / count).tolist()
 
 
 def test_draws_follow_the_softmax():
     logits = [0.0, 1.0, 2.0]
-    assert draw(Sampler(), logits) == pytest.approx(torch.tensor(logits).softmax(0).tolist(), abs=0.03)
-    assert draw(Sampler(temperature=0.5), logits) == pytest.approx((torch.tensor(logits) * 2).softmax(0).tolist(), abs=0.03)
+    assert draw(Sampler(), logits) == pytest.approx(torch.tensor(logits).softmax(0).tolist(), abs=0.001)
+    assert draw(Sampler(temperature=0.5), logits) == pytest.approx((torch.tensor(logits) * 2).softmax(0).tolist(), abs=0.001)
 
 
 def test_what_is_not_allowed_is_never_drawn():
-    assert draw(Sampler(temperature=5.0), [0.0, 9.0, 0.0], [True, False, True]) == pytest.approx([0.5, 0, 0.5], abs=0.03)
+    assert draw(Sampler(temperature=5.0), [0.0, 9.0, 0.0], [True, False, True]) == pytest.approx([0.5, 0, 0.5], abs=0.001)
     assert draw(Sampler(temperature=0), [0.0, 9.0, 1.0], [True, False, True]) == [0, 0, 1]
 
 
 def test_top_k_and_top_p():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().tolist()
-    assert draw(Sampler(top_k=2), logits) == pytest.approx([0.625, 0.375, 0, 0], abs=0.03)
-    assert draw(Sampler(top_p=0.6), logits) == pytest.approx([0.625, 0.375, 0, 0], abs=0.03)
+    assert draw(Sampler(top_k=2), logits) == pytest.approx([0.625, 0.375, 0, 0], abs=0.001)
+    assert draw(Sampler(top_p=0.6), logits) == pytest.approx([0.625, 0.375, 0, 0], abs=0.001)
     assert draw(Sampler(top_k=1), logits) == draw(Sampler(top_p=0.01), logits) == [1, 0, 0, 0]
 
 

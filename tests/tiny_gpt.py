@@ -74,3 +74,6 @@ class RandomModel:
 
     def __call__(self, ids_BS):
         return self.table[ids_BS[:, -1]]
+
+    def keep(self, rows):
+        pass

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from megatron_music.generation.infill import Filling
-from megatron_music.generation.sampling import CachedGPT, Draft, NextLogits, Sampler, write_drafts
+from megatron_music.generation.decoder import next_logits_of
+from megatron_music.generation.sampling import Draft, NextLogits, Sampler, write_drafts
 from megatron_music.music.grid import FASTEST, SLOWEST, quantize, sections, slice_steps, tempo_bin
 from megatron_music.music.score import VOICE_NAMES, Score, Track
 from megatron_music.tokens import vocabulary as v
@@ -46,7 +47,7 @@ class Composer:
         max_tokens: int,
         sampler: Sampler = Sampler(),  # noqa: B008 (frozen)
         device: torch.device | str = "cpu",
-        next_logits: Callable[[torch.nn.Module, int, int], NextLogits] = CachedGPT,
+        next_logits: Callable[[torch.nn.Module, int, int], NextLogits] = next_logits_of,
     ):
         if encoding.bars < 1:
             raise ValueError("this model was trained on whole pieces; train on windows (--bars 4) to generate")
@@ -196,7 +197,7 @@ class Composer:
     def _write(self, grammars: Sequence[Walk], seeds: Sequence[int], turn: int, on_token: OnToken) -> list[list[int]]:
         """One document for each grammar."""
         drafts = [
-            Draft(grammar, torch.Generator().manual_seed(_stream(seed, turn)))
+            Draft(grammar, _stream(seed, turn))
             for grammar, seed in zip(grammars, seeds, strict=True)
         ]
         next_logits = self._next_logits(self.model, len(drafts), self.max_tokens)

@@ -2,22 +2,33 @@
 
 Given a model that turns ids into logits; knows nothing about checkpoints, datasets or files.
 
-Shapes: B pieces, S tokens, V vocabulary.
+Shapes: B pieces, S tokens, V vocabulary, G query groups of this rank, D head size.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from megatron.core.inference.contexts import StaticInferenceContext
 from torch import Tensor
 
-from megatron_music.tokens import vocabulary as v
 from megatron_music.tokens.walk import Walk
 
-# New ids [B, S] in, logits of the token after them [B, V] out; the callable remembers the ids before.
-NextLogits = Callable[[Tensor], Tensor]
+_BLOCK = 256  # random numbers drawn at a time
+_SHRINK = 0.75  # the share of unfinished drafts from which on the finished are left out
+
+
+class NextLogits(Protocol):
+    """A model that reads: it remembers the ids before."""
+
+    def __call__(self, ids_BS: Tensor) -> Tensor:
+        """Read new ids; returns the logits of the token after them, [B, V]."""
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows of the batch alone, in this order."""
+
 
 
 @dataclass(frozen=True)
@@ -42,27 +53,43 @@ class Sampler:
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; use a number above 0, at most 1 (all tokens)")
 
-    def draw(self, logits_BV: Tensor, allowed_BV: Tensor, generators: Sequence[torch.Generator]) -> list[int]:
-        """One id a row, each from its own generator; ids that are not allowed are never drawn."""
-        logits_BV = logits_BV.float().masked_fill(~allowed_BV, float("-inf"))
+    def draw(self, logits_BV: np.ndarray, allowed_BV: np.ndarray, uniforms_B: np.ndarray) -> list[int]:
+        """One id a row; ids that are not allowed are never drawn.
+
+        Args:
+            logits_BV: float32.
+            allowed_BV: bool; at least one a row.
+            uniforms_B: in [0, 1): which id of those that may be drawn, in the order of their cumulative probabilities.
+        """
+        logits_BV = np.where(allowed_BV, logits_BV, np.float32("-inf"))
         if self.temperature == 0:
-            return logits_BV.argmax(dim=-1).tolist()
-        probabilities_BV, ids_BV = torch.softmax(logits_BV / self.temperature, dim=-1).sort(dim=-1, descending=True)
+            return logits_BV.argmax(axis=1).tolist()
+        # In double precision, so that a small temperature cannot overflow and a sum of many is exact enough.
+        weights_BV = np.exp((logits_BV - logits_BV.max(axis=1, keepdims=True)).astype(np.float64) / self.temperature)
+        if self.top_k or self.top_p < 1:
+            weights_BV = self._without_the_unlikely(weights_BV)
+        cumulative_BV = weights_BV.cumsum(axis=1)
+        # The sum's last step may round to a draw of the whole: the last id with a weight takes that.
+        thresholds_B1 = uniforms_B[:, None] * cumulative_BV[:, -1:]
+        places_B = (cumulative_BV <= thresholds_B1).sum(axis=1)
+        last_B = weights_BV.shape[1] - 1 - (weights_BV[:, ::-1] > 0).argmax(axis=1)
+        return np.minimum(places_B, last_B).tolist()
+
+    def _without_the_unlikely(self, weights_BV: np.ndarray) -> np.ndarray:
+        """Weights of all ids, zero but for the ``top_k`` and ``top_p`` most likely; of equal ones the lower id comes first."""
+        order_BV = np.argsort(-weights_BV, axis=1, kind="stable")
+        sorted_BV = np.take_along_axis(weights_BV, order_BV, axis=1)
         if self.top_k:
-            probabilities_BV[:, self.top_k :] = 0
-        below_B1V = probabilities_BV.cumsum(dim=-1) - probabilities_BV
-        probabilities_BV[below_B1V >= self.top_p] = 0
-        cumulative_BV = probabilities_BV.cumsum(dim=-1)
-        uniform_B1 = torch.stack([torch.rand(1, generator=generator) for generator in generators])
-        threshold_B1 = uniform_B1.to(cumulative_BV.device) * cumulative_BV[:, -1:]
-        places_B1 = torch.searchsorted(cumulative_BV, threshold_B1, right=True)
-        # A draw of exactly the whole sum would fall behind the last possible token.
-        places_B1 = places_B1.minimum((probabilities_BV > 0).sum(dim=-1, keepdim=True) - 1)
-        return ids_BV.gather(1, places_B1)[:, 0].tolist()
+            sorted_BV[:, self.top_k :] = 0
+        before_BV = sorted_BV.cumsum(axis=1) - sorted_BV
+        sorted_BV[before_BV >= self.top_p * sorted_BV.sum(axis=1, keepdims=True)] = 0
+        kept_BV = np.zeros_like(weights_BV)
+        np.put_along_axis(kept_BV, order_BV, sorted_BV, axis=1)
+        return kept_BV
 
 
 class CachedGPT:
-    """A megatron-core GPTModel as ``NextLogits``: attends to earlier ids through a KV cache.
+    """A megatron-core GPTModel as ``NextLogits`` through its own modules: for any of its architectures.
 
     Works under tensor parallelism; every rank of the group makes the same calls and gets the same logits.
 
@@ -85,7 +112,11 @@ class CachedGPT:
             ids_BS, positions_BS, None, inference_context=self._context, runtime_gather_output=True
         )
         self._context.increment_sequence_len_offset(length)
-        return logits_BSV[:, -1, : v.SIZE]
+        return logits_BSV[:, -1]
+
+    def keep(self, rows: list[int]) -> None:
+        for layer, memory in self._context.key_value_memory_dict.items():
+            self._context.key_value_memory_dict[layer] = tuple(tensor_SBGD[:, rows] for tensor_SBGD in memory)
 
 
 class UncachedGPT:
@@ -100,22 +131,37 @@ class UncachedGPT:
         self._ids_BS = ids_BS if self._ids_BS is None else torch.cat([self._ids_BS, ids_BS], dim=1)
         positions_BS = torch.arange(self._ids_BS.shape[1], device=ids_BS.device).expand(self._ids_BS.shape)
         logits_BSV = self._model(self._ids_BS, positions_BS, None, runtime_gather_output=True)
-        return logits_BSV[:, -1, : v.SIZE]
+        return logits_BSV[:, -1]
+
+    def keep(self, rows: list[int]) -> None:
+        self._ids_BS = self._ids_BS[rows]
 
 
 class Draft:
-    """A piece in the making: its grammar, what is written, and the generator that draws the rest."""
+    """A piece in the making: its grammar, what is written, and the random numbers that decide the rest.
 
-    def __init__(self, grammar: Walk, generator: torch.Generator):
+    Args:
+        grammar: at its start.
+        seed: of the random numbers: the k-th free choice of a piece takes the k-th of them, whatever other pieces do.
+    """
+
+    def __init__(self, grammar: Walk, seed: int):
         self.grammar = grammar
-        self.generator = generator
         self.ids: list[int] = []
         self.allowed = grammar.allowed()  # mask of the ids that may come next (bool, [V])
+        self._generator = np.random.Generator(np.random.PCG64(seed))
+        self._uniforms: list[float] = []
+
+    def uniform(self) -> float:
+        """The next random number, in [0, 1)."""
+        if not self._uniforms:
+            self._uniforms = self._generator.random(_BLOCK)[::-1].tolist()
+        return self._uniforms.pop()
 
     def forced(self) -> int | None:
         """The next id where there is no choice, else None."""
-        choices = np.flatnonzero(self.allowed)
-        return int(choices[0]) if len(choices) == 1 else None
+        first = int(self.allowed.argmax())
+        return None if self.allowed[first + 1 :].any() else first
 
     def append(self, token_id: int) -> None:
         if not self.grammar.ended:
@@ -127,25 +173,39 @@ class Draft:
 def write_drafts(
     drafts: Sequence[Draft], next_logits: NextLogits, sampler: Sampler, device: torch.device | str = "cpu"
 ) -> Iterator[int]:
-    """Write all drafts to their ends, one token each a step; a finished one waits for the others.
+    """Write all drafts to their ends, one token each a step.
+
+    The batch shrinks as drafts end. The draws of a draft depend on its seed alone; its logits are the same numbers in any
+    batch up to rounding (matrix products of other sizes add in another order), which changes a piece only where a draw
+    falls on the very edge between two tokens.
+
+    Args:
+        next_logits: of as many rows as there are drafts.
 
     Yields:
         How many tokens each unfinished draft has, for a progress bar.
     """
     ids_BS = _common_opening(drafts)
-    while not all(draft.grammar.ended for draft in drafts):
+    rows = list(drafts)  # what the model's rows are; ended drafts among them read PAD
+    while any(not draft.grammar.ended for draft in rows):
         logits_BV = next_logits(torch.tensor(ids_BS, device=device))
-        ids = [draft.forced() for draft in drafts]
+        ids = [draft.forced() for draft in rows]
         free = [row for row, token_id in enumerate(ids) if token_id is None]
         if free:
-            allowed_BV = torch.from_numpy(np.stack([drafts[row].allowed for row in free])).to(device)
-            drawn = sampler.draw(logits_BV[free], allowed_BV, [drafts[row].generator for row in free])
-            for row, token_id in zip(free, drawn, strict=True):
+            allowed_BV = np.stack([rows[row].allowed for row in free])
+            logits_BV = logits_BV[:, : allowed_BV.shape[1]].float().cpu().numpy()
+            uniforms_B = np.array([rows[row].uniform() for row in free])
+            for row, token_id in zip(free, sampler.draw(logits_BV[free], allowed_BV, uniforms_B), strict=True):
                 ids[row] = token_id
-        for draft, token_id in zip(drafts, ids, strict=True):
+        for draft, token_id in zip(rows, ids, strict=True):
             draft.append(token_id)
+        yield max(len(draft.ids) for draft in rows)
+        unfinished = [row for row, draft in enumerate(rows) if not draft.grammar.ended]
+        # To copy what the model remembers of the others costs about what a step does.
+        if unfinished and len(unfinished) <= _SHRINK * len(rows):
+            next_logits.keep(unfinished)
+            rows, ids = [rows[row] for row in unfinished], [ids[row] for row in unfinished]
         ids_BS = [[token_id] for token_id in ids]
-        yield max(len(draft.ids) for draft in drafts)
 
 
 def _common_opening(drafts: Sequence[Draft]) -> list[list[int]]:
