@@ -40,7 +40,7 @@ def train(config: RunConfig) -> int:
 
 def _train(config: RunConfig) -> int:
     config = distributed.on_main(lambda: with_vocabulary_of_data(config))
-    origin, is_own = distributed.on_main(lambda: starting_point(config))
+    origin, is_own = starting_point(config)
     task = gpt_task(config)
     engine = Engine(config, task)
     progress = Progress()
