@@ -4,6 +4,7 @@ Nothing is written before everything that can be known was checked. Knows nothin
 """
 
 import fcntl
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from megatron_music.training.checkpoint import (
 )
 from megatron_music.training.checkpoint_folder import write_atomically
 from megatron_music.training.newest import find_checkpoint, newest_whole
+
+STARTS = "starts.json"
 
 
 def with_vocabulary_of_data(config: RunConfig) -> RunConfig:
@@ -84,6 +87,32 @@ def held_folder(folder: Path | None, config: RunConfig) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def count_start(folder: Path, iteration: int, config: RunConfig) -> str | None:
+    """Note that a run starts, and say in a sentence why it must not: it has not got on for too long.
+
+    ``RUN/starts.json`` holds the iteration that the last starts went out from, and how many there were. A checkpoint
+    completed since makes it another iteration. For the main process.
+    """
+    path, allowed = folder / STARTS, config.train.max_starts_without_progress
+    starts = _read_starts(path, iteration)
+    if allowed and starts >= allowed:
+        return (
+            f"{folder} was started {starts} times from iteration {iteration} and completed no checkpoint in between; see why it "
+            f"ended, then remove {path} to start it again (train.max_starts_without_progress={allowed})"
+        )
+    record = {"iteration": iteration, "starts": starts + 1}
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(record) + "\n", encoding="utf-8"))
+    return None
+
+
+def _read_starts(path: Path, iteration: int) -> int:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return int(record["starts"]) if record["iteration"] == iteration else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0  # a guard against endless starts must not become a reason for none
 
 
 def _holds_run(folder: Path | None, config: RunConfig) -> bool:
