@@ -67,7 +67,13 @@ class TensorsWriter:
         Returns:
             What lies where, and the SHA-256 of each file by name.
         """
-        written = self.storage.write_data(self.plan, self.planner).value()
+        try:
+            written = self.storage.write_data(self.plan, self.planner).value()
+        except RuntimeError as error:
+            # torch's archives complain of a position where the disk has complained of something before.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         return written, {name: digest(self.folder / name) for name in {result.storage_data.relative_path for result in written}}
 
     def gather(self, write) -> tuple[list, dict[str, str]] | None:
