@@ -194,10 +194,17 @@ class TrainConfig:
     bf16: bool = False
     eval_interval: int = 0  # steps between evaluations; 0: only after the last step
     eval_iters: int = 10  # global batches in one evaluation; 0: no evaluation
+    loss_spike_factor: float = 0.0  # skip a step whose loss is above so many times the median of late; 0: skip only NaN and inf
+    max_skipped_steps: int = 10  # so many steps skipped in a row end the run
+    max_starts_without_progress: int = 3  # so many starts without a new checkpoint, and the next is refused; 0: none is
 
     def __post_init__(self):
-        _positive("train", self, "train_iters", "micro_batch_size", "global_batch_size")
-        for name in ("seed", "eval_interval", "eval_iters"):
+        _positive("train", self, "train_iters", "micro_batch_size", "global_batch_size", "max_skipped_steps")
+        refuse_unless(
+            self.loss_spike_factor == 0 or self.loss_spike_factor > 1,
+            f"train.loss_spike_factor is {self.loss_spike_factor}; use a factor above 1, such as 3, or 0 to skip only what is no number",
+        )
+        for name in ("seed", "eval_interval", "eval_iters", "max_starts_without_progress"):
             value = getattr(self, name)
             refuse_unless(value >= 0, f"train.{name} is {value}, below 0; set train.{name}=0 or more")
 
@@ -209,12 +216,18 @@ class CheckpointConfig:
     save: str | None = None  # the run's folder; a run found there goes on. Left out: nothing is written
     load: str | None = None  # another run's folder or checkpoint: its weights and optimizer, from iteration 0
     save_interval: int = 0  # steps between checkpoints; 0: only after the last step
+    async_save: bool = False  # go on training while a copy is written; takes the memory of a copy on the CPU
+    most_recent_k: int = 0  # how many checkpoints to keep; 0: all
+    keep_every: int = 0  # keep those at its multiples for good; 0: none
 
     def __post_init__(self):
-        refuse_unless(
-            self.save_interval >= 0,
-            f"checkpoint.save_interval is {self.save_interval}, below 0; set checkpoint.save_interval=0 to save at the end",
-        )
+        for name, remedy in (
+            ("save_interval", "save at the end"),
+            ("most_recent_k", "keep all"),
+            ("keep_every", "keep none for good"),
+        ):
+            value = getattr(self, name)
+            refuse_unless(value >= 0, f"checkpoint.{name} is {value}, below 0; set checkpoint.{name}=0 to {remedy}")
 
 
 @dataclass(frozen=True)

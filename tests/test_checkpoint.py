@@ -19,6 +19,7 @@ from megatron_music.training.checkpoint import (
     save_checkpoint,
 )
 from megatron_music.training.engine import Engine
+from megatron_music.training.manifest import write_manifest
 from megatron_music.training.loop import DONE, train
 from megatron_music.training.tasks import gpt_task
 
@@ -136,6 +137,7 @@ def test_inference_loads_the_trained_weights(engine_of, data, tmp_path, saved):
 def change_state(checkpoint: Path, **values) -> None:
     facts = json.loads((checkpoint / "state.json").read_text())
     (checkpoint / "state.json").write_text(json.dumps({**facts, **values}))
+    write_manifest(checkpoint)
 
 
 def test_bad_checkpoints_are_refused_in_one_sentence(data, tmp_path):

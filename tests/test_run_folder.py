@@ -1,7 +1,5 @@
 """Whose a run's folder is: everything is checked before anything is written."""
 
-import json
-
 import pytest
 from tiny_gpt import tiny_dataset, tiny_run
 
@@ -74,16 +72,3 @@ def test_a_folder_has_one_run_at_a_time(data, tmp_path):
         with pytest.raises(ConfigError, match="is in use by a run that is under way"):
             train(run)
     assert train(run) == DONE
-
-
-def test_a_damaged_checkpoint_is_one_sentence(data, tmp_path):
-    run = tiny_run(data, f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=1")
-    assert train(run) == DONE
-    for path in (tmp_path / "run" / "iter_0000001").glob("*.distcp"):
-        path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ConfigError, match="iter_0000001 cannot be loaded"):
-        train(run)
-    state = tmp_path / "run" / "iter_0000001" / "state.json"
-    state.write_text(json.dumps({}))
-    with pytest.raises(ConfigError, match="cannot be read"):
-        train(run)

@@ -1,21 +1,21 @@
 """Checkpoints: a whole training state on disk, loaded again in any parallel layout.
 
-``RUN/latest`` names the newest complete checkpoint of a run, ``RUN/iter_0000123`` is one: the tensors as
-megatron-core's dist_checkpointing writes them, ``state.json``, ``config.yaml`` and ``tokenizer/``. A checkpoint is
-written beside its place and renamed into it, so a save that is killed leaves the one before untouched.
-Knows nothing about the loop.
+``RUN/iter_0000123`` is one: the tensors as megatron-core's dist_checkpointing writes them, ``state.json``,
+``config.yaml``, ``tokenizer/``, and ``manifest.json`` over all of it. It is written beside its place and renamed into
+it, so a save that is killed leaves the one before untouched. Knows nothing about the loop.
 """
 
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing import ShardedObject
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException
@@ -25,11 +25,16 @@ from megatron_music.models.gpt import build_gpt
 from megatron_music.recipes import read_run, write_run
 from megatron_music.tokens import vocabulary
 from megatron_music.training import distributed
+from megatron_music.training.checkpoint_folder import checkpoint_name, prepare, publish, read_latest, remove, write_atomically
 from megatron_music.training.engine import Engine
+from megatron_music.training.guard import GuardState
+from megatron_music.training.manifest import write_manifest
+from megatron_music.training.newest import find_checkpoint
 from megatron_music.training.optimizer import MAIN_PARAMETER, MOMENTS, get_state, get_step, set_state
-from megatron_music.training.writer import InProcessWriter
+from megatron_music.training.reader import read_tensors
+from megatron_music.training.writer import TensorsWriter
 
-LATEST, STATE, CONFIG, TOKENIZER = "latest", "state.json", "config.yaml", "tokenizer"
+STATE, CONFIG, TOKENIZER = "state.json", "config.yaml", "tokenizer"
 
 
 @dataclass(frozen=True)
@@ -38,20 +43,100 @@ class Progress:
 
     iteration: int = 0
     consumed_samples: int = 0
+    guard: GuardState = GuardState()
 
 
-def find_checkpoint(path: str | os.PathLike) -> Path:
-    """The checkpoint folder that ``path`` means: itself, or the newest of the run it names.
+class Save:
+    """A checkpoint on its way to the disk: begun and finished by all processes together, written by each alone.
 
-    Raises:
-        ConfigError: there is none.
+    Args:
+        folder: the run's folder.
+        progress: how far the run has come.
+        tensors: the sharded tensors, a tree.
+        facts: what else ``state.json`` says.
+        config: the run's.
+        tokenizer_files: by name.
+        copies: copy the tensors now, so that training may go on while they are written.
     """
-    path = Path(path)
-    if (path / LATEST).is_file():
-        path = path / (path / LATEST).read_text(encoding="utf-8").strip()
-    if not (path / STATE).is_file():
-        raise ConfigError(f"{path} holds no checkpoint; name a run's folder or one of its iter_ folders")
-    return path
+
+    def __init__(
+        self,
+        folder: Path,
+        progress: Progress,
+        tensors: dict,
+        facts: dict,
+        config: RunConfig,
+        tokenizer_files: dict[str, bytes],
+        *,
+        copies: bool,
+    ):
+        self.checkpoint = folder / checkpoint_name(progress.iteration)
+        self.iteration = progress.iteration
+        self.config, self.tokenizer_files = config, tokenizer_files
+        self.unfinished = distributed.on_main(lambda: prepare(folder, progress.iteration))
+        self.facts = {
+            "iteration": progress.iteration,
+            "consumed_samples": progress.consumed_samples,
+            **facts,
+            "layout": _layout(),
+            "vocabulary": {"name": vocabulary.NAME, "hash": vocabulary.HASH},
+        }
+        self.writer = TensorsWriter(tensors, self.unfinished, copies=copies)
+
+    def write(self) -> tuple[list, dict[str, str]]:
+        """Write this process's tensors. Speaks to no other process: a thread may do it."""
+        return self.writer.write()
+
+    def finish(self, write: Callable) -> Path:
+        """Complete the checkpoint and point ``latest`` at it. Every process must call this.
+
+        Args:
+            write: gives the result of ``self.write()``, now or from a thread that has ended.
+
+        Raises:
+            WriteFailed, OSError: it could not be written; on every process. ``abandon`` then cleans up.
+        """
+        gathered = self.writer.gather(write)
+
+        def complete() -> None:
+            results, digests = gathered
+            self.writer.write_index(results)
+            (self.unfinished / STATE).write_text(json.dumps(self.facts, indent=1) + "\n", encoding="utf-8")
+            write_run(self.config, self.unfinished / CONFIG)
+            (self.unfinished / TOKENIZER).mkdir()
+            for name, content in self.tokenizer_files.items():
+                (self.unfinished / TOKENIZER / name).write_bytes(content)
+            write_manifest(self.unfinished, digests)
+            publish(self.unfinished, self.checkpoint)
+
+        distributed.on_main(complete)
+        return self.checkpoint
+
+    def abandon(self) -> None:
+        """Remove what there is of a checkpoint that could not be finished. For the main process."""
+        shutil.rmtree(self.unfinished, ignore_errors=True)
+        if self.checkpoint.exists() and read_latest(self.checkpoint.parent)[0] != self.checkpoint:
+            remove(self.checkpoint)
+
+
+def begin_save(folder: Path, engine: Engine, progress: Progress, *, copies: bool) -> Save:
+    """The whole state of a run as it is now, to be written. Every process must call this.
+
+    Args:
+        copies: see ``Save``.
+    """
+    weights = _weights(engine.module)
+    state = get_state(engine.optimizer)
+    tensors = {"model": weights, "optimizer": _sharded_optimizer(weights, state), "rng": _sharded_rng_state()}
+    has_main = distributed.sum_over_processes([float(any(MAIN_PARAMETER in value for value in state.values()))])[0] > 0
+    steps = distributed.sum_over_processes([float(get_step(engine.optimizer))])[0] / dist.get_world_size()
+    facts = {
+        "optimizer_step": int(steps),
+        "schedule": {"num_steps": engine.schedule.num_steps},
+        "guard": progress.guard.as_json(),
+        "has_main_parameters": has_main,
+    }
+    return Save(folder, progress, tensors, facts, engine.config, engine.task.tokenizer_files, copies=copies)
 
 
 def save_checkpoint(folder: Path, engine: Engine, progress: Progress) -> Path:
@@ -60,18 +145,8 @@ def save_checkpoint(folder: Path, engine: Engine, progress: Progress) -> Path:
     Returns:
         The checkpoint's folder.
     """
-    weights = _weights(engine.module)
-    tensors = {"model": weights, "rng": _sharded_rng_state()}
-    state = get_state(engine.optimizer)
-    tensors["optimizer"] = _sharded_optimizer(weights, state)
-    has_main = distributed.sum_over_processes([float(any(MAIN_PARAMETER in value for value in state.values()))])[0] > 0
-    steps = distributed.sum_over_processes([float(get_step(engine.optimizer))])[0] / dist.get_world_size()
-    facts = {
-        "optimizer_step": int(steps),
-        "schedule": {"num_steps": engine.schedule.num_steps},
-        "has_main_parameters": has_main,
-    }
-    return _save(folder, tensors, progress, facts, engine.config, engine.task.tokenizer_files)
+    save = begin_save(folder, engine, progress, copies=False)
+    return save.finish(save.write)
 
 
 def save_weights(folder: Path, module, config: RunConfig, tokenizer_files: dict[str, bytes]) -> Path:
@@ -86,49 +161,10 @@ def save_weights(folder: Path, module, config: RunConfig, tokenizer_files: dict[
     Returns:
         The checkpoint's folder, ``iter_0000000``.
     """
-    checkpoint = _save(folder, {"model": _weights(module)}, Progress(), {"weights_only": True}, config, tokenizer_files)
+    save = Save(folder, Progress(), {"model": _weights(module)}, {"weights_only": True}, config, tokenizer_files, copies=False)
+    checkpoint = save.finish(save.write)
     distributed.on_main(lambda: write_atomically(folder / CONFIG, lambda path: write_run(config, path)))
     return checkpoint
-
-
-def _save(
-    folder: Path, tensors: dict, progress: Progress, facts: dict, config: RunConfig, tokenizer_files: dict[str, bytes]
-) -> Path:
-    checkpoint = folder / f"iter_{progress.iteration:07d}"
-    unfinished = folder / f".{checkpoint.name}.unfinished"
-    distributed.on_main(lambda: _make_empty(unfinished, folder))
-    dist_checkpointing.save(tensors, str(unfinished), sharded_strategy=InProcessWriter())
-
-    def finish() -> None:
-        content = {
-            "iteration": progress.iteration,
-            "consumed_samples": progress.consumed_samples,
-            **facts,
-            "layout": _layout(),
-            "vocabulary": {"name": vocabulary.NAME, "hash": vocabulary.HASH},
-        }
-        (unfinished / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        write_run(config, unfinished / CONFIG)
-        (unfinished / TOKENIZER).mkdir()
-        for name, file in tokenizer_files.items():
-            (unfinished / TOKENIZER / name).write_bytes(file)
-        publish(unfinished, checkpoint)
-
-    # All have written by now: dist_checkpointing ends with the coordinator gathering every rank's result.
-    distributed.on_main(finish)
-    return checkpoint
-
-
-def publish(unfinished: Path, checkpoint: Path) -> None:
-    """Put a finished folder in its place, then point ``latest`` at it; a kill at any point leaves a good ``latest``."""
-    for path in [*unfinished.rglob("*"), unfinished]:
-        _sync(path)
-    if checkpoint.exists():
-        # Left by a run killed between the two steps below: complete, but never pointed at.
-        shutil.rmtree(checkpoint)
-    unfinished.rename(checkpoint)
-    _sync(checkpoint.parent)
-    write_atomically(checkpoint.parent / LATEST, lambda path: path.write_text(checkpoint.name + "\n", encoding="utf-8"))
 
 
 def load_checkpoint(checkpoint: Path, engine: Engine, *, resume: bool) -> Progress:
@@ -146,7 +182,7 @@ def load_checkpoint(checkpoint: Path, engine: Engine, *, resume: bool) -> Progre
     Raises:
         ValueError: another model, another vocabulary, or no checkpoint.
     """
-    facts = read_state(checkpoint)
+    facts = distributed.on_main(lambda: read_state(checkpoint))
     check_same_model(read_run(checkpoint / CONFIG).model, engine.config.model, checkpoint)
     weights = _weights(engine.module)
     if facts.get("weights_only"):
@@ -173,17 +209,28 @@ def load_checkpoint(checkpoint: Path, engine: Engine, *, resume: bool) -> Progre
         _set_rng_state(loaded["rng"])
     else:
         distributed.seed_for_training(engine.config.train.seed, facts["iteration"])
-    return Progress(facts["iteration"], facts["consumed_samples"])
+    return Progress(facts["iteration"], facts["consumed_samples"], GuardState.from_json(facts["guard"]))
 
 
 def load_model_for_inference(checkpoint_dir: str | os.PathLike, tp: int = 1, *, own_layers: bool = False):
-    """The model of a checkpoint, weights only, ready to generate.
+    """The model of the checkpoint that ``find_checkpoint`` finds, weights only, ready to generate.
+
+    See ``load_model``.
+
+    Raises:
+        ValueError: no checkpoint, another vocabulary, or a ``tp`` that does not divide the model.
+    """
+    return load_model(find_checkpoint(checkpoint_dir), tp, own_layers=own_layers)
+
+
+def load_model(checkpoint: Path, tp: int = 1, *, own_layers: bool = False):
+    """The model of one checkpoint, weights only, ready to generate.
 
     Starts the processes' groups (one process needs no launcher) and, without CUDA, the CPU adapter;
-    ``distributed.stop()`` ends both. The tokenizer lies in ``tokenizer/`` of ``find_checkpoint(checkpoint_dir)``.
+    ``distributed.stop()`` ends both. The tokenizer lies in ``checkpoint / "tokenizer"``.
 
     Args:
-        checkpoint_dir: a run's folder or one of its checkpoints, saved in any layout.
+        checkpoint: what ``find_checkpoint`` gave, saved in any layout.
         tp: tensor-parallel size, the number of processes.
         own_layers: built of ``specs.gpt_layer``, also where Transformer Engine, which has other names, is installed.
 
@@ -191,9 +238,8 @@ def load_model_for_inference(checkpoint_dir: str | os.PathLike, tp: int = 1, *, 
         A GPTModel in eval mode, and the RunConfig it was trained with.
 
     Raises:
-        ValueError: no checkpoint, another vocabulary, or a ``tp`` that does not divide the model.
+        ValueError: another vocabulary, or a ``tp`` that does not divide the model.
     """
-    checkpoint = find_checkpoint(checkpoint_dir)
     read_state(checkpoint)
     config = read_run(checkpoint / CONFIG)
     config = replace(config, parallel=ParallelConfig(tensor_model_parallel_size=tp))
@@ -211,9 +257,10 @@ def load_model_for_inference(checkpoint_dir: str | os.PathLike, tp: int = 1, *, 
 
 def _load_tensors(request: dict, checkpoint: Path) -> dict:
     try:
-        return dist_checkpointing.load(request, str(checkpoint))
+        return read_tensors(request, checkpoint)
     except (Exception, CheckpointException) as error:  # many kinds for one thing, and torch's is no Exception
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        causes = [cause for cause, _ in getattr(error, "failures", {}).values()]
+        reason = (str(causes[0] if causes else error).splitlines() or [type(error).__name__])[0][:200]
         raise ConfigError(f"{checkpoint} cannot be loaded ({reason}); name an earlier iter_ folder of the run") from error
 
 
@@ -243,23 +290,30 @@ def _blank_state(engine: Engine, facts: dict) -> dict:
     }
 
 
-def _layout() -> dict[str, int]:
+def _layout() -> dict:
     return {
         "world_size": dist.get_world_size(),
         "tensor_model_parallel_size": parallel_state.get_tensor_model_parallel_world_size(),
         "pipeline_model_parallel_size": parallel_state.get_pipeline_model_parallel_world_size(),
+        # A random generator's state is of another shape on another kind of device.
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
     }
 
 
-def _sharded_rng_state() -> ShardedObject:
-    state = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(), "tracker": get_cuda_rng_tracker().get_states()}
-    return ShardedObject("rng_state", state, (dist.get_world_size(),), (dist.get_rank(),), replica_id=0)
+def _sharded_rng_state() -> dict[str, ShardedTensor]:
+    """The states of this process's random generators, each a row of one tensor of all processes."""
+    states = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state()}
+    states |= {f"tracker.{name}": state for name, state in get_cuda_rng_tracker().get_states().items()}
+    place = (0, dist.get_rank(), dist.get_world_size())
+    return {name: ShardedTensor.from_rank_offsets(f"rng.{name}", state[None].cpu(), place) for name, state in states.items()}
 
 
-def _set_rng_state(state: dict) -> None:
-    torch.set_rng_state(state["cpu"])
-    torch.cuda.set_rng_state(state["cuda"])
-    get_cuda_rng_tracker().set_states(state["tracker"])
+def _set_rng_state(rows: dict[str, torch.Tensor]) -> None:
+    states = {name: row[0].clone() for name, row in rows.items()}
+    torch.set_rng_state(states["cpu"])
+    torch.cuda.set_rng_state(states["cuda"])
+    of_tracker = {name.removeprefix("tracker."): state for name, state in states.items() if name.startswith("tracker.")}
+    get_cuda_rng_tracker().set_states(of_tracker)
 
 
 def read_state(checkpoint: Path) -> dict:
@@ -298,27 +352,3 @@ def check_same_model(found: ModelConfig, wanted: ModelConfig, where: Path) -> No
                 f"{where} is of a model with model.{name}={getattr(found, name)}, not {getattr(wanted, name)}; "
                 f"set model.{name}={getattr(found, name)} or name another folder"
             )
-
-
-def _make_empty(unfinished: Path, folder: Path) -> None:
-    # Those of saves that were killed, too.
-    for old in folder.glob(".iter_*.unfinished"):
-        shutil.rmtree(old)
-    unfinished.mkdir(parents=True)
-
-
-def write_atomically(path: Path, write) -> None:
-    """Let ``write`` fill a temporary file, and put it in the place of ``path``."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    _sync(temporary)
-    temporary.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

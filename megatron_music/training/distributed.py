@@ -5,7 +5,8 @@ Knows nothing about models or data.
 """
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -91,8 +92,19 @@ def is_main() -> bool:
     return dist.get_rank() == 0
 
 
+def tell(sentence: str) -> None:
+    """Say a sentence on stderr, once for all processes; also before they are joined."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"megatron-music: {sentence}", file=sys.stderr, flush=True)
+
+
 def on_main(work: Callable[[], T]) -> T:
-    """Do ``work`` on the main process alone; every process gets what it returned, or raises what it raised."""
+    """Do ``work`` on the main process alone; every process gets what it returned, or raises what it raised.
+
+    Before the processes are joined, each does it for itself.
+    """
+    if not dist.is_initialized():
+        return work()
     outcome: list = [None, None]
     if is_main():
         try:
@@ -104,6 +116,29 @@ def on_main(work: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+def share_work(items: Sequence, work: Callable[[Sequence], list]) -> list:
+    """Let each process do ``work`` on its share of the items; every process gets all results, in the items' order.
+
+    Before the processes are joined, each does all of it.
+
+    Raises:
+        Exception: what some process raised; on every one.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return work(items)
+    size = dist.get_world_size()
+    try:
+        mine = work(items[dist.get_rank() :: size])
+    except Exception as error:  # the others wait to hear of it
+        mine = error
+    shares: list = [None] * size
+    dist.all_gather_object(shares, mine)
+    for share in shares:
+        if isinstance(share, Exception):
+            raise share
+    return [shares[index % size][index // size] for index in range(len(items))]
 
 
 def sum_over_processes(values: list[float]) -> list[float]:

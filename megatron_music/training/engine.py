@@ -3,12 +3,14 @@
 Knows nothing about files, recipes' data or when to do what: loop.py decides that.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 from megatron.core.utils import get_model_config
@@ -26,6 +28,7 @@ class StepResult(NamedTuple):
     grad_norm: float  # before clipping
     learning_rate: float
     stop: bool  # some process asked to stop
+    skipped: str | None = None  # why the weights were left as they were
 
 
 class Engine:
@@ -82,27 +85,54 @@ class Engine:
         reports = self._run(batches, forward_only=False, force_all_reduce=on_every_rank)
         return self._local_sums(reports)
 
-    def update(self) -> float:
-        """Clip and step with the gradients there are, at the schedule's next learning rate.
+    def measure(self) -> float:
+        """Make the gradients ready for ``update``, and measure them.
 
         Returns:
-            The norm of the gradients before clipping.
+            Their norm before clipping; infinite or NaN where any of them is.
         """
-        self.schedule.step(increment=1)
-        succeeded, grad_norm, _ = self.optimizer.step()
-        assert succeeded
-        return float(grad_norm)
+        overflowed = self.optimizer.prepare_grads()
+        grad_norm = float(self.optimizer.get_grad_norm())
+        return float("inf") if overflowed else grad_norm
 
-    def step(self, batches: Iterator, *, stop: bool = False) -> StepResult:
-        """One optimizer step on the next global batch.
+    def update(self, grad_norm: float) -> None:
+        """Clip and step with the gradients there are, of the norm that ``measure`` gave."""
+        for inner in getattr(self.optimizer, "chained_optimizers", [self.optimizer]):
+            parameters = inner.get_parameters()
+            if parameters and inner.config.clip_grad > 0:
+                clip_grad_by_total_norm_fp32(
+                    parameters,
+                    inner.config.clip_grad,
+                    grad_norm,
+                    inner.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8,
+                )
+        self.optimizer.step_with_ready_grads()
+
+    def step(
+        self,
+        batches: Iterator,
+        *,
+        stop: bool = False,
+        judge: Callable[[float, float], str | None] = lambda loss, grad_norm: None,
+    ) -> StepResult:
+        """One optimizer step on the next global batch, at the schedule's next learning rate.
 
         Args:
             stop: this process asks all of them to stop.
+            judge: given the loss and the norm of the gradients, why this step must leave the weights and the optimizer
+                as they are; None where it may change them. Asked on every process with the same numbers.
         """
         sums = self.compute_gradients(batches)
-        grad_norm = self.update()
-        loss, num_tokens, stops = distributed.sum_over_processes([*sums, float(stop)])
-        return StepResult(loss / max(num_tokens, 1), grad_norm, self.optimizer.param_groups[0]["lr"], stops > 0)
+        self.schedule.step(increment=1)
+        grad_norm = self.measure()
+        # A norm that is no number on one process is none on any, or they would part ways.
+        strays = float(not math.isfinite(grad_norm))
+        loss, num_tokens, stops, strays = distributed.sum_over_processes([*sums, float(stop), strays])
+        loss = loss / max(num_tokens, 1)
+        skipped = judge(loss, grad_norm if not strays else math.nan)
+        if skipped is None:
+            self.update(grad_norm)
+        return StepResult(loss, grad_norm, self.optimizer.param_groups[0]["lr"], stops > 0, skipped)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterator, num_global_batches: int) -> tuple[float, int]:

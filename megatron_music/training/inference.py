@@ -7,7 +7,8 @@ import torch
 from megatron_music.generation.midi import Composer
 from megatron_music.generation.sampling import Sampler
 from megatron_music.tokens.folder import read_encoding
-from megatron_music.training.checkpoint import find_checkpoint, load_model_for_inference
+from megatron_music.training.checkpoint import load_model
+from megatron_music.training.newest import find_checkpoint
 
 
 def load_composer(
@@ -22,7 +23,8 @@ def load_composer(
     Raises:
         ValueError: no checkpoint, another vocabulary, or a size that does not divide the model.
     """
-    encoding = read_encoding(find_checkpoint(checkpoint) / "tokenizer")
-    model, run = load_model_for_inference(checkpoint, tensor_model_parallel_size)
+    checkpoint = find_checkpoint(checkpoint)
+    encoding = read_encoding(checkpoint / "tokenizer")
+    model, run = load_model(checkpoint, tensor_model_parallel_size)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     return Composer(model, encoding, run.model.seq_length, sampler, device)

@@ -4,19 +4,23 @@ Knows nothing about models or losses (tasks.py joins those) or about how a step 
 """
 
 import contextlib
+import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from megatron_music.config import RunConfig
 from megatron_music.training import distributed
-from megatron_music.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from megatron_music.training.checkpoint import Progress, load_checkpoint
 from megatron_music.training.engine import Engine
+from megatron_music.training.guard import iterations_as_words, reason_to_skip
 from megatron_music.training.metrics import Metrics
-from megatron_music.training.run_folder import held_folder, starting_point, with_vocabulary_of_data
+from megatron_music.training.run_folder import count_start, held_folder, starting_point, with_vocabulary_of_data
 from megatron_music.training.samples import Samples
+from megatron_music.training.saver import Saver
 from megatron_music.training.tasks import Task, gpt_task
 from megatron_music.training.throughput import Throughput
 
@@ -27,8 +31,9 @@ def train(config: RunConfig) -> int:
     """Carry out a run, alone or as one process of torchrun; go on where ``checkpoint.save`` holds a part of it.
 
     Returns:
-        0 when all iterations are done, 75 when a signal stopped the run after a checkpoint, 1 when it stopped a run
-        that has no ``checkpoint.save``.
+        0 when all iterations are done; 75 when a signal stopped the run after a checkpoint; 1 when a signal stopped a
+        run that has no ``checkpoint.save``, when its last checkpoint could not be written, when too many steps were
+        skipped in a row, and when it has started too often without getting on.
 
     Raises:
         ValueError: the run cannot be; one sentence, and nothing was written.
@@ -43,7 +48,7 @@ def train(config: RunConfig) -> int:
 
 def _train(config: RunConfig) -> int:
     config = distributed.on_main(lambda: with_vocabulary_of_data(config))
-    origin, is_own = distributed.on_main(lambda: starting_point(config))
+    origin, is_own = starting_point(config)
     task = gpt_task(config)
     engine = Engine(config, task)
     progress = Progress()
@@ -52,6 +57,11 @@ def _train(config: RunConfig) -> int:
     folder = Path(config.checkpoint.save) if config.checkpoint.save else None
     with contextlib.ExitStack() as held:
         distributed.on_main(lambda: held.enter_context(held_folder(folder, config)))
+        if folder and progress.iteration < config.train.train_iters:
+            refusal = distributed.on_main(lambda: count_start(folder, progress.iteration, config))
+            if refusal:
+                distributed.tell(refusal)
+                return FAILED
         return _run(config, task, engine, progress, folder)
 
 
@@ -69,35 +79,80 @@ def _run(config: RunConfig, task: Task, engine: Engine, progress: Progress, fold
     )
     throughput = Throughput(config)
     samples = Samples(config, folder) if task.valid_batches else None
+    record = _recorder(metrics)
+    saver = Saver(config.checkpoint, record) if folder else None
     batches = task.train_batches(progress.consumed_samples)
     stopped = False
-    with _signals() as asked, contextlib.closing(metrics):
+    with _signals() as asked, contextlib.closing(metrics), contextlib.closing(saver) if saver else contextlib.nullcontext():
         while progress.iteration < total and not stopped:
             start = time.perf_counter()
-            result = engine.step(batches, stop=bool(asked))
+            judge = partial(reason_to_skip, progress.guard, loss_spike_factor=config.train.loss_spike_factor)
+            result = engine.step(batches, stop=bool(asked), judge=judge)
             seconds = time.perf_counter() - start
-            progress = Progress(progress.iteration + 1, progress.consumed_samples + config.train.global_batch_size)
-            metrics.write(
-                progress.iteration,
-                loss=result.loss,
-                grad_norm=result.grad_norm,
-                learning_rate=result.learning_rate,
-                tokens_per_second=config.train.global_batch_size * task.seq_length / seconds,
-                step_seconds=seconds,
-                consumed_samples=progress.consumed_samples,
-                **throughput.of_step(seconds, progress.consumed_samples),
+            iteration = progress.iteration + 1
+            progress = Progress(
+                iteration,
+                progress.consumed_samples + config.train.global_batch_size,
+                progress.guard.after(iteration, result.loss, result.skipped),
             )
-            is_last = progress.iteration == total
+            numbers = {
+                "loss": result.loss,
+                "grad_norm": result.grad_norm,
+                "learning_rate": result.learning_rate,
+                "tokens_per_second": config.train.global_batch_size * task.seq_length / seconds,
+                "step_seconds": seconds,
+                "consumed_samples": progress.consumed_samples,
+                **throughput.of_step(seconds, progress.consumed_samples),
+            }
+            if result.skipped:
+                distributed.tell(f"step {iteration} was skipped, since {result.skipped}; the weights stay as they were")
+                # NaN is no JSON, and what is missing is noticed where a strange number is averaged.
+                numbers = {name: value for name, value in numbers.items() if value is None or math.isfinite(value)} | {"skipped": 1}
+            record(iteration, **numbers)
+            if len(progress.guard.in_a_row) >= config.train.max_skipped_steps:
+                return _give_up(progress, saver)
+            is_last = iteration == total
             stopped = result.stop and not is_last
-            if task.valid_batches and _is_due(progress.iteration, config.train.eval_interval, is_last):
+            if task.valid_batches and _is_due(iteration, config.train.eval_interval, is_last):
                 loss, num_tokens = engine.evaluate(task.valid_batches(), config.train.eval_iters)
-                music = samples.take(engine.module, progress.iteration, loss, metrics)
-                metrics.write(progress.iteration, valid_loss=loss, valid_tokens=num_tokens, **music)
-            if folder and _is_due(progress.iteration, config.checkpoint.save_interval, is_last or stopped):
-                save_checkpoint(folder, engine, progress)
+                music = samples.take(engine.module, iteration, loss, metrics)
+                record(iteration, valid_loss=loss, valid_tokens=num_tokens, **music)
+            if saver:
+                saver.poll()
+                if _is_due(iteration, config.checkpoint.save_interval, is_last or stopped):
+                    saver.save(engine, progress)
+        if saver:
+            saver.finish()
+    if saver and saver.failure:
+        distributed.tell(f"{saver.failure}; the run ends without its last steps: make room, and give the same command again")
+        return FAILED
     if not stopped:
         return DONE
     return REQUEUE if folder else FAILED  # nothing was saved: to begin again would never end
+
+
+def _give_up(progress: Progress, saver: Saver | None) -> int:
+    """End a run that has skipped too many steps in a row, and save nothing over its last good state."""
+    if saver:
+        saver.finish()  # of a state before; it was good then
+    skipped = progress.guard.in_a_row
+    distributed.tell(
+        f"the run ends, since {len(skipped)} steps in a row were skipped ({iterations_as_words(skipped)}): no checkpoint "
+        "holds weights of after them; lower optimizer.lr, look at the data there, or raise train.max_skipped_steps"
+    )
+    return FAILED
+
+
+def _recorder(metrics: Metrics) -> Callable[..., None]:
+    """``metrics.write``, but that a full disk does not end the run: what could not be written is tried again with the next line."""
+
+    def record(iteration: int, **values: float) -> None:
+        try:
+            metrics.write(iteration, **values)
+        except OSError as error:
+            distributed.tell(f"the metrics of iteration {iteration} could not be written yet ({error.strerror}); make room")
+
+    return record
 
 
 def _is_due(iteration: int, interval: int, is_last: bool) -> bool:

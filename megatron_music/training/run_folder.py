@@ -4,6 +4,7 @@ Nothing is written before everything that can be known was checked. Knows nothin
 """
 
 import fcntl
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -17,15 +18,17 @@ from megatron_music.recipes import read_run, write_run
 from megatron_music.tokens import vocabulary
 from megatron_music.tokens.folder import read_encoding
 from megatron_music.tokens.wording import read_wording
+from megatron_music.training import distributed
 from megatron_music.training.checkpoint import (
     CONFIG,
-    LATEST,
     TOKENIZER,
     check_same_model,
-    find_checkpoint,
     read_state,
-    write_atomically,
 )
+from megatron_music.training.checkpoint_folder import write_atomically
+from megatron_music.training.newest import find_checkpoint, newest_whole
+
+STARTS = "starts.json"
 
 
 def with_vocabulary_of_data(config: RunConfig) -> RunConfig:
@@ -45,23 +48,21 @@ def with_vocabulary_of_data(config: RunConfig) -> RunConfig:
 def starting_point(config: RunConfig) -> tuple[Path | None, bool]:
     """The checkpoint a run starts from, and whether that is its own, to go on from. Writes nothing.
 
+    Where the processes are joined, every one must call this.
+
     Raises:
-        ValueError: no data, no such checkpoint, one that does not fit, or a folder that is not this run's.
+        ValueError: no data, no whole checkpoint, one that does not fit, or a folder that is not this run's.
     """
-    check_folders(config.data)
-    tokenizer = config.data.folders[0] / "tokenizer"
     folder = Path(config.checkpoint.save) if config.checkpoint.save else None
-    newest = _newest_of(folder, config) if folder else None
+    has_run = distributed.on_main(lambda: _holds_run(folder, config))
+    newest = newest_whole(folder) if has_run else None
     if newest is not None:
-        _check_same_run(read_run(newest / CONFIG), config, newest)
-        _check_encoding(newest, tokenizer, every_field=True)
+        distributed.on_main(lambda: _check_own(newest, config))
         return newest, True
     if config.checkpoint.load is None:
         return None, False
     origin = find_checkpoint(config.checkpoint.load)
-    read_state(origin)
-    check_same_model(read_run(origin / CONFIG).model, config.model, origin)
-    _check_encoding(origin, tokenizer, every_field=False)
+    distributed.on_main(lambda: _check_origin(origin, config))
     return origin, False
 
 
@@ -88,25 +89,63 @@ def held_folder(folder: Path | None, config: RunConfig) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _newest_of(folder: Path, config: RunConfig) -> Path | None:
+def count_start(folder: Path, iteration: int, config: RunConfig) -> str | None:
+    """Note that a run starts, and say in a sentence why it must not: it has not got on for too long.
+
+    ``RUN/starts.json`` holds the iteration that the last starts went out from, and how many there were. A checkpoint
+    completed since makes it another iteration. For the main process.
+    """
+    path, allowed = folder / STARTS, config.train.max_starts_without_progress
+    starts = _read_starts(path, iteration)
+    if allowed and starts >= allowed:
+        return (
+            f"{folder} was started {starts} times from iteration {iteration} and completed no checkpoint in between; see why it "
+            f"ended, then remove {path} to start it again (train.max_starts_without_progress={allowed})"
+        )
+    record = {"iteration": iteration, "starts": starts + 1}
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(record) + "\n", encoding="utf-8"))
+    return None
+
+
+def _read_starts(path: Path, iteration: int) -> int:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return int(record["starts"]) if record["iteration"] == iteration else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0  # a guard against endless starts must not become a reason for none
+
+
+def _holds_run(folder: Path | None, config: RunConfig) -> bool:
+    check_folders(config.data)
+    if folder is None:
+        return False
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; name a folder with checkpoint.save=DIR")
     if not folder.is_dir() or not any(folder.iterdir()):
-        return None
+        return False
     if not (folder / CONFIG).is_file():
         raise ConfigError(
             f"{folder} holds something that is no run; name an empty or a new folder with checkpoint.save=DIR"
         )
-    if not (folder / LATEST).is_file():
-        return None
-    newest = find_checkpoint(folder)
+    return True
+
+
+def _check_own(newest: Path, config: RunConfig) -> None:
     if read_state(newest).get("weights_only"):
         raise ConfigError(
-            f"{folder} holds weights alone, so there is no run to go on with; start one from them with "
-            f"checkpoint.load={folder} and another checkpoint.save"
+            f"{newest.parent} holds weights alone, so there is no run to go on with; start one from them with "
+            f"checkpoint.load={newest.parent} and another checkpoint.save"
         )
-    check_same_model(read_run(newest / CONFIG).model, config.model, folder)
-    return newest
+    found = read_run(newest / CONFIG)
+    check_same_model(found.model, config.model, newest.parent)
+    _check_same_run(found, config, newest)
+    _check_encoding(newest, config.data.folders[0] / "tokenizer", every_field=True)
+
+
+def _check_origin(origin: Path, config: RunConfig) -> None:
+    read_state(origin)
+    check_same_model(read_run(origin / CONFIG).model, config.model, origin)
+    _check_encoding(origin, config.data.folders[0] / "tokenizer", every_field=False)
 
 
 def _check_same_run(found: RunConfig, wanted: RunConfig, where: Path) -> None:
