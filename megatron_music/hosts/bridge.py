@@ -110,6 +110,8 @@ class MusicGPTProvider(MusicFlops, GPTModelProvider):
     position_embedding_type: str = "rope"
     # The mean over all unmasked tokens of a global batch, as in our own loop. Asks for ddp.average_in_collective=False.
     calculate_per_token_loss: bool = True
+    # megatron-core's fused loss rounds the gradient of the logits to bfloat16, whatever the model's precision.
+    cross_entropy_loss_fusion: bool = False
     explicit_attention_mask: bool = False
 
 
@@ -165,7 +167,8 @@ def provider_of(
     Args:
         options: fields of the provider, on top.
     """
-    return MusicGPTProvider(**{**_transformer(model, parallel, dtype), **_shape(model), **options})
+    fusion = {"cross_entropy_loss_fusion": dtype == torch.bfloat16}
+    return MusicGPTProvider(**{**_transformer(model, parallel, dtype), **fusion, **_shape(model), **options})
 
 
 def model_config_of(
