@@ -7,9 +7,11 @@ Knows nothing about training: it hands a run to ``training/loop.py``.
 """
 
 import sys
+import types
 
 import nemo_run as run
 import yaml
+from nemo_run.cli.cli_parser import type_parser
 
 from megatron_music.config import (
     CheckpointConfig,
@@ -24,6 +26,12 @@ from megatron_music.config import (
 from megatron_music.recipes import RECIPES, SECTIONS, recipe_names
 
 NAMESPACE = "music"
+
+
+@type_parser.register_parser(types.UnionType)
+def _read_value(value: str, annotation):
+    """A value of ``int | None`` and its like, which NeMo-Run does not read; in YAML, as in our recipes."""
+    return yaml.safe_load(value)
 
 
 @run.cli.entrypoint(namespace=NAMESPACE, help="Train a GPT on tokens of `megatron-music build tokens`.")
