@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1 && echo $$p && break; done)
 
 LATEST := .venv-latest
-PYTHON312 ?= $(shell command -v python3.12)
+PYTHON312 ?= $(shell python3.12 -c "" >/dev/null 2>&1 && echo python3.12)
 
 .PHONY: demo test test-latest clean
 
@@ -39,8 +39,7 @@ test-latest: $(LATEST)/.ready
 # Megatron-Bridge without its dependencies: Transformer Engine, mamba and their like build on machines with CUDA alone.
 # megatron-energon for the names that Bridge's configuration imports.
 $(LATEST)/.ready: pyproject.toml constraints-latest.txt
-	@test -n "$(PYTHON312)" || { echo "test-latest needs Python 3.12, which megatron-core 0.19 and Megatron-Bridge demand, \
-	and there is no python3.12 on PATH; install one, or run make test-latest PYTHON312=/path/to/python3.12"; exit 1; }
+	@test -n "$(PYTHON312)" || { echo "test-latest needs Python 3.12, which megatron-core 0.19 and Megatron-Bridge demand, and there is no python3.12 on PATH; install one, or run make test-latest PYTHON312=/path/to/python3.12"; exit 1; }
 	$(PYTHON312) -m venv $(LATEST)
 	$(LATEST)/bin/python -m pip install --disable-pip-version-check -c constraints-latest.txt torch
 	$(LATEST)/bin/python -m pip install --disable-pip-version-check -c constraints-latest.txt -e '.[train,test,nemo,nemo-run]' \

@@ -1,6 +1,6 @@
 """`nemorun music pretrain`: our training, started by NeMo-Run on whatever its executors reach.
 
-    nemorun music pretrain --factory article data.path=OUT train.train_iters=100 executor=torchrun executor.ntasks_per_node=8
+    nemorun music pretrain --factory article data.path=OUT train.train_iters=100 run.executor=torchrun run.executor.ntasks_per_node=8
 
 The sections and fields are those of our recipes. NeMo-Run finds this module through the entry-point group `nemo_run.cli`.
 Knows nothing about training: it hands a run to ``training/loop.py``.
@@ -75,5 +75,5 @@ for _name in recipe_names():
 @run.cli.factory(name="torchrun")
 @run.autoconvert
 def torchrun() -> run.LocalExecutor:
-    """This machine, with ``executor.ntasks_per_node`` processes."""
+    """This machine, with ``run.executor.ntasks_per_node`` processes."""
     return run.LocalExecutor(ntasks_per_node=1, launcher="torchrun")

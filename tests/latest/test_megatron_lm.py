@@ -65,6 +65,8 @@ def test_megatron_lm_takes_the_arguments_for_our_model(monkeypatch, data, overri
     assert arguments.untie_embeddings_and_output_weights is not run.model.share_embeddings_and_output_weights
     assert (arguments.lr, arguments.train_iters, arguments.global_batch_size) == (3e-4, 20000, 16)
     assert arguments.create_attention_mask_in_dataloader is run.data.reset_attention_mask
+    validate_args(plain := parsed(monkeypatch, pretrain_gpt_arguments(run, local=False), world_size=tensor))
+    assert plain.spec is None and plain.transformer_impl == "transformer_engine"
     build_tokenizer(arguments)
     assert arguments.padded_vocab_size == vocabulary.SIZE
 
