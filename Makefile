@@ -1,6 +1,7 @@
 # make demo   Bach's chorales -> .bin/.idx -> a small GPT on megatron-core -> new chorales, in demo/
 # make test   the whole test suite
 # Both set up .venv first, with the versions of constraints.txt.
+# make test-latest   megatron-core 0.19 and the hosts (Megatron-Bridge, NeMo, NeMo-Run), on Python 3.12 in .venv-latest
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,10 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1 && echo $$p && break; done)
 
-.PHONY: demo test clean
+LATEST := .venv-latest
+PYTHON312 ?= $(shell python3.12 -c "" >/dev/null 2>&1 && echo python3.12)
+
+.PHONY: demo test test-latest clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python examples/01_chorales.py demo
@@ -28,5 +32,22 @@ $(VENV)/.ready-test: $(VENV)/.ready
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
+test-latest: $(LATEST)/.ready
+	$(LATEST)/bin/python -m pytest tests/test_parity.py tests/test_checkpoint.py tests/test_batches.py tests/test_tokenizer.py
+	$(LATEST)/bin/python -m pytest -W ignore tests/latest  # the hosts warn while they are imported
+
+# Megatron-Bridge without its dependencies: Transformer Engine, mamba and their like build on machines with CUDA alone.
+# megatron-energon for the names that Bridge's configuration imports.
+$(LATEST)/.ready: pyproject.toml constraints-latest.txt
+	@test -n "$(PYTHON312)" || { echo "test-latest needs Python 3.12, which megatron-core 0.19 and Megatron-Bridge demand, and there is no python3.12 on PATH; install one, or run make test-latest PYTHON312=/path/to/python3.12"; exit 1; }
+	$(PYTHON312) -m venv $(LATEST)
+	$(LATEST)/bin/python -m pip install --disable-pip-version-check -c constraints-latest.txt torch
+	$(LATEST)/bin/python -m pip install --disable-pip-version-check -c constraints-latest.txt -e '.[train,test,nemo,nemo-run]' \
+		lhotse kaldialign librosa soundfile braceexpand sacrebleu whisper_normalizer \
+		filetype multi-storage-client rapidyaml mfusepy sentencepiece tiktoken
+	$(LATEST)/bin/python -m pip install --disable-pip-version-check --no-deps -c constraints-latest.txt \
+		megatron-bridge megatron-energon
+	touch $@
+
 clean:
-	rm -rf demo build $(VENV)
+	rm -rf demo build $(VENV) $(LATEST)

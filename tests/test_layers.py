@@ -32,6 +32,9 @@ OWNERS = {
     "tokenizers": "tokens/bpe.py",
     "datatrove": "data/cluster.py",
     "wandb": "training/metrics.py",
+    "megatron.bridge": "hosts/bridge.py",
+    "nemo": "hosts/nemo.py",
+    "nemo_run": "hosts/nemo_run.py",
     "matplotlib": ("music/pianoroll.py", "training/curve.py", "data/figures.py"),
 }
 
@@ -44,9 +47,9 @@ NEVER_TORCH = [
     "megatron_music.data.merge",
     "megatron_music.data.page", "megatron_music.data.plan", "megatron_music.data.report", "megatron_music.data.shard",
     "megatron_music.data.worker", "megatron_music.data.workers", "megatron_music.dataset_commands",
-    "megatron_music.generation.infill", "megatron_music.models.sizes", "megatron_music.music.midi",
-    "megatron_music.music.grid", "megatron_music.music.likeness", "megatron_music.music.measures",
-    "megatron_music.music.pianoroll",
+    "megatron_music.generation.infill", "megatron_music.hosts.megatron_lm", "megatron_music.models.sizes",
+    "megatron_music.music.midi", "megatron_music.music.grid", "megatron_music.music.likeness",
+    "megatron_music.music.measures", "megatron_music.music.pianoroll",
     "megatron_music.profiling.flops", "megatron_music.profiling.peaks",
     "megatron_music.tokens.augment", "megatron_music.tokens.bpe", "megatron_music.tokens.compiled",
     "megatron_music.tokens.density", "megatron_music.tokens.fills", "megatron_music.tokens.folder",
@@ -84,6 +87,8 @@ def test_imports_point_down(path):
         assert {place[0], parts[1]} != {"tokens", "audio"}, f"{path} imports {name}: the columns never meet"
         if place[0] == "models":
             assert parts[1] not in ("data", "flow", "training"), f"{path} imports {name}"
+        if place[0] == "hosts":
+            assert parts[1] != "hosts", f"{path} imports {name}: a host knows no other"
         if place[0] == "generation":
             assert parts[1] not in ("data", "hosts"), f"{path} imports {name}: it is given a model"
 

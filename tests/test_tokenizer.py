@@ -58,6 +58,23 @@ def test_autotokenizer_loads_the_folder_with_identical_ids(folder):
     assert (loaded.pad_token_id, loaded.eos_token_id, loaded.bos_token_id) == (0, 767, 1)
 
 
+def test_megatrons_tokenizers_find_the_document_end_and_the_padding(folder):
+    from megatron.core.tokenizers import MegatronTokenizer
+
+    loaded = MegatronTokenizer.from_pretrained(str(folder), {"library": "huggingface"})
+    assert (loaded.vocab_size, loaded.eod, loaded.pad) == (768, 767, 0)
+
+
+def test_numbers_alone_end_a_document_with_our_last_id():
+    """Megatron's NullTokenizer: core 0.16 adds the document end to the size it is given, 0.19 does not."""
+    from megatron.core import __version__
+    from megatron.core.tokenizers import MegatronTokenizer
+
+    library, size = ("null", v.DOCUMENT_END) if __version__.startswith("0.16") else ("null-text", v.SIZE)
+    loaded = MegatronTokenizer.from_pretrained(metadata_path={"library": library}, vocab_size=size)
+    assert (loaded.vocab_size, loaded.eod) == (768, 767)
+
+
 @pytest.fixture
 def merged_folder(tmp_path):
     write_tokenizer_folder(tmp_path / "merged", MERGED, BPE)

@@ -94,3 +94,7 @@ class MarkovLogits:
             row += new
         probabilities_BV = np.stack([self._model.probabilities(row[-MAX_ORDER:]) for row in self._rows])
         return torch.from_numpy(np.log(probabilities_BV)).float().to(ids_BS.device)
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows alone."""
+        self._rows = [self._rows[row] for row in rows]

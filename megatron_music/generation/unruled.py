@@ -37,7 +37,7 @@ def write_unruled(
     device: torch.device | str = "cpu",
 ) -> list[list[int]]:
     """One document a seed, each id drawn from the model's own distribution over the whole vocabulary."""
-    drafts = [Draft(Unruled(max_tokens), torch.Generator().manual_seed(seed)) for seed in seeds]
+    drafts = [Draft(Unruled(max_tokens), seed) for seed in seeds]
     for _ in write_drafts(drafts, next_logits, sampler, device):
         pass
     return [draft.ids for draft in drafts]

@@ -50,13 +50,18 @@ gpt_layer = ModuleSpec(
 
 
 def gpt_block(
-    config: TransformerConfig, *, explicit_attention_mask: bool = False, vp_stage: int | None = None
+    config: TransformerConfig,
+    *,
+    explicit_attention_mask: bool = False,
+    vp_stage: int | None = None,
+    pp_rank: int | None = None,
 ) -> TransformerBlockSubmodules:
     """The layers of this pipeline stage and the final norm, from Transformer Engine where it is installed.
 
     Args:
         explicit_attention_mask: the model will be given attention masks. Transformer Engine's causal attention
             ignores them, so this takes ``gpt_layer``.
+        pp_rank: the pipeline stage; left out: that of megatron-core's own groups.
     """
     layer, norm = gpt_layer, SequenceParallelNorm
     if not explicit_attention_mask and importlib.util.find_spec("transformer_engine") is not None:
@@ -65,5 +70,5 @@ def gpt_block(
 
         layer, norm = get_gpt_layer_with_transformer_engine_spec(), TENorm
     return TransformerBlockSubmodules(
-        layer_specs=[layer] * get_num_layers_to_build(config, vp_stage=vp_stage), layer_norm=norm
+        layer_specs=[layer] * get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=pp_rank), layer_norm=norm
     )

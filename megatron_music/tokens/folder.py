@@ -123,7 +123,8 @@ class Encoding:
 def write_tokenizer_folder(folder: str | os.PathLike, encoding: Encoding, bpe: Bpe | None = None) -> None:
     """Write the folder; ``AutoTokenizer.from_pretrained(folder)`` then gives the same ids.
 
-    It reads tokens as they stand, merged ones too (``NOTE_ON=60+TIME_DELTA=4``), and merges nothing itself.
+    It reads tokens as they stand, merged ones too (``NOTE_ON=60+TIME_DELTA=4``), and merges nothing itself. A word that is
+    no token reads as PAD there, while ``MusicTokenizer`` refuses it.
     """
     assert encoding.bpe == (bpe.size if bpe else 0)
     folder = Path(folder)
@@ -158,7 +159,8 @@ def write_tokenizer_folder(folder: str | os.PathLike, encoding: Encoding, bpe: B
         "model": {
             "type": "WordLevel",
             "vocab": {word: number for number, word in enumerate(words)},
-            "unk_token": "<none>",  # not in it: an unknown word is an error
+            # Megatron's HuggingFaceTokenizer tries an unknown word on every tokenizer, and no answer is an error to it.
+            "unk_token": "PAD",
         },
     }
     loader = {

@@ -1,0 +1,40 @@
+"""Megatron-Bridge on a machine without Transformer Engine: its modules, without the packages' ``__init__``.
+
+Bridge's ``__init__`` files import every model it knows, and those import Transformer Engine. Seeding the packages as bare
+folders lets each module that needs neither be imported as it is. For tests alone: never on a machine with a GPU.
+"""
+
+import importlib
+import sys
+import types
+from pathlib import Path
+
+import megatron
+import megatron.core  # noqa: F401  first: it must find Transformer Engine missing
+
+PACKAGES = ("", ".models", ".models.conversion")
+PROVIDERS = {"GPTModelProvider": "gpt_provider", "T5ModelProvider": "t5_provider"}
+
+
+def seed_bridge() -> None:
+    """Make ``megatron.bridge.models.gpt_provider``, ``megatron.bridge.training.config`` and their like importable."""
+    if "megatron.bridge" in sys.modules:
+        return
+    folders = [str(Path(folder, "bridge")) for folder in megatron.__path__ if Path(folder, "bridge").is_dir()]
+    if not folders:
+        raise ImportError("megatron-bridge is not installed; run make test-latest")
+    for package in PACKAGES:
+        module = types.ModuleType(f"megatron.bridge{package}")
+        module.__path__ = [str(Path(folder, *package.split("."))) for folder in folders]
+        sys.modules[module.__name__] = module
+    sys.modules["megatron.bridge.models"].__getattr__ = _provider
+    # Counting operations asks only whether a run trains adapters, whose module is Transformer Engine's.
+    adapters = types.ModuleType("megatron.bridge.peft.lora")
+    adapters.LoRA = type("LoRA", (), {})
+    sys.modules[adapters.__name__] = adapters
+
+
+def _provider(name: str):
+    if name not in PROVIDERS:
+        raise AttributeError(name)
+    return getattr(importlib.import_module(f"megatron.bridge.models.{PROVIDERS[name]}"), name)
