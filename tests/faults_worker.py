@@ -68,7 +68,8 @@ def skip_alike(folder: Path, overrides: tuple[str, ...], what: str) -> dict:
     def spoil(given):
         loss, *rest = given
         if strikes[0] and RANK == 1:
-            report = {key: value * torch.tensor([math.nan, 1]) for key, value in rest[-1].items()} if what == "loss" else rest[-1]
+            nan = torch.tensor([math.nan if what == "loss" else 1, 1])
+            report = {key: value * nan for key, value in rest[-1].items()}
             return loss * math.inf, *rest[:-1], report
         return given
 
@@ -105,7 +106,8 @@ def fail_alike(folder: Path, asynchronous: bool) -> dict:
     engine = engine_of(folder, TENSOR, f"checkpoint.save={run}", f"checkpoint.async_save={asynchronous}")
     recorded = []
     saver = Saver(engine.config.checkpoint, lambda iteration, **values: recorded.append([iteration, values]))
-    batches, failures = engine.task.train_batches(0), []
+    batches = engine.task.train_batches(0)
+    failures = []
     for iteration in (1, 2, 3):
         engine.step(batches)
         with small_files(100_000 if iteration == 2 and RANK == 1 else resource.RLIM_INFINITY):
@@ -131,7 +133,11 @@ def fail_alike(folder: Path, asynchronous: bool) -> dict:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    found = {f"{name}, {what}": skip_alike(folder, LAYOUTS[name], what) for name in LAYOUTS for what in ("loss", "gradients")}
+    found = {
+        f"{name}, {what}": skip_alike(folder, overrides, what)
+        for name, overrides in LAYOUTS.items()
+        for what in ("loss", "gradients")
+    }
     found["sync save"], found["async save"] = fail_alike(folder, False), fail_alike(folder, True)
     (folder / f"found-{RANK}.json").write_text(json.dumps(found))
     distributed.stop()
