@@ -194,15 +194,16 @@ class TrainConfig:
     bf16: bool = False
     eval_interval: int = 0  # steps between evaluations; 0: only after the last step
     eval_iters: int = 10  # global batches in one evaluation; 0: no evaluation
-    loss_spike_factor: float = 0.0  # skip a step whose loss is above so many times the median of late; 0: skip only NaN and inf
+    loss_spike_factor: float = 0.0  # skip a step whose loss is above so many times the median of late; 0: NaN and inf
     max_skipped_steps: int = 10  # so many steps skipped in a row end the run
-    max_starts_without_progress: int = 3  # so many starts without a new checkpoint, and the next is refused; 0: none is
+    max_starts_without_progress: int = 3  # after so many starts without a new checkpoint the next is refused; 0: never
 
     def __post_init__(self):
         _positive("train", self, "train_iters", "micro_batch_size", "global_batch_size", "max_skipped_steps")
         refuse_unless(
             self.loss_spike_factor == 0 or self.loss_spike_factor > 1,
-            f"train.loss_spike_factor is {self.loss_spike_factor}; use a factor above 1, such as 3, or 0 to skip only what is no number",
+            f"train.loss_spike_factor is {self.loss_spike_factor}; use a factor above 1, such as 3, or 0 to skip only what "
+            "is no number",
         )
         for name in ("seed", "eval_interval", "eval_iters", "max_starts_without_progress"):
             value = getattr(self, name)
@@ -227,7 +228,7 @@ class CheckpointConfig:
             ("keep_every", "keep none for good"),
         ):
             value = getattr(self, name)
-            refuse_unless(value >= 0, f"checkpoint.{name} is {value}, below 0; set checkpoint.{name}=0 to {remedy}")
+            refuse_unless(value >= 0, f"checkpoint.{name} is {value}, below 0; set it to 0 to {remedy}")
 
 
 @dataclass(frozen=True)

@@ -84,9 +84,9 @@ def test_the_state_is_a_value_that_json_keeps():
 ])  # fmt: skip
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
 def test_a_step_that_is_no_number_leaves_everything_as_it_was(data, tmp_path, monkeypatch, capfd, options, factor):
-    run = (f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=4", "checkpoint.save_interval=1", "train.eval_iters=0", *options)
+    run = (f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=4", "checkpoint.save_interval=1", "train.eval_iters=0")
     strike(monkeypatch, {2: factor})
-    assert train(tiny_run(data, *run)) == DONE
+    assert train(tiny_run(data, *run, *options)) == DONE
     steps = steps_of(tmp_path / "run")
     assert [step.get("skipped", 0) for step in steps] == [0, 1, 0, 0]
     assert "loss" not in steps[1] and "loss" in steps[2] and steps[2]["learning_rate"] > 0

@@ -55,6 +55,7 @@ NEVER_TORCH = [
     "megatron_music.tokens.density", "megatron_music.tokens.fills", "megatron_music.tokens.folder",
     "megatron_music.tokens.grammar", "megatron_music.tokens.infill", "megatron_music.tokens.mmmtrack",
     "megatron_music.tokens.vocabulary", "megatron_music.tokens.windows", "megatron_music.tokens.wording",
+    "megatron_music.training.checkpoint_folder", "megatron_music.training.guard", "megatron_music.training.manifest",
 ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from tiny_gpt import tiny_dataset, tiny_run
 
 from megatron_music.training import checkpoint
 from megatron_music.training.checkpoint_folder import checkpoints_of
-from megatron_music.training.loop import DONE, FAILED, train
+from megatron_music.training.loop import DONE, FAILED, _recorder, train
 from megatron_music.training.manifest import digest, read_manifest
 from megatron_music.training.metrics import Metrics
 from megatron_music.training.newest import find_checkpoint
@@ -58,7 +58,7 @@ def tensor_files(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("optimizer", ["sync", "sync_distributed"])
 def test_training_goes_on_while_a_checkpoint_is_written(data, tmp_path, monkeypatch, request, optimizer):
-    """The write of the first checkpoint waits until the third step after it: it would wait forever if steps waited for it."""
+    """The write of the first checkpoint waits until the third step after it; if steps waited for it, neither would end."""
     sync = request.getfixturevalue(optimizer)
     folder, reached, latest_then = tmp_path / "run", threading.Event(), []
     write_line, write_tensors = Metrics.write, checkpoint.Save.write
@@ -139,6 +139,25 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_the_training_goes_on(data,
         assert train(run) == DONE
         assert losses(disk / "run") == losses(sync)
         assert tensor_files(disk / "run") == tensor_files(sync)
+
+
+def test_metrics_wait_for_room(tmp_path, capfd):
+    with small_disk(tmp_path / "disk", 16384) as disk:
+        metrics = Metrics(disk, iteration=0, total=9, log_interval=9, tensorboard=False, speaks=True)
+        record = _recorder(metrics)
+        record(1, loss=1.0)
+        try:
+            (disk / "rest").write_bytes(b"0" * 99999)
+        except OSError:
+            pass
+        for iteration in range(2, 100):
+            record(iteration, loss=1.0)
+        assert "No space left on device" in capfd.readouterr().err
+        (disk / "rest").unlink()
+        record(100, loss=1.0)
+        metrics.close()
+        lines = [json.loads(line)["iteration"] for line in (disk / "metrics.jsonl").read_text().splitlines()]
+        assert lines == list(range(1, 101))
 
 
 def test_starts_that_get_nowhere_end(data, tmp_path, monkeypatch, capfd):

@@ -43,7 +43,9 @@ def start(parallel: ParallelConfig) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
         backend = "nccl" if on_cuda else "gloo"
-        if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        if _is_restarted_by_one_torchrun():
+            _join_again(backend)
+        elif "RANK" in os.environ and "WORLD_SIZE" in os.environ:
             dist.init_process_group(backend)
         else:
             # One process needs no port, hence cannot find one taken.
@@ -58,6 +60,24 @@ def start(parallel: ParallelConfig) -> None:
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         create_gloo_process_groups=False,
     )
+
+
+def _is_restarted_by_one_torchrun() -> bool:
+    wanted = {"TORCHELASTIC_USE_AGENT_STORE": "True", "GROUP_WORLD_SIZE": "1"}
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return restarted and all(os.environ.get(name) == value for name, value in wanted.items())
+
+
+def _join_again(backend: str) -> None:
+    """Join the processes that torchrun has started once more, under names that the dead ones before have not used.
+
+    torchrun keeps one store for all its attempts, where the addresses of the dead still stand (pytorch issue 135712).
+    The count of restarts tells the attempts apart, though only on one node: each torchrun counts for itself.
+    """
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), size, is_master=False)
+    attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    dist.init_process_group(backend, store=dist.PrefixStore(f"attempt-{attempt}", store), rank=rank, world_size=size)
 
 
 def stop() -> None:

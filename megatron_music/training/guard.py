@@ -52,7 +52,10 @@ def reason_to_skip(state: GuardState, loss: float, grad_norm: float, loss_spike_
     if loss_spike_factor and len(state.recent_losses) >= ENOUGH:
         median = statistics.median(state.recent_losses)
         if loss > loss_spike_factor * median:
-            return f"its loss {loss:.4f} is above {loss_spike_factor:g} times {median:.4f}, the median of the last {len(state.recent_losses)} good steps"
+            return (
+                f"its loss {loss:.4f} is above {loss_spike_factor:g} times {median:.4f}, the median of the last "
+                f"{len(state.recent_losses)} good steps"
+            )
     return None
 
 

@@ -144,7 +144,10 @@ def _give_up(progress: Progress, saver: Saver | None) -> int:
 
 
 def _recorder(metrics: Metrics) -> Callable[..., None]:
-    """``metrics.write``, but that a full disk does not end the run: what could not be written is tried again with the next line."""
+    """``metrics.write``, but a full disk does not end the run.
+
+    The file's buffer of 8 KiB keeps the lines until there is room; where that lasts longer, lines are lost.
+    """
 
     def record(iteration: int, **values: float) -> None:
         try:

@@ -28,7 +28,9 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
     if distributed.on_main(lambda: _is_checkpoint(path)):
         reason = damage(path)
         if reason is not None:
-            raise ConfigError(f"{path} is damaged ({reason}); name another iter_ folder, or the run's folder for its newest whole one")
+            raise ConfigError(
+                f"{path} is damaged ({reason}); name another iter_ folder, or the run's folder for its newest whole one"
+            )
         return path
     found = newest_whole(path)
     if found is None:
@@ -56,7 +58,10 @@ def newest_whole(folder: Path) -> Path | None:
     if not candidates and complaint == "is missing":
         return None
     told = "; ".join(damaged) or f"{folder / LATEST} {complaint}"
-    raise ConfigError(f"no checkpoint of {folder} is whole: {told}; name another run, or remove its iter_ folders and {LATEST} to begin anew")
+    raise ConfigError(
+        f"no checkpoint of {folder} is whole: {told}; name another run, or remove its iter_ folders and {LATEST} to begin "
+        "anew"
+    )
 
 
 def damage(checkpoint: Path) -> str | None:

@@ -41,7 +41,8 @@ ALLOWED = {
     ("pathlib._local", "PosixPath"),
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
-    *(("torch", name) for name in ("float32", "float16", "bfloat16", "float64", "uint8", "int8", "int16", "int32", "int64", "bool")),
+    *(("torch", name) for name in ("float64", "float32", "float16", "bfloat16", "bool")),
+    *(("torch", name) for name in ("uint8", "int8", "int16", "int32", "int64")),
 }
 
 

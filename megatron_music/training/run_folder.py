@@ -92,15 +92,15 @@ def held_folder(folder: Path | None, config: RunConfig) -> Iterator[None]:
 def count_start(folder: Path, iteration: int, config: RunConfig) -> str | None:
     """Note that a run starts, and say in a sentence why it must not: it has not got on for too long.
 
-    ``RUN/starts.json`` holds the iteration that the last starts went out from, and how many there were. A checkpoint
+    ``RUN/starts.json`` holds the iteration that the last starts went out from, and how many they were. A checkpoint
     completed since makes it another iteration. For the main process.
     """
     path, allowed = folder / STARTS, config.train.max_starts_without_progress
     starts = _read_starts(path, iteration)
     if allowed and starts >= allowed:
         return (
-            f"{folder} was started {starts} times from iteration {iteration} and completed no checkpoint in between; see why it "
-            f"ended, then remove {path} to start it again (train.max_starts_without_progress={allowed})"
+            f"{folder} was started {starts} times from iteration {iteration} and completed no checkpoint in between; see "
+            f"why it ended, then remove {path} to start it again (train.max_starts_without_progress={allowed})"
         )
     record = {"iteration": iteration, "starts": starts + 1}
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(record) + "\n", encoding="utf-8"))

@@ -87,7 +87,7 @@ class Saver:
 
     def _fail(self, iteration: int, reason: str) -> None:
         self.failure = f"the checkpoint after iteration {iteration} could not be written to {self.folder} ({reason})"
-        distributed.tell(f"{self.failure}; the one before stays in force and the training goes on: make room before the next save")
+        distributed.tell(f"{self.failure}; the one before stays and the training goes on: make room for the next save")
         self.record(iteration, save_failed=1)
 
 

@@ -51,7 +51,7 @@ class TensorsWriter:
         for shards in by_key.values():
             for shard in shards:
                 if not isinstance(shard, ShardedTensor):
-                    raise TypeError(f"{shard.key} is a {type(shard).__name__}; a checkpoint holds tensors alone, without pickles")
+                    raise TypeError(f"{shard.key} is a {type(shard).__name__}; a checkpoint holds tensors alone, no pickles")
                 if copies:
                     shard.data = torch.empty_like(shard.data, device="cpu").copy_(shard.data.detach())
         self.together = _DistWrapper(None, True, 0)
@@ -74,7 +74,8 @@ class TensorsWriter:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
-        return written, {name: digest(self.folder / name) for name in {result.storage_data.relative_path for result in written}}
+        names = {result.storage_data.relative_path for result in written}
+        return written, {name: digest(self.folder / name) for name in names}
 
     def gather(self, write) -> tuple[list, dict[str, str]] | None:
         """Let every process hand in what ``write`` returned or raised. Every process must call this.
@@ -99,7 +100,8 @@ class TensorsWriter:
             raise WriteFailed(ranks) from None
         if not self.together.is_coordinator:
             return None
-        return [results for results, _ in on_main], {name: value for _, digests in on_main for name, value in digests.items()}
+        digests = {name: value for _, of_process in on_main for name, value in of_process.items()}
+        return [results for results, _ in on_main], digests
 
     def write_index(self, results: list) -> None:
         """Write the files that say what lies where. For the main process, after ``gather``."""
