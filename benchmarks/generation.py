@@ -1,12 +1,17 @@
-"""Sampled pieces: how many decode and encode again to the same ids, and tokens a second.
+"""Tokens a second beside Hugging Face's generate with the same weights, and sampled pieces that must all decode.
 
-    python benchmarks/generation.py CHECKPOINT [--num 50] [--json FILE]
+    python benchmarks/generation.py [--sizes demo article] [--batches 1 8] [--tokens 200] [--turns 5] [--json FILE]
+    python benchmarks/generation.py --pieces CHECKPOINT [--num 50] [--json FILE]
 
-CHECKPOINT is a run's folder, e.g. demo/run. The exit status is 1 if a single piece fails.
+The first compares on random weights in GPT-2's form, which both sides hold; their logits are checked equal first. All take
+their turns one after another, and medians are printed. The second samples pieces from a run's folder, e.g. demo/run; the
+exit status is 1 if a single piece fails to encode again to the same ids.
 """
 
 import argparse
 import json
+import os
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -18,53 +23,193 @@ from megatron_music.cli import quiet_dependencies
 quiet_dependencies()
 
 import torch  # noqa: E402
+import transformers  # noqa: E402
 
+from megatron_music.config import ModelConfig, ParallelConfig  # noqa: E402
+from megatron_music.generation.decoder import Decoder  # noqa: E402
 from megatron_music.generation.sampling import CachedGPT, Draft, Sampler, write_drafts  # noqa: E402
-from megatron_music.music.midi import read_midi, write_midi  # noqa: E402
+from megatron_music.models.gpt import build_gpt  # noqa: E402
 from megatron_music.music.grid import quantize  # noqa: E402
+from megatron_music.music.midi import read_midi, write_midi  # noqa: E402
+from megatron_music.tokens import vocabulary as v  # noqa: E402
+from megatron_music.tokens.folder import Encoding  # noqa: E402
 from megatron_music.tokens.grammar import Grammar  # noqa: E402
 from megatron_music.tokens.mmmtrack import decode_piece, encode_piece  # noqa: E402
+from megatron_music.tokens.walk import Choices, Walk, only  # noqa: E402
 from megatron_music.training import distributed  # noqa: E402
 from megatron_music.training.inference import load_composer  # noqa: E402
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--num", type=int, default=50)
-    parser.add_argument("--json", type=Path, default=None)
-    options = parser.parse_args()
-    composer = load_composer(options.checkpoint)
-    encoding = composer.encoding
-    drafts = [
-        Draft(Grammar(encoding, composer.max_tokens), seed) for seed in range(options.num)
-    ]
+class Anything(Walk):
+    """Any ids after PIECE_START, ``max_tokens`` in all: a grammar that forbids nothing."""
+
+    def _document(self) -> Choices:
+        yield only(v.PIECE_START)
+        for _ in range(self.max_tokens - 1):
+            yield only(*range(v.SIZE))
+
+
+def ours(model, reader, grammars: list[Walk]) -> tuple[int, float]:
+    """New tokens and seconds."""
     start = time.perf_counter()
-    for _ in write_drafts(drafts, CachedGPT(composer.model, options.num, composer.max_tokens), Sampler()):
+    drafts = [Draft(grammar, seed) for seed, grammar in enumerate(grammars)]
+    for _ in write_drafts(drafts, reader(model, len(drafts), grammars[0].max_tokens), Sampler()):
+        pass
+    return sum(len(draft.ids) for draft in drafts), time.perf_counter() - start
+
+
+def theirs(model, batch: int, tokens: int, **options) -> tuple[int, float]:
+    """New tokens and seconds of ``generate``."""
+    start = time.perf_counter()
+    ids_BS = torch.full((batch, 1), v.PIECE_START)
+    with torch.inference_mode():
+        found_BS = model.generate(
+            ids_BS, attention_mask=torch.ones_like(ids_BS), do_sample=True, top_k=0, max_new_tokens=tokens, **options
+        )
+    seconds = time.perf_counter() - start
+    assert found_BS.shape == (batch, tokens + 1)
+    return batch * tokens, seconds
+
+
+def gpt2_of(model, size: ModelConfig) -> transformers.GPT2LMHeadModel:
+    """A GPT of GPT-2's form (learned positions, LayerNorm, GELU, tied output) in transformers, with copies of its weights."""
+    config = transformers.GPT2Config(
+        vocab_size=size.vocab_size, n_positions=size.seq_length, n_embd=size.hidden_size, n_layer=size.num_layers,
+        n_head=size.num_attention_heads, n_inner=size.ffn_hidden_size, activation_function="gelu",
+        resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=None, eos_token_id=None, pad_token_id=v.PAD,
+    )  # fmt: skip
+    gpt2 = transformers.GPT2LMHeadModel(config).eval()
+    found = dict(model.named_parameters())
+    state = {
+        "transformer.wte.weight": found["embedding.word_embeddings.weight"],
+        "lm_head.weight": found["embedding.word_embeddings.weight"],
+        "transformer.wpe.weight": found["embedding.position_embeddings.weight"],
+        "transformer.ln_f.weight": found["decoder.final_layernorm.weight"],
+        "transformer.ln_f.bias": found["decoder.final_layernorm.bias"],
+    }
+    places = {
+        "ln_1": "input_layernorm", "attn.c_attn": "self_attention.linear_qkv", "attn.c_proj": "self_attention.linear_proj",
+        "ln_2": "pre_mlp_layernorm", "mlp.c_fc": "mlp.linear_fc1", "mlp.c_proj": "mlp.linear_fc2",
+    }  # fmt: skip
+    for layer in range(size.num_layers):
+        for there, here in places.items():
+            for kind in ("weight", "bias"):
+                tensor = found[f"decoder.layers.{layer}.{here}.{kind}"]
+                if here.endswith("qkv"):  # query, key and value of each head, there of all heads
+                    tensor = tensor.unflatten(0, (size.num_attention_heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+                is_matrix = tensor.dim() == 2
+                state[f"transformer.h.{layer}.{there}.{kind}"] = tensor.t() if is_matrix else tensor
+    gpt2.load_state_dict({name: tensor.detach().clone() for name, tensor in state.items()})
+    return gpt2
+
+
+def check_equal(model, gpt2, size: ModelConfig) -> float:
+    """The largest difference of logits at the same ids; ends the program where they differ."""
+    ids_BS = torch.randint(0, v.SIZE, (2, 64), generator=torch.Generator().manual_seed(0))
+    decoder = Decoder(model, 2, 64)
+    found = torch.stack([decoder(ids_BS[:, place : place + 1]) for place in range(64)], dim=1)
+    with torch.inference_mode():
+        difference = (gpt2(ids_BS).logits - found).abs().max().item()
+    if not difference < 1e-4:
+        sys.exit(f"the logits of {size.size} differ by {difference}: the comparison would be of two models")
+    return difference
+
+
+def compare(size_name: str, batches: list[int], tokens: int, turns: int) -> list[dict]:
+    size = ModelConfig(size=size_name, position_embedding_type="learned_absolute")
+    distributed.seed_for_building(0)
+    model = build_gpt(size, ParallelConfig()).eval()
+    distributed.stop()  # and the CPU adapter with it, which would slow transformers down
+    gpt2 = gpt2_of(model, size)
+    distributed.start(ParallelConfig())
+    difference = check_equal(model, gpt2, size)
+    results = []
+    for batch in batches:
+        rows = {
+            "ours": lambda: ours(model, Decoder, [Anything(tokens + 1) for _ in range(batch)]),  # noqa: B023
+            "ours, with the grammar": lambda: ours(
+                model, Decoder, [Grammar(Encoding(), tokens + 1, [v.INST] * 4) for _ in range(batch)]  # noqa: B023
+            ),
+            "megatron-core's modules": lambda: ours(model, CachedGPT, [Anything(tokens + 1) for _ in range(batch)]),  # noqa: B023
+            "transformers, dynamic cache": lambda: theirs(gpt2, batch, tokens),  # noqa: B023
+            "transformers, static cache": lambda: theirs(gpt2, batch, tokens, cache_implementation="static"),  # noqa: B023
+        }
+        speeds: dict[str, list[float]] = {name: [] for name in rows}
+        for turn in range(turns + 1):
+            for name, row in rows.items():
+                if name.startswith("transformers"):
+                    distributed.stop()
+                count, seconds = row()
+                if name.startswith("transformers"):
+                    distributed.start(ParallelConfig())
+                if turn:  # the first warms up
+                    speeds[name].append(count / seconds)
+        medians = {name: statistics.median(values) for name, values in speeds.items()}
+        best = max(value for name, value in medians.items() if name.startswith("transformers"))
+        for name, value in medians.items():
+            times = value / best
+            print(f"| {size_name} | {batch} | {name} | {value:,.0f} | {times:.2f} |", flush=True)
+            results.append(
+                {"size": size_name, "batch": batch, "row": name, "tokens_per_second": value, "times_transformers": times,
+                 "turns": [round(speed, 1) for speed in speeds[name]], "largest_difference_of_logits": difference}
+            )  # fmt: skip
+    return results
+
+
+def law_of_pieces(checkpoint: Path, num: int) -> dict:
+    composer = load_composer(checkpoint)
+    encoding = composer.encoding
+    drafts = [Draft(Grammar(encoding, composer.max_tokens), seed) for seed in range(num)]
+    start = time.perf_counter()
+    for _ in write_drafts(drafts, Decoder(composer.model, num, composer.max_tokens), Sampler()):
         pass
     seconds = time.perf_counter() - start
     distributed.stop()
     again, through_files = 0, 0
-    scratch = options.checkpoint / "benchmark.mid"
+    scratch = checkpoint / "benchmark.mid"
     for draft in drafts:
         score = decode_piece(draft.ids, encoding.steps_per_quarter)
-        again += encode_piece(score, encoding.bar_line, encoding.density_bins).tolist() == draft.ids[:-1]
+        again += encode_piece(score, encoding).tolist() == draft.ids[:-1]
         if score.num_notes:
             write_midi(score, scratch)
             read = quantize(read_midi(scratch), encoding.steps_per_quarter)
             through_files += [t.notes.tolist() for t in read.tracks] == [t.notes.tolist() for t in score.tracks if len(t)]
     scratch.unlink(missing_ok=True)
     tokens = sum(len(draft.ids) for draft in drafts)
-    print(f"{again} of {options.num} pieces encode again to the same ids; {through_files} of {options.num} survive a MIDI file")
+    print(f"{again} of {num} pieces encode again to the same ids; {through_files} of {num} survive a MIDI file")
     print(f"{tokens:,} tokens in {seconds:.1f} s: {tokens / seconds:,.0f} tokens/s in one batch; {machine()}")
+    return {
+        "pieces": num, "encode_again": again, "survive_a_midi_file": through_files, "tokens": tokens, "seconds": seconds,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pieces", type=Path, default=None, metavar="CHECKPOINT")
+    parser.add_argument("--num", type=int, default=50)
+    parser.add_argument("--sizes", nargs="+", default=["demo", "article"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--json", type=Path, default=None)
+    options = parser.parse_args()
+    load = os.getloadavg()[0]
+    if options.pieces:
+        result = law_of_pieces(options.pieces, options.num)
+    else:
+        transformers.utils.logging.set_verbosity_error()
+        distributed.start(ParallelConfig())
+        print("| size | batch | | tokens/s | times transformers |\n| --- | ---: | --- | ---: | ---: |")
+        rows = [row for size in options.sizes for row in compare(size, options.batches, options.tokens, options.turns)]
+        distributed.stop()
+        print(f"{options.tokens} tokens a piece, medians of {options.turns} turns; {torch.get_num_threads()} threads, "
+              f"torch {torch.__version__}, transformers {transformers.__version__}; {machine()}; load before {load:.1f}")  # fmt: skip
+        result = {"rows": rows, "tokens": options.tokens, "threads": torch.get_num_threads(), "torch": torch.__version__,
+                  "transformers": transformers.__version__}  # fmt: skip
+    result |= {"machine": machine(), "load_before": load, "command": " ".join(["python", "benchmarks/generation.py", *sys.argv[1:]])}
     if options.json:
-        result = {
-            "pieces": options.num, "encode_again": again, "survive_a_midi_file": through_files, "tokens": tokens,
-            "seconds": seconds, "machine": machine(),
-            "command": " ".join(["python", "benchmarks/generation.py", *sys.argv[1:]]),
-        }  # fmt: skip
         options.json.write_text(json.dumps(result, indent=1) + "\n")
-    if again < options.num:
+    if options.pieces and result["encode_again"] < options.num:
         sys.exit(1)
 
 
