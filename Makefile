@@ -37,14 +37,16 @@ test-latest: $(LATEST)/.ready
 	$(LATEST)/bin/python -m pytest -W ignore tests/latest  # the hosts warn while they are imported
 
 # Megatron-Bridge without its dependencies: Transformer Engine, mamba and their like build on machines with CUDA alone.
+# NeMo-Run after NeMo: they ask for different urllib3, and run with the older one.
 # megatron-energon for the names that Bridge's configuration imports.
 $(LATEST)/.ready: pyproject.toml constraints-latest.txt
 	@test -n "$(PYTHON312)" || { echo "test-latest needs Python 3.12, which megatron-core 0.19 and Megatron-Bridge demand, and there is no python3.12 on PATH; install one, or run make test-latest PYTHON312=/path/to/python3.12"; exit 1; }
 	$(PYTHON312) -m venv $(LATEST)
 	$(LATEST)/bin/python -m pip install --disable-pip-version-check -c constraints-latest.txt torch
-	$(LATEST)/bin/python -m pip install --disable-pip-version-check -c constraints-latest.txt -e '.[train,test,nemo,nemo-run]' \
+	$(LATEST)/bin/python -m pip install --disable-pip-version-check -c constraints-latest.txt -e '.[train,test,nemo]' \
 		lhotse kaldialign librosa soundfile braceexpand sacrebleu whisper_normalizer \
 		filetype multi-storage-client rapidyaml mfusepy sentencepiece tiktoken
+	$(LATEST)/bin/python -m pip install --disable-pip-version-check -c constraints-latest.txt -e '.[nemo-run]'
 	$(LATEST)/bin/python -m pip install --disable-pip-version-check --no-deps -c constraints-latest.txt \
 		megatron-bridge megatron-energon
 	touch $@
