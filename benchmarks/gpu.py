@@ -71,7 +71,7 @@ def our_engine(config: RunConfig, recomputation: str = "none"):
     from megatron_music.training.gpt_step import forward_step
     from megatron_music.training.tasks import Task
 
-    def build_model(dtype):
+    def build_model(dtype, vp_stage=None):
         module = build_gpt(config.model, config.parallel, dtype=dtype)
         recompute(module, recomputation)
         return module
@@ -227,7 +227,7 @@ def check_loss(device: str) -> dict:
         for _ in range(30):
             engine.step(batches_of(tokens))
         ours, num_tokens = engine.evaluate(batches_of(tokens), 1)
-        state = engine.module.state_dict()
+        state = engine.modules[0].state_dict()
         weights = {name: value.double().cpu() for name, value in state.items() if torch.is_tensor(value)}
         reference = reference_loss(weights, config, tokens.cpu())
     finally:

@@ -4,23 +4,15 @@ Facts are fields, under Megatron's names; what follows from them is a property o
 nor megatron-core, and knows nothing about files (recipes/ reads those) or about how a run is carried out.
 """
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from megatron_music import contradictions
+from megatron_music.errors import ConfigError as ConfigError
+from megatron_music.errors import closest, divisors, either, refuse_unless
 from megatron_music.models.sizes import SIZES, gpt_parameter_count
 from megatron_music.tokens import vocabulary
-
-
-class ConfigError(ValueError):
-    """A run that cannot be: the message says what was given, what is allowed and what to do."""
-
-
-def refuse_unless(condition: bool, sentence: str) -> None:
-    """Raise ConfigError with the sentence, unless the condition holds."""
-    if not condition:
-        raise ConfigError(sentence)
 
 
 def _positive(section: str, config, *names: str) -> None:
@@ -32,17 +24,6 @@ def _positive(section: str, config, *names: str) -> None:
 def _choice(section: str, config, name: str, allowed: Sequence[str]) -> None:
     value = getattr(config, name)
     refuse_unless(value in allowed, f"{section}.{name} is {value!r}; use {either(allowed)}{closest(value, allowed)}")
-
-
-def either(words: Sequence[str]) -> str:
-    """The words as a choice: a, b or c."""
-    return ", ".join(words[:-1]) + f" or {words[-1]}" if len(words) > 1 else words[0]
-
-
-def closest(word: str, known: Sequence[str]) -> str:
-    """What the word may have been meant to be, in brackets; empty if nothing is near."""
-    match = difflib.get_close_matches(str(word), list(known), n=1)
-    return f" (did you mean {match[0]}?)" if match else ""
 
 
 @dataclass(frozen=True)
@@ -92,7 +73,7 @@ class ModelConfig:
         refuse_unless(
             self.num_attention_heads % self.num_query_groups == 0,
             f"model.num_attention_heads {self.num_attention_heads} does not divide into model.num_query_groups "
-            f"{self.num_query_groups}; use one of {_divisors(self.num_attention_heads)}",
+            f"{self.num_query_groups}; use one of {divisors(self.num_attention_heads)}",
         )
         for name in ("attention_dropout", "hidden_dropout"):
             refuse_unless(
@@ -143,18 +124,53 @@ class ParallelConfig:
 
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
+    virtual_pipeline_model_parallel_size: int | None = None  # chunks of a stage, interleaved; left out: one, not interleaved
+    context_parallel_size: int = 1  # parts of each sequence; above 1 it needs Transformer Engine
     sequence_parallel: bool = False
+    overlap_grad_reduce: bool | None = None  # reduce gradients behind the backward pass; left out: where there is CUDA
+    overlap_param_gather: bool = False  # gather updated parameters behind the next forward pass
+    ddp_bucket_size: int | None = None  # parameters reduced at once where it is overlapped; left out: megatron-core's
+    distributed_timeout_minutes: int = 10  # a process that waits for another as long ends the run
 
     def __post_init__(self):
-        _positive("parallel", self, "tensor_model_parallel_size", "pipeline_model_parallel_size")
+        _positive("parallel", self, "tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+        _positive("parallel", self, "distributed_timeout_minutes")
+        if self.ddp_bucket_size is not None:
+            _positive("parallel", self, "ddp_bucket_size")
+        virtual = self.virtual_pipeline_model_parallel_size
+        refuse_unless(
+            virtual is None or virtual > 1,
+            f"parallel.virtual_pipeline_model_parallel_size is {virtual}, where nothing is interleaved; set 2 or more, or "
+            "leave it out",
+        )
+        refuse_unless(
+            virtual is None or self.pipeline_model_parallel_size > 1,
+            f"parallel.virtual_pipeline_model_parallel_size is {virtual} with parallel.pipeline_model_parallel_size=1, where "
+            "there is no pipeline; set parallel.pipeline_model_parallel_size=2 or more, or leave it out",
+        )
         refuse_unless(
             not self.sequence_parallel or self.tensor_model_parallel_size > 1,
             "parallel.sequence_parallel is true with parallel.tensor_model_parallel_size=1, where there is nothing to "
             "split; set parallel.tensor_model_parallel_size=2 or more, or parallel.sequence_parallel=false",
         )
+        refuse_unless(
+            not self.overlap_param_gather or self.overlap_grad_reduce is not False,
+            "parallel.overlap_param_gather is true with parallel.overlap_grad_reduce=false, on which it builds; set "
+            "parallel.overlap_grad_reduce=true or parallel.overlap_param_gather=false",
+        )
+
+    @property
+    def model_size(self) -> int:
+        """Processes that hold the model once."""
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+
+    @property
+    def num_model_chunks(self) -> int:
+        """Parts that the layers are cut into, one after another."""
+        return self.pipeline_model_parallel_size * (self.virtual_pipeline_model_parallel_size or 1)
 
     def data_parallel_size(self, world_size: int) -> int:
-        return world_size // (self.tensor_model_parallel_size * self.pipeline_model_parallel_size)
+        return world_size // self.model_size
 
 
 @dataclass(frozen=True)
@@ -197,6 +213,10 @@ class TrainConfig:
     loss_spike_factor: float = 0.0  # skip a step whose loss is above so many times the median of late; 0: NaN and inf
     max_skipped_steps: int = 10  # so many steps skipped in a row end the run
     max_starts_without_progress: int = 3  # after so many starts without a new checkpoint the next is refused; 0: never
+    # Activations computed again in the backward pass: of whole layers ("full"), or of core attention ("selective").
+    recompute_granularity: str | None = None
+    recompute_method: str | None = None  # of "full": "uniform", all layers (left out), or "block", the first of each part
+    recompute_num_layers: int | None = None  # of "full": layers in one portion (uniform) or in all (block); left out: 1
 
     def __post_init__(self):
         _positive("train", self, "train_iters", "micro_batch_size", "global_batch_size", "max_skipped_steps")
@@ -208,6 +228,20 @@ class TrainConfig:
         for name in ("seed", "eval_interval", "eval_iters", "max_starts_without_progress"):
             value = getattr(self, name)
             refuse_unless(value >= 0, f"train.{name} is {value}, below 0; set train.{name}=0 or more")
+        if self.recompute_granularity is not None:
+            _choice("train", self, "recompute_granularity", ("full", "selective"))
+        for name, default in (("recompute_method", "uniform"), ("recompute_num_layers", 1)):
+            if self.recompute_granularity == "full" and getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+            value = getattr(self, name)
+            refuse_unless(
+                value is None or self.recompute_granularity == "full",
+                f"train.{name} is {value} with train.recompute_granularity={self.recompute_granularity or 'null'}, which does "
+                f"not read it; set train.recompute_granularity=full or leave train.{name} out",
+            )
+        if self.recompute_granularity == "full":
+            _choice("train", self, "recompute_method", ("uniform", "block"))
+            _positive("train", self, "recompute_num_layers")
 
 
 @dataclass(frozen=True)
@@ -266,37 +300,7 @@ class RunConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self):
-        refuse_unless(
-            not (self.data.reset_position_ids and self.model.position_embedding_type == "rope"),
-            "data.reset_position_ids is true with model.position_embedding_type=rope, which reads no position ids; set "
-            "data.reset_position_ids=false or model.position_embedding_type=learned_absolute",
-        )
-        tensor, pipeline = self.parallel.tensor_model_parallel_size, self.parallel.pipeline_model_parallel_size
-        for name, value in (
-            ("model.num_attention_heads", self.model.num_attention_heads),
-            ("model.num_query_groups", self.model.num_query_groups),
-            ("model.ffn_hidden_size", self.model.ffn_hidden_size),
-            ("the vocabulary of", self.model.vocab_size),
-        ):
-            refuse_unless(
-                value % tensor == 0,
-                f"{name} {value} does not divide by parallel.tensor_model_parallel_size {tensor}; use one of {_divisors(value)}",
-            )
-        refuse_unless(
-            self.model.num_layers % pipeline == 0,
-            f"model.num_layers {self.model.num_layers} does not divide by parallel.pipeline_model_parallel_size {pipeline}; "
-            f"use one of {_divisors(self.model.num_layers)}",
-        )
-        refuse_unless(
-            not self.parallel.sequence_parallel or self.model.seq_length % tensor == 0,
-            f"model.seq_length {self.model.seq_length} does not divide by parallel.tensor_model_parallel_size {tensor}, as "
-            f"parallel.sequence_parallel needs; use a multiple of {tensor} or parallel.sequence_parallel=false",
-        )
-        refuse_unless(
-            self.train.global_batch_size % self.train.micro_batch_size == 0,
-            f"train.global_batch_size {self.train.global_batch_size} is no multiple of train.micro_batch_size "
-            f"{self.train.micro_batch_size}; use a train.micro_batch_size of {_divisors(self.train.global_batch_size)}",
-        )
+        contradictions.check_run(self)
 
     def num_microbatches(self, world_size: int) -> int:
         """Micro batches that one process runs in one step."""
@@ -305,26 +309,9 @@ class RunConfig:
         )
 
     def check_world_size(self, world_size: int) -> None:
-        """Refuse a number of processes that this run does not divide over.
+        """Refuse a number of processes that this run does not divide over, with a ConfigError."""
+        contradictions.check_world_size(self, world_size)
 
-        Raises:
-            ConfigError: one sentence with what was given and what would work.
-        """
-        tensor, pipeline = self.parallel.tensor_model_parallel_size, self.parallel.pipeline_model_parallel_size
-        refuse_unless(
-            world_size % (tensor * pipeline) == 0,
-            f"{world_size} processes do not divide by tensor x pipeline parallel size {tensor} x {pipeline}; start a "
-            f"multiple of {tensor * pipeline} processes, such as torchrun --nproc_per_node {tensor * pipeline}",
-        )
-        portion = self.train.micro_batch_size * self.parallel.data_parallel_size(world_size)
-        refuse_unless(
-            self.train.global_batch_size % portion == 0,
-            f"train.global_batch_size {self.train.global_batch_size} does not divide by train.micro_batch_size x data "
-            f"parallel size {self.train.micro_batch_size} x {self.parallel.data_parallel_size(world_size)}; use a multiple "
-            f"of {portion}, such as train.global_batch_size={-(-self.train.global_batch_size // portion) * portion}",
-        )
-
-
-
-def _divisors(number: int) -> str:
-    return ", ".join(str(value) for value in range(1, number + 1) if number % value == 0)
+    def check_gpu(self, name: str) -> None:
+        """Refuse a GPU, by its name, that cannot do what this run asks, with a ConfigError."""
+        contradictions.check_gpu(self, name)

@@ -58,7 +58,7 @@ def engine_of(folder: Path, *overrides: str, spoil=None) -> Engine:
 def state_of(engine: Engine) -> list[torch.Tensor]:
     kept = [tensor for group in engine.optimizer.param_groups for parameter in group["params"] for tensor in
             [parameter.data, *engine.optimizer.chained_optimizers[0].optimizer.state[parameter].values()]]  # fmt: skip
-    return [tensor.clone() for tensor in [*(parameter.data for parameter in engine.module.parameters()), *kept]]
+    return [tensor.clone() for tensor in [*(parameter.data for parameter in engine.modules[0].parameters()), *kept]]
 
 
 def skip_alike(folder: Path, overrides: tuple[str, ...], what: str) -> dict:

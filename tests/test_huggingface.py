@@ -218,7 +218,7 @@ def test_a_run_starts_from_weights_alone(tmp_path, options):
     engine = Engine(config, gpt_task(config))
     assert load_checkpoint(find_checkpoint(run), engine, resume=False).iteration == 0
     engine.step(engine.task.train_batches(0))
-    found = {name: parameter.detach().float() for name, parameter in engine.module.named_parameters()}
+    found = {name: parameter.detach().float() for name, parameter in engine.modules[0].named_parameters()}
     distributed.stop()
     for name, parameter in parameters_of(run).items():
         torch.testing.assert_close(found[name], parameter, rtol=0, atol=tolerance)

@@ -39,9 +39,8 @@ OWNERS = {
 }
 
 NEVER_TORCH = [
-    "megatron_music.cli", "megatron_music.commands", "megatron_music.config", "megatron_music.convert_commands",
-    "megatron_music.doctor",
-    "megatron_music.recipes",
+    "megatron_music.cli", "megatron_music.commands", "megatron_music.config", "megatron_music.contradictions",
+    "megatron_music.convert_commands", "megatron_music.doctor", "megatron_music.errors", "megatron_music.recipes",
     "megatron_music.data.archives", "megatron_music.data.build", "megatron_music.data.charts", "megatron_music.data.corpus",
     "megatron_music.data.encode", "megatron_music.data.figures", "megatron_music.data.id_counts", "megatron_music.data.labels",
     "megatron_music.data.merge",

@@ -125,7 +125,8 @@ def begin_save(folder: Path, engine: Engine, progress: Progress, *, copies: bool
     Args:
         copies: see ``Save``.
     """
-    weights = _weights(engine.module)
+    engine.gather_parameters()
+    weights = _weights(engine.modules)
     state = get_state(engine.optimizer)
     tensors = {"model": weights, "optimizer": _sharded_optimizer(weights, state), "rng": _sharded_rng_state()}
     has_main = distributed.sum_over_processes([float(any(MAIN_PARAMETER in value for value in state.values()))])[0] > 0
@@ -161,7 +162,7 @@ def save_weights(folder: Path, module, config: RunConfig, tokenizer_files: dict[
     Returns:
         The checkpoint's folder, ``iter_0000000``.
     """
-    save = Save(folder, Progress(), {"model": _weights(module)}, {"weights_only": True}, config, tokenizer_files, copies=False)
+    save = Save(folder, Progress(), {"model": _weights([module])}, {"weights_only": True}, config, tokenizer_files, copies=False)
     checkpoint = save.finish(save.write)
     distributed.on_main(lambda: write_atomically(folder / CONFIG, lambda path: write_run(config, path)))
     return checkpoint
@@ -184,10 +185,10 @@ def load_checkpoint(checkpoint: Path, engine: Engine, *, resume: bool) -> Progre
     """
     facts = distributed.on_main(lambda: read_state(checkpoint))
     check_same_model(read_run(checkpoint / CONFIG).model, engine.config.model, checkpoint)
-    weights = _weights(engine.module)
+    weights = _weights(engine.modules)
     if facts.get("weights_only"):
         assert not resume, "starting_point refuses to go on with weights alone"
-        engine.module.load_state_dict(_load_tensors({"model": weights}, checkpoint)["model"], strict=False)
+        _load_weights(engine.modules, _load_tensors({"model": weights}, checkpoint)["model"])
         # Where the optimizer keeps float32 copies of the weights, they are still of the model as it was built.
         engine.optimizer.reload_model_params()
         return Progress()
@@ -198,7 +199,7 @@ def load_checkpoint(checkpoint: Path, engine: Engine, *, resume: bool) -> Progre
     # The parameters of the model stand in the request by identity: remember them before they become tensors.
     parameters = {name: item.data for name, item in weights.items()}
     loaded = _load_tensors(request, checkpoint)
-    engine.module.load_state_dict(loaded["model"], strict=False)
+    _load_weights(engine.modules, loaded["model"])
     state = {parameters[name]: tensors for name, tensors in loaded["optimizer"].items()}
     set_state(engine.optimizer, state, facts["optimizer_step"])
     if not resume:
@@ -250,8 +251,7 @@ def load_model(checkpoint: Path, tp: int = 1, *, own_layers: bool = False):
     model = build_gpt(config.model, config.parallel, dtype=dtype, explicit_attention_mask=own_layers)
     if torch.cuda.is_available():
         model = model.cuda(torch.cuda.current_device())
-    loaded = _load_tensors({"model": _weights(model)}, checkpoint)
-    model.load_state_dict(loaded["model"], strict=False)
+    _load_weights([model], _load_tensors({"model": _weights([model])}, checkpoint)["model"])
     return model.eval(), config
 
 
@@ -264,10 +264,24 @@ def _load_tensors(request: dict, checkpoint: Path) -> dict:
         raise ConfigError(f"{checkpoint} cannot be loaded ({reason}); name an earlier iter_ folder of the run") from error
 
 
-def _weights(module) -> dict:
-    """The sharded state of a model by name, without the states that only FP8 fills."""
-    weights = module.sharded_state_dict(metadata={"singleton_local_shards": False})
-    return {name: item for name, item in weights.items() if not name.endswith("_extra_state")}
+def _weights(modules: list) -> dict:
+    """The sharded state of a model's chunks by chunk and name, without the states that only FP8 fills.
+
+    The names stay in this process: on disk a layer goes by its number in the whole model.
+    """
+    return {
+        f"{chunk}.{name}": item
+        for chunk, module in enumerate(modules)
+        for name, item in module.sharded_state_dict(metadata={"singleton_local_shards": False}).items()
+        if not name.endswith("_extra_state")
+    }
+
+
+def _load_weights(modules: list, weights: dict) -> None:
+    for chunk, module in enumerate(modules):
+        prefix = f"{chunk}."
+        own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        module.load_state_dict(own, strict=False)
 
 
 def _sharded_optimizer(weights: dict, state: dict) -> dict:
@@ -286,7 +300,8 @@ def _blank_state(engine: Engine, facts: dict) -> dict:
     names = [*MOMENTS, MAIN_PARAMETER] if facts["has_main_parameters"] and engine.config.train.bf16 else MOMENTS
     return {
         parameter: {name: torch.zeros_like(parameter, dtype=torch.float32) for name in names}
-        for parameter in engine.module.parameters()
+        for module in engine.modules
+        for parameter in module.parameters()
     }
 
 
@@ -297,6 +312,8 @@ def _layout() -> dict:
         "pipeline_model_parallel_size": parallel_state.get_pipeline_model_parallel_world_size(),
         # A random generator's state is of another shape on another kind of device.
         "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "virtual_pipeline_model_parallel_size": parallel_state.get_virtual_pipeline_model_parallel_world_size() or 1,
+        "context_parallel_size": parallel_state.get_context_parallel_world_size(),
     }
 
 

@@ -115,7 +115,7 @@ def _run(config: RunConfig, task: Task, engine: Engine, progress: Progress, fold
             stopped = result.stop and not is_last
             if task.valid_batches and _is_due(iteration, config.train.eval_interval, is_last):
                 loss, num_tokens = engine.evaluate(task.valid_batches(), config.train.eval_iters)
-                music = samples.take(engine.module, iteration, loss, metrics)
+                music = samples.take(engine.modules[0], iteration, loss, metrics)
                 record(iteration, valid_loss=loss, valid_tokens=num_tokens, **music)
             if saver:
                 saver.poll()

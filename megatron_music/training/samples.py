@@ -94,6 +94,8 @@ class Samples:
     def _reason_against(self) -> str:
         if self._config.parallel.pipeline_model_parallel_size > 1:
             return "the model is on several pipeline stages; `generate midi` writes pieces from a checkpoint"
+        if self._config.parallel.context_parallel_size > 1:
+            return "the sequences are on several context-parallel processes; `generate midi` writes pieces from a checkpoint"
         if self._encoding.bars < 1 or self._encoding.bpe:
             return "the data has whole pieces or merged tokens, and the grammar knows windows (--bars 4) without --bpe"
         return ""

@@ -1,0 +1,30 @@
+"""What is refused, in one sentence: what was given, what is allowed, what to do. Knows nothing about what is refused."""
+
+import difflib
+from collections.abc import Sequence
+
+
+class ConfigError(ValueError):
+    """A run that cannot be: the message says what was given, what is allowed and what to do."""
+
+
+def refuse_unless(condition: bool, sentence: str) -> None:
+    """Raise ConfigError with the sentence, unless the condition holds."""
+    if not condition:
+        raise ConfigError(sentence)
+
+
+def either(words: Sequence[str]) -> str:
+    """The words as a choice: a, b or c."""
+    return ", ".join(words[:-1]) + f" or {words[-1]}" if len(words) > 1 else words[0]
+
+
+def closest(word: str, known: Sequence[str]) -> str:
+    """What the word may have been meant to be, in brackets; empty if nothing is near."""
+    match = difflib.get_close_matches(str(word), list(known), n=1)
+    return f" (did you mean {match[0]}?)" if match else ""
+
+
+def divisors(number: int) -> str:
+    """Everything that a number divides by, as a list in words."""
+    return ", ".join(str(value) for value in range(1, number + 1) if number % value == 0)
