@@ -163,6 +163,8 @@ def _parser() -> argparse.ArgumentParser:
     midi.add_argument("--top-k", type=int, default=0)
     midi.add_argument("--top-p", type=float, default=1.0)
     midi.add_argument("--batch-size", type=int, default=16, help="pieces written at a time")
+    midi.add_argument("--tensor-model-parallel-size", type=int, default=None, metavar="N",
+                      help="under torchrun: processes a layer is split over, by default all; the rest are pipeline stages")  # fmt: skip
 
     doctor = command(verbs, "doctor", commands.doctor, "say what this machine has and lacks")
     doctor.add_argument("--json", action="store_true")

@@ -68,8 +68,16 @@ def reads(model: torch.nn.Module) -> bool:
 
 
 def next_logits_of(model: torch.nn.Module, batch_size: int, max_tokens: int) -> NextLogits:
-    """The fastest reader of a GPTModel: ``Decoder``, or ``CachedGPT`` for a model with parts that it does not know."""
-    return (Decoder if reads(model) else CachedGPT)(model, batch_size, max_tokens)
+    """The fastest reader of a GPTModel: ``Decoder``, or ``CachedGPT`` for a model with parts that it does not know.
+
+    Raises:
+        ValueError: such a model on several pipeline stages.
+    """
+    if reads(model):
+        return Decoder(model, batch_size, max_tokens)
+    if not (model.pre_process and model.post_process):
+        raise ValueError("a model of these parts is read on one pipeline stage alone; split it by tensor parallelism, or not at all")
+    return CachedGPT(model, batch_size, max_tokens)
 
 
 class Decoder:

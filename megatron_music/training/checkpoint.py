@@ -142,7 +142,7 @@ def load_checkpoint(checkpoint: Path, engine: Engine, *, resume: bool) -> Progre
     return Progress(facts["iteration"], facts["consumed_samples"])
 
 
-def load_model_for_inference(checkpoint_dir: str | os.PathLike, tp: int = 1):
+def load_model_for_inference(checkpoint_dir: str | os.PathLike, tp: int = 1, pp: int = 1):
     """The model of a checkpoint, weights only, ready to generate.
 
     Starts the processes' groups (one process needs no launcher) and, without CUDA, the CPU adapter;
@@ -150,18 +150,19 @@ def load_model_for_inference(checkpoint_dir: str | os.PathLike, tp: int = 1):
 
     Args:
         checkpoint_dir: a run's folder or one of its checkpoints, saved in any layout.
-        tp: tensor-parallel size, the number of processes.
+        tp: tensor-parallel size.
+        pp: pipeline-parallel size; the number of processes is tp x pp.
 
     Returns:
-        A GPTModel in eval mode, and the RunConfig it was trained with.
+        This process's part of a GPTModel in eval mode, and the RunConfig it was trained with.
 
     Raises:
-        ValueError: no checkpoint, another vocabulary, or a ``tp`` that does not divide the model.
+        ValueError: no checkpoint, another vocabulary, or a ``tp`` or ``pp`` that does not divide the model.
     """
     checkpoint = find_checkpoint(checkpoint_dir)
     read_state(checkpoint)
     config = read_run(checkpoint / CONFIG)
-    config = replace(config, parallel=ParallelConfig(tensor_model_parallel_size=tp))
+    config = replace(config, parallel=ParallelConfig(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp))
     distributed.start(config.parallel)
     distributed.seed_for_building(config.train.seed)
     is_half = config.train.bf16 and torch.cuda.is_available()
