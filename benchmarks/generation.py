@@ -45,8 +45,9 @@ class Anything(Walk):
 
     def _document(self) -> Choices:
         yield only(v.PIECE_START)
+        anything = only(*range(v.SIZE))
         for _ in range(self.max_tokens - 1):
-            yield only(*range(v.SIZE))
+            yield anything
 
 
 def ours(model, reader, grammars: list[Walk]) -> tuple[int, float]:

@@ -166,6 +166,8 @@ def _parser() -> argparse.ArgumentParser:
     midi.add_argument("--top-k", type=int, default=0)
     midi.add_argument("--top-p", type=float, default=1.0)
     midi.add_argument("--batch-size", type=int, default=16, help="pieces written at a time")
+    midi.add_argument("--tensor-model-parallel-size", type=int, default=None, metavar="N",
+                      help="under torchrun: processes a layer is split over, by default all; the rest are pipeline stages")  # fmt: skip
 
     convert = command(verbs, "convert", convert_commands.convert, "a checkpoint to Hugging Face's form, or back")
     convert.add_argument("source", metavar="CHECKPOINT|HF_DIR", help="a run; or config.json and safetensors")

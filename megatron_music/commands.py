@@ -157,7 +157,7 @@ def generate_midi(options) -> None:
     from megatron_music.training import distributed
     from megatron_music.training.inference import load_composer
 
-    composer = load_composer(options.checkpoint, distributed.launched_size(), sampler)
+    composer = load_composer(options.checkpoint, options.tensor_model_parallel_size, sampler)
     try:
         _write_pieces(options, composer, given, holes, targets, speaks=distributed.is_main())
     finally:

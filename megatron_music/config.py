@@ -262,7 +262,7 @@ class CheckpointConfig:
             ("keep_every", "keep none for good"),
         ):
             value = getattr(self, name)
-            refuse_unless(value >= 0, f"checkpoint.{name} is {value}, below 0; set it to 0 to {remedy}")
+            refuse_unless(value >= 0, f"checkpoint.{name} is {value}, below 0; set checkpoint.{name}=0 to {remedy}")
 
 
 @dataclass(frozen=True)

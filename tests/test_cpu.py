@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 
 from megatron_music.training import cpu
 
@@ -50,3 +51,16 @@ def test_float32_stays_as_it_is(adapter):
     found = left @ right
     cpu.uninstall()
     assert torch.equal(found, left @ right)
+
+
+def test_what_is_recomputed_in_a_backward_pass_is_what_was_computed(adapter):
+    seen = []
+
+    def product(hidden):
+        seen.append(F.linear(hidden, random(300, 64)).detach())
+        return seen[-1].sum() * hidden.sum()
+
+    inputs = random(5, 64).requires_grad_()
+    torch.utils.checkpoint.checkpoint(product, inputs, use_reentrant=False).backward()
+    # Were it computed otherwise, torch would miss what it has kept, and raise.
+    assert len(seen) == 2 and torch.equal(*seen)

@@ -4,12 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from generation_worker import MAX_TOKENS, PIECES
+from generation_worker import MAX_TOKENS, pieces
 from tiny_gpt import RandomModel, launch, tiny_dataset, tiny_run
 
 from megatron_music.cli import main
+from megatron_music.generation.decoder import Decoder
 from megatron_music.generation.midi import Composer, prepare_continuation
-from megatron_music.generation.sampling import Sampler
+from megatron_music.generation.sampling import CachedGPT, Sampler, UncachedGPT
 from megatron_music.music.grid import quantize, slice_steps
 from megatron_music.music.midi import read_midi, write_midi
 from megatron_music.music.score import Score, Tempo, TimeSignature, Track
@@ -43,14 +44,17 @@ def composer(trained):
     distributed.stop()
 
 
-def test_greedy_with_the_cache_equals_without_at_tp_1_and_2(trained, tmp_path):
-    found = []
-    for world_size in (1, 2):
-        launch(world_size, WORKER, trained, tmp_path / f"{world_size}.json")
-        found += json.loads((tmp_path / f"{world_size}.json").read_text()).values()
-    assert len(found) == 6 and all(ids == found[0] for ids in found)
-    assert all(40 < len(ids) <= MAX_TOKENS for ids in found[0][:PIECES])
-    assert len({token_id for ids in found[0][PIECES:] for token_id in ids}) > 1
+def test_pieces_are_the_same_however_a_model_is_read_and_split(trained, tmp_path):
+    """By the decoder, by megatron-core with its cache and without one; in one process, under TP 2 and under PP 2."""
+    expected = pieces(load_composer(trained), UncachedGPT)
+    assert pieces(load_composer(trained), CachedGPT) == pieces(load_composer(trained), Decoder) == expected
+    distributed.stop()
+    launch(2, WORKER, trained, tmp_path / "two.json")
+    split = json.loads((tmp_path / "two.json").read_text())
+    assert len(split) == 3 and all(found == expected for found in split.values())
+    constrained, free, sampled = expected["constrained"], expected["free"], expected["sampled"]
+    assert all(40 < len(ids) <= MAX_TOKENS for ids in constrained) and len({len(ids) for ids in sampled}) > 2
+    assert len({token_id for ids in free for token_id in ids}) > 1
 
 
 def test_every_piece_decodes_and_encodes_again(composer):

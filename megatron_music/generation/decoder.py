@@ -68,8 +68,16 @@ def reads(model: torch.nn.Module) -> bool:
 
 
 def next_logits_of(model: torch.nn.Module, batch_size: int, max_tokens: int) -> NextLogits:
-    """The fastest reader of a GPTModel: ``Decoder``, or ``CachedGPT`` for a model with parts that it does not know."""
-    return (Decoder if reads(model) else CachedGPT)(model, batch_size, max_tokens)
+    """The fastest reader of a GPTModel: ``Decoder``, or ``CachedGPT`` for a model with parts that it does not know.
+
+    Raises:
+        ValueError: such a model on several pipeline stages.
+    """
+    if reads(model):
+        return Decoder(model, batch_size, max_tokens)
+    if not (model.pre_process and model.post_process):
+        raise ValueError("a model of these parts is read on one pipeline stage alone; split it by tensor parallelism, or not at all")
+    return CachedGPT(model, batch_size, max_tokens)
 
 
 class Decoder:
@@ -99,7 +107,7 @@ class Decoder:
         self._position, self._max_tokens = 0, max_tokens
         # The CPU adapter answers what megatron-core asks of CUDA, at a cost a call; nothing in here asks.
         with torch.inference_mode(), torch._C.DisableTorchFunction():
-            self._layers = [self._read_layer(layer) for layer in model.decoder.layers]
+            self._layers = [self._read_layer(layer, batch_size) for layer in model.decoder.layers]
             self._words = self._places = self._rotation = self._final_norm = self._output = None
             if self._is_first:
                 self._words = self._gathered(model.embedding.word_embeddings.weight.detach(), 0)
@@ -108,7 +116,7 @@ class Decoder:
             if self._is_last:
                 tied = model.share_embeddings_and_output_weights
                 output = model.shared_embedding_or_output_weight() if tied else model.output_layer.weight
-                self._final_norm, self._output = _norm(model.decoder.final_layernorm), output.detach()
+                self._final_norm, self._output = _norm(model.decoder.final_layernorm), _laid_out(output.detach(), batch_size)
             if model.position_embedding_type == "rope":
                 self._rotation = _rotation(model.rotary_pos_emb.inv_freq, max_tokens, self._dtype)
             shape = (len(self._layers), batch_size, self._groups, 2, max_tokens, config.kv_channels)
@@ -169,8 +177,9 @@ class Decoder:
             visible = torch.arange(limit, device=self._device) <= positions_S[:, None]  # [S, L]
         for layer, cache in zip(self._layers, self._cache, strict=True):
             normal_BSH = self._normalized(hidden_BSH, layer.attention_norm)
-            hidden_BSH += self._summed(self._attended(F.linear(normal_BSH, *layer.qkv), cache, positions_S, limit, turn, visible),
-                                       layer.projection)  # fmt: skip
+            qkv = F.linear(normal_BSH, *layer.qkv)
+            context = self._attended(qkv, cache, positions_S, limit, is_exact, turn, visible)
+            hidden_BSH += self._summed(context, layer.projection)
             wide = F.linear(self._normalized(hidden_BSH, layer.feed_forward_norm), *layer.up)
             if self._is_gated:
                 gate, wide = wide.chunk(2, dim=-1)
@@ -183,8 +192,9 @@ class Decoder:
         return self._gathered(F.linear(self._normalized(hidden_BSH[:, -1], self._final_norm), self._output), -1)
 
     def _attended(
-        self, qkv: Tensor, cache: Tensor, positions_S: Tensor, limit: int, turn: list[Tensor] | None, visible: Tensor | None
-    ) -> Tensor:
+        self, qkv: Tensor, cache: Tensor, positions_S: Tensor, limit: int, is_exact: bool, turn: list[Tensor] | None,
+        visible: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         """What the queries gather from the cache, [B, S, heads of this rank x D], once keys and values are in it."""
         batch, length, _ = qkv.shape
         heads = self._heads_per_group
@@ -193,10 +203,18 @@ class Decoder:
             turned = qkv_BSGRD[..., : heads + 1, :]
             halves_swapped = turned.roll(turned.shape[-1] // 2, -1)
             turned.mul_(turn[0]).addcmul_(halves_swapped, turn[1])
-        cache[:batch].index_copy_(3, positions_S, qkv_BSGRD[..., heads:, :].permute(0, 2, 3, 1, 4))
-        keys_BGLD, values_BGLD = cache[:batch, :, 0, :limit], cache[:batch, :, 1, :limit]
+        cache, new = cache[:batch, :, :, :limit], qkv_BSGRD[..., heads:, :].permute(0, 2, 3, 1, 4)
+        if is_exact:
+            cache[:, :, :, limit - length :] = new
+        else:
+            cache.index_copy_(3, positions_S, new)  # where, only the device knows
+        keys_BGLD, values_BGLD = cache.unbind(2)
         if length == 1:  # all heads of a group look at the same keys: as if they were several queries
-            context = F.scaled_dot_product_attention(qkv_BSGRD[:, 0, :, :heads], keys_BGLD, values_BGLD, visible)
+            query_BGRD = qkv_BSGRD[:, 0, :, :heads]
+            if visible is None:
+                context = _attended_by_products(query_BGRD, keys_BGLD, values_BGLD)
+            else:
+                context = F.scaled_dot_product_attention(query_BGRD, keys_BGLD, values_BGLD, visible)
             return context.reshape(batch, 1, -1)
         query = qkv_BSGRD[..., :heads, :].flatten(2, 3).transpose(1, 2)
         context = F.scaled_dot_product_attention(
@@ -224,15 +242,17 @@ class Decoder:
         dist.all_gather(parts, part.contiguous(), group=self._tensor_group)
         return torch.cat(parts, dim)
 
-    def _read_layer(self, layer: torch.nn.Module) -> "_Layer":
+    def _read_layer(self, layer: torch.nn.Module, batch_size: int) -> "_Layer":
         attention, feed_forward = layer.self_attention, layer.mlp
+        linears = (attention.linear_qkv, attention.linear_proj, feed_forward.linear_fc1, feed_forward.linear_fc2)
+        qkv, projection, up, down = (_linear(linear, batch_size) for linear in linears)
         return _Layer(
             _norm_before(layer.input_layernorm, attention.linear_qkv),
-            _linear(attention.linear_qkv),
-            self._one_bias(_linear(attention.linear_proj)),
+            qkv,
+            self._one_bias(projection),
             _norm_before(layer.pre_mlp_layernorm, feed_forward.linear_fc1),
-            _linear(feed_forward.linear_fc1),
-            self._one_bias(_linear(feed_forward.linear_fc2)),
+            up,
+            self._one_bias(down),
         )
 
     def _one_bias(self, linear: "_Affine") -> "_Affine":
@@ -275,6 +295,12 @@ class StepGraphs:
         return graph, entering, positions_S, leaving
 
 
+def _attended_by_products(query_BGRD: Tensor, keys_BGLD: Tensor, values_BGLD: Tensor) -> Tensor:
+    """Attention of few queries that see every key, [B, G, R, D]: on a CPU twice as fast as the fused kernel for many."""
+    scores = torch.matmul(query_BGRD, keys_BGLD.mT).mul_(query_BGRD.shape[-1] ** -0.5)
+    return torch.matmul(scores.softmax(-1), values_BGLD)
+
+
 class _Affine(NamedTuple):
     """The parameters of a norm or a linear layer."""
 
@@ -304,12 +330,14 @@ def _norm_before(norm: torch.nn.Module, linear: torch.nn.Module) -> _Affine:
     return _norm(norm)
 
 
-def _linear(linear: torch.nn.Module) -> _Affine:
-    weight = linear.weight.detach()
-    if weight.device.type == "cpu" and weight.shape[0] > weight.shape[1]:
-        # Of a wide matrix a CPU reads the columns of one input faster than the rows of one output.
-        weight = weight.t().contiguous().t()
-    return _Affine(weight, _detached(linear.bias))
+def _linear(linear: torch.nn.Module, batch_size: int) -> _Affine:
+    return _Affine(_laid_out(linear.weight.detach(), batch_size), _detached(linear.bias))
+
+
+def _laid_out(weight: Tensor, batch_size: int) -> Tensor:
+    """The same matrix, on a CPU in the memory order in which its BLAS multiplies so few rows fastest."""
+    by_inputs = weight.device.type == "cpu" and (batch_size > 1 or weight.shape[0] >= weight.shape[1])
+    return weight.t().contiguous().t() if by_inputs else weight
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 Given a model that turns ids into logits; knows nothing about checkpoints, datasets or files.
 
-Shapes: B pieces, S tokens, V vocabulary, G query groups of this rank, D head size.
+Shapes: B pieces, S tokens, V vocabulary, K ids that one of the pieces may draw, G query groups of this rank, D head size.
 """
 
 from collections.abc import Iterator, Sequence
@@ -61,31 +61,31 @@ class Sampler:
             allowed_BV: bool; at least one a row.
             uniforms_B: in [0, 1): which id of those that may be drawn, in the order of their cumulative probabilities.
         """
-        logits_BV = np.where(allowed_BV, logits_BV, np.float32("-inf"))
+        ids_K = np.flatnonzero(allowed_BV.any(axis=0))
+        logits_BK = np.where(allowed_BV[:, ids_K], logits_BV[:, ids_K], np.float32("-inf"))
         if self.temperature == 0:
-            return logits_BV.argmax(axis=1).tolist()
-        # In double precision, so that a small temperature cannot overflow and a sum of many is exact enough.
-        weights_BV = np.exp((logits_BV - logits_BV.max(axis=1, keepdims=True)).astype(np.float64) / self.temperature)
+            return ids_K[logits_BK.argmax(axis=1)].tolist()
+        with np.errstate(over="ignore"):  # what is infinitely less likely than the likeliest has no weight
+            weights_BK = np.exp((logits_BK - logits_BK.max(axis=1, keepdims=True)) / np.float32(max(self.temperature, 1e-30)))
         if self.top_k or self.top_p < 1:
-            weights_BV = self._without_the_unlikely(weights_BV)
-        cumulative_BV = weights_BV.cumsum(axis=1)
-        # The sum's last step may round to a draw of the whole: the last id with a weight takes that.
-        thresholds_B1 = uniforms_B[:, None] * cumulative_BV[:, -1:]
-        places_B = (cumulative_BV <= thresholds_B1).sum(axis=1)
-        last_B = weights_BV.shape[1] - 1 - (weights_BV[:, ::-1] > 0).argmax(axis=1)
-        return np.minimum(places_B, last_B).tolist()
+            weights_BK = self._without_the_unlikely(weights_BK)
+        cumulative_BK = weights_BK.cumsum(axis=1, dtype=np.float64)
+        places_B = (cumulative_BK <= uniforms_B[:, None] * cumulative_BK[:, -1:]).sum(axis=1)
+        # The product may round to the whole sum: the last id with a weight takes that.
+        last_B = weights_BK.shape[1] - 1 - (weights_BK[:, ::-1] > 0).argmax(axis=1)
+        return ids_K[np.minimum(places_B, last_B)].tolist()
 
-    def _without_the_unlikely(self, weights_BV: np.ndarray) -> np.ndarray:
-        """Weights of all ids, zero but for the ``top_k`` and ``top_p`` most likely; of equal ones the lower id comes first."""
-        order_BV = np.argsort(-weights_BV, axis=1, kind="stable")
-        sorted_BV = np.take_along_axis(weights_BV, order_BV, axis=1)
+    def _without_the_unlikely(self, weights_BK: np.ndarray) -> np.ndarray:
+        """The weights, zero but for those of the ``top_k`` and ``top_p`` likeliest; of equals the lower id comes first."""
+        order_BK = np.argsort(-weights_BK, axis=1, kind="stable")
+        sorted_BK = np.take_along_axis(weights_BK, order_BK, axis=1)
         if self.top_k:
-            sorted_BV[:, self.top_k :] = 0
-        before_BV = sorted_BV.cumsum(axis=1) - sorted_BV
-        sorted_BV[before_BV >= self.top_p * sorted_BV.sum(axis=1, keepdims=True)] = 0
-        kept_BV = np.zeros_like(weights_BV)
-        np.put_along_axis(kept_BV, order_BV, sorted_BV, axis=1)
-        return kept_BV
+            sorted_BK[:, self.top_k :] = 0
+        before_BK = sorted_BK.cumsum(axis=1, dtype=np.float64) - sorted_BK
+        sorted_BK[before_BK >= self.top_p * sorted_BK.sum(axis=1, dtype=np.float64, keepdims=True)] = 0
+        kept_BK = np.zeros_like(weights_BK)
+        np.put_along_axis(kept_BK, order_BK, sorted_BK, axis=1)
+        return kept_BK
 
 
 class CachedGPT:

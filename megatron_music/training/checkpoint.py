@@ -213,18 +213,18 @@ def load_checkpoint(checkpoint: Path, engine: Engine, *, resume: bool) -> Progre
     return Progress(facts["iteration"], facts["consumed_samples"], GuardState.from_json(facts["guard"]))
 
 
-def load_model_for_inference(checkpoint_dir: str | os.PathLike, tp: int = 1, *, own_layers: bool = False):
+def load_model_for_inference(checkpoint_dir: str | os.PathLike, tp: int = 1, pp: int = 1, *, own_layers: bool = False):
     """The model of the checkpoint that ``find_checkpoint`` finds, weights only, ready to generate.
 
     See ``load_model``.
 
     Raises:
-        ValueError: no checkpoint, another vocabulary, or a ``tp`` that does not divide the model.
+        ValueError: no checkpoint, another vocabulary, or a ``tp`` or ``pp`` that does not divide the model.
     """
-    return load_model(find_checkpoint(checkpoint_dir), tp, own_layers=own_layers)
+    return load_model(find_checkpoint(checkpoint_dir), tp, pp, own_layers=own_layers)
 
 
-def load_model(checkpoint: Path, tp: int = 1, *, own_layers: bool = False):
+def load_model(checkpoint: Path, tp: int = 1, pp: int = 1, *, own_layers: bool = False):
     """The model of one checkpoint, weights only, ready to generate.
 
     Starts the processes' groups (one process needs no launcher) and, without CUDA, the CPU adapter;
@@ -232,18 +232,19 @@ def load_model(checkpoint: Path, tp: int = 1, *, own_layers: bool = False):
 
     Args:
         checkpoint: what ``find_checkpoint`` gave, saved in any layout.
-        tp: tensor-parallel size, the number of processes.
+        tp: tensor-parallel size.
+        pp: pipeline-parallel size; the number of processes is tp x pp.
         own_layers: built of ``specs.gpt_layer``, also where Transformer Engine, which has other names, is installed.
 
     Returns:
-        A GPTModel in eval mode, and the RunConfig it was trained with.
+        This process's part of a GPTModel in eval mode, and the RunConfig it was trained with.
 
     Raises:
-        ValueError: another vocabulary, or a ``tp`` that does not divide the model.
+        ValueError: another vocabulary, or a ``tp`` or ``pp`` that does not divide the model.
     """
     read_state(checkpoint)
     config = read_run(checkpoint / CONFIG)
-    config = replace(config, parallel=ParallelConfig(tensor_model_parallel_size=tp))
+    config = replace(config, parallel=ParallelConfig(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp))
     distributed.start(config.parallel)
     distributed.seed_for_building(config.train.seed)
     is_half = config.train.bf16 and torch.cuda.is_available()

@@ -109,6 +109,15 @@ def _scale(chunk_size, noop_flag, tensor_lists, scale) -> None:
         torch.mul(source, scale, out=target)
 
 
+_run_backward = torch.autograd._engine_run_backward
+
+
+def _backward(*args, **kwargs):
+    # torch calls a mode for a backward pass as a whole, and leaves it out within: what is recomputed there needs it.
+    with _mode:
+        return _run_backward(*args, **kwargs)
+
+
 def _patches() -> list[tuple[object, str, object]]:
     def returns(value):
         return lambda *args, **kwargs: value
@@ -138,6 +147,7 @@ def _patches() -> list[tuple[object, str, object]]:
         (megatron_random, "_get_cuda_rng_state", _get_state),
         (megatron_random, "_set_cuda_rng_state", _set_state),
         (megatron_random, "CudaRNGStatesTracker", _CpuStatesTracker),
+        (torch.autograd, "_engine_run_backward", _backward),
         # Without apex, clipping writes every gradient twice.
         (megatron_clipping, "multi_tensor_scale_impl", _scale),
     ]
