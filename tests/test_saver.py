@@ -150,14 +150,14 @@ def test_metrics_wait_for_room(tmp_path, capfd):
             (disk / "rest").write_bytes(b"0" * 99999)
         except OSError:
             pass
-        for iteration in range(2, 100):
+        for iteration in range(2, 250):
             record(iteration, loss=1.0)
         assert "No space left on device" in capfd.readouterr().err
         (disk / "rest").unlink()
-        record(100, loss=1.0)
+        record(250, loss=1.0)
         metrics.close()
         lines = [json.loads(line)["iteration"] for line in (disk / "metrics.jsonl").read_text().splitlines()]
-        assert lines == list(range(1, 101))
+        assert lines == list(range(1, 251))
 
 
 def test_starts_that_get_nowhere_end(data, tmp_path, monkeypatch, capfd):
