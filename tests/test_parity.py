@@ -36,7 +36,7 @@ def test_every_layout_trains_the_same(results, model, layout):
     found = results[model, layout]
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
-    assert len(found["gradients"]) == len(expected["gradients"]) > 10
+    assert len(found["gradients"]) == len(expected["gradients"]) > 8
     assert {key: error for key, error in found["gradients"].items() if not error < 1e-5} == {}
 
 
