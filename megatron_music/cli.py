@@ -86,6 +86,13 @@ class _Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"{self.prog}: {message}; run `{self.prog} --help`\n")
 
 
+def _levels(text: str) -> list[int]:
+    try:
+        return [int(level) for level in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no level; use whole numbers from 0, e.g. 2 or 2,0,1") from None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="megatron-music", description="Music models on NVIDIA's Megatron stack.")
     verbs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -156,12 +163,15 @@ def _parser() -> argparse.ArgumentParser:
     midi.add_argument("--seed", type=int, default=0, help="piece k is made from seed + k")
     midi.add_argument("--bars", type=int, default=None, help="length in bars; with --continue, the new bars")
     midi.add_argument("--continue", dest="continued", default=None, metavar="FILE.mid", help="go on from this piece")
-    midi.add_argument("--infill", default=None, metavar="BARS", help='bars to write anew: "track 2 bars 3-4; track 1 bar 7"')
+    midi.add_argument("--infill", default=None, metavar="BARS", help='what to write anew: "track 2 bars 3-4", "track 1", "bar 7"')
     midi.add_argument("--from", dest="source", default=None, metavar="FILE.mid", help="with --infill, the piece")
     midi.add_argument("--meter", default=None, metavar="N/D", help="of all bars, e.g. 3/4; by default the model's choice")
     midi.add_argument("--tempo", type=float, default=None, metavar="QPM", help="quarters a minute; by default the model's choice")
     midi.add_argument("--label", action="append", default=[], metavar="NAME=VALUE", help="e.g. GENRE=JAZZ; may be repeated")
     midi.add_argument("--instruments", default=None, metavar="A,B", help="e.g. SOPRANO,ALTO,TENOR,BASS or 0,32,DRUMS")
+    midi.add_argument("--density", type=_levels, default=None, metavar="L[,L]",
+                      help="how many notes, in the model's levels from 0: of all tracks, or of each of the --instruments")  # fmt: skip
+    midi.add_argument("--bar-density", type=int, default=None, metavar="L", help="the same of every bar")
     midi.add_argument("--temperature", type=float, default=1.0)
     midi.add_argument("--top-k", type=int, default=0)
     midi.add_argument("--top-p", type=float, default=1.0)

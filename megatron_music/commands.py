@@ -171,6 +171,7 @@ def _check_given_piece(options) -> None:
     if options.infill and options.continued:
         raise ValueError("--infill does not go with --continue; do one after the other")
     wishes = {"--instruments": options.instruments, "--meter": options.meter, "--tempo": options.tempo}
+    wishes |= {"--density": options.density, "--bar-density": options.bar_density}
     for verb, does, rest in (("--continue", options.continued, {}), ("--infill", options.infill, {"--bars": options.bars})):
         wrong = [name for name, wish in (wishes | rest).items() if does and wish is not None]
         if wrong:
@@ -195,6 +196,7 @@ def _write_pieces(options, composer, given, holes, targets: list[Path], speaks: 
                 scores = composer.continue_scores([given] * len(seeds), bars, seeds, tell, labels=options.label)
             else:
                 wishes = {"meter": options.meter, "tempo": options.tempo, "labels": options.label}
+                wishes |= {"density": options.density, "bar_density": options.bar_density}
                 scores = composer.compose(seeds, bars, instruments, tell, **wishes)
             for path, score in zip(targets[first:], scores, strict=False):
                 if speaks:

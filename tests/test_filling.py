@@ -146,7 +146,7 @@ def test_velocities_are_those_of_the_track_where_the_model_writes_none():
     ([(0, 6)], "bar 7 is not in the piece; it has 6 bars"),
     ([(0, 1)], "bar 2 is in 3/4 or not a whole bar of it, and cannot be filled by a model of 4/4"),
     ([(0, 2)], "bar 3 is in 4/4 or not a whole bar"),
-    ([], "name at least one"),
+    ([], "there is no bar to fill; name one of the piece"),
 ])  # fmt: skip
 def test_bars_that_cannot_be_filled(bars, sentence):
     signatures = (TimeSignature(0, 4, 4), TimeSignature(16, 3, 4), TimeSignature(28, 4, 4), TimeSignature(36, 4, 4))
@@ -165,11 +165,32 @@ def test_words_for_bars():
     assert parse_bars("track 2 bars 3-4; track 1 bar 7") == [(1, 2), (1, 3), (0, 6)]
     assert parse_bars(" Track 1 bars 1, 3 - 4,9 ") == [(0, 0), (0, 2), (0, 3), (0, 8)]
     assert parse_bars("track 1 bar 1;track 1 bars 1-2") == [(0, 0), (0, 1)]
+    assert parse_bars("bars 3-4; track 2") == [(None, 2), (None, 3), (1, None)]
 
 
-@pytest.mark.parametrize("text", ["", "bars 3-4", "track 2", "track 2 bars 3-4;", "track two bar 1", "track 1 bar 1 bar 2"])
+def test_a_whole_track_or_a_bar_of_all_tracks():
+    score, encoding = tiny_score(6), Encoding(infill=True)
+    (track,) = composer(encoding).fill(score, parse_bars("track 2"), [0])
+    assert track.tracks[0] == score.tracks[0] and track.tracks[2:] == score.tracks[2:] and track.tracks[1] != score.tracks[1]
+    assert Filling(score, parse_bars("track 2"), encoding).left == {(1, bar) for bar in range(6)}
+    (bar,) = composer(encoding).fill(score, parse_bars("bar 3"), [0])
+    for old, new in zip(score.tracks, bar.tracks, strict=True):
+        others = [note for note in old if note.start_step // 16 != 2]
+        assert [note for note in new if note.start_step // 16 != 2] == others and old != new
+    # Of a whole track, the bars in a meter that the model does not know stay.
+    mixed = Score(tiny_score(5).tracks, 4, (TimeSignature(0, 4, 4), TimeSignature(16, 3, 4), TimeSignature(28, 4, 4)))
+    left = Filling(mixed, parse_bars("track 1"), encoding).left
+    assert (0, 0) in left and (0, 1) not in left and (0, 2) in left
+    with pytest.raises(ValueError, match="bar 2 is in 3/4"):
+        Filling(mixed, parse_bars("bar 2"), encoding)
+    in_three = Score(score.tracks, 4, (TimeSignature(0, 3, 4),))
+    with pytest.raises(ValueError, match="there is no bar to fill; name one of the piece, in a meter that the model knows: 4/4"):
+        Filling(in_three, parse_bars("track 1"), encoding)
+
+
+@pytest.mark.parametrize("text", ["", "bar", "track", "3-4", "track 2 bars 3-4;", "track 2bar 1", "track two bar 1", "track 1 bar 1 bar 2"])
 def test_other_words(text):
-    with pytest.raises(ValueError, match='write e.g. "track 2 bars 3-4; track 1 bar 7"'):
+    with pytest.raises(ValueError, match='write e.g. "track 2 bars 3-4", "track 2"'):
         parse_bars(text)
 
 
@@ -186,10 +207,13 @@ def test_numbers_that_cannot_be(text):
     ("--infill --from --bars", "--bars does not go with --infill"),
     ("--infill --from --meter", "--meter does not go with --infill"),
     ("--continue --tempo", "--tempo does not go with --continue"),
+    ("--infill --from --density", "--density does not go with --infill"),
+    ("--continue --bar-density", "--bar-density does not go with --continue"),
     ("--continue --instruments", "--instruments does not go with --continue"),
 ])  # fmt: skip
 def test_options_that_do_not_go_together(options, sentence, tmp_path, capsys):
-    values = {"--infill": "track 1 bar 1", "--bars": "4", "--tempo": "90", "--meter": "3/4", "--instruments": "0"}
+    values = {"--infill": "track 1 bar 1", "--bars": "4", "--tempo": "90", "--meter": "3/4", "--instruments": "0",
+              "--density": "1", "--bar-density": "1"}  # fmt: skip
     arguments = [word for option in options.split() for word in (option, values.get(option, "x.mid"))]
     assert main(["generate", "midi", str(tmp_path), "-o", str(tmp_path / "new"), *arguments]) == 2
     assert sentence in capsys.readouterr().err

@@ -65,8 +65,10 @@ def test_every_piece_decodes_and_encodes_again(composer):
 
 
 def test_a_seed_gives_its_piece_whatever_the_batch(composer):
-    together = composer.compose([3, 4, 5, 6])
-    assert composer.compose([5]) == [together[2]] and composer.compose([6, 3]) == [together[3], together[0]]
+    """Alone, among eight, among others, and whether the batch shrinks before its end or after."""
+    together = composer.compose(range(8))
+    assert composer.compose([5]) == [together[5]] and composer.compose([6, 3]) == [together[6], together[3]]
+    assert composer.compose([20, 5, 21, 2])[1::2] == [together[5], together[2]]
 
 
 def test_instruments_and_length(composer):
@@ -166,7 +168,41 @@ def test_a_continuation_in_other_meters(window):
         assert slice_steps(score, 0, given.length_steps) == given
 
 
+def densities_of(document: list[int]) -> list[list[int]]:
+    """The levels of each track: its own, then its bars'."""
+    tracks = np.split(document, np.flatnonzero(np.array(document) == v.TRACK_START))[1:]
+    return [[i - v.DENSITY for i in track.tolist() if v.DENSITY <= i < v.DENSITY + v.NUM_DENSITIES] for track in tracks]
+
+
+def test_densities():
+    recorder = Recorder(EVERYTHING)
+    recorder.compose([0, 1], 9, ["0", "DRUMS"], meter="4/4", density=[2, 0], bar_density=1)
+    assert len(recorder.documents) == 8
+    # Given bars say what they said in the window before, which is the level that was asked for unless they are cut.
+    for document in recorder.documents[:2]:
+        assert densities_of(document) == [[2, 1, 1, 1, 1], [0, 1, 1, 1, 1]]
+    for document in recorder.documents[2:]:
+        assert [levels[0] for levels in densities_of(document)] == [2, 0]
+        assert all(levels[-2:] == [1, 1] for levels in densities_of(document))
+    recorder.documents.clear()
+    recorder.compose([0], density=[1])
+    assert {levels[0] for levels in densities_of(recorder.documents[0])} == {1}
+
+
 @pytest.mark.parametrize(("wish", "sentence"), [
+    ({"density": [3]}, "--density 3 is none of the model's levels; use 0 .few notes. to 2 .many."),
+    ({"bar_density": -1}, "--bar-density -1 is none of the model's levels; use 0 .few notes. to 1 .many."),
+    ({"density": [0, 1]}, "2 densities for instruments that are the model's choice; give one for all"),
+    ({"density": [0, 1], "instruments": ["0", "1", "2"]}, "2 densities for 3 instruments; give one for all, or one for each"),
+])  # fmt: skip
+def test_densities_that_cannot_be(wish, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Recorder(EVERYTHING).compose([0], **wish)
+
+
+@pytest.mark.parametrize(("wish", "sentence"), [
+    ({"density": [1]}, "was not told how many notes there are; train it on data built with --density"),
+    ({"bar_density": 1}, "train it on data built with --bar-density"),
     ({"meter": "3/4"}, "knows no meter but 4/4, not 3/4; train it on data built with --meters"),
     ({"tempo": 90}, "writes no tempo; train it on data built with --tempo"),
     ({"labels": ["GENRE=JAZZ"]}, "knows no labels, not GENRE=JAZZ; train it on data built with --labels"),
@@ -247,6 +283,11 @@ def test_the_command_that_fills_bars(trained, tmp_path, capsys):
         for number, (first, after) in ((0, (5, 6)), (1, (2, 4))):
             kept = [note for note in score.tracks[number] if not first <= note.start_step // 1920 < after]
             assert kept == [note for note in given.tracks[number] if not first <= note.start_step // 1920 < after]
+    wish = ["generate", "midi", str(trained), "-o", str(tmp_path / "none"), "--density", "1,2"]
+    assert main(wish) == 2 and "train it on data built with --density" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([*wish[:-1], "many"])
+    assert "--density: 'many' is no level; use whole numbers from 0" in capsys.readouterr().err
     assert main([*fill, "track 9 bar 1", "-o", str(tmp_path / "none")]) == 2
     assert "track 9 is not in the piece; its tracks are 1 Soprano, 2 Alto" in capsys.readouterr().err
 

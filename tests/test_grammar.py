@@ -110,7 +110,7 @@ def test_any_fills_are_bars_that_encode_to_themselves(encoding, data, seed):
     try:
         holes = FillGrammar(encoding, 10_000, prompt).holes
     except ValueError as error:
-        assert "sounds out of the bars to fill" in str(error) and encoding.bar_line == "carry"
+        assert "starts in a bar to fill and sounds on behind it" in str(error) and encoding.bar_line == "carry"
         assume(False)
     needed = len(prompt) + sum(2 + (1 + len(hole.sounding) if hole.sounding else 0) for hole in holes) + 7
     with pytest.raises(ValueError, match=f"allow at least {needed}$"):

@@ -25,7 +25,7 @@ SURFACE = {
     "recipes": [],
     "train": ["recipe", "overrides"],
     "generate midi": ["checkpoint", "-o/--output", "--num", "--seed", "--bars", "--continue", "--infill", "--from",
-                      "--meter", "--tempo", "--label", "--instruments", "--temperature", "--top-k", "--top-p", "--batch-size",
+                      "--meter", "--tempo", "--label", "--instruments", "--density", "--bar-density", "--temperature", "--top-k", "--top-p", "--batch-size",
                       "--tensor-model-parallel-size"],
     "convert": ["source", "-o/--output", "--to", "--tokenizer"],
     "doctor": ["--json"],

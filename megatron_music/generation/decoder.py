@@ -8,7 +8,6 @@ Shapes: B pieces, S new tokens, H hidden, G query groups of this rank, R query h
 looked back at, V vocabulary.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,10 +16,8 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from torch import Tensor
 
+from megatron_music.generation.graphs import STRIDE, StepGraphs
 from megatron_music.generation.sampling import CachedGPT, NextLogits
-
-# The CUDA graph of a step reads the cache up to a multiple of this: few graphs, little reading in vain.
-_GRAPH_STRIDE = 256
 
 # What megatron-core can build and this decoder has no arithmetic for, with the values it does know.
 _KNOWN = {
@@ -138,7 +135,7 @@ class Decoder:
                 entering = torch.empty(batch, length, self._hidden_size, dtype=self._dtype, device=self._device)
                 dist.recv(entering, parallel_state.get_pipeline_model_parallel_prev_rank())
             if self._graphs and length == 1:
-                limit = min(-(-self._position // _GRAPH_STRIDE) * _GRAPH_STRIDE, self._max_tokens)
+                limit = min(-(-self._position // STRIDE) * STRIDE, self._max_tokens)
                 leaving = self._graphs.run(entering, positions_S, limit)
             else:
                 leaving = self._stage(entering, positions_S, self._position)
@@ -258,41 +255,6 @@ class Decoder:
     def _one_bias(self, linear: "_Affine") -> "_Affine":
         """The bias of a layer whose outputs are summed over ranks, on one of them."""
         return linear if self._tensor_group.rank() == 0 else linear._replace(bias=None)
-
-
-class StepGraphs:
-    """CUDA graphs of a step, one for each batch size and look-back, captured when first asked for.
-
-    Args:
-        step: of entering tensor, positions and limit, as ``Decoder`` has it; it must not wait for the host.
-    """
-
-    def __init__(self, step: Callable[..., Tensor]):
-        self._step = step
-        self._captured: dict[tuple, tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Tensor]] = {}
-
-    def run(self, entering: Tensor, positions_S: Tensor, limit: int) -> Tensor:
-        """What the step makes of these; positions up to ``limit - 1`` may be anywhere before it."""
-        key = (*entering.shape, limit)
-        if key not in self._captured:
-            self._captured[key] = self._capture(entering.clone(), positions_S.clone(), limit)
-        graph, static_entering, static_positions, leaving = self._captured[key]
-        static_entering.copy_(entering)
-        static_positions.copy_(positions_S)
-        graph.replay()
-        return leaving.clone()
-
-    def _capture(self, entering: Tensor, positions_S: Tensor, limit: int):
-        # Libraries make their work space in the first run, which must not be captured.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._step(entering.clone(), positions_S, limit, is_exact=False)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            leaving = self._step(entering, positions_S, limit, is_exact=False)
-        return graph, entering, positions_S, leaving
 
 
 def _attended_by_products(query_BGRD: Tensor, keys_BGLD: Tensor, values_BGLD: Tensor) -> Tensor:

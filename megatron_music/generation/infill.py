@@ -28,30 +28,36 @@ from megatron_music.tokens.fills import FillGrammar
 from megatron_music.tokens.infill import take_out
 from megatron_music.tokens.mmmtrack import decode_piece, encode_piece
 
-_WORDS = re.compile(r"track\s+(\d+)\s+bars?\s+(\d+(?:\s*-\s*\d+)?(?:\s*,\s*\d+(?:\s*-\s*\d+)?)*)")
+_WORDS = re.compile(r"(?:track\s+(\d+))?(?:(?:^|\s+)bars?\s+(\d+(?:\s*-\s*\d+)?(?:\s*,\s*\d+(?:\s*-\s*\d+)?)*))?")
 _MOST_BARS = 100_000
 
+# (track, bar) from 0; None stands for every track, or for every bar that the model can fill.
+Place = tuple[int | None, int | None]
 
-def parse_bars(text: str) -> list[tuple[int, int]]:
-    """The (track, bar)s, from 0, of words such as ``track 2 bars 3-4; track 1 bar 7``, which count from 1.
+
+def parse_bars(text: str) -> list[Place]:
+    """The places of words such as ``track 2 bars 3-4; track 1; bar 7``, which count from 1.
+
+    ``track 1`` is that track in every bar, ``bar 7`` that bar in every track.
 
     Raises:
         ValueError: the words are others.
     """
-    bars: dict[tuple[int, int], None] = {}
-    for part in text.lower().split(";"):
-        words = _WORDS.fullmatch(part.strip())
-        if not words:
-            raise ValueError(f'--infill {text!r} is not understood; write e.g. "track 2 bars 3-4; track 1 bar 7"')
-        for span in words[2].split(","):
-            first, _, last = (number.strip() for number in span.partition("-"))
-            first, last = int(first), int(last or first)
-            if int(words[1]) < 1 or not 1 <= first <= last <= _MOST_BARS:
-                raise ValueError(
-                    f"--infill says {part.strip()!r}; tracks and bars count from 1, the first bar before the last"
-                )
-            bars |= dict.fromkeys((int(words[1]) - 1, bar - 1) for bar in range(first, last + 1))
-    return list(bars)
+    places: dict[Place, None] = {}
+    for part in (part.strip() for part in text.lower().split(";")):
+        words = _WORDS.fullmatch(part)
+        if not words or not part:
+            raise ValueError(f'--infill {text!r} is not understood; write e.g. "track 2 bars 3-4", "track 2" or "bars 3-4; track 1"')
+        track = None if words[1] is None else int(words[1]) - 1
+        spans = [(None, None)]
+        if words[2]:
+            spans = [tuple(map(int, (span.split("-") * 2)[:2])) for span in words[2].split(",")]
+        for first, last in spans:
+            if (track is not None and track < 0) or (first is not None and not 1 <= first <= last <= _MOST_BARS):
+                raise ValueError(f"--infill says {part!r}; tracks and bars count from 1, the first bar before the last")
+            bars = [None] if first is None else range(first - 1, last)
+            places |= dict.fromkeys((track, bar) for bar in bars)
+    return list(places)
 
 
 class Filling:
@@ -62,7 +68,7 @@ class Filling:
 
     Args:
         score: as read from a file, on its own ticks; it is not changed.
-        bars: (track, bar) of each chosen bar, from 0.
+        bars: (track, bar) of each chosen bar, from 0; None for every track, or for every bar in a meter of the encoding.
         encoding: of the model.
         labels: label ids to say of the piece.
 
@@ -70,7 +76,7 @@ class Filling:
         ValueError: a track or bar is not in the piece, or a bar is in no meter of the encoding; counted from 1.
     """
 
-    def __init__(self, score: Score, bars: Iterable[tuple[int, int]], encoding: Encoding, labels: Sequence[int] = ()):
+    def __init__(self, score: Score, bars: Iterable[Place], encoding: Encoding, labels: Sequence[int] = ()):
         self._encoding = encoding
         self._labels = tuple(labels)
         unknown = [tuple(map(int, meter.split("/"))) for meter in encoding.unknown_meters]
@@ -79,7 +85,7 @@ class Filling:
         self._lines = self._original.bar_starts  # in ticks
         self._meters = _meters_of_bars(signatures, self._lines)
         self._steps = _steps_of_bars(self._lines, self._meters, score.steps_per_quarter, encoding)
-        self.left = set(bars)
+        self.left = self._all_of(bars, len(score.tracks))
         self._check(score)
         self.score = replace(score, tracks=self._emptied(score))
         self._window: tuple[int, int, list[int], set[tuple[int, int]]] | None = None
@@ -124,9 +130,20 @@ class Filling:
         self.left -= holes
         self._window = None
 
+    def _all_of(self, places: Iterable[Place], num_tracks: int) -> set[tuple[int, int]]:
+        whole = [bar for bar, steps in enumerate(self._steps) if steps]
+        return {
+            (number, place)
+            for track, bar in places
+            for number in (range(num_tracks) if track is None else [track])
+            for place in (whole if bar is None else [bar])
+        }
+
     def _check(self, score: Score) -> None:
         if not self.left:
-            raise ValueError("no bar is named; name at least one")
+            raise ValueError(
+                f"there is no bar to fill; name one of the piece, in a meter that the model knows: {' '.join(self._encoding.meters)}"
+            )
         for track, bar in sorted(self.left):
             if not 0 <= track < len(score.tracks):
                 there = ", ".join(f"{number} {track.label}" for number, track in enumerate(score.tracks, start=1))

@@ -11,14 +11,15 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from megatron_music.generation.infill import Filling
+from megatron_music.generation.infill import Filling, Place
 from megatron_music.generation.decoder import next_logits_of
 from megatron_music.generation.sampling import Draft, NextLogits, Sampler, write_drafts
-from megatron_music.music.grid import FASTEST, SLOWEST, quantize, sections, slice_steps, tempo_bin
-from megatron_music.music.score import VOICE_NAMES, Score, Track
+from megatron_music.generation.wishes import density_id, density_ids, instrument_ids, label_ids, meter_id, tempo_id
+from megatron_music.music.grid import quantize, sections, slice_steps, tempo_bin
+from megatron_music.music.score import Score, Track
 from megatron_music.tokens import vocabulary as v
 from megatron_music.tokens.folder import Encoding
-from megatron_music.tokens.grammar import Grammar, meter_ids
+from megatron_music.tokens.grammar import Grammar
 from megatron_music.tokens.mmmtrack import decode_piece, encode_piece, instrument_id
 from megatron_music.tokens.walk import Walk
 
@@ -69,6 +70,8 @@ class Composer:
         *,
         meter: str | None = None,
         tempo: float | None = None,
+        density: Sequence[int] | None = None,
+        bar_density: int | None = None,
         labels: Sequence[str] = (),
     ) -> list[Score]:
         """One piece a seed, from nothing.
@@ -78,19 +81,24 @@ class Composer:
             instruments: the tracks, as values of INST (``0``..``127``, ``DRUMS``, ``SOPRANO`` ...); None: the model's.
             meter: of all bars, such as ``3/4``; None: the model's.
             tempo: of all bars, in quarters a minute, taken to the nearest the model knows; None: the model's.
+            density: how many notes the tracks have, in levels from 0: one for all, or one for each of the instruments; None:
+                the model's.
+            bar_density: the same of every bar; None: the model's.
             labels: such as ``GENRE=JAZZ``; none: the model's.
         """
-        ids = None if instruments is None else tuple(_instrument_ids(instruments))
+        ids = None if instruments is None else tuple(instrument_ids(instruments))
         window = self.encoding.bars
         bars = window if bars is None else bars
         if bars < 1:
             raise ValueError(f"bars is {bars}; use 1 or more")
         wishes = {
-            "meters": None if meter is None else [_meter_id(meter, self.encoding)],
-            "tempos": None if tempo is None else [_tempo_id(tempo, self.encoding)],
+            "meters": None if meter is None else [meter_id(meter, self.encoding)],
+            "tempos": None if tempo is None else [tempo_id(tempo, self.encoding)],
+            "densities": None if density is None else density_ids(density, ids, self.encoding.density),
+            "bar_density": None if bar_density is None else density_id(bar_density, self.encoding.bar_density, "--bar-density"),
         }
-        label_ids = _label_ids(labels, self.encoding) or None
-        grammars = [Grammar(self.encoding, self.max_tokens, ids, labels=label_ids, **wishes) for _ in seeds]
+        named = label_ids(labels, self.encoding) or None
+        grammars = [Grammar(self.encoding, self.max_tokens, ids, labels=named, **wishes) for _ in seeds]
         documents = self._write(grammars, seeds, 0, on_token)
         scores = [self._decode(document) for document in documents]
         if bars > window:
@@ -112,13 +120,13 @@ class Composer:
         Half a window is given at a time, or all of a shorter score, and the rest of the window is new. A model of
         1-bar windows is given nothing but the meter and tempo.
         """
-        said = [_label_ids(labels, self.encoding) or None for _ in scores]
+        said = [label_ids(labels, self.encoding) or None for _ in scores]
         return self._go_on(scores, bars, seeds, on_token, said, {})
 
     def fill(
         self,
         score: Score,
-        bars: Iterable[tuple[int, int]],
+        bars: Iterable[Place],
         seeds: Sequence[int],
         on_token: OnToken = lambda tokens: None,
         *,
@@ -130,13 +138,14 @@ class Composer:
 
         Args:
             score: as read from a file.
-            bars: (track, bar) of each, from 0; what starts in them is taken away, what is held into them ends there.
+            bars: (track, bar) of each, from 0; what starts in them is taken away, what is held into them ends there. None for
+                the track is every track, None for the bar every bar in a meter that the model knows.
             labels: to say of the piece, such as ``GENRE=JAZZ``.
         """
         if not self.encoding.infill:
             raise ValueError("this model has not learned to fill bars; train it on data built with --infill")
-        label_ids, bars = _label_ids(labels, self.encoding), list(bars)
-        pieces = [Filling(score, bars, self.encoding, label_ids) for _ in seeds]
+        named, bars = label_ids(labels, self.encoding), list(bars)
+        pieces = [Filling(score, bars, self.encoding, named) for _ in seeds]
         turn = 0
         while unfinished := [number for number, piece in enumerate(pieces) if piece.left]:
             grammars = [pieces[number].next_window(self.max_tokens) for number in unfinished]
@@ -227,52 +236,6 @@ def prepare_continuation(score: Score, encoding: Encoding) -> Score:
 def _stream(seed: int, turn: int) -> int:
     """The seed of one window: a function of the piece's seed and the window's number alone."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{turn}".encode()).digest()[:7], "big")
-
-
-def _instrument_ids(instruments: Sequence[str]) -> list[int]:
-    ids = []
-    for name in instruments:
-        token = f"INST={name.strip().upper()}"
-        if token not in v.IDS:
-            raise ValueError(f"instrument {name!r} is unknown; use 0..127, {v.DRUMS} or {', '.join(VOICE_NAMES)}")
-        ids.append(v.IDS[token])
-    return ids
-
-
-def _meter_id(meter: str, encoding: Encoding) -> int:
-    if not encoding.writes_meters:
-        raise ValueError(f"the model knows no meter but 4/4, not {meter}; train it on data built with --meters")
-    token_id = v.IDS.get(f"TIME_SIGNATURE={meter.strip()}")
-    if token_id not in meter_ids(encoding):
-        there = ", ".join(v.TOKENS[token_id].removeprefix("TIME_SIGNATURE=") for token_id in meter_ids(encoding))
-        raise ValueError(f"the model does not know the meter {meter}; use one of {there}")
-    return token_id
-
-
-def _tempo_id(tempo: float, encoding: Encoding) -> int:
-    if not encoding.tempo:
-        raise ValueError("the model writes no tempo; train it on data built with --tempo")
-    if not SLOWEST <= tempo <= FASTEST:
-        raise ValueError(f"the tempo is {tempo:g}; use {SLOWEST:g} to {FASTEST:g} quarters a minute")
-    return v.TEMPO + tempo_bin(tempo)
-
-
-def _label_ids(labels: Sequence[str], encoding: Encoding) -> list[int]:
-    """The ids of labels in the encoding's order.
-
-    Raises:
-        ValueError: one is not among the encoding's, or there are two of one kind.
-    """
-    wanted = [label.strip().upper().replace(" ", "_") for label in labels]
-    for label in wanted:
-        if not encoding.labels:
-            raise ValueError(f"the model knows no labels, not {label}; train it on data built with --labels")
-        if label not in encoding.label_ids:
-            raise ValueError(f"the model does not know the label {label}; use one of {', '.join(encoding.label_ids)}")
-    kinds = [label.partition("=")[0] for label in wanted]
-    if len(set(kinds)) < len(kinds):
-        raise ValueError(f"two labels of one kind are given ({', '.join(wanted)}); give one of each")
-    return [token_id for label, token_id in encoding.label_ids.items() if label in wanted]
 
 
 def _labels_of(document: Sequence[int], encoding: Encoding) -> list[int]:

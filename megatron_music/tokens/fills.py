@@ -85,8 +85,8 @@ def _read_holes(prompt: list[int], encoding: Encoding) -> list[Hole]:
         elif v.NOTE_OFF <= token_id < v.NOTE_OFF + 128:
             if token_id - v.NOTE_OFF not in sounding:
                 raise ValueError(
-                    f"{v.TOKENS[token_id]} ends a note that sounds out of the bars to fill; "
-                    "end such notes where these bars begin"
+                    f"{v.TOKENS[token_id]} ends a note that starts in a bar to fill and sounds on behind it; take such notes "
+                    "out whole, as `generate midi --infill` does with those of a MIDI file"
                 )
             sounding.remove(token_id - v.NOTE_OFF)
     return holes

@@ -31,6 +31,8 @@ class Grammar(Walk):
         meters: the TIME_SIGNATURE ids to choose from, for the first bar and for changes; None for the encoding's. With one
             of them the meter never changes.
         tempos: the same of TEMPO ids.
+        densities: the DENSITY ids of the tracks in order, or one for all; None leaves them to the model.
+        bar_density: the DENSITY id of every bar that is not given; None leaves it to the model.
 
     Raises:
         ValueError: what is given and the emptiest rest do not fit into ``max_tokens``, or the encoding has no such tokens.
@@ -46,6 +48,8 @@ class Grammar(Walk):
         labels: Sequence[int] | None = None,
         meters: Sequence[int] | None = None,
         tempos: Sequence[int] | None = None,
+        densities: Sequence[int] | None = None,
+        bar_density: int | None = None,
     ):
         if encoding.bars < 1:
             raise ValueError("the encoding has whole pieces, not windows of some bars; name the number of bars")
@@ -63,6 +67,12 @@ class Grammar(Walk):
             raise ValueError("a label is not one of the encoding's; give ids of Encoding.label_ids")
         if (self._meters & ~only(*meter_ids(encoding))).any() or (self._tempos.any() and not encoding.tempo):
             raise ValueError("a meter or tempo is given that the encoding does not write; leave it out")
+        self._densities = densities
+        self._bar_density = only(*range(v.DENSITY, v.DENSITY + encoding.bar_density) if bar_density is None else [bar_density])
+        if (densities is not None and not encoding.density) or (bar_density is not None and not encoding.bar_density):
+            raise ValueError("a density is given that the encoding does not write; leave it out")
+        if densities is not None and len(densities) not in (1, len(instruments or ())):
+            raise ValueError(f"{len(densities)} densities are given; give one for all tracks, or one for each instrument")
         self._changes: list[list[int]] = [[] for _ in range(encoding.bars)]  # what each bar says of its meter and tempo
         super().__init__(max_tokens)
         needed = 1 + len(labels or ()) + encoding.tempo + encoding.writes_meters + self._tokens_from(0, 0) + RESERVE
@@ -129,7 +139,9 @@ class Grammar(Walk):
         instruments = range(v.INST, v.INST + v.NUM_INSTRUMENTS) if self._instruments is None else [self._instruments[track]]
         yield only(*instruments)
         if self._encoding.density:
-            yield only(*range(v.DENSITY, v.DENSITY + self._encoding.density))
+            chosen = self._densities
+            levels = range(v.DENSITY, v.DENSITY + self._encoding.density)
+            yield only(*levels) if chosen is None else only(chosen[track] if len(chosen) > 1 else chosen[0])
         given = self._given.tracks[track].bars if self._given else ()
         sounding: set[int] = set()
         for bar in range(self._encoding.bars):
@@ -159,7 +171,7 @@ class Grammar(Walk):
             later = 1 + self._tokens_from(track, bar + 1)
             events = Events(self._steps(said), sounding, must_end, self._encoding.velocity, v.BAR_END)
             if self._encoding.bar_density:
-                mask = only(*range(v.DENSITY, v.DENSITY + self._encoding.bar_density))
+                mask = self._bar_density
             else:
                 mask = events.allowed(self._left() - later)
             room = self._left() - later - events.ending_tokens() - bool(self._encoding.bar_density) - RESERVE

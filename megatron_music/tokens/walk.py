@@ -4,6 +4,7 @@ A walk never comes to a place from which it could not end within its tokens. Kno
 """
 
 from collections.abc import Generator, Iterable
+from functools import lru_cache
 
 import numpy as np
 
@@ -17,10 +18,12 @@ Choices = Generator[np.ndarray, int, None]
 RESERVE = 6
 
 
+@lru_cache(4096)
 def only(*token_ids: int) -> np.ndarray:
-    """Mask (bool, [vocabulary size]) of these ids."""
+    """Mask (bool, [vocabulary size]) of these ids, which cannot be written to."""
     mask = np.zeros(v.SIZE, bool)
     mask[list(token_ids)] = True
+    mask.flags.writeable = False
     return mask
 
 
@@ -108,14 +111,17 @@ class Events:
         self._has_velocity = has_velocity
         self._step = 0
         self._last_on = self._last_off = -1  # pitches at this step; they rise
-        self._is_old = dict.fromkeys(sounding, True)  # what sounds; what is older than this step may be switched off
+        self._sounds = np.zeros(128, bool)
+        self._sounds[list(sounding)] = True
+        self._num_sounding = int(np.count_nonzero(self._sounds))
+        self._is_old = self._sounds.copy()  # what sounds from before this step, and may be switched off
         self._rest = 0  # the last token, if it was a rest: its steps
         self._has_strength = False  # the last token was a VELOCITY
 
     @property
     def sounding(self) -> set[int]:
         """Pitches that sound now."""
-        return set(self._is_old)
+        return set(np.flatnonzero(self._sounds).tolist())
 
     def allowed(self, room: int) -> np.ndarray:
         """Mask (bool, [vocabulary size]) of what may come next, if ``room`` tokens are left before the closing one."""
@@ -135,20 +141,22 @@ class Events:
             self._rest = token_id - v.TIME_DELTA
             self._step += self._rest
             self._last_on = self._last_off = -1
-            self._is_old = dict.fromkeys(self._is_old, True)
+            self._is_old[:] = self._sounds
         elif v.NOTE_ON <= token_id < v.NOTE_ON + 128:
             self._last_on = token_id - v.NOTE_ON
-            self._is_old[self._last_on] = False
+            self._sounds[self._last_on] = True
+            self._num_sounding += 1
         elif v.NOTE_OFF <= token_id < v.NOTE_OFF + 128:
             self._last_off = token_id - v.NOTE_OFF
-            del self._is_old[self._last_off]
+            self._sounds[self._last_off] = self._is_old[self._last_off] = False
+            self._num_sounding -= 1
         else:
             assert v.VELOCITY <= token_id < v.VELOCITY + v.NUM_VELOCITIES
             self._has_strength = True
 
     def ending_tokens(self) -> int:
         """Tokens that always suffice to switch everything off, in this bar or the next."""
-        sounding = len(self._is_old)
+        sounding = self._num_sounding
         if self._has_strength:
             return 1 + 1 + sounding + 1  # strike, rest, every release
         if sounding:
@@ -157,24 +165,27 @@ class Events:
 
     def _allow_all(self, mask: np.ndarray) -> None:
         """Release, strike, rest, or close."""
-        must_close = self._must_end and bool(self._is_old)
-        releasable = self._releasable()
+        must_close = self._must_end and self._num_sounding > 0
         if must_close and self._step == self._steps:
-            releasable = releasable[:1]  # pitches rise: a higher one first would leave the lower ones sounding
-        mask[[v.NOTE_OFF + pitch for pitch in releasable]] = True
+            # Pitches rise: a higher one first would leave the lower ones sounding.
+            first = self._first_releasable()
+            if first is not None:
+                mask[v.NOTE_OFF + first] = True
+        elif self._may_release():
+            mask[v.NOTE_OFF + self._last_off + 1 : v.NOTE_OFF + 128] = self._is_old[self._last_off + 1 :]
         self._allow_strike(mask)
         if self._rest in (0, v.MAX_TIME_DELTA):  # of a long rest all but the last token are the longest
-            longest = min(self._steps - self._step - (not self._is_old), v.MAX_TIME_DELTA)
+            longest = min(self._steps - self._step - (not self._num_sounding), v.MAX_TIME_DELTA)
             mask[v.TIME_DELTA + 1 : v.TIME_DELTA + longest + 1] = True
         if not self._rest:  # an event comes after a rest
             mask[self.closing] = not must_close
 
     def _allow_shortest_ending(self, mask: np.ndarray) -> None:
         """With the budget nearly spent: the one next token of the shortest ending."""
-        releasable = self._releasable()
-        if releasable:
-            mask[v.NOTE_OFF + releasable[0]] = True
-        elif self._is_old and self._step < self._steps:
+        releasable = self._first_releasable()
+        if releasable is not None:
+            mask[v.NOTE_OFF + releasable] = True
+        elif self._num_sounding and self._step < self._steps:
             mask[v.TIME_DELTA + min(self._steps - self._step, v.MAX_TIME_DELTA)] = True
         elif self._rest:
             self._allow_strike(mask)
@@ -185,16 +196,18 @@ class Events:
         """A note, or the VELOCITY before it, where there is a pitch to strike."""
         if not self._has_velocity:
             self._allow_pitches(mask)
-        elif self._step < self._steps and any(pitch not in self._is_old for pitch in range(self._last_on + 1, 128)):
+        elif self._step < self._steps and not self._sounds[self._last_on + 1 :].all():
             mask[v.VELOCITY : v.VELOCITY + v.NUM_VELOCITIES] = True
 
     def _allow_pitches(self, mask: np.ndarray) -> None:
         if self._step < self._steps:
-            mask[v.NOTE_ON + self._last_on + 1 : v.NOTE_ON + 128] = True
-            mask[[v.NOTE_ON + pitch for pitch in self._is_old]] = False
+            first = self._last_on + 1
+            np.logical_not(self._sounds[first:], out=mask[v.NOTE_ON + first : v.NOTE_ON + 128])
 
-    def _releasable(self) -> list[int]:
-        """Pitches that may be switched off now, rising: none at a bar's start, none after a note is struck."""
-        if self._step == 0 or self._last_on >= 0:
-            return []
-        return sorted(pitch for pitch, is_old in self._is_old.items() if is_old and pitch > self._last_off)
+    def _may_release(self) -> bool:
+        """Whether pitches may be switched off now: not at a bar's start, not after a note is struck; then they rise."""
+        return self._step > 0 and self._last_on < 0
+
+    def _first_releasable(self) -> int | None:
+        above = np.flatnonzero(self._is_old[self._last_off + 1 :]) if self._may_release() else ()
+        return self._last_off + 1 + int(above[0]) if len(above) else None
