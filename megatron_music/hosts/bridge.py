@@ -286,7 +286,9 @@ def _pretrain(recipe: str, defaults: dict, data_path: str | list, named: dict) -
     wanted = {**defaults, **named}
     for name in wanted:
         if name not in homes:
-            raise ConfigError(f"a recipe has no field {name!r}{closest(name, list(homes))}; use one of {either(list(homes))}")
+            raise ConfigError(
+                f"a recipe has no field {name!r}{closest(name, list(homes))}; use one of {either(list(homes))}"
+            )
     overrides = [f"{homes[name]}.{name}={json.dumps(value)}" for name, value in wanted.items()]
     return container_of(load_run(recipe, [f"data.path={json.dumps(data_path)}", *overrides]))
 

@@ -1,6 +1,6 @@
 """`nemorun music pretrain`: our training, started by NeMo-Run on whatever its executors reach.
 
-    nemorun music pretrain --factory article data.path=OUT train.train_iters=100 run.executor=torchrun run.executor.ntasks_per_node=8
+    nemorun music pretrain --factory article data.path=OUT run.executor=torchrun run.executor.ntasks_per_node=8
 
 The sections and fields are those of our recipes. NeMo-Run finds this module through the entry-point group `nemo_run.cli`.
 Knows nothing about training: it hands a run to ``training/loop.py``.

@@ -10,7 +10,7 @@ from megatron_music.hosts.nemo import MusicTokenizerSpec, as_nemo_vector_field
 from megatron_music.tokens import vocabulary
 from megatron_music.tokens.folder import write_tokenizer_folder
 
-TEXT = "PIECE_START TRACK_START INST=0 BAR_START NOTE_ON=60 TIME_DELTA=4 NOTE_OFF=60 BAR_END TRACK_END PIECE_END DOCUMENT_END"
+TEXT = "PIECE_START TRACK_START INST=0 BAR_START NOTE_ON=60 TIME_DELTA=4 BAR_END TRACK_END PIECE_END DOCUMENT_END"
 
 
 def test_text_tokens_and_ids_go_over_into_each_other():
