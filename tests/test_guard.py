@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_resume import NEVER_THE_SAME
 from tiny_gpt import tiny_dataset, tiny_run
 
 from megatron_music.training import loop
@@ -25,7 +26,7 @@ def lines_of(folder) -> list[dict]:
 def steps_of(folder) -> list[dict]:
     """The steps without what the clock decides."""
     return [
-        {key: line[key] for key in line if key not in ("step_seconds", "tokens_per_second")}
+        {key: line[key] for key in line if key not in NEVER_THE_SAME}
         for line in lines_of(folder)
         if "learning_rate" in line
     ]
