@@ -31,7 +31,7 @@ def load_composer(
     world_size = distributed.launched_size()
     tensor = world_size if tensor_model_parallel_size is None else tensor_model_parallel_size
     if tensor < 1 or world_size % tensor:
-        raise ValueError(f"tensor-parallel size {tensor} does not divide {world_size} processes; use a divisor, or start others")
+        raise ValueError(f"tensor-parallel size {tensor} does not divide {world_size} processes; use a divisor of them")
     encoding = read_encoding(find_checkpoint(checkpoint) / "tokenizer")
     model, run = load_model_for_inference(checkpoint, tensor, world_size // tensor)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
