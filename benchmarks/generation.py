@@ -201,13 +201,14 @@ def main() -> None:
         transformers.utils.logging.set_verbosity_error()
         distributed.start(ParallelConfig())
         print("| size | batch | | tokens/s | times transformers |\n| --- | ---: | --- | ---: | ---: |")
-        rows = [row for size in options.sizes for row in compare(size, options.batches, options.tokens, options.turns)]
+        rows = sum((compare(size, options.batches, options.tokens, options.turns) for size in options.sizes), [])
         distributed.stop()
         print(f"{options.tokens} tokens a piece, medians of {options.turns} turns; {torch.get_num_threads()} threads, "
               f"torch {torch.__version__}, transformers {transformers.__version__}; {machine()}; load before {load:.1f}")  # fmt: skip
         result = {"rows": rows, "tokens": options.tokens, "threads": torch.get_num_threads(), "torch": torch.__version__,
                   "transformers": transformers.__version__}  # fmt: skip
-    result |= {"machine": machine(), "load_before": load, "command": " ".join(["python", "benchmarks/generation.py", *sys.argv[1:]])}
+    command = " ".join(["python", "benchmarks/generation.py", *sys.argv[1:]])
+    result |= {"machine": machine(), "load_before": load, "command": command}
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     if options.pieces and result["encode_again"] < options.num:

@@ -48,7 +48,8 @@ def free_ids(model, next_logits) -> list[list[int]]:
 
 
 def main(checkpoint: str, out: str) -> None:
-    found = {"tensors": pieces(load_composer(checkpoint), Decoder), "megatron-core": pieces(load_composer(checkpoint), CachedGPT)}
+    found = {"tensors": pieces(load_composer(checkpoint), Decoder)}
+    found["megatron-core"] = pieces(load_composer(checkpoint), CachedGPT)
     found["stages"] = pieces(load_composer(checkpoint, tensor_model_parallel_size=1), Decoder)
     if distributed.is_main():
         Path(out).write_text(json.dumps(found))

@@ -117,19 +117,25 @@ def test_rows_that_are_kept_go_on(kind):
 
 def test_a_model_of_other_parts_is_read_by_its_own_modules():
     model = build(PLAIN)
-    for name, value in (("qk_layernorm", True), ("num_moe_experts", 4), ("activation_func", torch.relu), ("normalization", "L2")):
+    others = {"qk_layernorm": True, "num_moe_experts": 4, "activation_func": torch.relu, "normalization": "L2"}
+    for name, value in others.items():
         before = getattr(model.config, name)
         setattr(model.config, name, value)
         assert not reads(model) and isinstance(next_logits_of(model, 1, 8), CachedGPT)
         setattr(model.config, name, before)
     assert isinstance(next_logits_of(model, 1, 8), Decoder)
+    model.config.qk_layernorm, model.post_process = True, False
+    with pytest.raises(ValueError, match="read on one pipeline stage alone; split it by tensor parallelism"):
+        next_logits_of(model, 1, 8)
 
 
 def test_norms_within_linear_layers_as_transformer_engine_has_them():
     model, ids_BS = build(PLAIN), some_ids(8)
     expected = read(Decoder(model, BATCH, 8), ids_BS, 2)
     for layer in model.decoder.layers:
-        for norm, linear in ((layer.input_layernorm, layer.self_attention.linear_qkv), (layer.pre_mlp_layernorm, layer.mlp.linear_fc1)):
+        attention, feed_forward = layer.self_attention, layer.mlp
+        pairs = (layer.input_layernorm, attention.linear_qkv), (layer.pre_mlp_layernorm, feed_forward.linear_fc1)
+        for norm, linear in pairs:
             linear.layer_norm_weight, linear.layer_norm_bias = norm.weight, norm.bias
             norm.weight = norm.bias = None
     assert reads(model)

@@ -251,6 +251,15 @@ def test_top_k_and_top_p():
     assert draw(Sampler(top_k=1), logits) == draw(Sampler(top_p=0.01), logits) == [1, 0, 0, 0]
 
 
+def test_draws_at_the_edges():
+    logits_BV = np.array([[1.0, 3.0, 2.0, 9.0]] * 3, np.float32)
+    allowed_BV = np.array([[True, True, False, False]] * 3)
+    uniforms_B = np.array([0.0, 0.5, 1 - 2**-53])
+    assert Sampler(temperature=1e30).draw(logits_BV, allowed_BV, uniforms_B) == [0, 1, 1]
+    assert Sampler(temperature=1e-40).draw(logits_BV, allowed_BV, uniforms_B) == [1, 1, 1]
+    assert Sampler(top_k=1, top_p=0.5).draw(logits_BV, allowed_BV, uniforms_B) == [1, 1, 1]
+
+
 @pytest.mark.parametrize("options", [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0},
                                      {"top_p": 1.5}])  # fmt: skip
 def test_samplers_that_cannot_be(options):

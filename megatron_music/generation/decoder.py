@@ -73,7 +73,7 @@ def next_logits_of(model: torch.nn.Module, batch_size: int, max_tokens: int) -> 
     if reads(model):
         return Decoder(model, batch_size, max_tokens)
     if not (model.pre_process and model.post_process):
-        raise ValueError("a model of these parts is read on one pipeline stage alone; split it by tensor parallelism, or not at all")
+        raise ValueError("a model of such parts is read on one pipeline stage alone; split it by tensor parallelism")
     return CachedGPT(model, batch_size, max_tokens)
 
 
@@ -81,7 +81,7 @@ class Decoder:
     """A GPTModel as ``NextLogits``, with a KV cache.
 
     Under tensor parallelism every rank of the group makes the same calls; under pipeline parallelism every stage does, and
-    hidden states go from stage to stage. All ranks get the same logits. The model must not change meanwhile; it stays usable.
+    hidden states go from stage to stage. All ranks get the same logits. The model must not change meanwhile.
 
     On CUDA the reading of one token is captured as a CUDA graph and replayed; elsewhere the same function runs as it is.
 

@@ -47,7 +47,7 @@ def parse_bars(text: str) -> list[Place]:
     for part in (part.strip() for part in text.lower().split(";")):
         words = _WORDS.fullmatch(part)
         if not words or not part:
-            raise ValueError(f'--infill {text!r} is not understood; write e.g. "track 2 bars 3-4", "track 2" or "bars 3-4; track 1"')
+            raise ValueError(f'--infill {text!r} is not understood; write e.g. "track 2 bars 3-4", "track 2" or "bar 3"')
         track = None if words[1] is None else int(words[1]) - 1
         spans = [(None, None)]
         if words[2]:
@@ -142,7 +142,8 @@ class Filling:
     def _check(self, score: Score) -> None:
         if not self.left:
             raise ValueError(
-                f"there is no bar to fill; name one of the piece, in a meter that the model knows: {' '.join(self._encoding.meters)}"
+                "there is no bar to fill; name one of the piece, in a meter that the model knows: "
+                f"{' '.join(self._encoding.meters)}"
             )
         for track, bar in sorted(self.left):
             if not 0 <= track < len(score.tracks):

@@ -14,7 +14,7 @@ import torch
 from megatron_music.generation.infill import Filling, Place
 from megatron_music.generation.decoder import next_logits_of
 from megatron_music.generation.sampling import Draft, NextLogits, Sampler, write_drafts
-from megatron_music.generation.wishes import density_id, density_ids, instrument_ids, label_ids, meter_id, tempo_id
+from megatron_music.generation.wishes import bar_density_id, density_ids, instrument_ids, label_ids, meter_id, tempo_id
 from megatron_music.music.grid import quantize, sections, slice_steps, tempo_bin
 from megatron_music.music.score import Score, Track
 from megatron_music.tokens import vocabulary as v
@@ -94,8 +94,8 @@ class Composer:
         wishes = {
             "meters": None if meter is None else [meter_id(meter, self.encoding)],
             "tempos": None if tempo is None else [tempo_id(tempo, self.encoding)],
-            "densities": None if density is None else density_ids(density, ids, self.encoding.density),
-            "bar_density": None if bar_density is None else density_id(bar_density, self.encoding.bar_density, "--bar-density"),
+            "densities": None if density is None else density_ids(density, ids, self.encoding),
+            "bar_density": None if bar_density is None else bar_density_id(bar_density, self.encoding),
         }
         named = label_ids(labels, self.encoding) or None
         grammars = [Grammar(self.encoding, self.max_tokens, ids, labels=named, **wishes) for _ in seeds]
@@ -138,8 +138,8 @@ class Composer:
 
         Args:
             score: as read from a file.
-            bars: (track, bar) of each, from 0; what starts in them is taken away, what is held into them ends there. None for
-                the track is every track, None for the bar every bar in a meter that the model knows.
+            bars: (track, bar) of each, from 0; what starts in them is taken away, what is held into them ends there. None
+                for the track is every track, None for the bar every bar in a meter that the model knows.
             labels: to say of the piece, such as ``GENRE=JAZZ``.
         """
         if not self.encoding.infill:

@@ -59,7 +59,7 @@ class Sampler:
         Args:
             logits_BV: float32.
             allowed_BV: bool; at least one a row.
-            uniforms_B: in [0, 1): which id of those that may be drawn, in the order of their cumulative probabilities.
+            uniforms_B: in [0, 1): where in the cumulative probabilities of the ids each draw falls.
         """
         ids_K = np.flatnonzero(allowed_BV.any(axis=0))
         logits_BK = np.where(allowed_BV[:, ids_K], logits_BV[:, ids_K], np.float32("-inf"))

@@ -32,15 +32,19 @@ def meter_id(meter: str, encoding: Encoding) -> int:
     return token_id
 
 
-def density_ids(levels: Sequence[int], instruments: Sequence[int] | None, known: int) -> list[int]:
-    ids = [density_id(level, known, "--density") for level in levels]
+def density_ids(levels: Sequence[int], instruments: Sequence[int] | None, encoding: Encoding) -> list[int]:
+    ids = [_density_id(level, encoding.density, "--density") for level in levels]
     if len(ids) != 1 and len(ids) != len(instruments or ()):
         tracks = f"{len(instruments)} instruments" if instruments else "instruments that are the model's choice"
-        raise ValueError(f"there are {len(ids)} densities for {tracks}; give one for all, or one for each instrument you name")
+        raise ValueError(f"there are {len(ids)} densities for {tracks}; give one for all, or one for each instrument named")
     return ids
 
 
-def density_id(level: int, known: int, option: str) -> int:
+def bar_density_id(level: int, encoding: Encoding) -> int:
+    return _density_id(level, encoding.bar_density, "--bar-density")
+
+
+def _density_id(level: int, known: int, option: str) -> int:
     if not known:
         raise ValueError(f"the model was not told how many notes there are; train it on data built with {option}")
     if not 0 <= level < known:

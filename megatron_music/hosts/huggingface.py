@@ -104,26 +104,18 @@ def convert_to_megatron(
     return form
 
 
-def write_tokenizer(folder: str | os.PathLike, tokenizer_dir: str | os.PathLike, *, unknown: str | None = None) -> None:
+def write_tokenizer(folder: str | os.PathLike, tokenizer_dir: str | os.PathLike) -> None:
     """Write the tokenizer of a dataset or a checkpoint into a folder, for ``AutoTokenizer`` and for ours.
 
     Args:
         folder: made if need be; its other files stay.
         tokenizer_dir: a tokenizer folder: ``OUT/tokenizer``, or one that this function wrote.
-        unknown: the token that transformers makes of a word that is none; left out, such a word is an error. Megatron-LM's
-            HuggingFaceTokenizer tries words of its own when it is built, and needs one, e.g. ``PAD``.
 
     Raises:
-        ValueError: it is none, is damaged, or has another vocabulary; or ``unknown`` is no token.
+        ValueError: it is none, is damaged, or has another vocabulary.
     """
-    encoding, bpe, wording = read_wording(tokenizer_dir)
-    refuse_unless(unknown is None or unknown in wording.ids, f"unknown is {unknown!r}, which is no token; use PAD")
+    encoding, bpe, _ = read_wording(tokenizer_dir)
     write_tokenizer_folder(folder, encoding, bpe)
-    if unknown:
-        path = Path(folder, TOKENIZER_JSON)
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content["model"]["unk_token"] = unknown
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 class GrammarLogits(transformers.LogitsProcessor):
@@ -148,7 +140,7 @@ class GrammarLogits(transformers.LogitsProcessor):
         for row, grammar in enumerate(self._grammars):
             for token_id in input_ids[row, self._read :].tolist():
                 grammar.advance(token_id)
-            allowed[row, : vocabulary.SIZE] = torch.from_numpy(grammar.allowed())
+            allowed[row, : vocabulary.SIZE] = torch.from_numpy(grammar.allowed().copy())
         self._read = input_ids.shape[1]
         return scores.masked_fill(~allowed.to(scores.device), -torch.inf)
 
