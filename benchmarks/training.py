@@ -40,7 +40,7 @@ OURS = "megatron_music on megatron-core"
 def our_step(config: RunConfig, tokens: torch.Tensor):
     """Our training step as the loop runs it."""
     task = Task(
-        build_model=lambda dtype: build_gpt(config.model, config.parallel, dtype=dtype),
+        build_model=lambda dtype, vp_stage: build_gpt(config.model, config.parallel, dtype=dtype, vp_stage=vp_stage),
         forward_step=forward_step,
         train_batches=None,
         valid_batches=None,
@@ -55,7 +55,7 @@ def our_step(config: RunConfig, tokens: torch.Tensor):
         "position_ids": positions,
         "loss_mask": torch.ones(positions.shape),
     }
-    return (lambda: engine.step(repeat(batch)).loss), sum(item.numel() for item in engine.module.parameters())
+    return (lambda: engine.step(repeat(batch)).loss), sum(item.numel() for item in engine.modules[0].parameters())
 
 
 def hugging_face_step(config: RunConfig, tokens: torch.Tensor, activation: str):

@@ -120,9 +120,10 @@ def run_layout(folder: Path, model: str, layout) -> dict:
 
 def pieces(engine):
     """The key of each parameter in a checkpoint, the place of this rank's piece of it, and the piece's gradient."""
-    for name, item in engine.module.sharded_state_dict().items():
-        if isinstance(getattr(item, "data", None), torch.nn.Parameter):
-            yield name, item, item.data.main_grad
+    for module in engine.modules:
+        for name, item in module.sharded_state_dict().items():
+            if isinstance(getattr(item, "data", None), torch.nn.Parameter):
+                yield name, item, item.data.main_grad
 
 
 def whole_gradients(engine) -> dict[str, torch.Tensor]:

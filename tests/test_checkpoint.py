@@ -123,8 +123,8 @@ def test_inference_loads_the_trained_weights(engine_of, data, tmp_path, saved):
     save_checkpoint(tmp_path, engine, Progress(3, 24))
     (batch,) = islice(engine.task.valid_batches(), 1)
     with torch.no_grad():
-        engine.model.eval()
-        expected = engine.model(batch["tokens"], batch["position_ids"], None).float()
+        engine.chunks[0].eval()
+        expected = engine.chunks[0](batch["tokens"], batch["position_ids"], None).float()
         distributed.stop()
         model, config = load_model_for_inference(tmp_path)
         logits = model(batch["tokens"], batch["position_ids"], None)

@@ -63,7 +63,8 @@ def save_checkpoint(folder: Path, engine: Engine, progress: Progress) -> Path:
     checkpoint = folder / f"iter_{progress.iteration:07d}"
     unfinished = folder / f".{checkpoint.name}.unfinished"
     distributed.on_main(lambda: _make_empty(unfinished, folder))
-    weights = _weights(engine.module)
+    engine.gather_parameters()
+    weights = _weights(engine.modules)
     tensors = {"model": weights, "rng": _sharded_rng_state()}
     state = get_state(engine.optimizer)
     tensors["optimizer"] = _sharded_optimizer(weights, state)
@@ -120,7 +121,7 @@ def load_checkpoint(checkpoint: Path, engine: Engine, *, resume: bool) -> Progre
     """
     facts = read_state(checkpoint)
     check_same_model(read_run(checkpoint / CONFIG).model, engine.config.model, checkpoint)
-    weights = _weights(engine.module)
+    weights = _weights(engine.modules)
     request = {"model": weights, "optimizer": _sharded_optimizer(weights, _blank_state(engine, facts))}
     restores_generators = resume and facts["layout"] == _layout()
     if restores_generators:
@@ -128,7 +129,7 @@ def load_checkpoint(checkpoint: Path, engine: Engine, *, resume: bool) -> Progre
     # The parameters of the model stand in the request by identity: remember them before they become tensors.
     parameters = {name: item.data for name, item in weights.items()}
     loaded = _load_tensors(request, checkpoint)
-    engine.module.load_state_dict(loaded["model"], strict=False)
+    _load_weights(engine.modules, loaded["model"])
     state = {parameters[name]: tensors for name, tensors in loaded["optimizer"].items()}
     set_state(engine.optimizer, state, facts["optimizer_step"])
     if not resume:
@@ -168,8 +169,7 @@ def load_model_for_inference(checkpoint_dir: str | os.PathLike, tp: int = 1):
     model = build_gpt(config.model, config.parallel, dtype=torch.bfloat16 if is_half else torch.float32)
     if torch.cuda.is_available():
         model = model.cuda(torch.cuda.current_device())
-    loaded = _load_tensors({"model": _weights(model)}, checkpoint)
-    model.load_state_dict(loaded["model"], strict=False)
+    _load_weights([model], _load_tensors({"model": _weights([model])}, checkpoint)["model"])
     return model.eval(), config
 
 
@@ -181,10 +181,24 @@ def _load_tensors(request: dict, checkpoint: Path) -> dict:
         raise ConfigError(f"{checkpoint} cannot be loaded ({reason}); name an earlier iter_ folder of the run") from error
 
 
-def _weights(module) -> dict:
-    """The sharded state of a model by name, without the states that only FP8 fills."""
-    weights = module.sharded_state_dict(metadata={"singleton_local_shards": False})
-    return {name: item for name, item in weights.items() if not name.endswith("_extra_state")}
+def _weights(modules: list) -> dict:
+    """The sharded state of a model's chunks by chunk and name, without the states that only FP8 fills.
+
+    The names stay in this process: on disk a layer goes by its number in the whole model.
+    """
+    return {
+        f"{chunk}.{name}": item
+        for chunk, module in enumerate(modules)
+        for name, item in module.sharded_state_dict(metadata={"singleton_local_shards": False}).items()
+        if not name.endswith("_extra_state")
+    }
+
+
+def _load_weights(modules: list, weights: dict) -> None:
+    for chunk, module in enumerate(modules):
+        prefix = f"{chunk}."
+        own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        module.load_state_dict(own, strict=False)
 
 
 def _sharded_optimizer(weights: dict, state: dict) -> dict:
@@ -203,7 +217,8 @@ def _blank_state(engine: Engine, facts: dict) -> dict:
     names = [*MOMENTS, MAIN_PARAMETER] if facts["has_main_parameters"] and engine.config.train.bf16 else MOMENTS
     return {
         parameter: {name: torch.zeros_like(parameter, dtype=torch.float32) for name in names}
-        for parameter in engine.module.parameters()
+        for module in engine.modules
+        for parameter in module.parameters()
     }
 
 
@@ -212,6 +227,8 @@ def _layout() -> dict[str, int]:
         "world_size": dist.get_world_size(),
         "tensor_model_parallel_size": parallel_state.get_tensor_model_parallel_world_size(),
         "pipeline_model_parallel_size": parallel_state.get_pipeline_model_parallel_world_size(),
+        "virtual_pipeline_model_parallel_size": parallel_state.get_virtual_pipeline_model_parallel_world_size() or 1,
+        "context_parallel_size": parallel_state.get_context_parallel_world_size(),
     }
 
 

@@ -4,8 +4,10 @@ One process needs no launcher; several come from torchrun, or whoever sets the s
 Knows nothing about models or data.
 """
 
+import importlib.util
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -36,14 +38,24 @@ def start(parallel: ParallelConfig) -> None:
 
     On a machine without CUDA this installs the CPU adapter, which stays until ``stop``. Groups that exist already
     are replaced.
+
+    Raises:
+        ConfigError: context parallelism without Transformer Engine.
     """
+    if parallel.context_parallel_size > 1 and importlib.util.find_spec("transformer_engine") is None:
+        raise ConfigError(
+            f"parallel.context_parallel_size is {parallel.context_parallel_size} and Transformer Engine, whose attention "
+            "alone passes keys between processes, is not installed; set parallel.context_parallel_size=1 or run in NVIDIA's "
+            "container"
+        )
     on_cuda = not cpu.install()
     if on_cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
         backend = "nccl" if on_cuda else "gloo"
+        timeout = timedelta(minutes=parallel.distributed_timeout_minutes)
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            dist.init_process_group(backend)
+            dist.init_process_group(backend, timeout=timeout)
         else:
             # One process needs no port, hence cannot find one taken.
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -55,6 +67,9 @@ def start(parallel: ParallelConfig) -> None:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
+        distributed_timeout_minutes=parallel.distributed_timeout_minutes,
         create_gloo_process_groups=False,
     )
 
@@ -73,10 +88,9 @@ def seed_for_building(seed: int) -> None:
 
 
 def seed_for_training(seed: int, iteration: int) -> None:
-    """Seed dropout: apart on data-parallel ranks too, which see other samples."""
-    rank = (
-        100 * parallel_state.get_pipeline_model_parallel_rank() + 10_000 * parallel_state.get_data_parallel_rank()
-    )
+    """Seed dropout: apart on data- and context-parallel ranks too, which see other tokens."""
+    tokens_rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+    rank = 100 * parallel_state.get_pipeline_model_parallel_rank() + 10_000 * tokens_rank
     _seed(seed + rank + 1_000_003 * (iteration + 1))
 
 

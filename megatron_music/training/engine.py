@@ -4,6 +4,7 @@ Knows nothing about files, recipes' data or when to do what: loop.py decides tha
 """
 
 from collections.abc import Iterator
+from itertools import islice, tee
 from typing import NamedTuple
 
 import torch
@@ -11,9 +12,11 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import get_model_config
 
-from megatron_music.config import RunConfig
+from megatron_music.config import ConfigError, RunConfig
+from megatron_music.contradictions import check_capability
 from megatron_music.training import distributed
 from megatron_music.training.optimizer import build_optimizer, build_schedule
 from megatron_music.training.tasks import Task
@@ -31,40 +34,64 @@ class StepResult(NamedTuple):
 class Engine:
     """This rank's part of a model, wrapped for data parallelism, with its optimizer and schedule.
 
+    It is one chunk of the model, or several where the pipeline is interleaved: chunk ``i`` of the first stage, then that
+    of the second and so on come before chunk ``i + 1`` of the first.
+
     Attributes:
-        module: the bare model, as the task built it.
-        model: the same, wrapped.
+        modules: the bare chunks, as the task built them.
+        chunks: the same, wrapped.
+
+    Raises:
+        ConfigError: this GPU cannot do what the run asks, or the task's model would give wrong gradients.
     """
 
     def __init__(self, config: RunConfig, task: Task):
+        if torch.cuda.is_available():
+            check_capability(config, torch.cuda.get_device_capability(), torch.cuda.get_device_name())
         distributed.seed_for_building(config.train.seed)
         self.config, self.task = config, task
         self.world_size = distributed.launched_size()
+        parallel = config.parallel
         dtype = torch.bfloat16 if config.train.bf16 else torch.float32
-        self.module = task.build_model(dtype)
-        core_config = get_model_config(self.module)
-        model = self.module
+        stages = range(parallel.virtual_pipeline_model_parallel_size or 0) or [None]
+        self.modules = [task.build_model(dtype, vp_stage) for vp_stage in stages]
+        # The schedules ask the first chunk's; the others' say the same.
+        self.core_config = get_model_config(self.modules[0])
+        check_messages(self.core_config)
+        # Hides the reduction behind the backward pass; there is nothing to hide with on the CPU.
+        self.overlaps_reduce = parallel.overlap_grad_reduce
+        if self.overlaps_reduce is None:
+            self.overlaps_reduce = torch.cuda.is_available() or parallel.overlap_param_gather
+        self.chunks = [self._wrap(module, is_first=module is self.modules[0]) for module in self.modules]
+        self.optimizer = build_optimizer(
+            config.optimizer, self.chunks, dtype, overlap_param_gather=parallel.overlap_param_gather
+        )
+        self.schedule = build_schedule(config.optimizer, self.optimizer, config.train.train_iters)
+        self.core_config.finalize_model_grads_func = finalize_model_grads
+        self.core_config.grad_scale_func = self.optimizer.scale_loss
+        self.core_config.no_sync_func = self._each_or_only([chunk.no_sync for chunk in self.chunks])
+        self.forward_backward = get_forward_backward_func()
+        distributed.seed_for_training(config.train.seed, iteration=0)
+
+    def _wrap(self, module, *, is_first: bool) -> DistributedDataParallel:
+        config, core_config = self.config, get_model_config(module)
         if torch.cuda.is_available():
-            model = model.cuda(torch.cuda.current_device())
+            module = module.cuda(torch.cuda.current_device())
         if config.train.bf16:
-            model = Float16Module(core_config, model)
-        self.model = DistributedDataParallel(
+            module = Float16Module(core_config, module)
+        return DistributedDataParallel(
             core_config,
             DistributedDataParallelConfig(
                 grad_reduce_in_fp32=True,
                 use_distributed_optimizer=config.optimizer.use_distributed_optimizer,
-                # Hides the reduction behind the backward pass; there is nothing to hide with on the CPU.
-                overlap_grad_reduce=torch.cuda.is_available(),
+                overlap_grad_reduce=self.overlaps_reduce,
+                overlap_param_gather=config.parallel.overlap_param_gather,
+                bucket_size=config.parallel.ddp_bucket_size,
             ),
-            model,
+            module,
+            # Later chunks have the backward pass of the first to hide behind; portions would only cost messages.
+            disable_bucketing=not is_first,
         )
-        self.optimizer = build_optimizer(config.optimizer, self.model, dtype)
-        self.schedule = build_schedule(config.optimizer, self.optimizer, config.train.train_iters)
-        core_config.finalize_model_grads_func = finalize_model_grads
-        core_config.grad_scale_func = self.optimizer.scale_loss
-        core_config.no_sync_func = self.model.no_sync
-        self.forward_backward = get_forward_backward_func()
-        distributed.seed_for_training(config.train.seed, iteration=0)
 
     def compute_gradients(self, batches: Iterator, *, on_every_rank: bool = False) -> list[float]:
         """Forward and backward over one global batch; the gradients lie in each parameter's ``main_grad``.
@@ -76,8 +103,15 @@ class Engine:
         Returns:
             The summed loss and its number of tokens, of this process: 0 and 0 on all but the last pipeline stage.
         """
-        self.model.train()
-        self.model.zero_grad_buffer()
+        starts = None
+        if self.overlaps_reduce and not on_every_rank:
+            # Pipeline stages reduce at the same time, when the first of them does: a lone one would slow the others.
+            starts = self._each_or_only([chunk.start_grad_sync for chunk in self.chunks])
+        self.core_config.grad_sync_func = starts
+        for chunk in self.chunks:
+            chunk.train()
+            chunk.zero_grad_buffer()
+            chunk.force_all_reduce = on_every_rank
         self.optimizer.zero_grad()
         reports = self._run(batches, forward_only=False, force_all_reduce=on_every_rank)
         return self._local_sums(reports)
@@ -111,7 +145,8 @@ class Engine:
         Returns:
             The mean over all unmasked tokens of the global batches, and their number.
         """
-        self.model.eval()
+        for chunk in self.chunks:
+            chunk.eval()
         sums = [0.0, 0.0]
         for _ in range(num_global_batches):
             reports = self._run(batches, forward_only=True)
@@ -119,16 +154,31 @@ class Engine:
         loss, num_tokens = distributed.sum_over_processes(sums)
         return loss / max(num_tokens, 1), int(num_tokens)
 
+    def gather_parameters(self) -> None:
+        """Bring every rank's parameters up to date, where the next forward pass would otherwise have done so."""
+        if self.config.parallel.overlap_param_gather:
+            for chunk in self.chunks:
+                chunk.start_param_sync(force_sync=True)
+
     def _run(self, batches: Iterator, **options) -> list[dict]:
+        num_microbatches = self.config.num_microbatches(self.world_size)
+        if len(self.chunks) > 1:
+            # Every chunk sees the same micro batches, the first one earlier than the last.
+            batches = list(tee(islice(batches, num_microbatches), len(self.chunks)))
         return self.forward_backward(
             forward_step_func=self.task.forward_step,
             data_iterator=batches,
-            model=self.model,
-            num_microbatches=self.config.num_microbatches(self.world_size),
+            model=self._each_or_only(self.chunks),
+            num_microbatches=num_microbatches,
             seq_length=self.task.seq_length,
             micro_batch_size=self.config.train.micro_batch_size,
             **options,
         )
+
+    @staticmethod
+    def _each_or_only(items: list):
+        # megatron-core's schedules take a list for an interleaved pipeline alone.
+        return items if len(items) > 1 else items[0]
 
     @staticmethod
     def _local_sums(reports: list[dict]) -> list[float]:
@@ -136,3 +186,20 @@ class Engine:
         if not reports or parallel_state.get_tensor_model_parallel_rank() != 0:
             return [0.0, 0.0]
         return torch.stack([report["loss"] for report in reports]).double().sum(0).tolist()
+
+
+def check_messages(core_config: TransformerConfig) -> None:
+    """Refuse an interleaved pipeline whose stages send their messages in batches.
+
+    megatron-core takes it, and gives a right loss in the first step and wrong gradients.
+
+    Raises:
+        ConfigError: one sentence.
+    """
+    is_interleaved = core_config.virtual_pipeline_model_parallel_size is not None
+    if is_interleaved and (core_config.batch_p2p_comm or not core_config.overlap_p2p_comm):
+        raise ConfigError(
+            f"the model has virtual_pipeline_model_parallel_size={core_config.virtual_pipeline_model_parallel_size} with "
+            f"batch_p2p_comm={core_config.batch_p2p_comm} and overlap_p2p_comm={core_config.overlap_p2p_comm}, which gives "
+            "wrong gradients; set batch_p2p_comm=False and overlap_p2p_comm=True"
+        )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+from megatron.core.utils import get_batch_on_this_cp_rank
 from torch import Tensor
 
 
@@ -14,13 +15,19 @@ def forward_step(batches: Iterator[dict[str, Tensor]], model) -> tuple[Tensor, p
     """The forward step that megatron-core's schedules call.
 
     Args:
-        batches: micro batches of ``data/batches.py``; on a middle pipeline stage it may yield empty ones.
+        batches: micro batches of ``data/batches.py``, of whole sequences; on a middle pipeline stage it may yield
+            empty ones.
         model: this rank's part of the GPT.
 
     Returns:
-        The model's output (on the last stage the loss of every token [B, S]) and the loss function for it.
+        The model's output (on the last stage the loss of every token [B, S], under context parallelism of this
+        rank's tokens) and the loss function for it.
+
+    Context parallelism needs Transformer Engine and CUDA. It has not been run: tests hold the slicing of batches alone.
     """
     batch = {key: value.to(torch.cuda.current_device(), non_blocking=True) for key, value in next(batches).items()}
+    # Under context parallelism, this rank's two parts of every sequence; all of it otherwise.
+    batch = get_batch_on_this_cp_rank(batch)
     output = model(
         batch.get("tokens"), batch.get("position_ids"), batch.get("attention_mask"), labels=batch.get("labels")
     )

@@ -19,8 +19,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 MAIN_PARAMETER = "fp32_param"
 
 
-def build_optimizer(config: OptimizerConfig, model, dtype: torch.dtype) -> MegatronOptimizer:
-    """AdamW over ``model`` (wrapped in DistributedDataParallel), without decay on biases and norms."""
+def build_optimizer(
+    config: OptimizerConfig, chunks: list, dtype: torch.dtype, *, overlap_param_gather: bool = False
+) -> MegatronOptimizer:
+    """AdamW over a model's chunks (each wrapped in DistributedDataParallel), without decay on biases and norms."""
     optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",
@@ -33,8 +35,9 @@ def build_optimizer(config: OptimizerConfig, model, dtype: torch.dtype) -> Megat
             bf16=dtype == torch.bfloat16,
             params_dtype=dtype,
             use_distributed_optimizer=config.use_distributed_optimizer,
+            overlap_param_gather=overlap_param_gather,
         ),
-        [model],
+        chunks,
         use_gloo_process_groups=False,
     )
     for inner in _inner_optimizers(optimizer):
@@ -158,7 +161,11 @@ def _gather(inner: DistributedOptimizer) -> dict[Parameter, dict[str, Tensor]]:
     state = {}
     for index, buffer in enumerate(inner.buffers):
         (tensors,) = (value for key, value in whole[index].items() if isinstance(value, dict))
-        for parameter, (start, end, _) in buffer.param_index_map.items():
+        # In the buffer every bucket is padded at its end; what was gathered has the buckets without that.
+        sizes = [bucket.numel_unpadded for bucket in buffer.buckets]
+        shifts = [sum(sizes[:number]) - bucket.offset for number, bucket in enumerate(buffer.buckets)]
+        for parameter, (start, end, bucket) in buffer.param_index_map.items():
+            start, end = start + shifts[bucket], end + shifts[bucket]
             names = {name: name for name in MOMENTS}
             if parameter.dtype != torch.float32:
                 names[MAIN_PARAMETER] = "param"

@@ -19,7 +19,7 @@ from megatron_music.training.gpt_step import forward_step
 class Task:
     """What is trained."""
 
-    build_model: Callable  # dtype -> this rank's part of the model
+    build_model: Callable  # dtype, virtual pipeline stage or None -> this rank's part of the model
     forward_step: Callable  # (micro batches, model) -> output and loss function, for megatron-core's schedules
     train_batches: Callable[[int], Iterator]  # consumed samples -> micro batches of this rank
     valid_batches: Callable[[], Iterator] | None  # always the same ones; None: there is nothing to evaluate on
@@ -53,9 +53,14 @@ def gpt_task(config: RunConfig) -> Task:
             data_parallel_size=parallel_state.get_data_parallel_world_size(),
         )
 
-    def build_model(dtype):
+    def build_model(dtype, vp_stage=None):
         return build_gpt(
-            config.model, config.parallel, dtype=dtype, explicit_attention_mask=config.data.reset_attention_mask
+            config.model,
+            config.parallel,
+            dtype=dtype,
+            explicit_attention_mask=config.data.reset_attention_mask,
+            train=train,
+            vp_stage=vp_stage,
         )
 
     return Task(
