@@ -8,10 +8,12 @@ steps, that every layout starts from) and ``gradients.pt`` (the whole gradients 
 
 import json
 import sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import torch
+from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_gpt import tiny_run  # noqa: E402
@@ -21,12 +23,23 @@ from megatron_music.training.checkpoint import Progress, find_checkpoint, load_c
 from megatron_music.training.engine import Engine  # noqa: E402
 from megatron_music.training.tasks import gpt_task  # noqa: E402
 
-# World size: model, ((tensor, pipeline, data), sequence parallel, distributed optimizer)
+INTERLEAVED = "parallel.virtual_pipeline_model_parallel_size=2"
+OVERLAP = "parallel.overlap_grad_reduce=true"
+OVERLAP_BOTH = "parallel.overlap_param_gather=true"
+FULL, SELECTIVE = "train.recompute_granularity=full", "train.recompute_granularity=selective"
+BLOCK = ("train.recompute_granularity=full", "train.recompute_method=block", "train.recompute_num_layers=1")
+
+# World size: model, ((tensor, pipeline, data), sequence parallel, distributed optimizer, other overrides)
 LAYOUTS = {
     1: [
         ("rope", ((1, 1, 1), False, False)),
         ("rope", ((1, 1, 1), False, True)),
         ("other", ((1, 1, 1), False, False)),
+        ("deep", ((1, 1, 1), False, False)),
+        ("deep", ((1, 1, 1), False, False, FULL)),
+        ("deep", ((1, 1, 1), False, False, SELECTIVE)),
+        ("deep", ((1, 1, 1), False, False, *BLOCK)),
+        ("llama", ((1, 1, 1), False, False)),
     ],
     2: [
         ("rope", ((2, 1, 1), False, False)),
@@ -40,6 +53,13 @@ LAYOUTS = {
         ("other", ((2, 1, 1), True, False)),
         ("other", ((1, 2, 1), False, False)),
         ("other", ((1, 1, 2), False, True)),
+        ("deep", ((1, 2, 1), False, False, INTERLEAVED)),
+        ("deep", ((1, 2, 1), False, True, INTERLEAVED, SELECTIVE)),
+        ("deep", ((1, 1, 2), False, False, OVERLAP)),
+        ("deep", ((1, 1, 2), False, True, OVERLAP_BOTH)),
+        ("deep", ((2, 1, 1), True, False, FULL)),
+        ("llama", ((2, 1, 1), True, False)),
+        ("llama", ((1, 2, 1), False, False, INTERLEAVED)),
     ],
     4: [
         ("rope", ((2, 2, 1), False, False)),
@@ -48,6 +68,11 @@ LAYOUTS = {
         ("rope", ((2, 2, 1), True, True)),
         ("rope", ((2, 1, 2), True, True)),
         ("other", ((2, 2, 1), True, False)),
+        ("deep", ((1, 4, 1), False, False)),
+        ("deep", ((1, 2, 2), False, True, INTERLEAVED, OVERLAP_BOTH)),
+        ("llama", ((2, 2, 1), True, True, INTERLEAVED)),
+        ("llama", ((4, 1, 1), True, False)),
+        ("llama", ((1, 1, 4), False, True, OVERLAP)),
     ],
 }
 STEPS = 4
@@ -63,11 +88,21 @@ MODELS = {
         "data.reset_attention_mask=true",
         "data.reset_position_ids=true",
     ),
+    # Layers for four pipeline stages, or for two of two chunks each.
+    "deep": ("model.num_layers=4",),
+    # LlamaForCausalLM's.
+    "llama": (
+        "model.num_layers=4",
+        "model.normalization=RMSNorm",
+        "model.swiglu=true",
+        "model.add_bias_linear=false",
+        "model.share_embeddings_and_output_weights=false",
+    ),
 }
 
 
 def run_of(folder: Path, model: str, layout=((1, 1, 1), False, False)):
-    (tensor, pipeline, _), sequence_parallel, distributed_optimizer = layout
+    (tensor, pipeline, _), sequence_parallel, distributed_optimizer, *others = layout
     return tiny_run(
         folder / "data",
         f"parallel.tensor_model_parallel_size={tensor}",
@@ -76,6 +111,7 @@ def run_of(folder: Path, model: str, layout=((1, 1, 1), False, False)):
         f"optimizer.use_distributed_optimizer={distributed_optimizer}",
         "train.train_iters=8",
         *MODELS[model],
+        *others,
     )
 
 
@@ -121,8 +157,13 @@ def run_layout(folder: Path, model: str, layout) -> dict:
 def pieces(engine):
     """The key of each parameter in a checkpoint, the place of this rank's piece of it, and the piece's gradient."""
     for module in engine.modules:
-        for name, item in module.sharded_state_dict().items():
-            if isinstance(getattr(item, "data", None), torch.nn.Parameter):
+        for name, item in module.sharded_state_dict(metadata={"singleton_local_shards": False}).items():
+            if not isinstance(getattr(item, "data", None), torch.nn.Parameter):
+                continue
+            if isinstance(item, ShardedTensorFactory):  # gate and input of SwiGLU lie in one parameter, and apart on disk
+                for part in replace(item, data=item.data.main_grad).build():
+                    yield name, part, part.data
+            else:
                 yield name, item, item.data.main_grad
 
 
