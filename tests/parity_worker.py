@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny_gpt import tiny_run  # noqa: E402
 
 from megatron_music.training import distributed  # noqa: E402
-from megatron_music.training.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
+from megatron_music.training.checkpoint import Progress, load_checkpoint, save_checkpoint  # noqa: E402
 from megatron_music.training.engine import Engine  # noqa: E402
+from megatron_music.training.newest import find_checkpoint  # noqa: E402
 from megatron_music.training.tasks import gpt_task  # noqa: E402
 
 INTERLEAVED = "parallel.virtual_pipeline_model_parallel_size=2"
