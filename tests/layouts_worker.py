@@ -27,9 +27,6 @@ ONE = ((1, 1, 1), False, False)
 TENSOR, SEQUENCE, PIPELINE, DATA = (2, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2)
 # Few parameters of the tiny model in each, so that there are many.
 BUCKETS = "parallel.ddp_bucket_size=20000"
-parity_worker.MODELS["half"] = (*parity_worker.MODELS["llama"], "train.bf16=true")
-parity_worker.MODELS["half tied"] = (*parity_worker.MODELS["deep"], "train.bf16=true")
-parity_worker.MODELS["other deep"] = (*parity_worker.MODELS["other"], "model.num_layers=4")
 STARTS = ("deep", "half", "other deep")
 
 # Each of these trains as one process does: model, layout.

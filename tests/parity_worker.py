@@ -100,6 +100,10 @@ MODELS = {
         "model.share_embeddings_and_output_weights=false",
     ),
 }
+# For test_layouts.py.
+MODELS["half"] = (*MODELS["llama"], "train.bf16=true")
+MODELS["half tied"] = (*MODELS["deep"], "train.bf16=true")
+MODELS["other deep"] = (*MODELS["other"], "model.num_layers=4")
 
 
 def run_of(folder: Path, model: str, layout=((1, 1, 1), False, False)):
@@ -196,7 +200,7 @@ def distributed_worst(worst: dict[str, float]) -> dict[str, float]:
 if __name__ == "__main__":
     folder, world_size = Path(sys.argv[1]), distributed.launched_size()
     if world_size == 1:
-        for model in MODELS:
+        for model in dict(LAYOUTS[1]):
             make_start(folder, model)
     results = [run_layout(folder, model, layout) for model, layout in LAYOUTS[world_size]]
     if distributed.is_main():

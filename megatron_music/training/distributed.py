@@ -4,6 +4,7 @@ One process needs no launcher; several come from torchrun, or whoever sets the s
 Knows nothing about models or data.
 """
 
+import gc
 import importlib.util
 import os
 import sys
@@ -66,7 +67,7 @@ def start(parallel: ParallelConfig) -> None:
     if not on_cuda and local_size > 1:
         # torchrun gives every process one thread; divide the cores among them instead.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
-    parallel_state.destroy_model_parallel()
+    _leave_groups()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
@@ -75,6 +76,16 @@ def start(parallel: ParallelConfig) -> None:
         distributed_timeout_minutes=parallel.distributed_timeout_minutes,
         create_gloo_process_groups=False,
     )
+
+
+def _leave_groups() -> None:
+    # megatron-core forgets its groups and leaves them open, each with threads and sockets of its own.
+    groups = [group for group in getattr(parallel_state, "_global_process_group_list", None) or () if group is not None]
+    parallel_state.destroy_model_parallel()
+    for group in groups:
+        dist.destroy_process_group(group)
+    if groups:
+        gc.collect()  # a model that was trained over them is a circle that holds them
 
 
 def _is_restarted_by_one_torchrun() -> bool:
