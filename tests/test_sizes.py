@@ -1,6 +1,7 @@
 """The sizes, and the parameter count by arithmetic beside the built model."""
 
 import pytest
+import torch
 
 from megatron_music.config import ModelConfig, ParallelConfig
 from megatron_music.models.gpt import build_gpt
@@ -32,6 +33,15 @@ def one_process():
 def test_parameter_count_is_that_of_the_built_model(one_process, changes):
     model = ModelConfig(size="tiny", **changes)
     built = build_gpt(model, ParallelConfig())
+    assert model.parameter_count == sum(parameter.numel() for parameter in built.parameters())
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_named_size_counts_what_is_built(one_process, size):
+    # On the meta device: shapes without memory.
+    model = ModelConfig(size=size, position_embedding_type="learned_absolute")
+    with torch.device("meta"):
+        built = build_gpt(model, ParallelConfig())
     assert model.parameter_count == sum(parameter.numel() for parameter in built.parameters())
 
 
