@@ -4,7 +4,8 @@
     python benchmarks/generation.py --pieces CHECKPOINT [--num 50] [--json FILE]
 
 The first compares on random weights in GPT-2's form, which both sides hold; their logits are checked equal first. All take
-their turns one after another, and medians are printed. The second samples pieces from a run's folder, e.g. demo/run; the
+their turns one after another; printed are medians over turns, and medians of the quotients within turns by the faster of
+transformers' caches. The second samples pieces from a run's folder, e.g. demo/run; the
 exit status is 1 if a single piece fails to encode again to the same ids.
 """
 
@@ -146,9 +147,9 @@ def compare(size_name: str, batches: list[int], tokens: int, turns: int) -> list
                 if turn:  # the first warms up
                     speeds[name].append(count / seconds)
         medians = {name: statistics.median(values) for name, values in speeds.items()}
-        best = max(value for name, value in medians.items() if name.startswith("transformers"))
+        best = max((value, name) for name, value in medians.items() if name.startswith("transformers"))[1]
         for name, value in medians.items():
-            times = value / best
+            times = statistics.median(ours / theirs for ours, theirs in zip(speeds[name], speeds[best], strict=True))
             print(f"| {size_name} | {batch} | {name} | {value:,.0f} | {times:.2f} |", flush=True)
             results.append(
                 {"size": size_name, "batch": batch, "row": name, "tokens_per_second": value, "times_transformers": times,

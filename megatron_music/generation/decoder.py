@@ -8,6 +8,7 @@ Shapes: B pieces, S new tokens, H hidden, G query groups of this rank, R query h
 looked back at, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from megatron_music.generation.graphs import STRIDE, StepGraphs
 from megatron_music.generation.sampling import CachedGPT, NextLogits
 
+_LARGE = 1 << 20  # numbers in a matrix
 # What megatron-core can build and this decoder has no arithmetic for, with the values it does know.
 _KNOWN = {
     "num_moe_experts": (None,),
@@ -113,7 +115,8 @@ class Decoder:
             if self._is_last:
                 tied = model.share_embeddings_and_output_weights
                 output = model.shared_embedding_or_output_weight() if tied else model.output_layer.weight
-                self._final_norm, self._output = _norm(model.decoder.final_layernorm), _laid_out(output.detach(), batch_size)
+                self._final_norm = _norm(model.decoder.final_layernorm)
+                self._output = _linear(output.detach(), None, batch_size)
             if model.position_embedding_type == "rope":
                 self._rotation = _rotation(model.rotary_pos_emb.inv_freq, max_tokens, self._dtype)
             shape = (len(self._layers), batch_size, self._groups, 2, max_tokens, config.kv_channels)
@@ -173,20 +176,17 @@ class Decoder:
         if not is_exact or 1 < len(positions_S) < limit:
             visible = torch.arange(limit, device=self._device) <= positions_S[:, None]  # [S, L]
         for layer, cache in zip(self._layers, self._cache, strict=True):
-            normal_BSH = self._normalized(hidden_BSH, layer.attention_norm)
-            qkv = F.linear(normal_BSH, *layer.qkv)
+            qkv = layer.qkv(self._normalized(hidden_BSH, layer.attention_norm))
             context = self._attended(qkv, cache, positions_S, limit, is_exact, turn, visible)
-            hidden_BSH += self._summed(context, layer.projection)
-            wide = F.linear(self._normalized(hidden_BSH, layer.feed_forward_norm), *layer.up)
+            hidden_BSH += self._summed(layer.projection(context))
+            wide = layer.up(self._normalized(hidden_BSH, layer.feed_forward_norm))
             if self._is_gated:
                 gate, wide = wide.chunk(2, dim=-1)
                 wide = F.silu(gate).mul_(wide)
-            else:
-                wide = F.gelu(wide)
-            hidden_BSH += self._summed(wide, layer.down)
+            hidden_BSH += self._summed(layer.down(wide))
         if not self._is_last:
             return hidden_BSH
-        return self._gathered(F.linear(self._normalized(hidden_BSH[:, -1], self._final_norm), self._output), -1)
+        return self._gathered(self._output(self._normalized(hidden_BSH[:, -1], self._final_norm)), -1)
 
     def _attended(
         self, qkv: Tensor, cache: Tensor, positions_S: Tensor, limit: int, is_exact: bool, turn: list[Tensor] | None,
@@ -208,10 +208,7 @@ class Decoder:
         keys_BGLD, values_BGLD = cache.unbind(2)
         if length == 1:  # all heads of a group look at the same keys: as if they were several queries
             query_BGRD = qkv_BSGRD[:, 0, :, :heads]
-            if visible is None:
-                context = _attended_by_products(query_BGRD, keys_BGLD, values_BGLD)
-            else:
-                context = F.scaled_dot_product_attention(query_BGRD, keys_BGLD, values_BGLD, visible)
+            context = F.scaled_dot_product_attention(query_BGRD, keys_BGLD, values_BGLD, visible)
             return context.reshape(batch, 1, -1)
         query = qkv_BSGRD[..., :heads, :].flatten(2, 3).transpose(1, 2)
         context = F.scaled_dot_product_attention(
@@ -219,17 +216,16 @@ class Decoder:
         )
         return context.transpose(1, 2).reshape(batch, length, -1)
 
-    def _normalized(self, hidden: Tensor, norm: "_Affine") -> Tensor:
+    def _normalized(self, hidden: Tensor, norm: "_Norm") -> Tensor:
         if norm.bias is None:
-            return F.rms_norm(hidden, (self._hidden_size,), norm.weight, self._eps)
-        return F.layer_norm(hidden, (self._hidden_size,), norm.weight, norm.bias, self._eps)
+            return torch.rms_norm(hidden, (self._hidden_size,), norm.weight, self._eps)
+        return torch.layer_norm(hidden, (self._hidden_size,), norm.weight, norm.bias, self._eps)
 
-    def _summed(self, part: Tensor, linear: "_Affine") -> Tensor:
-        """A linear layer whose inputs are split over the tensor-parallel ranks."""
-        whole = F.linear(part, *linear)
+    def _summed(self, part: Tensor) -> Tensor:
+        """The sum over the tensor-parallel ranks, among which the inputs of a linear layer are split."""
         if self._ranks > 1:
-            dist.all_reduce(whole, group=self._tensor_group)
-        return whole
+            dist.all_reduce(part, group=self._tensor_group)
+        return part
 
     def _gathered(self, part: Tensor, dim: int) -> Tensor:
         """The parts of all tensor-parallel ranks put together."""
@@ -241,65 +237,65 @@ class Decoder:
 
     def _read_layer(self, layer: torch.nn.Module, batch_size: int) -> "_Layer":
         attention, feed_forward = layer.self_attention, layer.mlp
-        linears = (attention.linear_qkv, attention.linear_proj, feed_forward.linear_fc1, feed_forward.linear_fc2)
-        qkv, projection, up, down = (_linear(linear, batch_size) for linear in linears)
+        is_first_rank = self._tensor_group.rank() == 0
+
+        def read(linear: torch.nn.Module, *, is_summed: bool = False, gelu: bool = False) -> Callable[[Tensor], Tensor]:
+            # The bias of a layer whose outputs are summed over ranks is added on one of them.
+            bias = _detached(linear.bias) if is_first_rank or not is_summed else None
+            return _linear(linear.weight.detach(), bias, batch_size, gelu=gelu)
+
         return _Layer(
             _norm_before(layer.input_layernorm, attention.linear_qkv),
-            qkv,
-            self._one_bias(projection),
+            read(attention.linear_qkv),
+            read(attention.linear_proj, is_summed=True),
             _norm_before(layer.pre_mlp_layernorm, feed_forward.linear_fc1),
-            up,
-            self._one_bias(down),
+            read(feed_forward.linear_fc1, gelu=not self._is_gated),
+            read(feed_forward.linear_fc2, is_summed=True),
         )
 
-    def _one_bias(self, linear: "_Affine") -> "_Affine":
-        """The bias of a layer whose outputs are summed over ranks, on one of them."""
-        return linear if self._tensor_group.rank() == 0 else linear._replace(bias=None)
 
-
-def _attended_by_products(query_BGRD: Tensor, keys_BGLD: Tensor, values_BGLD: Tensor) -> Tensor:
-    """Attention of few queries that see every key, [B, G, R, D]: on a CPU twice as fast as the fused kernel for many."""
-    scores = torch.matmul(query_BGRD, keys_BGLD.mT).mul_(query_BGRD.shape[-1] ** -0.5)
-    return torch.matmul(scores.softmax(-1), values_BGLD)
-
-
-class _Affine(NamedTuple):
-    """The parameters of a norm or a linear layer."""
+class _Norm(NamedTuple):
+    """The parameters of a norm."""
 
     weight: Tensor
     bias: Tensor | None
 
 
 class _Layer(NamedTuple):
-    """The parameters of one transformer layer on this rank."""
+    """One transformer layer on this rank."""
 
-    attention_norm: _Affine
-    qkv: _Affine
-    projection: _Affine
-    feed_forward_norm: _Affine
-    up: _Affine
-    down: _Affine
-
-
-def _norm(norm: torch.nn.Module) -> _Affine:
-    return _Affine(norm.weight.detach(), _detached(getattr(norm, "bias", None)))
+    attention_norm: _Norm
+    qkv: Callable[[Tensor], Tensor]
+    projection: Callable[[Tensor], Tensor]
+    feed_forward_norm: _Norm
+    up: Callable[[Tensor], Tensor]  # and its GELU, where it is not gated
+    down: Callable[[Tensor], Tensor]
 
 
-def _norm_before(norm: torch.nn.Module, linear: torch.nn.Module) -> _Affine:
+def _norm(norm: torch.nn.Module) -> _Norm:
+    return _Norm(norm.weight.detach(), _detached(getattr(norm, "bias", None)))
+
+
+def _norm_before(norm: torch.nn.Module, linear: torch.nn.Module) -> _Norm:
     """A norm of its own, or Transformer Engine's within the linear layer behind it."""
     if getattr(linear, "layer_norm_weight", None) is not None:
-        return _Affine(linear.layer_norm_weight.detach(), _detached(getattr(linear, "layer_norm_bias", None)))
+        return _Norm(linear.layer_norm_weight.detach(), _detached(getattr(linear, "layer_norm_bias", None)))
     return _norm(norm)
 
 
-def _linear(linear: torch.nn.Module, batch_size: int) -> _Affine:
-    return _Affine(_laid_out(linear.weight.detach(), batch_size), _detached(linear.bias))
-
-
-def _laid_out(weight: Tensor, batch_size: int) -> Tensor:
-    """The same matrix, on a CPU in the memory order in which its BLAS multiplies so few rows fastest."""
-    by_inputs = weight.device.type == "cpu" and (batch_size > 1 or weight.shape[0] >= weight.shape[1])
-    return weight.t().contiguous().t() if by_inputs else weight
+def _linear(weight: Tensor, bias: Tensor | None, batch_size: int, gelu: bool = False) -> Callable[[Tensor], Tensor]:
+    """A linear layer by what multiplies ``batch_size`` rows fastest on this device, and GELU behind it if wanted."""
+    grows = weight.shape[0] >= weight.shape[1]
+    if weight.device.type != "cpu":
+        return (lambda x: F.gelu(F.linear(x, weight, bias))) if gelu else (lambda x: F.linear(x, weight, bias))
+    # Of one row oneDNN is faster only in a large matrix that has more inputs than outputs, or a GELU behind it.
+    can_pack = weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    if can_pack and (batch_size > 1 or weight.numel() >= _LARGE and (gelu or not grows)):
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, batch_size)
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "gelu" if gelu else "none", [], "none")
+    if batch_size > 1 or grows:
+        weight = weight.t().contiguous().t()  # in the memory order in which the BLAS multiplies so few rows fastest
+    return (lambda x: F.gelu(F.linear(x, weight, bias))) if gelu else (lambda x: F.linear(x, weight, bias))
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:
