@@ -93,6 +93,13 @@ def test_imports_point_down(path):
             assert parts[1] not in ("data", "hosts"), f"{path} imports {name}: it is given a model"
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "flow").glob("*.py")), ids=lambda path: path.name)
+def test_flow_is_torch_alone(path):
+    for name in imports(path):
+        is_own = name.startswith("megatron_music.flow")
+        assert is_own or name.split(".")[0] in {"torch", *sys.stdlib_module_names}, f"{path} imports {name}"
+
+
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_every_dependency_has_one_owner(path):
     place = str(path.relative_to(PACKAGE))
