@@ -1,0 +1,94 @@
+"""The headline for words to music: the same outputs and gradients however a model is split, and diffusers' own.
+
+Right for the DiT are the gradients of diffusers' StableAudioDiTModel under the same weights; for stage 1, which nobody
+else has, those of plain autograd on one process. Each layout goes through the engine that trains GPTs, on megatron-core's
+schedules.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from flow_worker import DEEP, LAYOUTS, ONE, run_layout
+from tiny_flow import SIZE, batch, oracle, oracle_gradients, oracle_velocity, text2muq_batch
+from tiny_gpt import launch
+
+from megatron_music.config import ParallelConfig
+from megatron_music.flow.path import flow_loss
+from megatron_music.models.convert_dit import from_diffusers
+from megatron_music.models.flow_sizes import TEXT2MUQ_SIZES
+from megatron_music.models.text2muq import build_text2muq
+from megatron_music.training import distributed
+
+WORKER = Path(__file__).parent / "flow_worker.py"
+
+
+def right_dit(size) -> dict:
+    model = oracle(size)
+    weights = from_diffusers(size, model.state_dict())
+    gradients = from_diffusers(size, oracle_gradients(model, batch()))
+    with torch.no_grad():
+        return {"weights": weights, "gradients": gradients, "outputs": oracle_velocity(model, batch())}
+
+
+def right_text2muq() -> dict:
+    distributed.start(ParallelConfig())
+    distributed.seed_for_building(3)
+    model, given = build_text2muq(TEXT2MUQ_SIZES["tiny"], ParallelConfig()), text2muq_batch()
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            scale = parameter.shape[1] ** -0.5 if parameter.dim() > 1 else 0.3
+            parameter.copy_(scale * torch.randn_like(parameter) + (parameter if parameter.dim() == 1 else 0))
+    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    velocity = given.pop("velocity")
+    found = model(given.pop("noisy"), **given)
+    flow_loss(found, velocity).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {"weights": weights, "gradients": gradients, "outputs": found.detach()}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("flow")
+    torch.save(right_dit(SIZE), folder / "dit.pt")
+    torch.save(right_dit(DEEP), folder / "deep.pt")
+    torch.save(right_text2muq(), folder / "text2muq.pt")
+    found = [run_layout(folder, *case) for case in LAYOUTS[1]]
+    distributed.stop()
+    for world_size in (2, 4):
+        launch(world_size, WORKER, folder)
+        found += json.loads((folder / f"results-{world_size}.json").read_text())
+    norms = {
+        model: math.sqrt(sum(float(value.square().sum()) for value in torch.load(folder / f"{model}.pt")["gradients"].values()))
+        for model in ("dit", "deep", "text2muq")
+    }
+    return {(result["model"], result["layout"]): result for result in found} | {"norms": norms}
+
+
+CASES = [(model, str(layout)) for layouts in LAYOUTS.values() for model, layout in layouts]
+
+
+@pytest.mark.parametrize(("model", "layout"), CASES)
+def test_every_layout_has_the_right_output_and_gradients(results, model, layout):
+    found = results[model, layout]
+    assert found["output"] < 1e-5
+    assert {name: error for name, error in found["gradients"].items() if not error < 1e-5} == {}
+    assert len(found["gradients"]) == {"dit": 12 + 2 * 15, "deep": 12 + 4 * 15, "text2muq": 8 + 2 * 19}[model]
+
+
+@pytest.mark.parametrize(("model", "layout"), CASES)
+def test_every_layout_trains_the_same(results, model, layout):
+    found, expected = results[model, layout], results[model, str(ONE)]
+    assert found["grad_norm"][0] == pytest.approx(results["norms"][model], rel=1e-5)
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+    assert len(set(found["loss"])) == 3
+
+
+@pytest.mark.parametrize(("model", "layout"), [case for case in CASES if case[0] != "text2muq"])
+def test_stages_copies_stay_alike(results, model, layout):
+    copies = results[model, layout]["copies"]
+    assert len(copies) == 2 and all(len(values) == 1 for values in copies.values()), copies
