@@ -48,7 +48,6 @@ LAYOUTS = {
         ("dit", ((2, 1), True, False)),
         ("dit", ((2, 1), True, True, FULL)),
         ("dit", ((1, 2), False, False)),
-        ("dit", ((1, 2), False, False, FULL)),
         ("dit", ((1, 1), False, True, OVERLAP)),
         ("deep", ((1, 2), False, False, INTERLEAVED)),
         ("text2muq", ((2, 1), False, False)),
@@ -58,7 +57,6 @@ LAYOUTS = {
     ],
     4: [
         ("dit", ((2, 2), True, False)),
-        ("dit", ((2, 2), False, False)),
         ("dit", ((1, 2), False, True)),
         ("dit", ((2, 1), True, True)),
         ("deep", ((1, 4), False, False)),
@@ -143,7 +141,7 @@ def run_layout(folder: Path, model: str, layout) -> dict:
     for module in engine.modules:
         for name, _, piece in pieces(module):
             if name.startswith("context_embedder"):
-                copies.setdefault(name, []).append(float(piece.double().sum()))
+                copies.setdefault(name, []).append(float(piece.detach().double().sum()))
     ranks: list = [None] * distributed.launched_size()
     torch.distributed.all_gather_object(ranks, (max(errors, default=0.0), gradients, copies))
     copies = {name: sorted({value for found in ranks for value in found[2].get(name, [])}) for name in copies}

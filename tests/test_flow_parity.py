@@ -76,7 +76,7 @@ def test_every_layout_has_the_right_output_and_gradients(results, model, layout)
     found = results[model, layout]
     assert found["output"] < 1e-5
     assert {name: error for name, error in found["gradients"].items() if not error < 1e-5} == {}
-    assert len(found["gradients"]) == {"dit": 12 + 2 * 15, "deep": 12 + 4 * 15, "text2muq": 8 + 2 * 19}[model]
+    assert len(found["gradients"]) == {"dit": 12 + 2 * 15, "deep": 12 + 4 * 15, "text2muq": 8 + 2 * 20}[model]
 
 
 @pytest.mark.parametrize(("model", "layout"), CASES)

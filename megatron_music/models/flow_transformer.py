@@ -25,7 +25,7 @@ from megatron.core.transformer.attention import (
     SelfAttention,
     SelfAttentionSubmodules,
 )
-from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.enums import AttnMaskType, ModelType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
@@ -245,6 +245,8 @@ class FlowTransformer(MegatronModule):
         vp_stage: int | None = None,
     ):
         super().__init__(config=config)
+        # What megatron-core's schedules and finalize_model_grads ask of a model.
+        self.model_type, self.share_embeddings_and_output_weights = ModelType.encoder_or_decoder, False
         stage = {"ignore_virtual": False, "vp_stage": vp_stage}
         self.pre_process = parallel_state.is_pipeline_first_stage(**stage) if pre_process is None else pre_process
         self.post_process = parallel_state.is_pipeline_last_stage(**stage) if post_process is None else post_process
