@@ -2,7 +2,7 @@
 
     torchrun --nproc_per_node N tests/flow_worker.py FOLDER
 
-FOLDER holds ``dit.pt``, ``deep.pt`` and ``text2muq.pt``: whole weights, and the gradients and outputs that are right.
+FOLDER holds a file for each model of ``MODELS``: whole weights, and the gradients and outputs that are right.
 """
 
 import json
@@ -15,10 +15,11 @@ import torch
 from megatron.core import parallel_state
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny_flow import FRAMES, SIZE, batch, text2muq_batch  # noqa: E402
+from tiny_flow import FRAMES, SIZE, batch, conditioned_batch, text2muq_batch  # noqa: E402
 from tiny_gpt import tiny_run  # noqa: E402
 
 from megatron_music.flow.path import loss_per_sample  # noqa: E402
+from megatron_music.models.conditions import build_conditioned_dit  # noqa: E402
 from megatron_music.models.convert_dit import load_weights, pieces  # noqa: E402
 from megatron_music.models.dit import build_dit  # noqa: E402
 from megatron_music.models.flow_sizes import TEXT2MUQ_SIZES  # noqa: E402
@@ -33,6 +34,7 @@ DEEP = replace(SIZE, num_layers=4)
 MODELS = {
     "dit": (build_dit, SIZE, FRAMES + 1, batch),
     "deep": (build_dit, DEEP, FRAMES + 1, batch),
+    "conditioned": (build_conditioned_dit, SIZE, FRAMES + 1, conditioned_batch),
     "text2muq": (build_text2muq, TEXT2MUQ_SIZES["tiny"], 1, text2muq_batch),
 }
 FULL = "train.recompute_granularity=full"
@@ -42,7 +44,7 @@ ONE = ((1, 1), False, False)
 
 # World size: model, ((tensor, pipeline), sequence parallel, distributed optimizer, other overrides)
 LAYOUTS = {
-    1: [("dit", ONE), ("deep", ONE), ("text2muq", ONE)],
+    1: [("dit", ONE), ("deep", ONE), ("conditioned", ONE), ("text2muq", ONE)],
     2: [
         ("dit", ((2, 1), False, False)),
         ("dit", ((2, 1), True, False)),
@@ -50,6 +52,8 @@ LAYOUTS = {
         ("dit", ((1, 2), False, False)),
         ("dit", ((1, 1), False, True, OVERLAP)),
         ("deep", ((1, 2), False, False, INTERLEAVED)),
+        ("conditioned", ((2, 1), True, True)),
+        ("conditioned", ((1, 2), False, False)),
         ("text2muq", ((2, 1), False, False)),
         ("text2muq", ((2, 1), True, False)),
         ("text2muq", ((1, 2), False, False)),
@@ -61,8 +65,8 @@ LAYOUTS = {
         ("dit", ((2, 1), True, True)),
         ("deep", ((1, 4), False, False)),
         ("deep", ((2, 2), True, True, INTERLEAVED)),
+        ("conditioned", ((1, 2), False, True)),
         ("text2muq", ((2, 2), True, False)),
-        ("text2muq", ((1, 2), False, True)),
     ],
 }
 
@@ -140,7 +144,7 @@ def run_layout(folder: Path, model: str, layout) -> dict:
     results = [engine.step(iter(micro_batches)) for _ in range(3)]
     for module in engine.modules:
         for name, _, piece in pieces(module):
-            if name.startswith("context_embedder"):
+            if name.startswith(("context_embedder", "conditions")):
                 copies.setdefault(name, []).append(float(piece.detach().double().sum()))
     ranks: list = [None] * distributed.launched_size()
     torch.distributed.all_gather_object(ranks, (max(errors, default=0.0), gradients, copies))

@@ -1,10 +1,13 @@
 """Both models of words to music on one process: sizes, masks, lengths, precision, what is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from megatron.core.transformer.module import Float16Module
 
 from megatron_music.config import ConfigError, ParallelConfig, TrainConfig
+from megatron_music.models.conditions import build_conditioned_dit
 from megatron_music.models.dit import build_dit
 from megatron_music.models.flow_sizes import DIT_SIZES, TEXT2MUQ_SIZES
 from megatron_music.models.text2muq import build_text2muq, time_features
@@ -40,8 +43,15 @@ def test_small_sizes_are_counted_too():
     assert counted(build_text2muq, TEXT2MUQ_SIZES["tiny"]) == TEXT2MUQ_SIZES["tiny"].parameter_count
 
 
+BUILDERS = {
+    "dit": (build_dit, DIT_SIZES),
+    "conditioned": (build_conditioned_dit, DIT_SIZES),
+    "text2muq": (build_text2muq, TEXT2MUQ_SIZES),
+}
+
+
 def built(which: str, dtype=torch.float32):
-    build, sizes = {"dit": (build_dit, DIT_SIZES), "text2muq": (build_text2muq, TEXT2MUQ_SIZES)}[which]
+    build, sizes = BUILDERS[which]
     model = build(sizes["tiny"], ParallelConfig(), dtype=dtype).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # fresh layers hardly change what passes them
@@ -52,9 +62,18 @@ def built(which: str, dtype=torch.float32):
 def inputs_of(which: str, batch: int = 3, words: int = 5, frames: int = 7) -> tuple[torch.Tensor, dict]:
     random = torch.Generator().manual_seed(0)
     context = torch.randn(batch, words, 24, generator=random)
+    if which == "conditioned":
+        return torch.randn(batch, 8, frames, generator=random), {
+            "sigma_B": torch.rand(batch, generator=random),
+            "text_BLC": context,
+            "keeps_BL": torch.arange(words).expand(batch, words) < torch.arange(1, batch + 1)[:, None],
+            "music_BE": torch.nn.functional.normalize(torch.randn(batch, 512, generator=random)),
+            "seconds_start_B": torch.arange(batch) * 20.0,
+            "seconds_total_B": 100 + torch.arange(batch) * 47.5,
+        }
     conditions = {"sigma_B": torch.rand(batch, generator=random), "context_BLC": context}
     if which == "dit":
-        conditions["global_BG"] = torch.randn(batch, 20, generator=random)
+        conditions["global_BG"] = torch.randn(batch, 48, generator=random)
         return torch.randn(batch, 8, frames, generator=random), conditions
     return torch.randn(batch, 12, generator=random), conditions
 
@@ -75,7 +94,7 @@ def test_filling_among_the_words_changes_nothing(which):
     assert (model(noisy, **filled) - expected).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("which", MODELS)
+@pytest.mark.parametrize("which", [*MODELS, "conditioned"])
 @torch.no_grad()
 def test_every_condition_is_heard(which):
     model = built(which)
@@ -86,7 +105,7 @@ def test_every_condition_is_heard(which):
         assert (changed - expected).abs().flatten(1).amax(1).min() > 1e-3, name
 
 
-@pytest.mark.parametrize("which", MODELS)
+@pytest.mark.parametrize("which", [*MODELS, "conditioned"])
 @torch.no_grad()
 def test_samples_do_not_hear_each_other(which):
     model = built(which)
@@ -95,6 +114,36 @@ def test_samples_do_not_hear_each_other(which):
     for row in range(3):
         alone = model(noisy[row : row + 1], **{name: value[row : row + 1] for name, value in conditions.items()})
         torch.testing.assert_close(alone[0], together[row], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_no_words_and_no_music_are_a_condition_too():
+    model = built("conditioned")
+    noisy, conditions = inputs_of("conditioned")
+    null = {name: torch.zeros_like(conditions[name]) for name in ("text_BLC", "keeps_BL", "music_BE")}
+    found = model(noisy, **conditions | null)
+    assert found.isfinite().all() and (found - model(noisy, **conditions)).abs().flatten(1).amax(1).min() > 1e-3
+    # What stands for filling is not heard, with or without words.
+    other = model(noisy, **conditions | null | {"text_BLC": conditions["text_BLC"]})
+    assert torch.equal(found, other)
+
+
+@torch.no_grad()
+def test_seconds_are_told_apart_and_kept_within_their_range():
+    model = built("conditioned")
+    noisy, conditions = inputs_of("conditioned")
+
+    def at(seconds):
+        return model(noisy, **conditions | {"seconds_start_B": torch.full((3,), seconds)})
+
+    assert (at(0.0) - at(1.0)).abs().max() > 1e-3
+    assert torch.equal(at(512.0), at(9999.0)) and torch.equal(at(0.0), at(-5.0))
+
+
+def test_a_size_without_room_for_seconds_is_refused():
+    size = replace(DIT_SIZES["tiny"], global_size=20)
+    with pytest.raises(ConfigError, match="global_size is 20, where .* set it to 48"):
+        build_conditioned_dit(size, ParallelConfig())
 
 
 @torch.no_grad()

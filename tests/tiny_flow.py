@@ -67,6 +67,16 @@ def text2muq_batch(seed: int = 1) -> dict[str, torch.Tensor]:
     }
 
 
+def conditioned_batch(seed: int = 1) -> dict[str, torch.Tensor]:
+    """The same for the DiT with its conditions' embedders."""
+    given, random = batch(seed=seed), torch.Generator().manual_seed(seed + 1)
+    given["text_BLC"] = given.pop("context_BLC")
+    del given["global_BG"]
+    given["music_BE"] = torch.nn.functional.normalize(torch.randn(4, 512, generator=random))
+    given["seconds_start_B"], given["seconds_total_B"] = 400 * torch.rand(2, 4, generator=random)
+    return given
+
+
 def oracle_velocity(model: StableAudioDiTModel, given: dict[str, torch.Tensor], with_mask: bool = True) -> torch.Tensor:
     """What diffusers' model makes of the same inputs."""
     rotary = get_1d_rotary_pos_embed(

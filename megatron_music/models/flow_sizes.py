@@ -94,7 +94,7 @@ DIT_SIZES: dict[str, DiTSize] = {
     # For tests: heads of 16, of which two layers and two groups can be split over two processes.
     "tiny": DiTSize(
         num_layers=2, hidden_size=64, num_attention_heads=4, ffn_hidden_size=256, latent_channels=8, latent_length=16,
-        context_input_size=24, context_size=32, global_size=20, time_features=16,
+        context_input_size=24, context_size=32, global_size=48, time_features=16,
     ),
     # The DiT of Stable Audio Open 1.0 (Evans et al. 2024, arXiv:2407.14358): 1,056,939,136 parameters, 47.55 s of 64
     # channels at 21.53 frames a second, T5's words of 768 and two embeddings of seconds.

@@ -293,8 +293,8 @@ class FlowTransformer(MegatronModule):
             digest = hashlib.blake2b(f"{name}.{inner}".encode(), digest_size=4).digest()
             generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little"))
             drawn = torch.zeros(parameter.shape)
-            if parameter.dim() > 1:
-                drawn.normal_(0, parameter.shape[1] ** -0.5, generator=generator)
+            if not inner.endswith("bias"):
+                drawn.normal_(0, parameter.shape[1] ** -0.5 if parameter.dim() > 1 else 1, generator=generator)
             with torch.no_grad():
                 parameter.copy_(drawn)
 
