@@ -47,7 +47,7 @@ NEVER_TORCH = [
     "megatron_music.data.page", "megatron_music.data.plan", "megatron_music.data.report", "megatron_music.data.shard",
     "megatron_music.data.worker", "megatron_music.data.workers", "megatron_music.dataset_commands",
     "megatron_music.generation.infill", "megatron_music.generation.wishes", "megatron_music.hosts.megatron_lm",
-    "megatron_music.models.sizes", "megatron_music.music.midi", "megatron_music.music.grid", "megatron_music.music.likeness",
+    "megatron_music.models.flow_sizes", "megatron_music.models.sizes", "megatron_music.music.midi", "megatron_music.music.grid", "megatron_music.music.likeness",
     "megatron_music.music.measures", "megatron_music.music.pianoroll",
     "megatron_music.profiling.flops", "megatron_music.profiling.peaks",
     "megatron_music.tokens.augment", "megatron_music.tokens.bpe", "megatron_music.tokens.compiled",
@@ -91,6 +91,13 @@ def test_imports_point_down(path):
             assert parts[1] != "hosts", f"{path} imports {name}: a host knows no other"
         if place[0] == "generation":
             assert parts[1] not in ("data", "hosts"), f"{path} imports {name}: it is given a model"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "flow").glob("*.py")), ids=lambda path: path.name)
+def test_flow_is_torch_alone(path):
+    for name in imports(path):
+        is_own = name.startswith("megatron_music.flow")
+        assert is_own or name.split(".")[0] in {"torch", *sys.stdlib_module_names}, f"{path} imports {name}"
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))

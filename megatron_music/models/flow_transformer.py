@@ -1,0 +1,355 @@
+"""What both models of words to music are built round: megatron-core's TransformerBlock, attending to a context.
+
+Shapes: B samples, S positions, H hidden, T tokens of the context, C their width. Every pipeline stage is given the context
+and makes its own copy of what embeds it; the positions enter on the first stage and leave on the last. Knows nothing about
+what the positions or the context mean.
+"""
+
+import copy
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.tensor_parallel.mappings import (
+    gather_from_sequence_parallel_region,
+    scatter_to_sequence_parallel_region,
+)
+from megatron.core.transformer.attention import (
+    Attention,
+    CrossAttentionSubmodules,
+    SelfAttention,
+    SelfAttentionSubmodules,
+)
+from megatron.core.transformer.enums import AttnMaskType, ModelType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import (
+    TransformerBlock,
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor
+
+from megatron_music.config import ParallelConfig, TrainConfig
+from megatron_music.errors import divisors, refuse_unless
+from megatron_music.models.flow_sizes import FlowSize
+from megatron_music.models.layers import ColumnLinear, RowLinear, SDPACoreAttention, SequenceParallelNorm
+
+
+@dataclass
+class FlowTransformerConfig(TransformerConfig):
+    """megatron-core's description of a model, and what it has no words for."""
+
+    context_size: int = 0  # of the tokens that the layers attend to
+    num_context_groups: int = 0  # heads for their keys and values
+    attention_bias: bool = True
+    # Tells finalize_model_grads to add up the gradients of the stages' copies of what embeds the context.
+    has_cond_embedder: bool = True
+
+
+def flow_config(
+    size: FlowSize, parallel: ParallelConfig, dtype: torch.dtype = torch.float32, train: TrainConfig | None = None
+) -> FlowTransformerConfig:
+    """The description of a model of this size in this layout.
+
+    Args:
+        train: what is recomputed in training; left out: nothing.
+
+    Raises:
+        ConfigError: the layout splits what cannot be split, or needs what this model does not have.
+    """
+    tensor = parallel.tensor_model_parallel_size
+    shares = {
+        "attention heads": size.num_attention_heads,
+        "heads for the context's keys and values": size.num_context_groups,
+        "inner features of the feed-forward layer": size.ffn_hidden_size,
+    }
+    for name, number in shares.items():
+        refuse_unless(
+            number % tensor == 0,
+            f"parallel.tensor_model_parallel_size is {tensor}, which does not divide the {number} {name}; "
+            f"use {divisors(math.gcd(*shares.values()))}",
+        )
+    refuse_unless(
+        parallel.context_parallel_size == 1,
+        f"parallel.context_parallel_size is {parallel.context_parallel_size}, which the models of sound do not have; set it to 1",
+    )
+    is_interleaved = parallel.virtual_pipeline_model_parallel_size is not None
+    return FlowTransformerConfig(
+        num_layers=size.num_layers,
+        hidden_size=size.hidden_size,
+        num_attention_heads=size.num_attention_heads,
+        ffn_hidden_size=size.ffn_hidden_size,
+        context_size=size.context_size,
+        num_context_groups=size.num_context_groups,
+        attention_bias=size.attention_bias,
+        normalization="LayerNorm",
+        gated_linear_unit=size.gated_linear_unit,
+        activation_func=F.silu if size.gated_linear_unit else F.gelu,
+        add_bias_linear=True,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        tensor_model_parallel_size=tensor,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        sequence_parallel=parallel.sequence_parallel,
+        # With batched messages the interleaved schedule of megatron-core gives wrong gradients without a word.
+        overlap_p2p_comm=is_interleaved,
+        batch_p2p_comm=not is_interleaved,
+        recompute_granularity=train.recompute_granularity if train else None,
+        recompute_method=train.recompute_method if train else None,
+        recompute_num_layers=train.recompute_num_layers if train else None,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        # The loss of a step is the mean over all its samples, wherever they lie.
+        calculate_per_token_loss=True,
+        use_cpu_initialization=not torch.cuda.is_available(),
+        # Needs a kernel of apex.
+        gradient_accumulation_fusion=False,
+    )
+
+
+def padded_length(num_positions: int, parallel: ParallelConfig | TransformerConfig) -> int:
+    """Positions with what fills them up to a multiple that sequence parallelism can split; what schedules call seq_length."""
+    share = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
+    return -(-num_positions // share) * share
+
+
+def _of_attention(config: FlowTransformerConfig) -> FlowTransformerConfig:
+    config = copy.copy(config)
+    config.add_bias_linear = config.attention_bias
+    return config
+
+
+class OwnAttention(SelfAttention):
+    """megatron-core's self-attention, with or without biases whatever the feed-forward layer has."""
+
+    def __init__(self, config: FlowTransformerConfig, **options):
+        super().__init__(config=_of_attention(config), **options)
+
+
+class ContextAttention(Attention):
+    """Attention to a context [T, B, C] of another width, with as many heads for its keys and values as it has room for.
+
+    megatron-core's CrossAttention takes neither. The context lies whole on every tensor-parallel rank, also under sequence
+    parallelism, so its length need not be divisible; its gradient is complete on each of them.
+    """
+
+    def __init__(
+        self,
+        config: FlowTransformerConfig,
+        submodules: CrossAttentionSubmodules,
+        layer_number: int,
+        attn_mask_type: AttnMaskType = AttnMaskType.padding,
+        cp_comm_type: str | None = None,
+        pg_collection=None,
+    ):
+        config = _of_attention(config)
+        config.num_query_groups = config.num_context_groups
+        super().__init__(
+            config=config,
+            submodules=submodules,
+            layer_number=layer_number,
+            attn_mask_type=attn_mask_type,
+            attention_type="cross",
+            cp_comm_type=cp_comm_type,
+            pg_collection=pg_collection,
+        )
+        whole = copy.copy(config)
+        whole.sequence_parallel = False
+        options = {
+            "init_method": config.init_method,
+            "gather_output": False,
+            "bias": config.add_bias_linear,
+            "skip_bias_add": False,
+            "is_expert": False,
+            "tp_group": self.pg_collection.tp,
+        }
+        self.linear_q = submodules.linear_q(config.hidden_size, self.query_projection_size, config=config, **options)
+        self.linear_kv = submodules.linear_kv(config.context_size, 2 * self.kv_projection_size, config=whole, **options)
+
+    def get_query_key_value_tensors(
+        self, hidden_states: Tensor, key_value_states: Tensor, output_gate: bool = False, split_qkv: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the positions, keys and values of the context: [S or T, B, heads of this rank, head size]."""
+        size = self.hidden_size_per_attention_head
+        query, key_value = self.linear_q(hidden_states)[0], self.linear_kv(key_value_states)[0]
+        key, value = key_value.unflatten(-1, (self.num_query_groups_per_partition, 2 * size)).chunk(2, dim=-1)
+        return query.unflatten(-1, (self.num_attention_heads_per_partition, size)), key, value
+
+
+def flow_layer(has_self_attention: bool) -> ModuleSpec:
+    """The layer: self-attention if asked for, attention to the context, feed-forward."""
+    own = {
+        "input_layernorm": SequenceParallelNorm,
+        "self_attention": ModuleSpec(
+            module=OwnAttention,
+            params={"attn_mask_type": AttnMaskType.no_mask},
+            submodules=SelfAttentionSubmodules(
+                linear_qkv=ColumnLinear,
+                core_attention=SDPACoreAttention,
+                linear_proj=RowLinear,
+                q_layernorm=IdentityOp,
+                k_layernorm=IdentityOp,
+            ),
+        ),
+        "self_attn_bda": get_bias_dropout_add,
+    }
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            **(own if has_self_attention else {}),
+            pre_cross_attn_layernorm=SequenceParallelNorm,
+            cross_attention=ModuleSpec(
+                module=ContextAttention,
+                submodules=CrossAttentionSubmodules(
+                    linear_q=ColumnLinear,
+                    linear_kv=ColumnLinear,
+                    core_attention=SDPACoreAttention,
+                    linear_proj=RowLinear,
+                ),
+            ),
+            cross_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=SequenceParallelNorm,
+            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+class FlowTransformer(MegatronModule):
+    """This rank's layers, and how positions come into them and out of them in any layout.
+
+    Args:
+        pre_process, post_process: holds what comes before the layers, and after; left out: by the pipeline stage.
+        vp_stage: which of this rank's chunks, where the pipeline is interleaved.
+    """
+
+    def __init__(
+        self,
+        config: FlowTransformerConfig,
+        size: FlowSize,
+        *,
+        pre_process: bool | None = None,
+        post_process: bool | None = None,
+        vp_stage: int | None = None,
+    ):
+        super().__init__(config=config)
+        # What megatron-core's schedules and finalize_model_grads ask of a model.
+        self.model_type, self.share_embeddings_and_output_weights = ModelType.encoder_or_decoder, False
+        stage = {"ignore_virtual": False, "vp_stage": vp_stage}
+        self.pre_process = parallel_state.is_pipeline_first_stage(**stage) if pre_process is None else pre_process
+        self.post_process = parallel_state.is_pipeline_last_stage(**stage) if post_process is None else post_process
+        self.size, self.vp_stage = size, vp_stage
+        self._copies: list[str] = []  # of modules that every stage holds
+        num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
+        self.decoder = TransformerBlock(
+            config,
+            TransformerBlockSubmodules(
+                layer_specs=[flow_layer(size.has_self_attention)] * num_layers, layer_norm=SequenceParallelNorm
+            ),
+            post_layer_norm=False,
+            pre_process=self.pre_process,
+            post_process=self.post_process,
+            vp_stage=vp_stage,
+        )
+        self.rotary = None
+        if size.rotary_percent is not None:
+            self.rotary = RotaryEmbedding(
+                config.kv_channels, size.rotary_percent, use_cpu_initialization=config.use_cpu_initialization
+            )
+
+    def set_input_tensor(self, input_tensor: list[Tensor] | Tensor) -> None:
+        """Take what the stage before has sent; megatron-core's schedules call this."""
+        self.decoder.set_input_tensor(input_tensor[0] if isinstance(input_tensor, list) else input_tensor)
+
+    def copied_on_stages(self, name: str, module: torch.nn.Module) -> None:
+        """Add a module that every pipeline stage holds, alike from the start, and that counts once.
+
+        Its weights are drawn from their names and not from the run's seed, which differs between stages.
+        """
+        self.add_module(name, module)
+        self._copies.append(name)
+        for inner, parameter in module.named_parameters():
+            # For finalize_model_grads: add these up over stages.
+            parameter.pipeline_parallel = True
+            # For the distributed optimizer: a bucket of its own, cut at the same places on every stage. Otherwise stages
+            # would add up parts of which only some are reduced.
+            parameter.shared_embedding = True
+            # For the norm of all gradients: counted on the first stage.
+            parameter.shared = not self.pre_process
+            if parameter.is_meta:
+                continue
+            digest = hashlib.blake2b(f"{name}.{inner}".encode(), digest_size=4).digest()
+            generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little"))
+            drawn = torch.zeros(parameter.shape)
+            if not inner.endswith("bias"):
+                drawn.normal_(0, parameter.shape[1] ** -0.5 if parameter.dim() > 1 else 1, generator=generator)
+            with torch.no_grad():
+                parameter.copy_(drawn)
+
+    def transform(self, hidden_SBH: Tensor | None, num_positions: int, context_TBC: Tensor, hides_BT: Tensor | None):
+        """The layers of this stage.
+
+        Args:
+            hidden_SBH: on the first stage; elsewhere the stage before has sent it.
+            num_positions: S on every stage, without filling.
+            hides_BT: bool, True where a token of the context is only filling.
+
+        Returns:
+            [S, B, H] on the last stage; elsewhere what the next one is sent.
+        """
+        length = padded_length(num_positions, self.config)
+        if self.pre_process:
+            hidden_SBH = F.pad(hidden_SBH, (0, 0, 0, 0, 0, length - num_positions))
+            if self.config.sequence_parallel:
+                hidden_SBH = scatter_to_sequence_parallel_region(hidden_SBH)
+        hides_positions = None
+        if length > num_positions and self.size.has_self_attention:
+            hides_positions = (torch.arange(length, device=context_TBC.device) >= num_positions)[None, None, None]
+        hidden_SBH = self.decoder(
+            hidden_states=hidden_SBH,
+            attention_mask=hides_positions,
+            context=context_TBC,
+            context_mask=None if hides_BT is None else hides_BT[:, None, None],
+            rotary_pos_emb=None if self.rotary is None else self.rotary(length),
+        )
+        if not self.post_process:
+            return hidden_SBH
+        if self.config.sequence_parallel:
+            # What follows is the same on every rank, and so is its gradient: to be cut, not added up. megatron-core's
+            # default adds it up, which multiplies every gradient before this by the number of ranks.
+            hidden_SBH = gather_from_sequence_parallel_region(hidden_SBH, tensor_parallel_output_grad=False)
+        return hidden_SBH[:num_positions]
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
+        """As megatron-core's, where of the stages' copies the first stage's is the one that is saved."""
+        found = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        if not self.pre_process:
+            stage = parallel_state.get_pipeline_model_parallel_rank() + 1 + 1000 * (self.vp_stage or 0)
+            for name, item in found.items():
+                if name.removeprefix(prefix).partition(".")[0] in self._copies:
+                    item.replica_id = (stage, *item.replica_id[1:])
+        return found
+
+
+def whole_linear(config: TransformerConfig, inputs: int, outputs: int, *, bias: bool = True) -> torch.nn.Linear:
+    """A linear layer that every tensor-parallel rank holds whole."""
+    device = None if config.use_cpu_initialization else torch.cuda.current_device()
+    return torch.nn.Linear(inputs, outputs, bias=bias, dtype=config.params_dtype, device=device)
+
+
+def whole_mlp(config: TransformerConfig, inputs: int, outputs: int, *, bias: bool = True) -> torch.nn.Sequential:
+    """Two linear layers with SiLU between them, whole on every tensor-parallel rank."""
+    first, last = whole_linear(config, inputs, outputs, bias=bias), whole_linear(config, outputs, outputs, bias=bias)
+    return torch.nn.Sequential(first, torch.nn.SiLU(), last)

@@ -1,0 +1,98 @@
+"""The headline for words to music: the same outputs and gradients however a model is split, and diffusers' own.
+
+Right for the DiT are the gradients of diffusers' StableAudioDiTModel under the same weights; for stage 1 and for what embeds
+conditions, which nobody else has, those of plain autograd on one process. Each layout goes through the engine that trains GPTs, on megatron-core's
+schedules.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from flow_worker import DEEP, LAYOUTS, MODELS, ONE, run_layout
+from tiny_flow import SIZE, batch, oracle, oracle_gradients, oracle_velocity
+from tiny_gpt import launch
+
+from megatron_music.config import ParallelConfig
+from megatron_music.flow.path import flow_loss
+from megatron_music.models.convert_dit import from_diffusers
+from megatron_music.training import distributed
+
+WORKER = Path(__file__).parent / "flow_worker.py"
+
+
+def right_dit(size) -> dict:
+    model = oracle(size)
+    weights = from_diffusers(size, model.state_dict())
+    gradients = from_diffusers(size, oracle_gradients(model, batch()))
+    with torch.no_grad():
+        return {"weights": weights, "gradients": gradients, "outputs": oracle_velocity(model, batch())}
+
+
+def right_own(name: str) -> dict:
+    build, size, _, inputs = MODELS[name]
+    distributed.start(ParallelConfig())
+    distributed.seed_for_building(3)
+    model, given = build(size, ParallelConfig()), inputs()
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            scale = parameter.shape[1] ** -0.5 if parameter.dim() > 1 else 0.3
+            parameter.copy_(scale * torch.randn_like(parameter) + (parameter if parameter.dim() == 1 else 0))
+    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    velocity = given.pop("velocity")
+    found = model(given.pop("noisy"), **given)
+    flow_loss(found, velocity).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {"weights": weights, "gradients": gradients, "outputs": found.detach()}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("flow")
+    torch.save(right_dit(SIZE), folder / "dit.pt")
+    torch.save(right_dit(DEEP), folder / "deep.pt")
+    for name in ("conditioned", "text2muq"):
+        torch.save(right_own(name), folder / f"{name}.pt")
+    found = [run_layout(folder, *case) for case in LAYOUTS[1]]
+    distributed.stop()
+    for world_size in (2, 4):
+        launch(world_size, WORKER, folder)
+        found += json.loads((folder / f"results-{world_size}.json").read_text())
+    norms = {
+        model: math.sqrt(sum(float(value.square().sum()) for value in torch.load(folder / f"{model}.pt")["gradients"].values()))
+        for model in MODELS
+    }
+    return {(result["model"], result["layout"]): result for result in found} | {"norms": norms}
+
+
+CASES = [(model, str(layout)) for layouts in LAYOUTS.values() for model, layout in layouts]
+
+
+# Of trained parameters: outside the layers and in each.
+NUMBERS = {"dit": 12 + 2 * 15, "deep": 12 + 4 * 15, "conditioned": 12 + 8 + 2 * 15, "text2muq": 8 + 2 * 20}
+
+
+@pytest.mark.parametrize(("model", "layout"), CASES)
+def test_every_layout_has_the_right_output_and_gradients(results, model, layout):
+    found = results[model, layout]
+    assert found["output"] < 1e-5
+    assert {name: error for name, error in found["gradients"].items() if not error < 1e-5} == {}
+    assert len(found["gradients"]) == NUMBERS[model]
+
+
+@pytest.mark.parametrize(("model", "layout"), CASES)
+def test_every_layout_trains_the_same(results, model, layout):
+    found, expected = results[model, layout], results[model, str(ONE)]
+    assert found["grad_norm"][0] == pytest.approx(results["norms"][model], rel=1e-5)
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+    assert len(set(found["loss"])) == 3
+
+
+@pytest.mark.parametrize(("model", "layout"), [case for case in CASES if case[0] != "text2muq"])
+def test_stages_copies_stay_alike(results, model, layout):
+    copies = results[model, layout]["copies"]
+    assert len(copies) == (10 if model == "conditioned" else 2) and all(len(values) == 1 for values in copies.values()), copies
