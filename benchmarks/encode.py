@@ -3,8 +3,9 @@
     python benchmarks/encode.py MIDI_DIR [--files 60] [--rounds 5] [--corpus 4000] [--json FILE]
 
 First table: each round times all contenders one after another over the same files on one core, reading included; medians
-over rounds, and the medians of the ratios within rounds. MidiTok's MMM writes one sequence for a whole piece; ours are
-windows of 4 bars, hop 1, which is about four times the tokens. Our pipeline reads, parses, encodes, hashes and writes the shard.
+over rounds, and the medians of the ratios within rounds. MidiTok's MMM writes one sequence for a whole piece, in memory; ours
+are whole pieces, too, and windows of 4 bars, hop 1, which is about four times the tokens. Our pipeline reads, parses, encodes,
+hashes and writes the shard.
 The pieces' meters are taken for 4/4, as MidiTok takes them (a declared 1/4 counts as unknown).
 
 Second table: whole builds, `build tokens` as a command's work, of the files copied until there are --corpus of them, with
@@ -40,7 +41,8 @@ from megatron_music.data.shard import encode_shard, write_shard
 from megatron_music.tokens.folder import Encoding
 
 OPTIONS = BuildOptions(encoding=Encoding(unknown_meters=("1/4",)))
-PARSER, OURS, MIDITOK = "symusic, parsing alone", "ours: parse, encode, write", "MidiTok MMM (whole piece)"
+WHOLE = BuildOptions(encoding=Encoding(unknown_meters=("1/4",), bars=0))
+PARSER, OURS, MIDITOK = "symusic, parsing alone", "ours, windows: parse, encode, write", "MidiTok MMM, whole pieces"
 SHARD_FILES = 512
 REPEAT = 3  # of the fast contenders within a round
 
@@ -51,8 +53,8 @@ def parse(paths: Sequence[Path]) -> int:
     return 0
 
 
-def in_memory(paths: Sequence[Path]) -> int:
-    return sum(len(encode_content(path.read_bytes(), OPTIONS).ids) for path in paths)
+def in_memory(paths: Sequence[Path], options: BuildOptions = OPTIONS) -> int:
+    return sum(len(encode_content(path.read_bytes(), options).ids) for path in paths)
 
 
 def in_arrays(paths: Sequence[Path]) -> int:
@@ -63,20 +65,20 @@ def in_arrays(paths: Sequence[Path]) -> int:
         encode.fastest_engine = fastest
 
 
-def pipeline(paths: Sequence[Path], folder: Path) -> Callable[[Sequence[Path]], int]:
+def pipeline(paths: Sequence[Path], folder: Path, options: BuildOptions) -> Callable[[Sequence[Path]], int]:
     """What a worker process does with a shard of the usual size, without the process."""
     times = -(-SHARD_FILES // len(paths))
     midi = folder / "shard"
-    midi.mkdir()
+    midi.mkdir(parents=True)
     for number in range(times * len(paths)):
         shutil.copy(paths[number % len(paths)], midi / f"{number:06}.mid")
-    plan = plan_build([midi], folder / "piped", OPTIONS, files_per_shard=times * len(paths))
+    plan = plan_build([midi], folder / "piped", options, files_per_shard=times * len(paths))
 
     def run(_: Sequence[Path]) -> int:
         for path in (plan.building / "shards").iterdir():  # a build never writes a shard over one that is there
             path.unlink()
         started = time.perf_counter()
-        write_shard(plan, 0, Reader(), lambda entry, content: encode_content(content, OPTIONS), {}, lambda entry: None)
+        write_shard(plan, 0, Reader(), lambda entry, content: encode_content(content, options), {}, lambda entry: None)
         run.seconds = (time.perf_counter() - started) / times
         return (plan.building / "shards" / "00000.bin").stat().st_size // 2 // times
 
@@ -101,8 +103,14 @@ def miditok_mmm() -> Callable[[Sequence[Path]], int]:
 
 
 def file_rates(paths: list[Path], rounds: int, folder: Path) -> list[dict]:
-    ours = pipeline(paths, folder)
-    fast = {PARSER: parse, OURS: ours, "ours: parse, encode": in_memory, "ours without numba: parse, encode": in_arrays}
+    fast = {
+        PARSER: parse,
+        "ours, whole pieces: parse, encode, write": pipeline(paths, folder / "whole", WHOLE),
+        "ours, whole pieces: parse, encode": lambda paths: in_memory(paths, WHOLE),
+        OURS: pipeline(paths, folder / "windows", OPTIONS),
+        "ours, windows: parse, encode": in_memory,
+        "ours without numba, windows: parse, encode": in_arrays,
+    }
     slow = {MIDITOK: miditok_mmm(), "miditoolkit and plain Python": plain_python}
     seconds: dict[str, list[float]] = {name: [] for name in (*fast, *slow)}
     tokens: dict[str, int] = {}
