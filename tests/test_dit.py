@@ -193,7 +193,7 @@ def test_recomputed_layers_give_the_same_gradients():
 @pytest.mark.parametrize(
     ("parallel", "sentence"),
     [
-        ({"tensor_model_parallel_size": 8}, "is 8, which does not divide the 12 heads for the context's .* use 1, 2, 3, 4, 6, 12"),
+        ({"tensor_model_parallel_size": 8}, "is 8, which does not divide the 12 heads for .* use 1, 2, 3, 4, 6, 12"),
         ({"tensor_model_parallel_size": 5}, "is 5, which does not divide the 24 attention heads"),
         ({"context_parallel_size": 2}, "context_parallel_size is 2"),
     ],

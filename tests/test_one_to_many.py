@@ -31,7 +31,8 @@ def answers(captions, random):
 
 
 def features(sigma_B):
-    return torch.stack([sigma_B, *(function(torch.pi * sigma_B * k) for k in (1, 2) for function in (torch.sin, torch.cos))], 1)
+    waves = (function(torch.pi * sigma_B * k) for k in (1, 2) for function in (torch.sin, torch.cos))
+    return torch.stack([sigma_B, *waves], dim=1)
 
 
 def train(net, loss_of):

@@ -13,8 +13,8 @@ from torch import Tensor
 class WeightAverage:
     """The exponential moving average of named parameters.
 
-    Float32 whatever the parameters are: in bfloat16 an average with decay 0.999 would not move at all, since what is added is
-    below its rounding.
+    Float32 whatever the parameters are: in bfloat16 an average with decay 0.999 would not move at all, since what is added
+    is below its rounding.
 
     Args:
         named_parameters: as ``module.named_parameters()`` gives them.
@@ -74,5 +74,7 @@ class WeightAverage:
         mine = {name: list(value.shape) for name, value in self.weights.items()}
         if shapes != mine:
             names = sorted(name for name in shapes.keys() | mine.keys() if shapes.get(name) != mine.get(name))
-            raise ValueError(f"the average has other parameters than it is given: {', '.join(names[:4])}; use one of this model")
+            raise ValueError(
+                f"the average has other parameters than it is given: {', '.join(names[:4])}; use one of this model"
+            )
         return named

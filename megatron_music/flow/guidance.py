@@ -60,7 +60,9 @@ class Guided:
         if not math.isfinite(self.scale):
             raise ValueError(f"the guidance scale is {self.scale}, where a number is needed; 1 is the condition alone")
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"guidance between sigma {low} and {high} is no interval within 0 and 1; give the lower end first")
+            raise ValueError(
+                f"guidance between sigma {low} and {high} is no interval within 0 and 1; give the lower end first"
+            )
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"the guidance's rescale is {self.rescale}, where 0, not at all, to 1, wholly, is needed")
         _check_names(self.condition, self.null)

@@ -39,8 +39,8 @@ def noise_of(noisy: Tensor, velocity: Tensor, sigma_B: Tensor) -> Tensor:
 def from_rising_time(time_B: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
     """Time and velocity of the other convention in ours; applied twice, it gives back what it was given.
 
-    There time runs from 0, noise, to 1, data, and the velocity is data - noise: torchcfm, flow_matching, NeMo's ConditionalFlow,
-    and SiT's time.
+    There time runs from 0, noise, to 1, data, and the velocity is data - noise: torchcfm, flow_matching, SiT, NeMo's
+    ConditionalFlow.
 
     Returns:
         sigma [B] and our velocity [B, ...].
@@ -85,7 +85,8 @@ def loss_per_sample(predicted: Tensor, velocity: Tensor, mask: Tensor | None = N
     """
     if predicted.shape != velocity.shape:
         raise ValueError(
-            f"the model's velocity is {list(predicted.shape)} and the path's is {list(velocity.shape)}; they must be the same"
+            f"the model's velocity is {list(predicted.shape)} and the path's is {list(velocity.shape)}; "
+            "they must be the same"
         )
     error = predicted.float() - velocity.float()
     if mask is None:

@@ -148,8 +148,8 @@ def solve_adaptive(
     while bool((sigma_B > 0).any()):
         if evaluations + 6 > max_evaluations:
             raise ValueError(
-                f"a tolerance of {tolerance:g} needs more than {max_evaluations} evaluations of the velocity; raise it, or take "
-                "fixed steps"
+                f"a tolerance of {tolerance:g} needs more than {max_evaluations} evaluations of the velocity; raise it, or "
+                "take fixed steps"
             )
         step_B = torch.minimum(step_B, sigma_B)
         step = expand(step_B.to(dtype), latents)

@@ -13,8 +13,9 @@ from torch import Tensor
 from megatron_music.config import ParallelConfig, TrainConfig
 from megatron_music.errors import refuse_unless
 from megatron_music.models.dit import AudioDiT
+from megatron_music.models.flow_layers import FlowTransformerConfig
 from megatron_music.models.flow_sizes import DiTSize
-from megatron_music.models.flow_transformer import FlowTransformerConfig, flow_config, whole_linear
+from megatron_music.models.flow_transformer import flow_config, whole_linear
 
 MUSIC_SIZE = 512  # of MuQ-MuLan's embeddings, of length 1
 LONGEST_SECONDS = 512.0

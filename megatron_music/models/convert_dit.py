@@ -169,7 +169,9 @@ def load_weights(module, weights: dict[str, Tensor]) -> None:
         whole = weights.get(name)
         if whole is None or whole[slices].shape != piece.shape:
             found = "nothing" if whole is None else f"{list(whole.shape)}"
-            raise ConfigError(f"for {name}, of which this rank has {list(piece.shape)}, the weights have {found}; use others")
+            raise ConfigError(
+                f"for {name}, of which this rank has {list(piece.shape)}, the weights have {found}; use others"
+            )
         piece.copy_(whole[slices])
 
 
@@ -197,5 +199,6 @@ def _check(size: DiTSize, tensors: dict[str, Tensor]) -> None:
 def _compare(expected: set[str], found: set[str], model: str) -> None:
     missing, extra = sorted(expected - found), sorted(found - expected)
     if missing or extra:
-        parts = [f"{len(names)} {word}, first {names[0]}" for names, word in ((missing, "missing"), (extra, "too many")) if names]
+        kinds = ((missing, "missing"), (extra, "too many"))
+        parts = [f"{len(names)} {word}, first {names[0]}" for names, word in kinds if names]
         raise ConfigError(f"the tensors are not those of {model}: {' and '.join(parts)}; use the weights of such a model")

@@ -1,59 +1,36 @@
-"""What both models of words to music are built round: megatron-core's TransformerBlock, attending to a context.
+"""What both models of words to music are built round: megatron-core's TransformerBlock, in any layout.
 
 Shapes: B samples, S positions, H hidden, T tokens of the context, C their width. Every pipeline stage is given the context
 and makes its own copy of what embeds it; the positions enter on the first stage and leave on the last. Knows nothing about
 what the positions or the context mean.
 """
 
-import copy
 import hashlib
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.tensor_parallel.mappings import (
     gather_from_sequence_parallel_region,
     scatter_to_sequence_parallel_region,
 )
-from megatron.core.transformer.attention import (
-    Attention,
-    CrossAttentionSubmodules,
-    SelfAttention,
-    SelfAttentionSubmodules,
-)
-from megatron.core.transformer.enums import AttnMaskType, ModelType
-from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import (
     TransformerBlock,
     TransformerBlockSubmodules,
     get_num_layers_to_build,
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
 from megatron_music.config import ParallelConfig, TrainConfig
 from megatron_music.errors import divisors, refuse_unless
+from megatron_music.models.flow_layers import FlowTransformerConfig, flow_layer
 from megatron_music.models.flow_sizes import FlowSize
-from megatron_music.models.layers import ColumnLinear, RowLinear, SDPACoreAttention, SequenceParallelNorm
-
-
-@dataclass
-class FlowTransformerConfig(TransformerConfig):
-    """megatron-core's description of a model, and what it has no words for."""
-
-    context_size: int = 0  # of the tokens that the layers attend to
-    num_context_groups: int = 0  # heads for their keys and values
-    attention_bias: bool = True
-    # Tells finalize_model_grads to add up the gradients of the stages' copies of what embeds the context.
-    has_cond_embedder: bool = True
+from megatron_music.models.layers import SequenceParallelNorm
 
 
 def flow_config(
@@ -81,7 +58,8 @@ def flow_config(
         )
     refuse_unless(
         parallel.context_parallel_size == 1,
-        f"parallel.context_parallel_size is {parallel.context_parallel_size}, which the models of sound do not have; set it to 1",
+        f"parallel.context_parallel_size is {parallel.context_parallel_size}, which the models of sound do not have; "
+        "set it to 1",
     )
     is_interleaved = parallel.virtual_pipeline_model_parallel_size is not None
     return FlowTransformerConfig(
@@ -120,111 +98,9 @@ def flow_config(
 
 
 def padded_length(num_positions: int, parallel: ParallelConfig | TransformerConfig) -> int:
-    """Positions with what fills them up to a multiple that sequence parallelism can split; what schedules call seq_length."""
+    """Positions with what fills them up to what sequence parallelism can split; schedules call it ``seq_length``."""
     share = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
     return -(-num_positions // share) * share
-
-
-def _of_attention(config: FlowTransformerConfig) -> FlowTransformerConfig:
-    config = copy.copy(config)
-    config.add_bias_linear = config.attention_bias
-    return config
-
-
-class OwnAttention(SelfAttention):
-    """megatron-core's self-attention, with or without biases whatever the feed-forward layer has."""
-
-    def __init__(self, config: FlowTransformerConfig, **options):
-        super().__init__(config=_of_attention(config), **options)
-
-
-class ContextAttention(Attention):
-    """Attention to a context [T, B, C] of another width, with as many heads for its keys and values as it has room for.
-
-    megatron-core's CrossAttention takes neither. The context lies whole on every tensor-parallel rank, also under sequence
-    parallelism, so its length need not be divisible; its gradient is complete on each of them.
-    """
-
-    def __init__(
-        self,
-        config: FlowTransformerConfig,
-        submodules: CrossAttentionSubmodules,
-        layer_number: int,
-        attn_mask_type: AttnMaskType = AttnMaskType.padding,
-        cp_comm_type: str | None = None,
-        pg_collection=None,
-    ):
-        config = _of_attention(config)
-        config.num_query_groups = config.num_context_groups
-        super().__init__(
-            config=config,
-            submodules=submodules,
-            layer_number=layer_number,
-            attn_mask_type=attn_mask_type,
-            attention_type="cross",
-            cp_comm_type=cp_comm_type,
-            pg_collection=pg_collection,
-        )
-        whole = copy.copy(config)
-        whole.sequence_parallel = False
-        options = {
-            "init_method": config.init_method,
-            "gather_output": False,
-            "bias": config.add_bias_linear,
-            "skip_bias_add": False,
-            "is_expert": False,
-            "tp_group": self.pg_collection.tp,
-        }
-        self.linear_q = submodules.linear_q(config.hidden_size, self.query_projection_size, config=config, **options)
-        self.linear_kv = submodules.linear_kv(config.context_size, 2 * self.kv_projection_size, config=whole, **options)
-
-    def get_query_key_value_tensors(
-        self, hidden_states: Tensor, key_value_states: Tensor, output_gate: bool = False, split_qkv: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of the positions, keys and values of the context: [S or T, B, heads of this rank, head size]."""
-        size = self.hidden_size_per_attention_head
-        query, key_value = self.linear_q(hidden_states)[0], self.linear_kv(key_value_states)[0]
-        key, value = key_value.unflatten(-1, (self.num_query_groups_per_partition, 2 * size)).chunk(2, dim=-1)
-        return query.unflatten(-1, (self.num_attention_heads_per_partition, size)), key, value
-
-
-def flow_layer(has_self_attention: bool) -> ModuleSpec:
-    """The layer: self-attention if asked for, attention to the context, feed-forward."""
-    own = {
-        "input_layernorm": SequenceParallelNorm,
-        "self_attention": ModuleSpec(
-            module=OwnAttention,
-            params={"attn_mask_type": AttnMaskType.no_mask},
-            submodules=SelfAttentionSubmodules(
-                linear_qkv=ColumnLinear,
-                core_attention=SDPACoreAttention,
-                linear_proj=RowLinear,
-                q_layernorm=IdentityOp,
-                k_layernorm=IdentityOp,
-            ),
-        ),
-        "self_attn_bda": get_bias_dropout_add,
-    }
-    return ModuleSpec(
-        module=TransformerLayer,
-        submodules=TransformerLayerSubmodules(
-            **(own if has_self_attention else {}),
-            pre_cross_attn_layernorm=SequenceParallelNorm,
-            cross_attention=ModuleSpec(
-                module=ContextAttention,
-                submodules=CrossAttentionSubmodules(
-                    linear_q=ColumnLinear,
-                    linear_kv=ColumnLinear,
-                    core_attention=SDPACoreAttention,
-                    linear_proj=RowLinear,
-                ),
-            ),
-            cross_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=SequenceParallelNorm,
-            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)),
-            mlp_bda=get_bias_dropout_add,
-        ),
-    )
 
 
 class FlowTransformer(MegatronModule):
@@ -283,8 +159,8 @@ class FlowTransformer(MegatronModule):
         for inner, parameter in module.named_parameters():
             # For finalize_model_grads: add these up over stages.
             parameter.pipeline_parallel = True
-            # For the distributed optimizer: a bucket of its own, cut at the same places on every stage. Otherwise stages
-            # would add up parts of which only some are reduced.
+            # For the distributed optimizer: buckets of their own, as for a tied embedding, so that every stage reduces and
+            # cuts them alike before they are added up.
             parameter.shared_embedding = True
             # For the norm of all gradients: counted on the first stage.
             parameter.shared = not self.pre_process
