@@ -35,6 +35,15 @@ def features(sigma_B):
     return torch.stack([sigma_B, *waves], dim=1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads that wait for each other at every small product take thirty times as long on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def train(net, loss_of):
     random = torch.Generator().manual_seed(1)
     optimizer = torch.optim.Adam(net.parameters(), lr=4e-3)
