@@ -23,6 +23,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 
@@ -71,13 +72,9 @@ def our_engine(config: RunConfig, recomputation: str = "none"):
     from megatron_music.training.gpt_step import forward_step
     from megatron_music.training.tasks import Task
 
-    def build_model(dtype, vp_stage=None):
-        module = build_gpt(config.model, config.parallel, dtype=dtype)
-        recompute(module, recomputation)
-        return module
-
+    train = replace(config.train, recompute_granularity=None if recomputation == "none" else recomputation)
     task = Task(
-        build_model=build_model,
+        build_model=lambda dtype, vp_stage=None: build_gpt(config.model, config.parallel, dtype=dtype, train=train),
         forward_step=forward_step,
         train_batches=None,
         valid_batches=None,
@@ -85,18 +82,6 @@ def our_engine(config: RunConfig, recomputation: str = "none"):
         seq_length=config.model.seq_length,
     )
     return Engine(config, task)
-
-
-def recompute(module, recomputation: str) -> None:
-    """Have a GPTModel compute whole layers or the core attention again in its backward pass."""
-    if recomputation == "full":
-        module.config.recompute_granularity = "full"
-        module.config.recompute_method, module.config.recompute_num_layers = "uniform", 1
-    elif recomputation == "selective":
-        module.config.recompute_granularity = "selective"
-        for part in module.modules():
-            if hasattr(part, "checkpoint_core_attention"):
-                part.checkpoint_core_attention = True
 
 
 def batches_of(tokens_BS: torch.Tensor) -> Iterator[dict]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_gpt import tiny_dataset, tiny_run
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from megatron_music.config import ConfigError
 from megatron_music.training import distributed
@@ -16,6 +17,7 @@ from megatron_music.training.checkpoint_folder import prune, remove
 from megatron_music.training.loop import DONE, train
 from megatron_music.training.manifest import read_manifest, write_manifest
 from megatron_music.training.newest import find_checkpoint
+from megatron_music.training.reader import IndexReader
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +200,34 @@ def lead_index_out(checkpoint: Path, malice: Malice) -> None:
     (checkpoint / ".metadata").write_bytes(pickle.dumps(index))
 
 
+class Attribute:
+    """What asks for an attribute when it is unpickled, as some Pythons write members of an enumeration."""
+
+    def __init__(self, owner, name: str):
+        self.owner, self.name = owner, name
+
+    def __reduce__(self):
+        return getattr, (self.owner, self.name)
+
+
+def poison_by_attribute(checkpoint: Path, malice: Malice) -> None:
+    index = pickle.loads((checkpoint / ".metadata").read_bytes())
+    index.planner_data = {"more": Attribute(Path, "home")}
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(index))
+
+
+def test_an_index_of_any_python_is_read(run):
+    """Members of an enumeration are written as calls of getattr by some Pythons, such as 3.11.2, and by value by others."""
+    path = run / "iter_0000003" / ".metadata"
+    index = pickle.loads(path.read_bytes())
+    members = [Attribute(type(member), member.name) for member in _MEM_FORMAT_ENCODING]
+    index.planner_data = members
+    path.write_bytes(pickle.dumps(index))
+    assert IndexReader(path.parent).read_metadata().planner_data == list(_MEM_FORMAT_ENCODING)
+
+
 @pytest.mark.parametrize(("poison", "reason"), [
+    (poison_by_attribute, "an attribute of"),
     (poison_index, "posix.system"),
     (poison_inside_index, "posix.system"),
     (poison_tensors, "[Ww]eights"),

@@ -51,21 +51,18 @@ def test_recomputation_changes_no_loss(result):
 
 
 def test_recomputation_happens(gpu):
-    from megatron_music.models.gpt import build_gpt
     from megatron_music.training import distributed
 
     calls = {}
-    config = gpu.run_config("tiny", 64)
     for kind in gpu.RECOMPUTATIONS:
+        config = gpu.run_config("tiny", 64, 1, "train.bf16=false")
         distributed.start(config.parallel)
-        module = build_gpt(config.model, config.parallel)
-        gpu.recompute(module, kind)
+        engine = gpu.our_engine(config, kind)
         calls[kind] = {"core_attention": 0, "mlp": 0}
-        layer = module.decoder.layers[0]
+        layer = engine.modules[0].decoder.layers[0]
         for name, part in (("core_attention", layer.self_attention.core_attention), ("mlp", layer.mlp)):
             part.register_forward_hook(lambda *_, name=name, kind=kind: calls[kind].__setitem__(name, calls[kind][name] + 1))
-        batch = next(gpu.batches_of(gpu.tokens_of(config, "cpu")))
-        module(batch["tokens"], batch["position_ids"], None, labels=batch["labels"]).sum().backward()
+        engine.step(gpu.batches_of(gpu.tokens_of(config, "cpu")))
         distributed.stop()
     assert calls == {
         "none": {"core_attention": 1, "mlp": 1},

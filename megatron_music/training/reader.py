@@ -22,7 +22,7 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 )
 from torch.distributed import checkpoint as torch_checkpoint
 from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, StorageMeta
 
 _FORMAT = "torch.distributed.checkpoint"
 # What an index is made of. None of them does anything but hold what it is given.
@@ -46,8 +46,17 @@ ALLOWED = {
 }
 
 
+def _memory_format(owner, name: str) -> _MEM_FORMAT_ENCODING:
+    """A member of the one enumeration in an index: some Pythons, such as 3.11.2, write one as a call of ``getattr``."""
+    if owner is not _MEM_FORMAT_ENCODING:
+        raise pickle.UnpicklingError(f"its .metadata asks for an attribute of {owner!r}, which no index of tensors does")
+    return owner[name]
+
+
 class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str):
+        if (module, name) == ("builtins", "getattr"):
+            return _memory_format
         if (module, name) not in ALLOWED:
             raise pickle.UnpicklingError(f"its .metadata asks for {module}.{name}, which no index of tensors is made of")
         return super().find_class(module, name)
