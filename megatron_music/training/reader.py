@@ -9,17 +9,18 @@ import pickle
 from pathlib import Path, PurePosixPath
 
 import torch
-from megatron.core.dist_checkpointing import load
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
-from megatron.core.dist_checkpointing.strategies.common import TorchCommonLoadStrategy
+from megatron.core.dist_checkpointing.dict_utils import merge
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factory_merges
+from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreLoadPlanner,
-    TorchDistLoadShardedStrategy,
     _replace_sharded_keys_with_state_dict_keys,
     _replace_state_dict_keys_with_sharded_keys,
     _unwrap_pyt_sharded_tensor,
     mcore_to_pyt_state_dict,
 )
+from megatron.core.dist_checkpointing.utils import extract_sharded_base
+from megatron.core.dist_checkpointing.validation import determine_global_metadata, validate_sharding_integrity
 from torch.distributed import checkpoint as torch_checkpoint
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, StorageMeta
@@ -91,22 +92,29 @@ class _Planner(MCoreLoadPlanner):
         self.state_dict[read_item.dest_index.fqn] = torch.load(value, weights_only=True)
 
 
-class _Tensors(TorchDistLoadShardedStrategy):
-    def load(self, sharded_state_dict: dict, checkpoint_dir) -> dict:
-        by_key, names, renamed = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict)
-        shards = [shard for of_key in by_key.values() for shard in of_key if isinstance(shard, ShardedTensor)]
-        tensors = mcore_to_pyt_state_dict(by_key, True)
-        planner = _Planner(shapes_validation_sharded_tensors=shards, allow_shape_mismatch_sharded_tensors={})
-        torch_checkpoint.load(tensors, storage_reader=IndexReader(checkpoint_dir), planner=planner)
-        found = {key: _unwrap_pyt_sharded_tensor(value) for key, value in tensors.items()}
-        return _replace_sharded_keys_with_state_dict_keys(found, names, renamed)
-
-
-class _NoCommon(TorchCommonLoadStrategy):
-    def load_common(self, checkpoint_dir) -> dict:
-        return {}  # common.pt is for other readers; ours is empty
+def _filled(sharded: dict, checkpoint: Path) -> dict:
+    """The tensors of the checkpoint in the places of sharded ones."""
+    by_key, names, renamed = _replace_state_dict_keys_with_sharded_keys(sharded)
+    shards = [shard for of_key in by_key.values() for shard in of_key if isinstance(shard, ShardedTensor)]
+    tensors = mcore_to_pyt_state_dict(by_key, True)
+    planner = _Planner(shapes_validation_sharded_tensors=shards, allow_shape_mismatch_sharded_tensors={})
+    torch_checkpoint.load(tensors, storage_reader=IndexReader(checkpoint), planner=planner)
+    found = {key: _unwrap_pyt_sharded_tensor(value) for key, value in tensors.items()}
+    return _replace_sharded_keys_with_state_dict_keys(found, names, renamed)
 
 
 def read_tensors(request: dict, checkpoint: Path) -> dict:
-    """Fill a nested dictionary of sharded tensors from a checkpoint. Every process must call this."""
-    return load(request, str(checkpoint), sharded_strategy=_Tensors(), common_strategy=_NoCommon())
+    """Fill a nested dictionary of sharded tensors from a checkpoint. Every process must call this.
+
+    The steps of megatron-core's ``load``, whose arguments change from version to version, without what it reads beside
+    tensors: ``common.pt`` is for other readers, and ours is empty.
+
+    Raises:
+        CheckpointingException: the processes do not ask for each part of a tensor once.
+    """
+    tensors, others, factories = load_preprocess(request)
+    tensors, _ = extract_sharded_base(tensors)
+    _, everywhere = determine_global_metadata(tensors)
+    validate_sharding_integrity(everywhere)
+    merge(others, _filled(tensors, checkpoint))
+    return apply_factory_merges(others, factories)

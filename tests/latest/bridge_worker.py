@@ -68,7 +68,9 @@ def whole_tensors(model, read) -> dict:
 
 def run(form: str, layout: tuple, whole: dict) -> dict:
     tensor, pipeline, sequence_parallel = layout
-    parallel = ParallelConfig(tensor, pipeline, sequence_parallel)
+    parallel = ParallelConfig(
+        tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline, sequence_parallel=sequence_parallel
+    )
     distributed.start(parallel)
     distributed.seed_for_building(7)
     model = build(form, parallel)
