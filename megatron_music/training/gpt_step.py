@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from megatron.core.utils import get_batch_on_this_cp_rank
+from megatron.core import parallel_state
 from torch import Tensor
 
 
@@ -26,12 +26,24 @@ def forward_step(batches: Iterator[dict[str, Tensor]], model) -> tuple[Tensor, p
     Context parallelism needs Transformer Engine and CUDA. It has not been run: tests hold the slicing of batches alone.
     """
     batch = {key: value.to(torch.cuda.current_device(), non_blocking=True) for key, value in next(batches).items()}
-    # Under context parallelism, this rank's two parts of every sequence; all of it otherwise.
-    batch = get_batch_on_this_cp_rank(batch)
+    size = parallel_state.get_context_parallel_world_size()
+    if size > 1:
+        rank = parallel_state.get_context_parallel_rank()
+        batch = {key: own_parts(value, rank, size) for key, value in batch.items()}
     output = model(
         batch.get("tokens"), batch.get("position_ids"), batch.get("attention_mask"), labels=batch.get("labels")
     )
     return output, partial(sum_loss, batch.get("loss_mask"))
+
+
+def own_parts(whole_BS: Tensor, rank: int, size: int) -> Tensor:
+    """The two of ``2 x size`` parts of every sequence that a context-parallel rank has, [B, S / size].
+
+    One from the front and its mirror image from the back, so that causal attention costs every rank the same. It is what
+    megatron-core's ``get_batch_on_this_cp_rank`` cuts, whose arguments change from version to version.
+    """
+    parts = whole_BS.chunk(2 * size, dim=1)
+    return torch.cat([parts[rank], parts[2 * size - 1 - rank]], dim=1)
 
 
 def sum_loss(loss_mask_BS: Tensor, loss_BS: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
