@@ -9,11 +9,13 @@ hashes and writes the shard.
 The pieces' meters are taken for 4/4, as MidiTok takes them (a declared 1/4 counts as unknown).
 
 Second table: whole builds, `build tokens` as a command's work, of the files copied until there are --corpus of them, with
-one worker and two; and the merge beside a copy of the same bytes. Needs the extras `bench` and `fast`.
+one worker and two; and the merge beside a copy of the same bytes. What the machine itself gains by a second process is
+measured beside it: the parser alone, over the same files, in one process and in two. Needs the extras `bench` and `fast`.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -22,6 +24,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -135,6 +138,27 @@ def file_rates(paths: list[Path], rounds: int, folder: Path) -> list[dict]:
     ]
 
 
+def machine_gain(paths: list[Path], rounds: int) -> float:
+    """How many times as much two processes parse as one does, with nothing of ours in them and nothing to wait for."""
+    gains = []
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(parse_repeatedly, [paths[:1]] * 2))  # both have started
+        for _ in range(rounds):
+            one = pool.submit(parse_repeatedly, paths).result()
+            gains.append(2 * one / max(pool.map(parse_repeatedly, [paths] * 2)))
+    return statistics.median(gains)
+
+
+def parse_repeatedly(paths: Sequence[Path]) -> float:
+    """Seconds for a good second of parsing, files read before."""
+    contents = [path.read_bytes() for path in paths]
+    started = time.perf_counter()
+    for _ in range(-(-10_000 // len(contents))):
+        for content in contents:
+            symusic.Score.from_midi(content)
+    return time.perf_counter() - started
+
+
 def build_rates(paths: list[Path], corpus: int, rounds: int, folder: Path) -> dict:
     """Seconds of whole builds with one worker and two, in turn, and of the merge beside a copy."""
     midi = folder / "midi"
@@ -155,16 +179,18 @@ def build_rates(paths: list[Path], corpus: int, rounds: int, folder: Path) -> di
             found[name].append(done - started)
             found[f"encode_{name}"].append(encoded - planned)
             found["merge"].append(done - encoded)
+            for path in folder.glob("copy-*"):  # a copy writes new files, as a merge does: writing over old ones is faster
+                path.unlink()
             copied = time.perf_counter()
             for path in out.glob("*.bin"):
-                with open(shutil.copy(path, folder / "copy"), "rb+") as copy:
+                with open(shutil.copy(path, folder / f"copy-{path.name}"), "rb+") as copy:
                     os.fsync(copy.fileno())
             found["copy"].append(time.perf_counter() - copied)
             bytes_ = sum(path.stat().st_size for path in out.glob("*.bin"))
             shutil.rmtree(out)
     median = {name: statistics.median(seconds) for name, seconds in found.items()}
     return {
-        "files": corpus, "megabytes": bytes_ / 1e6, "seconds": median,
+        "machine_gain": machine_gain(paths, rounds), "files": corpus, "megabytes": bytes_ / 1e6, "seconds": median,
         "two_workers_over_one": statistics.median(a / b for a, b in zip(found["encode_one"], found["encode_two"], strict=True)),
         "whole_two_over_one": statistics.median(a / b for a, b in zip(found["one"], found["two"], strict=True)),
         "merge_over_copy": statistics.median(a / b for a, b in zip(found["merge"], found["copy"], strict=True)),
@@ -202,6 +228,7 @@ def main() -> None:
         print("| | one worker | two workers | |\n| --- | ---: | ---: | ---: |")
         print(f"| encode, s | {times['encode_one']:.2f} | {times['encode_two']:.2f} | {builds['two_workers_over_one']:.2f} times |")
         print(f"| whole build, s | {times['one']:.2f} | {times['two']:.2f} | {builds['whole_two_over_one']:.2f} times |")
+        print(f"| parser alone, two processes | | | {builds['machine_gain']:.2f} times |")
         print(f"| merge, s | {times['merge']:.2f} | copy: {times['copy']:.2f} | {builds['merge_over_copy']:.2f} times |")
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -45,7 +45,7 @@ def write_corpus(folder, count: int = 12) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
-    monkeypatch.setattr(merge, "_draw", lambda report, folder: None)
+    monkeypatch.setattr(merge, "_drawing", lambda: None)
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ DOUBLE = replace(PLAIN, copies=2, permute_tracks=True)
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
-    monkeypatch.setattr(merge, "_draw", lambda report, folder: None)
+    monkeypatch.setattr(merge, "_drawing", lambda: None)
 
 
 def song(number: int, windows: int = 2, copies: int = 1) -> TinyFile:
@@ -303,7 +303,7 @@ import os, signal, sys
 sys.path[:0] = [{tests!r}]
 from megatron_music.data import index_file, merge, split_writer
 die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-merge._draw = lambda *_: None
+merge._drawing = lambda: None
 {where}
 merge.merge_shards({out!r})
 """
@@ -382,7 +382,7 @@ def test_what_filled_the_place_meanwhile_is_left_alone(tmp_path, monkeypatch):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.txt").write_text("years of work")
 
-    monkeypatch.setattr(merge, "_draw", meanwhile)
+    monkeypatch.setattr(merge, "_drawing", lambda: meanwhile)
     with pytest.raises(BuildError, match="was filled while this build ran"):
         merge_shards(tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]

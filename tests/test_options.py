@@ -178,7 +178,7 @@ def music(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _without_pictures_and_waiting(monkeypatch):
-    monkeypatch.setattr(merge, "_draw", lambda report, folder: None)
+    monkeypatch.setattr(merge, "_drawing", lambda: None)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a thousand builds wait for no disk
 
 

@@ -243,33 +243,37 @@ def voices_of(tracks: Sequence[Track], columns: np.ndarray) -> list[str]:
     fall from first to last; all play choir aahs and have a voice's name, as ``write_midi`` leaves them.
     """
     none = [""] * len(tracks)
-    sounding = [track for track in tracks if len(track)]
-    if not sounding or any(track.is_drum or track.voice for track in sounding):
+    sounding = [track for track in tracks if len(track.rows)]
+    names, programs = [], set()
+    for track in sounding:
+        if track.is_drum or track.voice:
+            return none
+        names.append(track.name.strip().upper() if track.name else "")
+        programs.add(track.program)
+    if not sounding:
         return none
-    names = [track.name.strip().upper() for track in sounding]
-    four_names = sorted(names) == sorted(VOICE_NAMES)
-    choir = all(t.program == VOICE_PROGRAM and name in VOICE_NAMES for t, name in zip(sounding, names, strict=True))
+    four = len(sounding) == len(VOICE_NAMES)
+    four_names = four and sorted(names) == sorted(VOICE_NAMES)
+    choir = programs == {VOICE_PROGRAM} and all(name in VOICE_NAMES for name in names)
     if not (four_names or choir):
-        if not _are_four_falling_lines(sounding, columns):
+        if not (four and len(programs) == 1 and _are_falling_lines(sounding, columns)):
             return none
         names = list(VOICE_NAMES)
     named = iter(names)
-    return [next(named) if len(track) else "" for track in tracks]
+    return [next(named) if len(track.rows) else "" for track in tracks]
 
 
-def _are_four_falling_lines(tracks: list[Track], columns: np.ndarray) -> bool:
-    if len(tracks) != len(VOICE_NAMES) or len({track.program for track in tracks}) > 1:
-        return False
-    lengths = list(map(len, tracks))
+def _are_falling_lines(tracks: list[Track], columns: np.ndarray) -> bool:
+    """Whether mean pitches fall from track to track, and no track has two notes at a time."""
+    lengths = [len(track.rows) for track in tracks]
     firsts = [0, *accumulate(lengths[:-1])]
     sums = np.add.reduceat(columns[3], firsts).tolist()
-    means = [total / length for total, length in zip(sums, lengths, strict=True)]
-    if not means[0] > means[1] > means[2] > means[3]:
+    if any(a * m <= b * n for a, b, n, m in zip(sums, sums[1:], lengths, lengths[1:], strict=False)):
         return False
-    in_order = columns[1, 1:] >= columns[2, :-1]
+    overlaps = columns[1, 1:] < columns[2, :-1]
     for first in firsts[1:]:
-        in_order[first - 1] = True  # from one track to the next
-    return bool(np.logical_and.reduce(in_order)) or all(map(_is_monophonic, tracks))
+        overlaps[first - 1] = False  # from one track to the next
+    return not overlaps.any() or all(map(_is_monophonic, tracks))
 
 
 def _is_monophonic(track: Track) -> bool:
