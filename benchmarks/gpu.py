@@ -78,7 +78,7 @@ def our_engine(config: RunConfig, recomputation: str = "none"):
         forward_step=forward_step,
         train_batches=None,
         valid_batches=None,
-        tokenizer_files={},
+        files={},
         seq_length=config.model.seq_length,
     )
     return Engine(config, task)

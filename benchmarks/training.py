@@ -47,7 +47,7 @@ def our_step(config: RunConfig, tokens: torch.Tensor):
         forward_step=forward_step,
         train_batches=None,
         valid_batches=None,
-        tokenizer_files={},
+        files={},
         seq_length=config.model.seq_length,
     )
     engine = Engine(config, task)

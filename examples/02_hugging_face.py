@@ -129,7 +129,7 @@ def train(options, folder: Path) -> float:
 def valid_loss(run: Path, data: Path) -> float:
     """The loss of the same tokens with megatron-core's GPT."""
     from megatron_music.training import distributed
-    from megatron_music.training.checkpoint import load_model_for_inference
+    from megatron_music.training.load import load_model_for_inference
 
     model, config = load_model_for_inference(run)
     blocks = Blocks(data, "valid", config.model.seq_length)

@@ -15,13 +15,15 @@ from megatron_music.models.sizes import SIZES, gpt_parameter_count
 from megatron_music.tokens import vocabulary
 
 
-def _positive(section: str, config, *names: str) -> None:
+def positive(section: str, config, *names: str) -> None:
+    """Refuse fields of a section that are not above 0."""
     for name in names:
         value = getattr(config, name)
         refuse_unless(value > 0, f"{section}.{name} is {value}, which is not above 0; set {section}.{name}=1 or more")
 
 
-def _choice(section: str, config, name: str, allowed: Sequence[str]) -> None:
+def choice(section: str, config, name: str, allowed: Sequence[str]) -> None:
+    """Refuse a field of a section that is none of a few."""
     value = getattr(config, name)
     refuse_unless(value in allowed, f"{section}.{name} is {value!r}; use {either(allowed)}{closest(value, allowed)}")
 
@@ -48,7 +50,7 @@ class ModelConfig:
     vocab_size: int = vocabulary.SIZE  # a run takes that of its data, which is larger where tokens are merged
 
     def __post_init__(self):
-        _choice("model", self, "size", (*SIZES, "custom"))
+        choice("model", self, "size", (*SIZES, "custom"))
         shape = asdict(SIZES[self.size]) if self.size in SIZES else {}
         if self.hidden_size is not None:
             shape["ffn_hidden_size"] = 4 * self.hidden_size
@@ -61,10 +63,10 @@ class ModelConfig:
                     f"model.{name} is missing; set it, or name a size: model.size={either(tuple(SIZES))}",
                 )
                 object.__setattr__(self, name, shape[name])
-        _positive("model", self, "num_layers", "hidden_size", "num_attention_heads", "num_query_groups")
-        _positive("model", self, "ffn_hidden_size", "seq_length", "vocab_size", "rotary_base")
-        _choice("model", self, "position_embedding_type", ("rope", "learned_absolute"))
-        _choice("model", self, "normalization", ("LayerNorm", "RMSNorm"))
+        positive("model", self, "num_layers", "hidden_size", "num_attention_heads", "num_query_groups")
+        positive("model", self, "ffn_hidden_size", "seq_length", "vocab_size", "rotary_base")
+        choice("model", self, "position_embedding_type", ("rope", "learned_absolute"))
+        choice("model", self, "normalization", ("LayerNorm", "RMSNorm"))
         refuse_unless(
             self.hidden_size % self.num_attention_heads == 0,
             f"model.hidden_size {self.hidden_size} does not divide into model.num_attention_heads "
@@ -133,10 +135,10 @@ class ParallelConfig:
     distributed_timeout_minutes: int = 10  # a process that waits for another as long ends the run
 
     def __post_init__(self):
-        _positive("parallel", self, "tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
-        _positive("parallel", self, "distributed_timeout_minutes")
+        positive("parallel", self, "tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+        positive("parallel", self, "distributed_timeout_minutes")
         if self.ddp_bucket_size is not None:
-            _positive("parallel", self, "ddp_bucket_size")
+            positive("parallel", self, "ddp_bucket_size")
         virtual = self.virtual_pipeline_model_parallel_size
         refuse_unless(
             virtual is None or virtual > 1,
@@ -188,8 +190,8 @@ class OptimizerConfig:
     use_distributed_optimizer: bool = False
 
     def __post_init__(self):
-        _positive("optimizer", self, "lr")
-        _choice("optimizer", self, "lr_decay_style", ("cosine", "constant"))
+        positive("optimizer", self, "lr")
+        choice("optimizer", self, "lr_decay_style", ("cosine", "constant"))
         refuse_unless(
             0 <= self.min_lr <= self.lr,
             f"optimizer.min_lr {self.min_lr} is not between 0 and optimizer.lr {self.lr}; lower it or raise optimizer.lr",
@@ -219,7 +221,7 @@ class TrainConfig:
     recompute_num_layers: int | None = None  # of "full": layers in one portion (uniform) or in all (block); left out: 1
 
     def __post_init__(self):
-        _positive("train", self, "train_iters", "micro_batch_size", "global_batch_size", "max_skipped_steps")
+        positive("train", self, "train_iters", "micro_batch_size", "global_batch_size", "max_skipped_steps")
         refuse_unless(
             self.loss_spike_factor == 0 or self.loss_spike_factor > 1,
             f"train.loss_spike_factor is {self.loss_spike_factor}; use a factor above 1, such as 3, or 0 to skip only what "
@@ -229,7 +231,7 @@ class TrainConfig:
             value = getattr(self, name)
             refuse_unless(value >= 0, f"train.{name} is {value}, below 0; set train.{name}=0 or more")
         if self.recompute_granularity is not None:
-            _choice("train", self, "recompute_granularity", ("full", "selective"))
+            choice("train", self, "recompute_granularity", ("full", "selective"))
         for name, default in (("recompute_method", "uniform"), ("recompute_num_layers", 1)):
             if self.recompute_granularity == "full" and getattr(self, name) is None:
                 object.__setattr__(self, name, default)
@@ -240,8 +242,8 @@ class TrainConfig:
                 f"not read it; set train.recompute_granularity=full or leave train.{name} out",
             )
         if self.recompute_granularity == "full":
-            _choice("train", self, "recompute_method", ("uniform", "block"))
-            _positive("train", self, "recompute_num_layers")
+            choice("train", self, "recompute_method", ("uniform", "block"))
+            positive("train", self, "recompute_num_layers")
 
 
 @dataclass(frozen=True)
@@ -276,7 +278,7 @@ class LoggingConfig:
     sample_pieces: int = 0  # pieces written at each evaluation, and judged; at most 8
 
     def __post_init__(self):
-        _positive("logging", self, "log_interval")
+        positive("logging", self, "log_interval")
         refuse_unless(
             self.peak_tflops is None or 0 < self.peak_tflops < float("inf"),
             f"logging.peak_tflops is {self.peak_tflops}; use a number above 0, such as 989, or leave it out",
@@ -287,20 +289,8 @@ class LoggingConfig:
         )
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """A whole run."""
-
-    model: ModelConfig
-    data: DataConfig = field(default_factory=DataConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    logging: LoggingConfig = field(default_factory=LoggingConfig)
-
-    def __post_init__(self):
-        contradictions.check_run(self)
+class Run:
+    """What every run answers, whatever it trains."""
 
     def num_microbatches(self, world_size: int) -> int:
         """Micro batches that one process runs in one step."""
@@ -315,3 +305,19 @@ class RunConfig:
     def check_gpu(self, name: str) -> None:
         """Refuse a GPU, by its name, that cannot do what this run asks, with a ConfigError."""
         contradictions.check_gpu(self, name)
+
+
+@dataclass(frozen=True)
+class RunConfig(Run):
+    """A whole run of the GPT."""
+
+    model: ModelConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def __post_init__(self):
+        contradictions.check_run(self)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from megatron_music.errors import divisors, refuse_unless
 
 if TYPE_CHECKING:
-    from megatron_music.config import RunConfig
+    from megatron_music.config import Run, RunConfig
+    from megatron_music.flow_run import FlowRunConfig
 
 # Compute capabilities, from https://developer.nvidia.com/cuda-gpus and its page of legacy GPUs.
 COMPUTE_CAPABILITY = {
@@ -37,6 +38,34 @@ def check_run(config: RunConfig) -> None:
     _check_sequence(config)
     _check_overlap(config)
     _check_recompute(config)
+    _check_batch(config)
+
+
+def check_flow_run(config: FlowRunConfig) -> None:
+    """The same for the models of words to music.
+
+    Raises:
+        ConfigError: the first contradiction.
+    """
+    parallel, shape = config.parallel, config.model.shape
+    for name, value in (
+        ("model.num_attention_heads", shape.num_attention_heads),
+        ("the number of heads for the context's keys and values", shape.num_context_groups),
+        ("model.ffn_hidden_size", shape.ffn_hidden_size),
+    ):
+        _check_divides(name, value, parallel.tensor_model_parallel_size)
+    refuse_unless(
+        parallel.context_parallel_size == 1,
+        f"parallel.context_parallel_size is {parallel.context_parallel_size}, which model.kind={config.model.kind} does not "
+        "have; set parallel.context_parallel_size=1",
+    )
+    _check_layers(config)
+    _check_overlap(config)
+    _check_recompute(config)
+    _check_batch(config)
+
+
+def _check_batch(config: Run) -> None:
     train = config.train
     refuse_unless(
         train.global_batch_size % train.micro_batch_size == 0,
@@ -45,7 +74,7 @@ def check_run(config: RunConfig) -> None:
     )
 
 
-def check_world_size(config: RunConfig, world_size: int) -> None:
+def check_world_size(config: Run, world_size: int) -> None:
     """Refuse a number of processes that the run does not divide over.
 
     Raises:
@@ -82,7 +111,7 @@ def check_world_size(config: RunConfig, world_size: int) -> None:
         )
 
 
-def check_gpu(config: RunConfig, name: str) -> None:
+def check_gpu(config: Run, name: str) -> None:
     """Refuse a GPU, known by its name alone, that cannot do what the run asks.
 
     Args:
@@ -99,7 +128,7 @@ def check_gpu(config: RunConfig, name: str) -> None:
             return check_capability(config, COMPUTE_CAPABILITY[known], name)
 
 
-def check_capability(config: RunConfig, capability: tuple[int, int], name: str) -> None:
+def check_capability(config: Run, capability: tuple[int, int], name: str) -> None:
     """Refuse a GPU of a compute capability that cannot do what the run asks.
 
     Raises:
@@ -133,10 +162,19 @@ def _check_sizes(config: RunConfig) -> None:
         ("model.ffn_hidden_size", model.ffn_hidden_size),
         ("the vocabulary of", model.vocab_size),
     ):
-        refuse_unless(
-            value % tensor == 0,
-            f"{name} {value} does not divide by parallel.tensor_model_parallel_size {tensor}; use one of {divisors(value)}",
-        )
+        _check_divides(name, value, tensor)
+    _check_layers(config)
+
+
+def _check_divides(name: str, value: int, tensor: int) -> None:
+    refuse_unless(
+        value % tensor == 0,
+        f"{name} {value} does not divide by parallel.tensor_model_parallel_size {tensor}; use one of {divisors(value)}",
+    )
+
+
+def _check_layers(config: Run) -> None:
+    model = config.model
     pipeline, virtual = config.parallel.pipeline_model_parallel_size, config.parallel.virtual_pipeline_model_parallel_size
     refuse_unless(
         model.num_layers % pipeline == 0,
@@ -170,7 +208,7 @@ def _check_sequence(config: RunConfig) -> None:
         )
 
 
-def _check_overlap(config: RunConfig) -> None:
+def _check_overlap(config: Run) -> None:
     refuse_unless(
         not config.parallel.overlap_param_gather or config.optimizer.use_distributed_optimizer,
         "parallel.overlap_param_gather is true without the distributed optimizer, which alone gathers parameters; set "
@@ -178,7 +216,7 @@ def _check_overlap(config: RunConfig) -> None:
     )
 
 
-def _check_recompute(config: RunConfig) -> None:
+def _check_recompute(config: Run) -> None:
     layers = config.model.num_layers // config.parallel.num_model_chunks
     refuse_unless(
         config.train.recompute_num_layers is None or config.train.recompute_num_layers <= layers,

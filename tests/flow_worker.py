@@ -110,7 +110,7 @@ def engine_of(folder: Path, model: str, layout) -> tuple[Engine, list, list]:
         forward_step=partial(forward_step, outputs),
         train_batches=None,
         valid_batches=None,
-        tokenizer_files={},
+        files={},
         seq_length=padded_length(num_positions, config.parallel),
     )
     engine = Engine(config, task)

@@ -13,13 +13,13 @@ from megatron_music.tokens.folder import read_encoding
 from megatron_music.training import distributed
 from megatron_music.training.checkpoint import (
     Progress,
-    find_checkpoint,
     load_checkpoint,
-    load_model_for_inference,
     save_checkpoint,
 )
 from megatron_music.training.engine import Engine
+from megatron_music.training.load import load_model_for_inference
 from megatron_music.training.manifest import write_manifest
+from megatron_music.training.newest import find_checkpoint
 from megatron_music.training.loop import DONE, train
 from megatron_music.training.tasks import gpt_task
 

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from megatron_music.config import ConfigError
 from megatron_music.training import distributed
-from megatron_music.training.checkpoint import load_model_for_inference
+from megatron_music.training.load import load_model_for_inference
 from megatron_music.training.checkpoint_folder import prune, remove
 from megatron_music.training.loop import DONE, train
 from megatron_music.training.manifest import read_manifest, write_manifest

@@ -28,7 +28,9 @@ from megatron_music.tokens.grammar import Grammar
 from megatron_music.tokens.mmmtrack import decode_piece, encode_piece
 from megatron_music.tokens.wording import read_wording
 from megatron_music.training import distributed
-from megatron_music.training.checkpoint import find_checkpoint, load_checkpoint, load_model_for_inference, save_weights
+from megatron_music.training.checkpoint import load_checkpoint, save_weights
+from megatron_music.training.load import load_model_for_inference
+from megatron_music.training.newest import find_checkpoint
 from megatron_music.training.engine import Engine
 from megatron_music.training.loop import DONE, train
 from megatron_music.training.tasks import gpt_task

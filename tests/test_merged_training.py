@@ -13,7 +13,7 @@ from megatron_music.tokens import vocabulary
 from megatron_music.tokens.bpe import Bpe, learn_bpe
 from megatron_music.tokens.folder import Encoding, read_encoding, write_tokenizer_folder
 from megatron_music.training import distributed
-from megatron_music.training.checkpoint import load_model_for_inference
+from megatron_music.training.load import load_model_for_inference
 from megatron_music.training.loop import DONE, train
 from megatron_music.training.run_folder import starting_point, with_vocabulary_of_data
 

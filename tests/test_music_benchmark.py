@@ -15,7 +15,7 @@ from tiny_gpt import tiny_dataset, tiny_run
 from megatron_music.generation.markov import Markov
 from megatron_music.generation.sampling import UncachedGPT
 from megatron_music.training import distributed
-from megatron_music.training.checkpoint import load_model_for_inference
+from megatron_music.training.load import load_model_for_inference
 from megatron_music.training.loop import DONE, train
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"

@@ -33,9 +33,9 @@ def generator_of(seed: int, index: int, purpose: str) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(word)
 
 
-def sample_noise(shape: Sequence[int], seed: int, indices: Sequence[int]) -> Tensor:
+def sample_noise(shape: Sequence[int], seed: int, indices: Sequence[int], purpose: str = "noise") -> Tensor:
     """Standard normal noise [B, *shape], float32 on the CPU: one sample for each index."""
-    return torch.stack([torch.randn(*shape, generator=generator_of(seed, index, "noise")) for index in indices])
+    return torch.stack([torch.randn(*shape, generator=generator_of(seed, index, purpose)) for index in indices])
 
 
 def sample_sigma(

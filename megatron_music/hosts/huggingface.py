@@ -29,7 +29,8 @@ from megatron_music.tokens.walk import Walk
 from megatron_music.tokens.wording import read_wording
 from megatron_music.training import distributed
 from megatron_music.training.checkpoint import CONFIG as RUN_CONFIG
-from megatron_music.training.checkpoint import TOKENIZER, load_model_for_inference, save_weights
+from megatron_music.training.checkpoint import TOKENIZER, save_weights
+from megatron_music.training.load import load_model_for_inference
 from megatron_music.training.newest import find_checkpoint
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"

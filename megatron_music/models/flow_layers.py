@@ -75,6 +75,7 @@ class ContextAttention(Attention):
             cp_comm_type=cp_comm_type,
             pg_collection=pg_collection,
         )
+        self.place_in_stage = 0  # FlowTransformer says which
         whole = copy.copy(config)
         whole.sequence_parallel = False
         options = {
@@ -88,12 +89,25 @@ class ContextAttention(Attention):
         self.linear_q = submodules.linear_q(config.hidden_size, self.query_projection_size, config=config, **options)
         self.linear_kv = submodules.linear_kv(config.context_size, 2 * self.kv_projection_size, config=whole, **options)
 
+    def key_values(self, context_TBC: Tensor) -> Tensor:
+        """Keys and values of the context, [T, B, both of each head of this rank]."""
+        return self.linear_kv(context_TBC)[0]
+
     def get_query_key_value_tensors(
         self, hidden_states: Tensor, key_value_states: Tensor, output_gate: bool = False, split_qkv: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of the positions, keys and values of the context: [S or T, B, heads of this rank, head size]."""
+        """Queries of the positions, keys and values of the context: [S or T, B, heads of this rank, head size].
+
+        Args:
+            key_value_states: the context [T, B, C]; or, with one dimension more, what ``key_values`` made of it in each
+                layer of this stage.
+        """
         size = self.hidden_size_per_attention_head
-        query, key_value = self.linear_q(hidden_states)[0], self.linear_kv(key_value_states)[0]
+        query = self.linear_q(hidden_states)[0]
+        if key_value_states.dim() == 4:
+            key_value = key_value_states[self.place_in_stage]
+        else:
+            key_value = self.key_values(key_value_states)
         key, value = key_value.unflatten(-1, (self.num_query_groups_per_partition, 2 * size)).chunk(2, dim=-1)
         return query.unflatten(-1, (self.num_attention_heads_per_partition, size)), key, value
 

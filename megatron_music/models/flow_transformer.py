@@ -139,6 +139,8 @@ class FlowTransformer(MegatronModule):
             post_process=self.post_process,
             vp_stage=vp_stage,
         )
+        for place, layer in enumerate(self.decoder.layers):
+            layer.cross_attention.place_in_stage = place
         self.rotary = None
         if size.rotary_percent is not None:
             self.rotary = RotaryEmbedding(
@@ -174,12 +176,20 @@ class FlowTransformer(MegatronModule):
             with torch.no_grad():
                 parameter.copy_(drawn)
 
+    def key_values(self, context_TBC: Tensor) -> Tensor:
+        """What every layer of this stage makes of the context: [N layers, T, B, K], to be given in its place.
+
+        It depends on the context alone: where one context serves many steps, this saves them the work.
+        """
+        return torch.stack([layer.cross_attention.key_values(context_TBC) for layer in self.decoder.layers])
+
     def transform(self, hidden_SBH: Tensor | None, num_positions: int, context_TBC: Tensor, hides_BT: Tensor | None):
         """The layers of this stage.
 
         Args:
             hidden_SBH: on the first stage; elsewhere the stage before has sent it.
             num_positions: S on every stage, without filling.
+            context_TBC: or what ``key_values`` made of it.
             hides_BT: bool, True where a token of the context is only filling.
 
         Returns:

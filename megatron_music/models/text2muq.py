@@ -32,8 +32,19 @@ class Text2MuQ(FlowTransformer):
         if self.post_process:
             self.output_layer = whole_linear(config, size.hidden_size, size.embedding_size)
 
+    def prepare(self, context_BLC: Tensor) -> Tensor:
+        """What the layers make of the words, [B, layers of this stage, L, K]: once for all steps of a request."""
+        context_LBC = context_BLC.to(self.config.params_dtype).transpose(0, 1)
+        return self.key_values(context_LBC).permute(2, 0, 1, 3)
+
     def forward(
-        self, noisy_BE: Tensor, *, sigma_B: Tensor, context_BLC: Tensor, keeps_BL: Tensor | None = None
+        self,
+        noisy_BE: Tensor,
+        *,
+        sigma_B: Tensor,
+        context_BLC: Tensor | None = None,
+        keeps_BL: Tensor | None = None,
+        prepared_BNLK: Tensor | None = None,
     ) -> Tensor:
         """The velocity at sigma.
 
@@ -42,6 +53,7 @@ class Text2MuQ(FlowTransformer):
             sigma_B: float32, by its name, as for AudioDiT.
             context_BLC: what the text encoder makes of each word.
             keeps_BL: bool, True for words, False for filling; at least one a sample. Left out: all.
+            prepared_BNLK: what ``prepare`` made of the words, in their place.
 
         Returns:
             [B, E] on the last pipeline stage; elsewhere what the next one is sent. Every stage is given the same.
@@ -51,8 +63,11 @@ class Text2MuQ(FlowTransformer):
         if self.pre_process:
             time_BF = time_features(sigma_B, self.size.time_features).to(dtype)
             hidden_SBH = (self.input_layer(noisy_BE.to(dtype)) + self.time_embedder(time_BF))[None]
-        context_LBC = context_BLC.to(dtype).transpose(0, 1)
-        hidden_SBH = self.transform(hidden_SBH, 1, context_LBC, None if keeps_BL is None else ~keeps_BL)
+        if prepared_BNLK is None:
+            context = context_BLC.to(dtype).transpose(0, 1)
+        else:
+            context = prepared_BNLK.permute(1, 2, 0, 3)
+        hidden_SBH = self.transform(hidden_SBH, 1, context, None if keeps_BL is None else ~keeps_BL)
         return self.output_layer(hidden_SBH[0]) if self.post_process else hidden_SBH
 
 

@@ -13,13 +13,15 @@ from pathlib import Path
 
 import yaml
 
-from megatron_music.config import ConfigError, ModelConfig, RunConfig, closest, either, refuse_unless
+from megatron_music.config import ConfigError, ModelConfig, Run, RunConfig, closest, either, refuse_unless
+from megatron_music.flow_run import KINDS, FlowRunConfig
 
 RECIPES = Path(__file__).parent
 SECTIONS: dict[str, type] = {item.name: item.type for item in fields(RunConfig)}
+FLOW_SECTIONS: dict[str, type] = {item.name: item.type for item in fields(FlowRunConfig)}
 
 
-def load_run(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+def load_run(recipe: str, overrides: Sequence[str] = ()) -> Run:
     """The run of a recipe with overrides on top.
 
     Args:
@@ -28,6 +30,9 @@ def load_run(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises:
         ConfigError: an unknown recipe, section or field, a wrong type, or a contradiction.
+
+    Returns:
+        A RunConfig; a FlowRunConfig where ``model.kind`` is one of its kinds.
     """
     path = RECIPES / f"{recipe}.yaml"
     if not path.is_file():
@@ -45,7 +50,7 @@ def load_run(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
         refuse_unless(
             bool(equals and dot and key), f"override {override!r} is not section.field=value; write it as in train.train_iters=100"
         )
-        _section_type(section, "the overrides")
+        _check_section(section, SECTIONS | FLOW_SECTIONS, "the overrides")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
@@ -54,7 +59,7 @@ def load_run(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     return _run_of(tree, str(path))
 
 
-def read_run(path: str | os.PathLike) -> RunConfig:
+def read_run(path: str | os.PathLike) -> Run:
     """The run written by ``write_run``.
 
     Raises:
@@ -63,7 +68,7 @@ def read_run(path: str | os.PathLike) -> RunConfig:
     return _run_of(_read_yaml(Path(path)), str(path))
 
 
-def write_run(config: RunConfig, path: str | os.PathLike) -> None:
+def write_run(config: Run, path: str | os.PathLike) -> None:
     """Write every field of a run, defaults included, as YAML."""
     Path(path).write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
 
@@ -92,18 +97,20 @@ def _read_yaml(path: Path) -> dict:
     return tree
 
 
-def _section_type(section: str, source: str) -> type:
+def _check_section(section: str, sections: dict[str, type], source: str) -> None:
     refuse_unless(
-        section in SECTIONS,
-        f"unknown section {section!r} in {source}; use {either(tuple(SECTIONS))}{closest(section, SECTIONS)}",
+        section in sections,
+        f"unknown section {section!r} in {source}; use {either(tuple(sections))}{closest(section, sections)}",
     )
-    return SECTIONS[section]
 
 
-def _run_of(tree: dict, source: str) -> RunConfig:
+def _run_of(tree: dict, source: str) -> Run:
+    is_flow = tree.get("model", {}).get("kind") in KINDS
+    kinds = FLOW_SECTIONS if is_flow else SECTIONS
     sections = {}
     for section, content in tree.items():
-        kind = _section_type(section, source)
+        _check_section(section, kinds, source)
+        kind = kinds[section]
         known = {item.name: item for item in fields(kind)}
         values = {}
         for key, value in content.items():
@@ -114,7 +121,7 @@ def _run_of(tree: dict, source: str) -> RunConfig:
         sections[section] = kind(**values)
     if "model" not in sections:
         sections["model"] = ModelConfig()
-    return RunConfig(**sections)
+    return (FlowRunConfig if is_flow else RunConfig)(**sections)
 
 
 def _coerced(value, item, name: str):

@@ -1,7 +1,8 @@
 """Checkpoints: a whole training state on disk, loaded again in any parallel layout.
 
 ``RUN/iter_0000123`` is one: the tensors as megatron-core's dist_checkpointing writes them, ``state.json``,
-``config.yaml``, ``tokenizer/``, and ``manifest.json`` over all of it. It is written beside its place and renamed into
+``config.yaml``, the files that the model is used with (``tokenizer/`` of a GPT, ``encoders/`` of a model of sound), and
+``manifest.json`` over all of it. It is written beside its place and renamed into
 it, so a save that is killed leaves the one before untouched. Knows nothing about the loop.
 """
 
@@ -9,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -20,8 +21,8 @@ from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_te
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_music.config import ConfigError, ModelConfig, ParallelConfig, RunConfig
-from megatron_music.models.gpt import build_gpt
+from megatron_music.config import ConfigError, ModelConfig, Run, RunConfig
+from megatron_music.flow_run import FlowModelConfig, FlowRunConfig
 from megatron_music.recipes import read_run, write_run
 from megatron_music.tokens import vocabulary
 from megatron_music.training import distributed
@@ -29,12 +30,12 @@ from megatron_music.training.checkpoint_folder import checkpoint_name, prepare, 
 from megatron_music.training.engine import Engine
 from megatron_music.training.guard import GuardState
 from megatron_music.training.manifest import write_manifest
-from megatron_music.training.newest import find_checkpoint
 from megatron_music.training.optimizer import MAIN_PARAMETER, MOMENTS, get_state, get_step, set_state
 from megatron_music.training.reader import read_tensors
 from megatron_music.training.writer import TensorsWriter
 
 STATE, CONFIG, TOKENIZER = "state.json", "config.yaml", "tokenizer"
+AVERAGE = "average"  # before the names of averaged weights on disk
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Save:
         tensors: the sharded tensors, a tree.
         facts: what else ``state.json`` says.
         config: the run's.
-        tokenizer_files: by name.
+        files: what else lies in the checkpoint, by path below it.
         copies: copy the tensors now, so that training may go on while they are written.
     """
 
@@ -65,22 +66,23 @@ class Save:
         progress: Progress,
         tensors: dict,
         facts: dict,
-        config: RunConfig,
-        tokenizer_files: dict[str, bytes],
+        config: Run,
+        files: dict[str, bytes],
         *,
         copies: bool,
     ):
         self.checkpoint = folder / checkpoint_name(progress.iteration)
         self.iteration = progress.iteration
-        self.config, self.tokenizer_files = config, tokenizer_files
+        self.config, self.files = config, files
         self.unfinished = distributed.on_main(lambda: prepare(folder, progress.iteration))
         self.facts = {
             "iteration": progress.iteration,
             "consumed_samples": progress.consumed_samples,
             **facts,
             "layout": _layout(),
-            "vocabulary": {"name": vocabulary.NAME, "hash": vocabulary.HASH},
         }
+        if isinstance(config, RunConfig):
+            self.facts["vocabulary"] = {"name": vocabulary.NAME, "hash": vocabulary.HASH}
         self.writer = TensorsWriter(tensors, self.unfinished, copies=copies)
 
     def write(self) -> tuple[list, dict[str, str]]:
@@ -103,9 +105,9 @@ class Save:
             self.writer.write_index(results)
             (self.unfinished / STATE).write_text(json.dumps(self.facts, indent=1) + "\n", encoding="utf-8")
             write_run(self.config, self.unfinished / CONFIG)
-            (self.unfinished / TOKENIZER).mkdir()
-            for name, content in self.tokenizer_files.items():
-                (self.unfinished / TOKENIZER / name).write_bytes(content)
+            for name, content in self.files.items():
+                (self.unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+                (self.unfinished / name).write_bytes(content)
             write_manifest(self.unfinished, digests)
             publish(self.unfinished, self.checkpoint)
 
@@ -126,9 +128,11 @@ def begin_save(folder: Path, engine: Engine, progress: Progress, *, copies: bool
         copies: see ``Save``.
     """
     engine.gather_parameters()
-    weights = _weights(engine.modules)
+    weights = sharded_weights(engine.modules)
     state = get_state(engine.optimizer)
     tensors = {"model": weights, "optimizer": _sharded_optimizer(weights, state), "rng": _sharded_rng_state()}
+    if engine.averages:
+        tensors["average"] = _sharded_average(weights, engine)
     has_main = distributed.sum_over_processes([float(any(MAIN_PARAMETER in value for value in state.values()))])[0] > 0
     steps = distributed.sum_over_processes([float(get_step(engine.optimizer))])[0] / dist.get_world_size()
     facts = {
@@ -137,7 +141,9 @@ def begin_save(folder: Path, engine: Engine, progress: Progress, *, copies: bool
         "guard": progress.guard.as_json(),
         "has_main_parameters": has_main,
     }
-    return Save(folder, progress, tensors, facts, engine.config, engine.task.tokenizer_files, copies=copies)
+    if engine.averages:
+        facts["average_step"] = engine.averages[0].step
+    return Save(folder, progress, tensors, facts, engine.config, engine.task.files, copies=copies)
 
 
 def save_checkpoint(folder: Path, engine: Engine, progress: Progress) -> Path:
@@ -150,7 +156,7 @@ def save_checkpoint(folder: Path, engine: Engine, progress: Progress) -> Path:
     return save.finish(save.write)
 
 
-def save_weights(folder: Path, module, config: RunConfig, tokenizer_files: dict[str, bytes]) -> Path:
+def save_weights(folder: Path, module, config: Run, tokenizer_files: dict[str, bytes]) -> Path:
     """Write a model as a run that has not begun: its checkpoint holds weights alone, and no optimizer.
 
     `generate` reads it, and ``checkpoint.load`` starts a run from it. Every process must call this.
@@ -162,7 +168,8 @@ def save_weights(folder: Path, module, config: RunConfig, tokenizer_files: dict[
     Returns:
         The checkpoint's folder, ``iter_0000000``.
     """
-    save = Save(folder, Progress(), {"model": _weights([module])}, {"weights_only": True}, config, tokenizer_files, copies=False)
+    files = {f"{TOKENIZER}/{name}": content for name, content in tokenizer_files.items()}
+    save = Save(folder, Progress(), {"model": sharded_weights([module])}, {"weights_only": True}, config, files, copies=False)
     checkpoint = save.finish(save.write)
     distributed.on_main(lambda: write_atomically(folder / CONFIG, lambda path: write_run(config, path)))
     return checkpoint
@@ -185,23 +192,34 @@ def load_checkpoint(checkpoint: Path, engine: Engine, *, resume: bool) -> Progre
     """
     facts = distributed.on_main(lambda: read_state(checkpoint))
     check_same_model(read_run(checkpoint / CONFIG).model, engine.config.model, checkpoint)
-    weights = _weights(engine.modules)
+    weights = sharded_weights(engine.modules)
     if facts.get("weights_only"):
         assert not resume, "starting_point refuses to go on with weights alone"
-        _load_weights(engine.modules, _load_tensors({"model": weights}, checkpoint)["model"])
+        set_weights(engine.modules, load_tensors({"model": weights}, checkpoint)["model"])
         # Where the optimizer keeps float32 copies of the weights, they are still of the model as it was built.
         engine.optimizer.reload_model_params()
+        if engine.averages:
+            engine.begin_averages()
         return Progress()
     request = {"model": weights, "optimizer": _sharded_optimizer(weights, _blank_state(engine, facts))}
+    has_averages = bool(engine.averages) and "average_step" in facts
+    if has_averages:
+        request["average"] = _sharded_average(weights, engine)
     restores_generators = resume and facts["layout"] == _layout()
     if restores_generators:
         request["rng"] = _sharded_rng_state()
     # The parameters of the model stand in the request by identity: remember them before they become tensors.
     parameters = {name: item.data for name, item in weights.items()}
-    loaded = _load_tensors(request, checkpoint)
-    _load_weights(engine.modules, loaded["model"])
+    loaded = load_tensors(request, checkpoint)
+    set_weights(engine.modules, loaded["model"])
     state = {parameters[name]: tensors for name, tensors in loaded["optimizer"].items()}
     set_state(engine.optimizer, state, facts["optimizer_step"])
+    if has_averages:
+        for chunk, average in enumerate(engine.averages):
+            own = {name: loaded["average"][f"{chunk}.{name}"] for name in average.weights}
+            average.load_state_dict({"step": facts["average_step"], "weights": own})
+    elif engine.averages:
+        engine.begin_averages()
     if not resume:
         return Progress()
     engine.schedule.num_steps = 0
@@ -213,50 +231,8 @@ def load_checkpoint(checkpoint: Path, engine: Engine, *, resume: bool) -> Progre
     return Progress(facts["iteration"], facts["consumed_samples"], GuardState.from_json(facts["guard"]))
 
 
-def load_model_for_inference(checkpoint_dir: str | os.PathLike, tp: int = 1, pp: int = 1, *, own_layers: bool = False):
-    """The model of the checkpoint that ``find_checkpoint`` finds, weights only, ready to generate.
-
-    See ``load_model``.
-
-    Raises:
-        ValueError: no checkpoint, another vocabulary, or a ``tp`` or ``pp`` that does not divide the model.
-    """
-    return load_model(find_checkpoint(checkpoint_dir), tp, pp, own_layers=own_layers)
-
-
-def load_model(checkpoint: Path, tp: int = 1, pp: int = 1, *, own_layers: bool = False):
-    """The model of one checkpoint, weights only, ready to generate.
-
-    Starts the processes' groups (one process needs no launcher) and, without CUDA, the CPU adapter;
-    ``distributed.stop()`` ends both. The tokenizer lies in ``checkpoint / "tokenizer"``.
-
-    Args:
-        checkpoint: what ``find_checkpoint`` gave, saved in any layout.
-        tp: tensor-parallel size.
-        pp: pipeline-parallel size; the number of processes is tp x pp.
-        own_layers: built of ``specs.gpt_layer``, also where Transformer Engine, which has other names, is installed.
-
-    Returns:
-        This process's part of a GPTModel in eval mode, and the RunConfig it was trained with.
-
-    Raises:
-        ValueError: another vocabulary, or a ``tp`` or ``pp`` that does not divide the model.
-    """
-    read_state(checkpoint)
-    config = read_run(checkpoint / CONFIG)
-    config = replace(config, parallel=ParallelConfig(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp))
-    distributed.start(config.parallel)
-    distributed.seed_for_building(config.train.seed)
-    is_half = config.train.bf16 and torch.cuda.is_available()
-    dtype = torch.bfloat16 if is_half else torch.float32
-    model = build_gpt(config.model, config.parallel, dtype=dtype, explicit_attention_mask=own_layers)
-    if torch.cuda.is_available():
-        model = model.cuda(torch.cuda.current_device())
-    _load_weights([model], _load_tensors({"model": _weights([model])}, checkpoint)["model"])
-    return model.eval(), config
-
-
-def _load_tensors(request: dict, checkpoint: Path) -> dict:
+def load_tensors(request: dict, checkpoint: Path) -> dict:
+    """The tensors of a request, a tree of sharded ones, from a checkpoint; what cannot be read is a ConfigError."""
     try:
         return read_tensors(request, checkpoint)
     except (Exception, CheckpointException) as error:  # many kinds for one thing, and torch's is no Exception
@@ -265,7 +241,7 @@ def _load_tensors(request: dict, checkpoint: Path) -> dict:
         raise ConfigError(f"{checkpoint} cannot be loaded ({reason}); name an earlier iter_ folder of the run") from error
 
 
-def _weights(modules: list) -> dict:
+def sharded_weights(modules: list) -> dict:
     """The sharded state of a model's chunks by chunk and name, without the states that only FP8 fills.
 
     The names stay in this process: on disk a layer goes by its number in the whole model.
@@ -278,7 +254,8 @@ def _weights(modules: list) -> dict:
     }
 
 
-def _load_weights(modules: list, weights: dict) -> None:
+def set_weights(modules: list, weights: dict) -> None:
+    """Give a model's chunks loaded weights, by the names of ``sharded_weights``."""
     for chunk, module in enumerate(modules):
         prefix = f"{chunk}."
         own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
@@ -297,12 +274,22 @@ def _sharded_optimizer(weights: dict, state: dict) -> dict:
     }
 
 
+def _sharded_average(weights: dict, engine: Engine) -> dict:
+    """The averages of the weights, split as these are, by the same names."""
+    return {
+        f"{chunk}.{name}": make_sharded_optimizer_tensor(weights[f"{chunk}.{name}"], tensor, prefix=AVERAGE)
+        for chunk, average in enumerate(engine.averages)
+        for name, tensor in average.weights.items()
+    }
+
+
 def _blank_state(engine: Engine, facts: dict) -> dict:
     names = [*MOMENTS, MAIN_PARAMETER] if facts["has_main_parameters"] and engine.config.train.bf16 else MOMENTS
     return {
         parameter: {name: torch.zeros_like(parameter, dtype=torch.float32) for name in names}
         for module in engine.modules
         for parameter in module.parameters()
+        if parameter.requires_grad
     }
 
 
@@ -335,13 +322,15 @@ def _set_rng_state(rows: dict[str, torch.Tensor]) -> None:
 
 
 def read_state(checkpoint: Path) -> dict:
-    """What a checkpoint says of itself: iteration, consumed_samples, layout, vocabulary.
+    """What a checkpoint says of itself: iteration, consumed_samples, layout, and of a GPT its vocabulary.
 
     Raises:
         ConfigError: it cannot be read, or is of another vocabulary.
     """
     try:
         facts = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        if "vocabulary" not in facts and isinstance(read_run(checkpoint / CONFIG), FlowRunConfig):
+            return facts
         name, digest = facts["vocabulary"]["name"], facts["vocabulary"]["hash"]
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ConfigError(f"{checkpoint / STATE} cannot be read ({error}); name another checkpoint") from None
@@ -353,12 +342,20 @@ def read_state(checkpoint: Path) -> dict:
     return facts
 
 
-def check_same_model(found: ModelConfig, wanted: ModelConfig, where: Path) -> None:
+def check_same_model(found: ModelConfig | FlowModelConfig, wanted: ModelConfig | FlowModelConfig, where: Path) -> None:
     """Refuse the weights of another model.
 
     Raises:
         ConfigError: the first field that differs.
     """
+    kinds = [getattr(model, "kind", "gpt") for model in (found, wanted)]
+    if kinds[0] != kinds[1]:
+        raise ConfigError(f"{where} is of a {kinds[0]}, not of a {kinds[1]}; name another folder")
+    if isinstance(wanted, FlowModelConfig):
+        for (name, old), new in zip(asdict(found.shape).items(), asdict(wanted.shape).values(), strict=True):
+            if old != new and name != "latent_length":  # any length runs
+                raise ConfigError(f"{where} is of a model with {name} {old}, not {new}; take the same model.size, or name another folder")
+        return
     names = ["num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "ffn_hidden_size"]
     names += ["position_embedding_type", "rotary_base", "normalization", "swiglu", "add_bias_linear"]
     names += ["share_embeddings_and_output_weights"]

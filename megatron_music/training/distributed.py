@@ -21,6 +21,7 @@ from megatron_music.config import ConfigError, ParallelConfig
 from megatron_music.training import cpu
 
 T = TypeVar("T")
+_joins = 0  # how often this process has joined the others
 
 
 def launched_size() -> int:
@@ -50,19 +51,21 @@ def start(parallel: ParallelConfig) -> None:
             "alone passes keys between processes, is not installed; set parallel.context_parallel_size=1 or run in NVIDIA's "
             "container"
         )
+    global _joins
     on_cuda = not cpu.install()
     if on_cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
         backend = "nccl" if on_cuda else "gloo"
         timeout = timedelta(minutes=parallel.distributed_timeout_minutes)
-        if _is_restarted_by_one_torchrun():
-            _join_again(backend, timeout)
-        elif "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            dist.init_process_group(backend, timeout=timeout)
-        else:
+        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
             # One process needs no port, hence cannot find one taken.
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        elif _joins or _is_restarted_by_one_torchrun():
+            _join_again(backend, timeout)
+        else:
+            dist.init_process_group(backend, timeout=timeout)
+        _joins += 1
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if not on_cuda and local_size > 1:
         # torchrun gives every process one thread; divide the cores among them instead.
@@ -95,15 +98,15 @@ def _is_restarted_by_one_torchrun() -> bool:
 
 
 def _join_again(backend: str, timeout: timedelta) -> None:
-    """Join the processes that torchrun has started once more, under names that the dead ones before have not used.
+    """Join the processes once more, under names that have not been used in the store they meet at.
 
-    torchrun keeps one store for all its attempts, where the addresses of the dead still stand (pytorch issue 135712).
-    The count of restarts tells the attempts apart, though only on one node: each torchrun counts for itself.
+    There the addresses of before still stand: of the dead that torchrun has replaced (pytorch issue 135712), and of these
+    very processes where they had parted. The count of restarts tells the attempts apart, though only on one node: each
+    torchrun counts for itself.
     """
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), size, is_master=False)
-    attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
-    store = dist.PrefixStore(f"attempt-{attempt}", store)
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if _is_restarted_by_one_torchrun() else "0"
+    store = dist.PrefixStore(f"attempt-{attempt}-{_joins}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 

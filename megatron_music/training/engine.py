@@ -17,8 +17,10 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import get_model_config
 
-from megatron_music.config import ConfigError, RunConfig
+from megatron_music.config import ConfigError, Run
 from megatron_music.contradictions import check_capability
+from megatron_music.flow.ema import WeightAverage
+from megatron_music.flow_run import FlowRunConfig
 from megatron_music.training import distributed
 from megatron_music.training.optimizer import build_optimizer, build_schedule
 from megatron_music.training.tasks import Task
@@ -43,12 +45,13 @@ class Engine:
     Attributes:
         modules: the bare chunks, as the task built them.
         chunks: the same, wrapped.
+        averages: of each chunk's weights over the steps, which is sampled from; empty where the run asks for none.
 
     Raises:
         ConfigError: this GPU cannot do what the run asks, or the task's model would give wrong gradients.
     """
 
-    def __init__(self, config: RunConfig, task: Task):
+    def __init__(self, config: Run, task: Task):
         if torch.cuda.is_available():
             check_capability(config, torch.cuda.get_device_capability(), torch.cuda.get_device_name())
         distributed.seed_for_building(config.train.seed)
@@ -70,6 +73,9 @@ class Engine:
             config.optimizer, self.chunks, dtype, overlap_param_gather=parallel.overlap_param_gather
         )
         self.schedule = build_schedule(config.optimizer, self.optimizer, config.train.train_iters)
+        self.averages: list[WeightAverage] = []
+        if isinstance(config, FlowRunConfig) and config.flow.ema_decay:
+            self.begin_averages()
         self.core_config.finalize_model_grads_func = finalize_model_grads
         self.core_config.grad_scale_func = self.optimizer.scale_loss
         self.core_config.no_sync_func = self._each_or_only([chunk.no_sync for chunk in self.chunks])
@@ -141,6 +147,15 @@ class Engine:
                     inner.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8,
                 )
         self.optimizer.step_with_ready_grads()
+        if self.averages:
+            self.gather_parameters()
+            for average, module in zip(self.averages, self.modules, strict=True):
+                average.update(module.named_parameters())
+
+    def begin_averages(self) -> None:
+        """Average from the weights as they are now."""
+        decay = self.config.flow.ema_decay
+        self.averages = [WeightAverage(module.named_parameters(), decay=decay) for module in self.modules]
 
     def step(
         self,

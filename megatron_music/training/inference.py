@@ -8,7 +8,7 @@ from megatron_music.generation.midi import Composer
 from megatron_music.generation.sampling import Sampler
 from megatron_music.tokens.folder import read_encoding
 from megatron_music.training import distributed
-from megatron_music.training.checkpoint import load_model
+from megatron_music.training.load import load_model
 from megatron_music.training.newest import find_checkpoint
 
 

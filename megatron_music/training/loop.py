@@ -12,22 +12,22 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from megatron_music.config import RunConfig
+from megatron_music.config import Run
 from megatron_music.training import distributed
 from megatron_music.training.checkpoint import Progress, load_checkpoint
 from megatron_music.training.engine import Engine
 from megatron_music.training.guard import iterations_as_words, reason_to_skip
 from megatron_music.training.metrics import Metrics
-from megatron_music.training.run_folder import count_start, held_folder, starting_point, with_vocabulary_of_data
+from megatron_music.training.run_folder import count_start, held_folder, starting_point, with_facts_of_data
 from megatron_music.training.samples import Samples
 from megatron_music.training.saver import Saver
-from megatron_music.training.tasks import Task, gpt_task
+from megatron_music.training.tasks import Task, task_of
 from megatron_music.training.throughput import Throughput
 
 DONE, FAILED, REQUEUE = 0, 1, 75  # exit status; 75 is EX_TEMPFAIL of sysexits.h: try again
 
 
-def train(config: RunConfig) -> int:
+def train(config: Run) -> int:
     """Carry out a run, alone or as one process of torchrun; go on where ``checkpoint.save`` holds a part of it.
 
     Returns:
@@ -46,10 +46,10 @@ def train(config: RunConfig) -> int:
         distributed.stop()
 
 
-def _train(config: RunConfig) -> int:
-    config = distributed.on_main(lambda: with_vocabulary_of_data(config))
+def _train(config: Run) -> int:
+    config = distributed.on_main(lambda: with_facts_of_data(config))
     origin, is_own = starting_point(config)
-    task = gpt_task(config)
+    task = task_of(config)
     engine = Engine(config, task)
     progress = Progress()
     if origin:
@@ -65,7 +65,7 @@ def _train(config: RunConfig) -> int:
         return _run(config, task, engine, progress, folder)
 
 
-def _run(config: RunConfig, task: Task, engine: Engine, progress: Progress, folder: Path | None) -> int:
+def _run(config: Run, task: Task, engine: Engine, progress: Progress, folder: Path | None) -> int:
     total = config.train.train_iters
     metrics = Metrics(
         folder,
@@ -77,7 +77,7 @@ def _run(config: RunConfig, task: Task, engine: Engine, progress: Progress, fold
         wandb_project=config.logging.wandb_project,
         run=asdict(config),
     )
-    throughput = Throughput(config)
+    throughput = Throughput(config, task.work)
     samples = Samples(config, folder) if task.valid_batches else None
     record = _recorder(metrics)
     saver = Saver(config.checkpoint, record) if folder else None
@@ -99,7 +99,7 @@ def _run(config: RunConfig, task: Task, engine: Engine, progress: Progress, fold
                 "loss": result.loss,
                 "grad_norm": result.grad_norm,
                 "learning_rate": result.learning_rate,
-                "tokens_per_second": config.train.global_batch_size * task.seq_length / seconds,
+                "tokens_per_second": config.train.global_batch_size * task.work.tokens_per_sample / seconds,
                 "step_seconds": seconds,
                 "consumed_samples": progress.consumed_samples,
                 **throughput.of_step(seconds, progress.consumed_samples),

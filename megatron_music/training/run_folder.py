@@ -9,11 +9,13 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
-from megatron_music.config import ConfigError, RunConfig
+from megatron_music.config import ConfigError, Run, RunConfig
 from megatron_music.data.batches import check_folders
+from megatron_music.data.latents import INDEX, LatentDataset
+from megatron_music.flow_run import OF_DATA, FlowRunConfig
 from megatron_music.recipes import read_run, write_run
 from megatron_music.tokens import vocabulary
 from megatron_music.tokens.folder import read_encoding
@@ -31,6 +33,33 @@ from megatron_music.training.newest import find_checkpoint, newest_whole
 STARTS = "starts.json"
 
 
+def with_facts_of_data(config: Run) -> Run:
+    """The run with what its data decide of the model.
+
+    Raises:
+        ValueError: no data, or data that do not go with the run.
+    """
+    return _with_shape_of_latents(config) if isinstance(config, FlowRunConfig) else with_vocabulary_of_data(config)
+
+
+def _with_shape_of_latents(config: FlowRunConfig) -> FlowRunConfig:
+    if config.data.path is None:
+        raise ConfigError("data.path is not set; name the folder made by `megatron-music build latents`, as in data.path=OUT")
+    found = LatentDataset(config.data.path, "train")
+    if not len(found):
+        raise ConfigError(f"{config.data.path} has no training samples; build it of more files")
+    facts = {}
+    for name in sorted(set(OF_DATA[config.model.kind].values())):
+        facts[name], asked = getattr(found.info, name), getattr(config.model, name)
+        if asked not in (None, facts[name]):
+            raise ConfigError(
+                f"model.{name} is {asked} and that of {config.data.path} is {facts[name]}; leave model.{name} out"
+            )
+    if config.model.kind == "dit":
+        facts["embedding_size"] = found.info.embedding_size
+    return replace(config, model=replace(config.model, **facts))
+
+
 def with_vocabulary_of_data(config: RunConfig) -> RunConfig:
     """The run with ``model.vocab_size`` as its data has it: larger than the vocabulary's own where tokens are merged.
 
@@ -45,7 +74,7 @@ def with_vocabulary_of_data(config: RunConfig) -> RunConfig:
     return replace(config, model=replace(config.model, vocab_size=size))
 
 
-def starting_point(config: RunConfig) -> tuple[Path | None, bool]:
+def starting_point(config: Run) -> tuple[Path | None, bool]:
     """The checkpoint a run starts from, and whether that is its own, to go on from. Writes nothing.
 
     Where the processes are joined, every one must call this.
@@ -67,7 +96,7 @@ def starting_point(config: RunConfig) -> tuple[Path | None, bool]:
 
 
 @contextmanager
-def held_folder(folder: Path | None, config: RunConfig) -> Iterator[None]:
+def held_folder(folder: Path | None, config: Run) -> Iterator[None]:
     """Make the folder this run's, and keep a second run out as long as this one lives. For the main process.
 
     Raises:
@@ -89,7 +118,7 @@ def held_folder(folder: Path | None, config: RunConfig) -> Iterator[None]:
         os.close(descriptor)
 
 
-def count_start(folder: Path, iteration: int, config: RunConfig) -> str | None:
+def count_start(folder: Path, iteration: int, config: Run) -> str | None:
     """Note that a run starts, and say in a sentence why it must not: it has not got on for too long.
 
     ``RUN/starts.json`` holds the iteration that the last starts went out from, and how many they were. A checkpoint
@@ -115,8 +144,9 @@ def _read_starts(path: Path, iteration: int) -> int:
         return 0  # a guard against endless starts must not become a reason for none
 
 
-def _holds_run(folder: Path | None, config: RunConfig) -> bool:
-    check_folders(config.data)
+def _holds_run(folder: Path | None, config: Run) -> bool:
+    if not isinstance(config, FlowRunConfig):
+        check_folders(config.data)
     if folder is None:
         return False
     if folder.exists() and not folder.is_dir():
@@ -130,7 +160,7 @@ def _holds_run(folder: Path | None, config: RunConfig) -> bool:
     return True
 
 
-def _check_own(newest: Path, config: RunConfig) -> None:
+def _check_own(newest: Path, config: Run) -> None:
     if read_state(newest).get("weights_only"):
         raise ConfigError(
             f"{newest.parent} holds weights alone, so there is no run to go on with; start one from them with "
@@ -139,20 +169,29 @@ def _check_own(newest: Path, config: RunConfig) -> None:
     found = read_run(newest / CONFIG)
     check_same_model(found.model, config.model, newest.parent)
     _check_same_run(found, config, newest)
-    _check_encoding(newest, config.data.folders[0] / "tokenizer", every_field=True)
+    _check_same_data(newest, config, every_field=True)
 
 
-def _check_origin(origin: Path, config: RunConfig) -> None:
+def _check_origin(origin: Path, config: Run) -> None:
     read_state(origin)
     check_same_model(read_run(origin / CONFIG).model, config.model, origin)
-    _check_encoding(origin, config.data.folders[0] / "tokenizer", every_field=False)
+    _check_same_data(origin, config, every_field=False)
 
 
-def _check_same_run(found: RunConfig, wanted: RunConfig, where: Path) -> None:
+def _check_same_run(found: Run, wanted: Run, where: Path) -> None:
     """A run goes on over the same data in the same order, or its position in the data means nothing."""
+    if isinstance(wanted, FlowRunConfig):
+        own = [
+            ("data.path", *(os.path.realpath(run.data.path) for run in (found, wanted))),
+            *((f"flow.{item.name}", getattr(found.flow, item.name), getattr(wanted.flow, item.name)) for item in fields(wanted.flow)),
+        ]
+    else:
+        own = [
+            ("data.path", *(list(map(os.path.realpath, run.data.folders)) for run in (found, wanted))),
+            ("model.seq_length", found.model.seq_length, wanted.model.seq_length),
+        ]
     for name, old, new in (
-        ("data.path", *(list(map(os.path.realpath, run.data.folders)) for run in (found, wanted))),
-        ("model.seq_length", found.model.seq_length, wanted.model.seq_length),
+        *own,
         ("train.seed", found.train.seed, wanted.train.seed),
         ("train.global_batch_size", found.train.global_batch_size, wanted.train.global_batch_size),
     ):
@@ -161,11 +200,32 @@ def _check_same_run(found: RunConfig, wanted: RunConfig, where: Path) -> None:
                 f"{where} was trained with {name}={old}, not {new}; set it back, or start a new run from these weights with "
                 f"checkpoint.load={where} and another checkpoint.save"
             )
-    if found.train.train_iters != wanted.train.train_iters:
+    if found.train.train_iters != wanted.train.train_iters and not isinstance(wanted, FlowRunConfig):
         print(
             f"megatron-music: train.train_iters is {wanted.train.train_iters}, and was {found.train.train_iters} in {where}; "
             "megatron-core shuffles the data anew for another length",
             file=sys.stderr,
+        )
+
+
+def _check_same_data(where: Path, config: Run, every_field: bool) -> None:
+    if isinstance(config, FlowRunConfig):
+        _check_encoders(where, Path(config.data.path))
+    else:
+        _check_encoding(where, config.data.folders[0] / "tokenizer", every_field)
+
+
+def _check_encoders(where: Path, data: Path) -> None:
+    """Latents and states of other encoders have other meanings, whatever their shapes."""
+    try:
+        found = json.loads((where / INDEX).read_text(encoding="utf-8"))["encoders"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{where / INDEX} cannot be read ({error}); name another checkpoint") from None
+    wanted = json.loads((data / INDEX).read_text(encoding="utf-8"))["encoders"]
+    if found != wanted:
+        names = [name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]
+        raise ConfigError(
+            f"{where} was trained on data of other encoders than {data} ({', '.join(names)}); name the data it was trained on"
         )
 
 

@@ -5,14 +5,35 @@ A task is all that the loop knows of what is trained: it builds the model, makes
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
+from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from megatron.core import parallel_state
 
-from megatron_music.config import RunConfig
-from megatron_music.data.batches import build_datasets, has_tokens, micro_batches
+from megatron_music.config import Run, RunConfig
+from megatron_music.data.batches import build_datasets, has_tokens, micro_batches, num_tokens
+from megatron_music.data.latents import INDEX, LatentDataset
+from megatron_music.flow_run import FlowRunConfig
+from megatron_music.models.conditions import build_conditioned_dit
+from megatron_music.models.flow_transformer import padded_length
 from megatron_music.models.gpt import build_gpt
-from megatron_music.training.gpt_step import forward_step
+from megatron_music.models.text2muq import build_text2muq
+from megatron_music.profiling.flops import step_flops
+from megatron_music.training import flow_step, gpt_step
+
+FORMULA = "mcore"
+
+
+class Work(NamedTuple):
+    """What a step is counted in."""
+
+    tokens_per_sample: int  # positions of one sample, without filling
+    train_tokens: int  # in the whole training data
+    flops: float | None  # of one step of all processes; None where no formula counts them
+    formula: str  # in words, with what it is counted for
 
 
 @dataclass(frozen=True)
@@ -23,8 +44,14 @@ class Task:
     forward_step: Callable  # (micro batches, model) -> output and loss function, for megatron-core's schedules
     train_batches: Callable[[int], Iterator]  # consumed samples -> micro batches of this rank
     valid_batches: Callable[[], Iterator] | None  # always the same ones; None: there is nothing to evaluate on
-    tokenizer_files: dict[str, bytes]  # by name; every checkpoint holds them, wherever the data goes meanwhile
-    seq_length: int
+    files: dict[str, bytes]  # by path below a checkpoint, which holds them wherever the data goes meanwhile
+    seq_length: int  # positions that are sent from stage to stage
+    work: Work | None = None  # the loop needs it
+
+
+def task_of(config: Run) -> Task:
+    """The task of a run. Every process must call this; the groups must exist."""
+    return flow_task(config) if isinstance(config, FlowRunConfig) else gpt_task(config)
 
 
 def gpt_task(config: RunConfig) -> Task:
@@ -65,11 +92,58 @@ def gpt_task(config: RunConfig) -> Task:
 
     return Task(
         build_model=build_model,
-        forward_step=forward_step,
+        forward_step=gpt_step.forward_step,
         train_batches=lambda consumed_samples: batches(train_set, consumed_samples),
         valid_batches=(lambda: batches(valid_set, 0)) if has_valid else None,
-        tokenizer_files={
-            path.name: path.read_bytes() for path in (config.data.folders[0] / "tokenizer").iterdir() if path.is_file()
-        },
+        files=files_below(config.data.folders[0], "tokenizer"),
         seq_length=config.model.seq_length,
+        work=Work(
+            config.model.seq_length,
+            num_tokens(config.data, "train"),
+            step_flops(config.model, global_batch_size, formula=FORMULA).model,
+            f"{FORMULA} (attention causal, vocabulary {config.model.vocab_size}, {config.model.seq_length} tokens)",
+        ),
     )
+
+
+def flow_task(config: FlowRunConfig) -> Task:
+    """The velocity of cached embeddings or latents, of a folder of ``build latents``."""
+    kind, shape, train, folder = config.model.kind, config.model.shape, config.train, Path(config.data.path)
+    train_set, valid_set = LatentDataset(folder, "train"), LatentDataset(folder, "valid")
+    positions = (shape.latent_length if kind == "dit" else 1) + shape.num_extra_positions
+
+    def batches(dataset: LatentDataset, consumed_samples: int, shuffles: bool = True) -> Iterator:
+        return flow_step.flow_batches(
+            dataset,
+            kind,
+            config.flow,
+            train,
+            consumed_samples=consumed_samples,
+            data_parallel_rank=parallel_state.get_data_parallel_rank(),
+            data_parallel_size=parallel_state.get_data_parallel_world_size(),
+            shuffles=shuffles,
+        )
+
+    return Task(
+        build_model=partial(build_flow_model, config),
+        forward_step=flow_step.forward_step,
+        train_batches=lambda consumed_samples: batches(train_set, consumed_samples),
+        valid_batches=(lambda: batches(valid_set, 0, shuffles=False)) if train.eval_iters and len(valid_set) else None,
+        files=files_below(folder, "encoders") | {INDEX: (folder / INDEX).read_bytes()},
+        seq_length=padded_length(positions, config.parallel),
+        work=Work(positions, positions * len(train_set), None, "none for this model yet"),
+    )
+
+
+def build_flow_model(config: FlowRunConfig, dtype: torch.dtype = torch.float32, vp_stage: int | None = None):
+    """This rank's part of the model of a run whose data's facts are known."""
+    options = {"dtype": dtype, "train": config.train, "vp_stage": vp_stage}
+    if config.model.kind == "dit":
+        return build_conditioned_dit(config.model.shape, config.parallel, music_size=config.model.embedding_size, **options)
+    return build_text2muq(config.model.shape, config.parallel, **options)
+
+
+def files_below(folder: Path, name: str) -> dict[str, bytes]:
+    """The files of a folder in a folder, by their path from the outer one."""
+    paths = sorted(path for path in (folder / name).rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}

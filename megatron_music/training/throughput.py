@@ -8,13 +8,11 @@ import sys
 
 import torch
 
-from megatron_music.config import RunConfig
-from megatron_music.data.batches import num_tokens
-from megatron_music.profiling.flops import step_flops, tflops_per_gpu
+from megatron_music.config import Run
+from megatron_music.profiling.flops import tflops_per_gpu
 from megatron_music.profiling.peaks import peak_of
 from megatron_music.training import distributed
-
-FORMULA = "mcore"
+from megatron_music.training.tasks import Work
 
 
 class Throughput:
@@ -23,18 +21,12 @@ class Throughput:
     The main process says on stderr by which formula, vocabulary and peak they are; without those they mean nothing.
     """
 
-    def __init__(self, config: RunConfig):
-        self._tokens_per_sample = config.model.seq_length
-        self._train_tokens = num_tokens(config.data, "train")
+    def __init__(self, config: Run, work: Work):
+        self._work = work
         self._num_gpus = distributed.launched_size()
-        self._flops = step_flops(config.model, config.train.global_batch_size, formula=FORMULA).model
         self._peak, source = _peak(config)
         if distributed.is_main():
-            print(
-                f"megatron-music: tflops_per_gpu by the formula {FORMULA} (attention causal, vocabulary "
-                f"{config.model.vocab_size}, {config.model.seq_length} tokens); {source}",
-                file=sys.stderr,
-            )
+            print(f"megatron-music: tflops_per_gpu by the formula {work.formula}; {source}", file=sys.stderr)
 
     def of_step(self, seconds: float, consumed_samples: int) -> dict[str, float | None]:
         """The figures after a step.
@@ -44,20 +36,21 @@ class Throughput:
             consumed_samples: since the run began.
 
         Returns:
-            ``tflops_per_gpu``; ``mfu`` in [0, 1], or None where no peak is known; ``epoch``, training tokens seen over
+            ``tflops_per_gpu``, or None where no formula counts; ``mfu`` in [0, 1], or None where no peak is known either; ``epoch``, training tokens seen over
             training tokens there are; and the most memory there was so far, of the main process: ``cuda_memory_gib`` of
             tensors on its GPU, or ``process_memory_gib`` resident on a machine without one.
         """
-        speed = tflops_per_gpu(self._flops, seconds, self._num_gpus)
+        work = self._work
+        speed = None if work.flops is None else tflops_per_gpu(work.flops, seconds, self._num_gpus)
         return {
             "tflops_per_gpu": speed,
-            "mfu": speed / self._peak if self._peak else None,
-            "epoch": consumed_samples * self._tokens_per_sample / self._train_tokens,
+            "mfu": speed / self._peak if speed and self._peak else None,
+            "epoch": consumed_samples * work.tokens_per_sample / work.train_tokens,
             **_peak_memory(),
         }
 
 
-def _peak(config: RunConfig) -> tuple[float | None, str]:
+def _peak(config: Run) -> tuple[float | None, str]:
     """The peak of a GPU in TFLOP/s, and where it is from in words."""
     if config.logging.peak_tflops:
         return config.logging.peak_tflops, f"mfu of {config.logging.peak_tflops:g} TFLOP/s, as logging.peak_tflops says"

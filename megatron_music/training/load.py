@@ -1,0 +1,102 @@
+"""Models out of checkpoints, weights only, to generate with. Knows nothing about how they generate."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
+
+from megatron_music.config import ConfigError, ParallelConfig, RunConfig
+from megatron_music.flow_run import FlowRunConfig
+from megatron_music.models.gpt import build_gpt
+from megatron_music.recipes import read_run
+from megatron_music.training import distributed
+from megatron_music.training.checkpoint import AVERAGE, CONFIG, load_tensors, read_state, set_weights, sharded_weights
+from megatron_music.training.newest import find_checkpoint
+from megatron_music.training.tasks import build_flow_model
+
+
+def load_model_for_inference(checkpoint_dir: str | os.PathLike, tp: int = 1, pp: int = 1, *, own_layers: bool = False):
+    """The model of the checkpoint that ``find_checkpoint`` finds, weights only, ready to generate.
+
+    See ``load_model``.
+
+    Raises:
+        ValueError: no checkpoint, another vocabulary, or a ``tp`` or ``pp`` that does not divide the model.
+    """
+    return load_model(find_checkpoint(checkpoint_dir), tp, pp, own_layers=own_layers)
+
+
+def load_model(checkpoint: Path, tp: int = 1, pp: int = 1, *, own_layers: bool = False):
+    """The model of one checkpoint, weights only, ready to generate.
+
+    Starts the processes' groups (one process needs no launcher) and, without CUDA, the CPU adapter;
+    ``distributed.stop()`` ends both. The tokenizer lies in ``checkpoint / "tokenizer"``.
+
+    Args:
+        checkpoint: what ``find_checkpoint`` gave, saved in any layout.
+        tp: tensor-parallel size.
+        pp: pipeline-parallel size; the number of processes is tp x pp.
+        own_layers: built of ``specs.gpt_layer``, also where Transformer Engine, which has other names, is installed.
+
+    Returns:
+        This process's part of a GPTModel in eval mode, and the RunConfig it was trained with.
+
+    Raises:
+        ValueError: another vocabulary, or a ``tp`` or ``pp`` that does not divide the model.
+    """
+    def build(config, dtype):
+        if not isinstance(config, RunConfig):
+            raise ConfigError(f"{checkpoint} is of a {config.model.kind}, not of a GPT; name a run that writes MIDI")
+        return build_gpt(config.model, config.parallel, dtype=dtype, explicit_attention_mask=own_layers)
+
+    model, config, _ = _load_for_inference(checkpoint, tp, pp, build)
+    return model, config
+
+
+def load_flow_model(checkpoint: Path, tp: int = 1, *, averaged: bool = True):
+    """The model of words to music of one checkpoint, ready to sample from; see ``load_model``.
+
+    Args:
+        averaged: with the average of its weights, where the run kept one; else with the last ones.
+
+    Returns:
+        This process's part of a Text2MuQ or ConditionedDiT in eval mode, and the FlowRunConfig it was trained with.
+
+    Raises:
+        ValueError: a GPT's checkpoint, or a ``tp`` that does not divide the model.
+    """
+    def build(config, dtype):
+        if not isinstance(config, FlowRunConfig):
+            raise ConfigError(f"{checkpoint} is of a GPT; `megatron-music generate midi` writes its music")
+        return build_flow_model(config, dtype)
+
+    model, config, facts = _load_for_inference(checkpoint, tp, 1, build)
+    if averaged and "average_step" in facts:
+        weights = sharded_weights([model])
+        names = {f"0.{name}": parameter for name, parameter in model.named_parameters()}
+        request = {
+            name: make_sharded_optimizer_tensor(weights[name], torch.zeros_like(parameter, dtype=torch.float32), prefix=AVERAGE)
+            for name, parameter in names.items()
+        }
+        found = load_tensors({"average": request}, checkpoint)["average"]
+        with torch.no_grad():
+            for name, parameter in names.items():
+                parameter.copy_(found[name])
+    return model, config
+
+
+def _load_for_inference(checkpoint: Path, tp: int, pp: int, build: Callable) -> tuple:
+    facts = read_state(checkpoint)
+    config = read_run(checkpoint / CONFIG)
+    config = replace(config, parallel=ParallelConfig(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp))
+    distributed.start(config.parallel)
+    distributed.seed_for_building(config.train.seed)
+    is_half = config.train.bf16 and torch.cuda.is_available()
+    model = build(config, torch.bfloat16 if is_half else torch.float32)
+    if torch.cuda.is_available():
+        model = model.cuda(torch.cuda.current_device())
+    set_weights([model], load_tensors({"model": sharded_weights([model])}, checkpoint)["model"])
+    return model.eval(), config, facts
