@@ -36,7 +36,7 @@ from megatron_music.music.measures import measure  # noqa: E402
 from megatron_music.tokens.folder import Encoding, read_encoding  # noqa: E402
 from megatron_music.tokens.mmmtrack import decode_piece  # noqa: E402
 from megatron_music.training import distributed  # noqa: E402
-from megatron_music.training.checkpoint import load_model_for_inference  # noqa: E402
+from megatron_music.training.load import load_model_for_inference  # noqa: E402
 
 COLUMNS = {
     "perplexity": ("perplexity", ".2f"), "grammatical_share": ("grammatical", ".0%"),

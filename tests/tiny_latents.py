@@ -1,16 +1,15 @@
 """A small dataset of embeddings and latents in the format of `build latents`, with made-up numbers, and its runs."""
 
-import json
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from megatron_music.config import Run
+from megatron_music.data.latents import LatentItem, LatentsInfo, write_index, write_samples, write_texts
 from megatron_music.recipes import load_run
 
 CHANNELS, FRAMES, TEXT_SIZE, TEXT_LENGTH, EMBEDDING = 8, 16, 24, 5, 12
+INFO = LatentsInfo(CHANNELS, FRAMES, 16000, 2, 2000, EMBEDDING, TEXT_LENGTH, TEXT_SIZE)
 
 
 def tiny_latents(folder: Path, seed: int = 0, counts: dict[str, int] | None = None) -> Path:
@@ -20,36 +19,21 @@ def tiny_latents(folder: Path, seed: int = 0, counts: dict[str, int] | None = No
     captions = ["", "a slow piano", "a fast organ", "strings", "a drum"]
     states = random.standard_normal((len(captions), TEXT_LENGTH, TEXT_SIZE)).astype(np.float32)
     lengths = np.array([1, 3, 3, 1, 2], np.int32)
-    save_file({"states": states, "lengths": lengths}, folder / "texts.safetensors")
-    (folder / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in captions))
+    write_texts(folder, captions, states, lengths)
     ways = random.standard_normal((len(captions), CHANNELS, FRAMES)).astype(np.float32)
     points = random.standard_normal((len(captions), EMBEDDING)).astype(np.float32)
     splits = {}
     for split, count in (counts or {"train": 21, "valid": 6, "test": 3}).items():
         (folder / split).mkdir()
-        kinds = random.integers(1, len(captions), count)
-        latents = ways[kinds] + 0.1 * random.standard_normal((count, CHANNELS, FRAMES)).astype(np.float32)
-        embeddings = points[kinds] + 0.1 * random.standard_normal((count, EMBEDDING)).astype(np.float32)
-        name = folder / split / "00000.safetensors"
-        save_file(
-            {
-                "latents": latents,
-                "embeddings": embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True),
-                "seconds_start": np.zeros(count, np.float32),
-                "seconds_total": np.full(count, 2.0, np.float32),
-                "caption_starts": np.arange(count + 1),
-                "caption_numbers": kinds.astype(np.int64),
-            },
-            name,
-        )
-        splits[split] = [{"name": name.name, "count": count, "sha256": sha256(name.read_bytes()).hexdigest()}]
-    index = {
-        "format": 1, "latent_channels": CHANNELS, "latent_length": FRAMES, "sample_rate": 16000, "channels": 2,
-        "downsampling": 2000, "embedding_size": EMBEDDING, "text_length": TEXT_LENGTH, "text_size": TEXT_SIZE,
-        "encoders": {name: {"name": f"made-up {name}", "sha256": "0" * 64} for name in ("text", "music", "autoencoder")},
-        "splits": splits,
-    }  # fmt: skip
-    (folder / "index.json").write_text(json.dumps(index))
+        items = []
+        for kind in random.integers(1, len(captions), count):
+            latents = ways[kind] + 0.1 * random.standard_normal((CHANNELS, FRAMES)).astype(np.float32)
+            embedding = points[kind] + 0.1 * random.standard_normal(EMBEDDING).astype(np.float32)
+            items.append(LatentItem(latents, embedding / np.linalg.norm(embedding), (int(kind), 4), 0.0, 2.0))
+        parts = [items[: count // 2], items[count // 2 :]]
+        splits[split] = [write_samples(folder / split / f"{n:05}.safetensors", part) for n, part in enumerate(parts) if part]
+    encoders = {name: {"name": f"made-up {name}", "sha256": "0" * 64} for name in ("text", "music", "autoencoder")}
+    write_index(folder, INFO, splits, encoders)
     return folder
 
 

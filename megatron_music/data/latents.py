@@ -1,32 +1,233 @@
-"""DRAFT reader, to be replaced."""
+"""A dataset of captioned sound as training reads it: embeddings of music, latents of the autoencoder, states of the captions.
+
+``OUT/index.json`` says what they are and of which encoders; ``texts.safetensors`` has the states of each caption once, row 0
+those of the empty one; ``train``, ``valid`` and ``test`` hold shards of samples. Nothing is decoded or encoded here, and
+shards are read where they lie on the disk. Knows nothing about sound. Shapes: C channels, T frames, L words, E embedding.
+"""
+
+import hashlib
 import json
-from dataclasses import dataclass, fields
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
+
 import numpy as np
-from safetensors import safe_open
-INDEX="index.json"
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+FORMAT = 1
+INDEX, TEXTS, CAPTIONS, ENCODERS = "index.json", "texts.safetensors", "texts.jsonl", "encoders"
+SPLITS = ("train", "valid", "test")
+
+
 @dataclass(frozen=True)
 class LatentsInfo:
-    latent_channels:int; latent_length:int; sample_rate:int; channels:int; downsampling:int
-    embedding_size:int; text_length:int; text_size:int
+    """What all samples have in common.
+
+    Args:
+        latent_channels, latent_length: C and T.
+        sample_rate, channels, downsampling: of the sound, and how many of its frames are one of T.
+        embedding_size: E.
+        text_length, text_size: L, and the size of each word's state.
+    """
+
+    latent_channels: int
+    latent_length: int
+    sample_rate: int
+    channels: int
+    downsampling: int
+    embedding_size: int
+    text_length: int
+    text_size: int
+
+    @property
+    def seconds(self) -> float:
+        """Of a sample."""
+        return self.latent_length * self.downsampling / self.sample_rate
+
+
 class LatentItem(NamedTuple):
-    latents: np.ndarray; embedding: np.ndarray; captions: tuple; seconds_start: float; seconds_total: float
+    """One sample."""
+
+    latents: np.ndarray  # float32 [C, T]
+    embedding: np.ndarray  # float32 [E], of length 1
+    captions: tuple[int, ...]  # numbers of texts, any of which is true of it
+    seconds_start: float  # where in its file it begins
+    seconds_total: float  # of its file
+
+
+class DamagedLatents(ValueError):
+    """A dataset is not what its index says."""
+
+
 class LatentDataset:
-    def __init__(self, folder, split):
-        self.folder=Path(folder)
-        index=json.loads((self.folder/INDEX).read_text())
-        self.info=LatentsInfo(**{f.name:index[f.name] for f in fields(LatentsInfo)})
-        self.shards=index["splits"][split]; self.split=split
-        self.starts=np.cumsum([0,*[s["count"] for s in self.shards]])
-        self._open={}
-    def __len__(self): return int(self.starts[-1])
-    def __getitem__(self,i):
-        k=int(np.searchsorted(self.starts,i,side="right"))-1; j=i-int(self.starts[k])
-        f=self._open.setdefault(k, safe_open(self.folder/self.split/self.shards[k]["name"],"np"))
-        a,b=f.get_slice("caption_starts")[j:j+2]
-        return LatentItem(f.get_slice("latents")[j],f.get_slice("embeddings")[j],tuple(int(x) for x in f.get_slice("caption_numbers")[a:b]),float(f.get_slice("seconds_start")[j]),float(f.get_slice("seconds_total")[j]))
+    """One split, read where it lies.
+
+    Args:
+        folder: a folder of `build latents`.
+        split: train, valid or test.
+
+    Raises:
+        DamagedLatents: there is no such dataset, or its files have other sizes than its index says.
+    """
+
+    def __init__(self, folder: str | os.PathLike, split: str):
+        self.folder, self.split = Path(folder), split
+        index = read_index(self.folder)
+        self.info = LatentsInfo(**{item.name: index[item.name] for item in fields(LatentsInfo)})
+        self._shards = index["splits"].get(split, [])
+        self._limits = np.cumsum([0, *(shard["count"] for shard in self._shards)])
+        self._files: dict[int, object] = {}
+        for shard in self._shards:
+            path = self.folder / split / shard["name"]
+            if not path.is_file() or path.stat().st_size != shard["bytes"]:
+                raise DamagedLatents(
+                    f"{path} is missing or has another size than {self.folder / INDEX} says; build the dataset again"
+                )
+
+    def __len__(self) -> int:
+        return int(self._limits[-1])
+
+    def __getitem__(self, number: int) -> LatentItem:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        shard = int(self._limits.searchsorted(number, side="right")) - 1
+        place = number - int(self._limits[shard])
+        file = self._open(shard)
+        first, last = file.get_slice("caption_starts")[place : place + 2]
+        return LatentItem(
+            file.get_slice("latents")[place],
+            file.get_slice("embeddings")[place],
+            tuple(file.get_slice("caption_numbers")[first:last].tolist()),
+            float(file.get_slice("seconds_start")[place]),
+            float(file.get_slice("seconds_total")[place]),
+        )
+
+    def text(self, number: int) -> tuple[np.ndarray, int]:
+        """The states of a caption (float32 [L, size]) and how many of them are words; 0 is the empty caption."""
+        return self._texts.get_slice("states")[number], int(self._lengths[number])
+
+    def caption(self, number: int) -> str:
+        """A caption as it was written."""
+        return self._captions[number]
+
+    def check(self) -> None:
+        """Compare every byte with the hashes of the index.
+
+        Raises:
+            DamagedLatents: the first file that differs.
+        """
+        for shard in self._shards:
+            path = self.folder / self.split / shard["name"]
+            with open(path, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
+                    raise DamagedLatents(f"{path} was changed since it was written; build the dataset again")
+
+    def _open(self, shard: int):
+        if shard not in self._files:
+            self._files[shard] = _opened(self.folder / self.split / self._shards[shard]["name"])
+        return self._files[shard]
+
     @cached_property
-    def _texts(self): return safe_open(self.folder/"texts.safetensors","np")
-    def text(self,u): return self._texts.get_slice("states")[u], int(self._texts.get_slice("lengths")[u])
+    def _texts(self):
+        return _opened(self.folder / TEXTS)
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        return self._texts.get_tensor("lengths")
+
+    @cached_property
+    def _captions(self) -> list[str]:
+        return [json.loads(line) for line in (self.folder / CAPTIONS).read_text(encoding="utf-8").splitlines()]
+
+
+def _opened(path: Path):
+    try:
+        return safe_open(path, "numpy")
+    except (OSError, SafetensorError) as error:
+        raise DamagedLatents(f"{path} cannot be read ({str(error).splitlines()[0]}); build the dataset again") from None
+
+
+def read_index(folder: Path) -> dict:
+    """``index.json`` of a dataset.
+
+    Raises:
+        DamagedLatents: it is missing or no such file.
+    """
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        known = {item.name for item in fields(LatentsInfo)}
+        if index["format"] != FORMAT or not known <= index.keys() or not isinstance(index["splits"], dict):
+            raise ValueError(f"its format is {index['format']}, where this version reads {FORMAT}")
+        return index
+    except FileNotFoundError:
+        raise DamagedLatents(f"{folder} holds no {INDEX}; make it with `megatron-music build latents AUDIO_DIR -o {folder}`") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedLatents(f"{path} is no index of latents ({error}); build the dataset again") from None
+
+
+def write_samples(path: Path, items: Sequence[LatentItem]) -> dict:
+    """Write one shard, under a temporary name first.
+
+    Returns:
+        What the index says of it.
+    """
+    starts = np.cumsum([0, *(len(item.captions) for item in items)])
+    content = save(
+        {
+            "latents": np.stack([item.latents for item in items]).astype(np.float32),
+            "embeddings": np.stack([item.embedding for item in items]).astype(np.float32),
+            "seconds_start": np.array([item.seconds_start for item in items], np.float32),
+            "seconds_total": np.array([item.seconds_total for item in items], np.float32),
+            "caption_starts": starts.astype(np.int64),
+            "caption_numbers": np.array([number for item in items for number in item.captions], np.int64),
+        }
+    )
+    write_whole(path, content)
+    return {
+        "name": path.name,
+        "count": len(items),
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+
+
+def write_texts(folder: Path, captions: Sequence[str], states: np.ndarray, lengths: np.ndarray) -> None:
+    """Write the captions and their states [U, L, size]; the first is the empty one.
+
+    Raises:
+        ValueError: it is not, or one has no word at all: attention needs something to attend to.
+    """
+    if not captions or captions[0] != "" or int(lengths.min()) < 1:
+        raise ValueError("caption 0 must be the empty one, and every caption needs at least one state")
+    content = save({"states": states.astype(np.float32), "lengths": lengths.astype(np.int32)})
+    write_whole(folder / TEXTS, content)
+    write_whole(folder / CAPTIONS, "".join(json.dumps(caption) + "\n" for caption in captions).encode())
+
+
+def write_index(folder: Path, info: LatentsInfo, splits: dict[str, list[dict]], encoders: dict[str, dict]) -> None:
+    """Write the index, last of all: a folder without it is no dataset.
+
+    Args:
+        splits: of each, what ``write_samples`` returned.
+        encoders: ``text``, ``music`` and ``autoencoder``, each with its ``name`` and ``sha256``.
+    """
+    index = {"format": FORMAT, **asdict(info), "encoders": encoders, "splits": splits}
+    write_whole(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, wait for the disk, and give it its own."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,68 @@
+"""Cached embeddings and latents: what is written is read back, and what was changed is told."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny_latents import INFO, tiny_latents
+
+from megatron_music.data.latents import DamagedLatents, LatentDataset, LatentItem, write_samples, write_texts
+
+
+def test_samples_are_read_back_across_shards(tmp_path):
+    dataset = LatentDataset(tiny_latents(tmp_path / "data"), "train")
+    assert len(dataset) == 21 and dataset.info == INFO and dataset.info.seconds == 2
+    items = list(dataset)
+    assert len(items) == 21
+    for item in items:
+        assert item.latents.shape == (8, 16) and item.latents.dtype == np.float32
+        assert np.linalg.norm(item.embedding) == pytest.approx(1)
+        assert item.captions[1] == 4 and 1 <= item.captions[0] <= 4
+    assert not np.array_equal(items[9].latents, items[10].latents)
+    states, length = dataset.text(0)
+    assert states.shape == (5, 24) and length == 1 and dataset.caption(0) == "" and dataset.caption(2) == "a fast organ"
+    with pytest.raises(IndexError):
+        dataset[21]
+    assert len(LatentDataset(tmp_path / "data", "test")) == 3
+
+
+def test_captions_of_each_number(tmp_path):
+    captions = [(1,), (2, 3, 1), (4,)]
+    items = [LatentItem(np.zeros((8, 16)), np.ones(12), numbers, 1.5, 9.0) for numbers in captions]
+    tiny_latents(tmp_path / "data")
+    shard = write_samples(tmp_path / "data" / "test" / "00009.safetensors", items)
+    index = json.loads((tmp_path / "data" / "index.json").read_text())
+    index["splits"]["test"] = [shard]
+    (tmp_path / "data" / "index.json").write_text(json.dumps(index))
+    dataset = LatentDataset(tmp_path / "data", "test")
+    assert [dataset[number].captions for number in range(3)] == captions
+    assert dataset[1].seconds_start == 1.5 and dataset[1].seconds_total == 9
+    dataset.check()
+
+
+def test_what_is_damaged(tmp_path):
+    folder = tiny_latents(tmp_path / "data")
+    with pytest.raises(DamagedLatents, match="holds no index.json; make it with `megatron-music build latents"):
+        LatentDataset(tmp_path, "train")
+    shard = folder / "train" / "00000.safetensors"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + b"\xff")
+    with pytest.raises(DamagedLatents, match="was changed since it was written"):
+        LatentDataset(folder, "train").check()
+    shard.write_bytes(content[:-5])
+    with pytest.raises(DamagedLatents, match="missing or has another size"):
+        LatentDataset(folder, "train")
+    shard.write_bytes(b"\xff" * len(content))
+    with pytest.raises(DamagedLatents, match="cannot be read"):
+        LatentDataset(folder, "train")[0]
+    index = json.loads((folder / "index.json").read_text()) | {"format": 2}
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(DamagedLatents, match="its format is 2"):
+        LatentDataset(folder, "train")
+
+
+def test_every_caption_has_a_state(tmp_path):
+    with pytest.raises(ValueError, match="caption 0 must be the empty one"):
+        write_texts(tmp_path, ["", "a"], np.zeros((2, 3, 4)), np.array([1, 0]))
+    with pytest.raises(ValueError, match="caption 0 must be the empty one"):
+        write_texts(tmp_path, ["a"], np.zeros((1, 3, 4)), np.array([1]))
