@@ -15,14 +15,10 @@ from tiny_gpt import tiny_run  # noqa: E402
 
 from megatron_music.recipes import read_run  # noqa: E402
 from megatron_music.training import distributed  # noqa: E402
-from megatron_music.training.checkpoint import (  # noqa: E402
-    Progress,
-    find_checkpoint,
-    load_checkpoint,
-    load_model_for_inference,
-    save_checkpoint,
-)
+from megatron_music.training.checkpoint import Progress, load_checkpoint, save_checkpoint  # noqa: E402
 from megatron_music.training.engine import Engine  # noqa: E402
+from megatron_music.training.load import load_model_for_inference  # noqa: E402
+from megatron_music.training.newest import find_checkpoint  # noqa: E402
 from megatron_music.training.tasks import gpt_task  # noqa: E402
 
 

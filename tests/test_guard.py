@@ -34,7 +34,7 @@ def steps_of(folder) -> list[dict]:
 
 def strike(monkeypatch, factors: dict[int, float]) -> None:
     """Multiply the loss of some iterations, counted over the whole process; 4 micro batches make one."""
-    build, passes = loop.gpt_task, [0]
+    build, passes = loop.task_of, [0]
 
     def faulty_task(config):
         task = build(config)
@@ -55,7 +55,7 @@ def strike(monkeypatch, factors: dict[int, float]) -> None:
 
         return replace(task, forward_step=forward_step)
 
-    monkeypatch.setattr(loop, "gpt_task", faulty_task)
+    monkeypatch.setattr(loop, "task_of", faulty_task)
 
 
 def test_reasons():
