@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from megatron_music import commands, convert_commands, dataset_commands
+from megatron_music import audio_commands, commands, convert_commands, dataset_commands
 from megatron_music.commands import FAILED, OK
 from megatron_music.dataset_options import NEGATIVE_NUMBER_OR_RANGE, add_build_options, add_encoding_options
 
@@ -27,6 +27,9 @@ _EXTRAS = {
     "tokenizers": "bpe",
     "transformers": "huggingface",
     "safetensors": "huggingface",
+    "soundfile": "audio",
+    "scipy": "audio",
+    "diffusers": "audio",
 }
 
 
@@ -117,11 +120,16 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("file", metavar="FILE.mid")
     plot.add_argument("-o", "--output", required=True, metavar="ROLL.png")
 
-    corpus = verbs.add_parser("corpus", help="write a corpus of MIDI files")
+    corpus = verbs.add_parser("corpus", help="write a corpus of MIDI files or of sounds")
     corpora = corpus.add_subparsers(dest="corpus", required=True, metavar="NAME")
     bach = command(corpora, "bach", commands.corpus_bach, "Bach's four-voice chorales from the music21 package")
     bach.add_argument("-o", "--output", required=True, metavar="DIR")
     bach.add_argument("--workers", type=int, default=None)
+
+    sounds = command(corpora, "sounds", audio_commands.corpus_sounds, "MIDI files rendered in other instruments and tempos, with captions")
+    audio_commands.add_corpus_sounds(sounds)
+
+    audio_commands.add_render(command(verbs, "render", audio_commands.render, "turn a MIDI file into sound"))
 
     build = verbs.add_parser("build", help="build a dataset")
     builds = build.add_subparsers(dest="what", required=True, metavar="WHAT")
@@ -139,6 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     merge = command(builds, "merge", dataset_commands.build_merge, "put finished shards together into the dataset")
     merge.add_argument("output", metavar="OUT")
     merge.add_argument("--json", action="store_true", help="print the report as JSON")
+
+    latents = command(builds, "latents", audio_commands.build_latents, "captioned sound to embeddings and latents")
+    audio_commands.add_build_latents(latents)
 
     inspect = command(verbs, "inspect", dataset_commands.inspect, "print a dataset's figures, or one of its documents")
     inspect.add_argument("dataset", metavar="OUT")
@@ -178,6 +189,9 @@ def _parser() -> argparse.ArgumentParser:
     midi.add_argument("--batch-size", type=int, default=16, help="pieces written at a time")
     midi.add_argument("--tensor-model-parallel-size", type=int, default=None, metavar="N",
                       help="under torchrun: processes a layer is split over, by default all; the rest are pipeline stages")  # fmt: skip
+
+    audio = command(generates, "audio", audio_commands.generate_audio, "sounds of words, from trained models of both stages")
+    audio_commands.add_generate_audio(audio)
 
     convert = command(verbs, "convert", convert_commands.convert, "a checkpoint to Hugging Face's form, or back")
     convert.add_argument("source", metavar="CHECKPOINT|HF_DIR", help="a run; or config.json and safetensors")

@@ -74,7 +74,8 @@ def write_waveform(
             temporary, "w", sample_rate, len(samples), SUBTYPES[bits], format=path.suffix[1:].upper()
         ) as file:
             if metadata:
-                file.title = str(metadata.get("prompt", ""))
+                if metadata.get("prompt"):
+                    file.title = str(metadata["prompt"])
                 file.comment = json.dumps(metadata, ensure_ascii=False)
             file.write(np.clip(samples.T, -1, 1))
         with open(temporary, "rb+") as file:

@@ -18,6 +18,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from megatron_music.whole_file import write_whole
+
 FORMAT = 1
 INDEX, TEXTS, CAPTIONS, ENCODERS = "index.json", "texts.safetensors", "texts.jsonl", "encoders"
 SPLITS = ("train", "valid", "test")
@@ -218,16 +220,3 @@ def write_index(folder: Path, info: LatentsInfo, splits: dict[str, list[dict]], 
     """
     index = {"format": FORMAT, **asdict(info), "encoders": encoders, "splits": splits}
     write_whole(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, wait for the disk, and give it its own."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ prompt, the seed and i alone. Shapes: B samples, C latent channels, T frames.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +60,8 @@ class SoundMaker:
         text_encoder, music_encoder, autoencoder: of the ``audio`` package; those the latents were made with.
         latent_length: frames that stage 2 was trained on.
         device: of the models.
+        objectives: what stages 1 and 2 were trained by, ``flow`` or ``regression``.
+        models: what is said of them in each sound's metadata.
     """
 
     text2muq: object | None
@@ -69,6 +71,8 @@ class SoundMaker:
     autoencoder: object
     latent_length: int
     device: torch.device
+    objectives: tuple[str, str] = ("flow", "flow")
+    models: dict[str, str] = field(default_factory=dict)
 
     @property
     def seconds_per_frame(self) -> float:
@@ -132,6 +136,9 @@ class SoundMaker:
         """
         if num < 1:
             raise ValueError(f"the number of samples is {num}; use 1 or more")
+        if not all(prompt.strip() for prompt in prompts):
+            raise ValueError("a prompt is empty; say in words what is to be heard")
+        stage1, stage2 = stage1.as_trained(self.objectives[0]), stage2.as_trained(self.objectives[1])
         frames, given_CT, known_T = self._frames(seconds, given)
         wanted = [(prompt, number) for prompt in prompts for number in range(num)]
         numbers = [number for _, number in wanted]
@@ -149,8 +156,9 @@ class SoundMaker:
                 free_bytes, self.dit.size, frames, tokens, guided=guided, bytes_per_number=width
             )
         null = self._condition([negative], torch.zeros_like(embeddings_BE[:1]), frames)
-        settings = {
-            "seed": seed, "seconds": round(frames * self.seconds_per_frame, 3), "negative": negative, "towards": towards, "share": share,
+        settings = self.models | {
+            "seed": seed, "seconds": round(frames * self.seconds_per_frame, 3), "negative": negative,
+            "towards": towards, "share": share,
             "steps": stage2.num_steps, "solver": stage2.solver, "guidance_scale": stage2.guidance_scale, "shift": stage2.shift,
             "embedding_steps": stage1.num_steps, "embedding_solver": stage1.solver,
             "embedding_guidance_scale": stage1.guidance_scale,

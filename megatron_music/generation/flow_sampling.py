@@ -33,6 +33,7 @@ class FlowSampler:
         guidance_scale, guidance_interval, guidance_rescale: see ``flow.guidance.Guided``.
         shift: see ``flow.path.shift_sigma``; 1 is steps of one length.
         tolerance: of dopri5.
+        noise_scale: deviation of the noise; 0 for a model that learned by regression, see ``as_trained``.
 
     Raises:
         ValueError: one sentence.
@@ -45,6 +46,7 @@ class FlowSampler:
     guidance_rescale: float = 0.0
     shift: float = 1.0
     tolerance: float = 1e-5
+    noise_scale: float = 1.0
 
     def __post_init__(self):
         if self.solver not in (*SOLVERS, ADAPTIVE):
@@ -53,6 +55,10 @@ class FlowSampler:
             raise ValueError(f"the number of steps is {self.num_steps}; use 1 or more, such as 50")
         if not math.isfinite(self.guidance_scale):
             raise ValueError(f"the guidance scale is {self.guidance_scale}; use a number, such as 3, or 1 for none")
+
+    def as_trained(self, objective: str) -> "FlowSampler":
+        """This, or for ``regression`` one step from no noise, which gives the mean that was learned."""
+        return self if objective == "flow" else FlowSampler(num_steps=1, guidance_scale=1.0, noise_scale=0.0)
 
     @property
     def evaluations(self) -> int | None:
@@ -64,7 +70,7 @@ class Embeddings(NamedTuple):
     """What stage 1 gives."""
 
     embeddings_BE: Tensor  # of length 1, float32
-    lengths_B: Tensor  # as they were before; far from 1 says that the model was asked for what it does not know
+    lengths_B: Tensor  # as they were before; far from 1, that of the data, the model was asked for what it does not know
 
 
 @torch.no_grad()
@@ -86,13 +92,14 @@ def sample_embeddings(
         {"prepared_BNLK": model.prepare(each["context_BLC"]), "keeps_BL": each["keeps_BL"]} for each in (words, null)
     ]
     noise = sample_noise((model.size.embedding_size,), seed, indices, "noise of an embedding").to(device)
+    noise = sampler.noise_scale * noise
 
     def velocity(noisy_BE: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:
         return model(noisy_BE, sigma_B=sigma_B, **condition).float()
 
     found = _solve(_guided(velocity, *prepared, sampler), noise, sampler)
     lengths_B = found.norm(dim=1)
-    return Embeddings(found / lengths_B.clamp(min=1e-12)[:, None], lengths_B)
+    return Embeddings(found / lengths_B.clamp(min=1e-12)[:, None], lengths_B / model.size.embedding_size**0.5)
 
 
 @torch.no_grad()
@@ -123,7 +130,7 @@ def sample_latents(
         ValueError: given latents of another shape, or a start outside (0, 1].
     """
     device = next(iter(condition.values())).device
-    noise = sample_noise((model.size.latent_channels, frames), seed, indices).to(device)
+    noise = sampler.noise_scale * sample_noise((model.size.latent_channels, frames), seed, indices).to(device)
     if given is not None:
         if given.shape[-2:] != noise.shape[-2:]:
             raise ValueError(f"the given latents are {list(given.shape[-2:])}, where {list(noise.shape[-2:])} are made")

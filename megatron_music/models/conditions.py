@@ -16,6 +16,7 @@ from megatron_music.models.dit import AudioDiT
 from megatron_music.models.flow_layers import FlowTransformerConfig
 from megatron_music.models.flow_sizes import DiTSize
 from megatron_music.models.flow_transformer import flow_config, whole_linear
+from megatron_music.models.text2muq import to_unit_variance
 
 MUSIC_SIZE = 512  # of MuQ-MuLan's embeddings, of length 1
 LONGEST_SECONDS = 512.0
@@ -71,7 +72,7 @@ class AudioConditions(torch.nn.Module):
         """
         start_BC, total_BC = self.seconds_start(seconds_start_B), self.seconds_total(seconds_total_B)
         text_BLC = (text_BLC * keeps_BL[..., None]).to(start_BC.dtype)
-        others = [self.music(music_BE.to(start_BC.dtype)), start_BC, total_BC]
+        others = [self.music(to_unit_variance(music_BE).to(start_BC.dtype)), start_BC, total_BC]
         return {
             "context_BLC": torch.cat([text_BLC, torch.stack(others, dim=1)], dim=1),
             "keeps_BL": torch.cat([keeps_BL, keeps_BL.new_ones(len(keeps_BL), len(others))], dim=1),

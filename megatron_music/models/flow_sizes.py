@@ -96,6 +96,11 @@ DIT_SIZES: dict[str, DiTSize] = {
         num_layers=2, hidden_size=64, num_attention_heads=4, ffn_hidden_size=256, latent_channels=8, latent_length=16,
         context_input_size=24, context_size=32, global_size=48, time_features=16,
     ),
+    # For `make demo-audio`: minutes on two CPU cores.
+    "demo": DiTSize(
+        num_layers=4, hidden_size=192, num_attention_heads=3, ffn_hidden_size=512, latent_channels=16, latent_length=128,
+        context_input_size=64, context_size=64, global_size=128, time_features=64,
+    ),
     # The DiT of Stable Audio Open 1.0 (Evans et al. 2024, arXiv:2407.14358): 1,056,939,136 parameters, 47.55 s of 64
     # channels at 21.53 frames a second, T5's words of 768 and two embeddings of seconds.
     "stable-audio-open": DiTSize(
@@ -108,6 +113,11 @@ TEXT2MUQ_SIZES: dict[str, Text2MuQSize] = {
     "tiny": Text2MuQSize(
         num_layers=2, hidden_size=64, num_attention_heads=4, ffn_hidden_size=256, embedding_size=12, context_size=24,
         time_features=16,
+    ),
+    # For `make demo-audio`.
+    "demo": Text2MuQSize(
+        num_layers=3, hidden_size=512, num_attention_heads=8, ffn_hidden_size=1024, embedding_size=512, context_size=64,
+        time_features=64, has_self_attention=False,
     ),
     # The published figures, 271 M parameters in 16 layers of 1024, leave the layers' insides open; these give 271,109,632.
     "text2muq": Text2MuQSize(

@@ -71,6 +71,11 @@ class Text2MuQ(FlowTransformer):
         return self.output_layer(hidden_SBH[0]) if self.post_process else hidden_SBH
 
 
+def to_unit_variance(embedding_BE: Tensor) -> Tensor:
+    """Embeddings of length 1 as the model meets them: of length sqrt(E), so that a number is about as large as noise is."""
+    return embedding_BE * embedding_BE.shape[-1] ** 0.5
+
+
 def time_features(sigma_B: Tensor, num_features: int) -> Tensor:
     """Cosines and sines of 1000 sigma at frequencies from 1 down to 1 / 10,000, [B, num_features] in float32."""
     half = num_features // 2

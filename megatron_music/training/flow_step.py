@@ -17,6 +17,7 @@ from megatron_music.flow.draws import generator_of, sample_keeps, sample_noise, 
 from megatron_music.flow.guidance import Condition, without_some
 from megatron_music.flow.path import interpolate, loss_per_sample
 from megatron_music.flow_run import FlowConfig
+from megatron_music.models.text2muq import to_unit_variance
 
 
 def flow_batches(
@@ -93,7 +94,9 @@ def _batch(
     ]
     condition = text_condition(dataset, kind, texts)
     target = torch.from_numpy(np.stack([item.latents if kind == "dit" else item.embedding for item in items])).float()
-    if kind == "dit":
+    if kind == "text2muq":
+        target = to_unit_variance(target)
+    else:
         condition |= {
             "music_BE": torch.from_numpy(np.stack([item.embedding for item in items])).float(),
             "seconds_start_B": torch.tensor([item.seconds_start for item in items], dtype=torch.float32),

@@ -1,0 +1,250 @@
+"""Music and words to embeddings of 512 numbers and length 1, in one space, so that their product says how well they go together.
+
+Every encoder has ``name``, ``embed_audio``, ``embed_text`` and ``save``. The default is a small one that is fitted here:
+statistics of a log-mel spectrogram and of its rhythm. MuQ-MuLan runs in a Python of the user's own, because installing it
+replaces torch; its weights are CC-BY-NC-4.0, which forbids commercial use. Shapes: N sounds or texts, F features, E = 512.
+"""
+
+import json
+import os
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from megatron_music.audio.text_encoder import words_of
+from megatron_music.audio.waveform import Waveform, resampled, with_channels
+from megatron_music.whole_file import write_whole
+
+SIZE = 512
+SAMPLE_RATE, WINDOW, HOP, BANDS = 16000, 1024, 256, 64
+LAGS = 160  # of the rhythm, 16 ms each: down to 24 beats a minute
+CONFIG, WEIGHTS, MUQ = "music.json", "music.safetensors", "muq.json"
+MUQ_RATE, MUQ_NAME, MUQ_LICENCE = 24000, "OpenMuQ/MuQ-MuLan-large", "CC-BY-NC-4.0"
+RIDGE = 1e-2
+
+
+def log_mel(waveform: Waveform) -> np.ndarray:
+    """Loudness in ``BANDS`` mel bands every 16 ms, of the mean of the channels, in units of ln (float32 [bands, frames])."""
+    samples = resampled(with_channels(waveform, 1), SAMPLE_RATE).samples[0]
+    samples = np.pad(samples, (0, max(WINDOW - len(samples), 0)))
+    frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW)[::HOP]
+    power = np.abs(np.fft.rfft(frames * np.hanning(WINDOW).astype(np.float32), axis=1)) ** 2
+    return np.log(power @ _mel_filters().T + 1e-4).T.astype(np.float32)
+
+
+@lru_cache(maxsize=1)
+def _mel_filters() -> np.ndarray:
+    """Triangles on the mel scale from 40 Hz to half the rate [bands, WINDOW / 2 + 1]."""
+    def mel(hertz):
+        return 2595 * np.log10(1 + np.asarray(hertz) / 700)
+
+    edges = 700 * (10 ** (np.linspace(mel(40), mel(SAMPLE_RATE / 2), BANDS + 2) / 2595) - 1)
+    bins = np.fft.rfftfreq(WINDOW, 1 / SAMPLE_RATE)
+    rising = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
+    falling = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
+    return np.maximum(np.minimum(rising, falling), 0)
+
+
+def features_of(waveform: Waveform) -> np.ndarray:
+    """What a sound's log-mel spectrogram is like as a whole (float32 [F]): means, deviations and quartiles of bands, how fast
+    they change, the autocorrelation of its onsets, and how these share the bands."""
+    mel = log_mel(waveform)
+    level = mel.mean()
+    change = np.maximum(np.diff(mel, axis=1, prepend=mel[:, :1]), 0)
+    parts = [mel.mean(1) - level, mel.std(1), *(np.quantile(mel, (0.1, 0.9), axis=1) - level), change.mean(1), change.std(1)]
+    parts.append(rhythm_of(change.sum(0)))
+    return np.concatenate([*parts, [level]]).astype(np.float32)
+
+
+def rhythm_of(onsets: np.ndarray) -> np.ndarray:
+    """Autocorrelation of onset strength at lags of 1 to ``LAGS`` frames of 16 ms, 1 at most (float32)."""
+    onsets = onsets - onsets.mean()
+    size = 1 << int(np.ceil(np.log2(len(onsets) + LAGS + 1)))
+    spectrum = np.abs(np.fft.rfft(onsets, size)) ** 2
+    found = np.fft.irfft(spectrum)[: LAGS + 1]
+    return (found[1:] / max(found[0], 1e-9)).astype(np.float32)
+
+
+class SmallMusicEncoder:
+    """Features, brought to what is principal in the music it was fitted to; words by a linear map.
+
+    Args:
+        mean_F, map_FE: of features to the embedding before it gets length 1.
+        words: those known.
+        map_WE: from counts of words (and a 1 for none) to it.
+    """
+
+    name = "small"
+
+    def __init__(self, mean_F: np.ndarray, map_FE: np.ndarray, words: Sequence[str], map_WE: np.ndarray):
+        self._mean_F, self._map_FE, self._map_WE = mean_F, map_FE, map_WE
+        self._numbers = {word: number for number, word in enumerate(words)}
+
+    def embed_audio(self, waveforms: Sequence[Waveform]) -> np.ndarray:
+        """Embeddings of sounds of any rate and number of channels (float32 [N, 512], of length 1)."""
+        if not len(waveforms):
+            return np.zeros((0, SIZE), np.float32)
+        return _of_length_1((np.stack([features_of(waveform) for waveform in waveforms]) - self._mean_F) @ self._map_FE)
+
+    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings of texts (float32 [N, 512], of length 1)."""
+        return _of_length_1(_counts(texts, self._numbers) @ self._map_WE)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write the folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {"mean": self._mean_F, "map": self._map_FE, "words": self._map_WE}
+        write_whole(folder / WEIGHTS, save({name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}))
+        write_whole(folder / CONFIG, (json.dumps({"format": 1, "words": list(self._numbers)}) + "\n").encode())
+
+
+def fit_music_encoder(features_NF: np.ndarray, captions: Sequence[Sequence[str]]) -> SmallMusicEncoder:
+    """An encoder of this music and its captions, by arithmetic alone: principal components, and a ridge regression of words.
+
+    Args:
+        features_NF: ``features_of`` each sound.
+        captions: of each sound, any number.
+
+    Raises:
+        ValueError: fewer than two sounds.
+    """
+    if len(features_NF) < 2:
+        raise ValueError(f"an encoder of music needs two sounds to learn from and got {len(features_NF)}; give more")
+    mean_F, deviation_F = features_NF.mean(0), features_NF.std(0).clip(1e-3)
+    scaled_NF = (features_NF - mean_F) / deviation_F
+    _, strengths, directions = np.linalg.svd(scaled_NF.astype(np.float64), full_matrices=False)
+    count = min(SIZE, int((strengths > 1e-3 * strengths[0]).sum()))
+    # Halfway between components as strong as they are and all alike: weak ones are not lost, and noise is not blown up.
+    spread = strengths[:count] / np.sqrt(len(features_NF))
+    map_FE = np.zeros((features_NF.shape[1], SIZE))
+    map_FE[:, :count] = directions[:count].T / np.sqrt(spread) / deviation_F[:, None]
+    embeddings_NE = _of_length_1((features_NF - mean_F) @ map_FE)
+    texts = [caption for found in captions for caption in found]
+    owners = [number for number, found in enumerate(captions) for _ in found]
+    words = sorted({word for text in texts for word in words_of(text)})
+    counts_NW = _counts(texts, {word: number for number, word in enumerate(words)})
+    gram = counts_NW.T @ counts_NW + RIDGE * max(len(texts), 1) * np.eye(counts_NW.shape[1])
+    map_WE = np.linalg.solve(gram, counts_NW.T @ embeddings_NE[owners])
+    return SmallMusicEncoder(mean_F.astype(np.float32), map_FE.astype(np.float32), words, map_WE.astype(np.float32))
+
+
+def _counts(texts: Sequence[str], numbers: dict[str, int]) -> np.ndarray:
+    """How often each text has each word, and a 1 (float32 [N, W + 1])."""
+    found = np.zeros((len(texts), len(numbers) + 1), np.float32)
+    found[:, -1] = 1
+    for row, text in zip(found, texts, strict=True):
+        for word, count in Counter(words_of(text)).items():
+            if word in numbers:
+                row[numbers[word]] = min(count, 2)
+    return found
+
+
+def _of_length_1(values_NE: np.ndarray) -> np.ndarray:
+    return (values_NE / np.linalg.norm(values_NE, axis=1, keepdims=True).clip(1e-9)).astype(np.float32)
+
+
+class MuQMuLanProcess:
+    """MuQ-MuLan in a Python that has ``muq`` installed, kept running until ``close``.
+
+    Args:
+        python: that interpreter.
+        model: name or local folder.
+
+    Raises:
+        ValueError: it cannot be started; one sentence.
+    """
+
+    def __init__(self, python: str, model: str = MUQ_NAME):
+        self.python, self.model, self.name = str(python), model, f"MuQ-MuLan {Path(model).name} ({MUQ_LICENCE})"
+        script = Path(__file__).with_name("muq_server.py")
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 (closed by ``close``)
+        try:
+            command = [self.python, "-I", str(script), model]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said)
+        except OSError as error:
+            self._said.close()
+            raise ValueError(f"{python} cannot be run ({error.strerror}); name a Python that has muq installed") from None
+        self._receive("started")
+
+    def embed_audio(self, waveforms: Sequence[Waveform]) -> np.ndarray:
+        """See SmallMusicEncoder."""
+        found = [self._ask({"audio": _for_muq(waveform)}) for waveform in waveforms]
+        return np.stack(found) if found else np.zeros((0, SIZE), np.float32)
+
+    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        """See SmallMusicEncoder."""
+        found = [self._ask({"text": np.frombuffer(text.encode(), np.uint8)}) for text in texts]
+        return np.stack(found) if found else np.zeros((0, SIZE), np.float32)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write the folder: the weights stay where they are."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        found = {"python": self.python, "model": self.model, "licence": MUQ_LICENCE}
+        write_whole(folder / MUQ, (json.dumps(found) + "\n").encode())
+
+    def close(self) -> None:
+        """End the process."""
+        with suppress(OSError):  # what it did not read
+            self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(timeout=30)
+        self._said.close()
+
+    def _ask(self, tensors: dict[str, np.ndarray]) -> np.ndarray:
+        content = save(tensors)
+        try:
+            self._process.stdin.write(len(content).to_bytes(8, "little") + content)
+            self._process.stdin.flush()
+        except OSError:
+            pass  # what it said last tells why
+        return _of_length_1(self._receive("answered")["embedding"].reshape(1, SIZE))[0]
+
+    def _receive(self, verb: str) -> dict[str, np.ndarray]:
+        from safetensors.numpy import load
+
+        head = self._process.stdout.read(8)
+        content = self._process.stdout.read(int.from_bytes(head, "little")) if len(head) == 8 else b""
+        if not content:
+            self._process.wait(timeout=30)
+            self._said.seek(0)
+            said = self._said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            self.close()
+            raise ValueError(f"MuQ-MuLan in {self.python} has not {verb} ({said[-1]}); install muq there, or use another encoder")
+        return load(content)
+
+
+def _for_muq(waveform: Waveform) -> np.ndarray:
+    return np.ascontiguousarray(resampled(with_channels(waveform, 1), MUQ_RATE).samples[0])
+
+
+MusicEncoder = SmallMusicEncoder | MuQMuLanProcess
+
+
+def load_music_encoder(folder: str | os.PathLike) -> MusicEncoder:
+    """The encoder of a folder that ``save`` wrote.
+
+    Raises:
+        ValueError: there is none; one sentence.
+    """
+    folder = Path(folder)
+    try:
+        if (folder / MUQ).exists():
+            found = json.loads((folder / MUQ).read_text(encoding="utf-8"))
+            return MuQMuLanProcess(found["python"], found["model"])
+        words = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["words"]
+        tensors = load_file(folder / WEIGHTS)
+        if tensors["words"].shape != (len(words) + 1, SIZE) or tensors["map"].shape != (len(tensors["mean"]), SIZE):
+            raise ValueError("its tensors have other shapes")
+        return SmallMusicEncoder(tensors["mean"], tensors["map"], words, tensors["words"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(f"{folder} holds no whole encoder of music ({error}); copy it again") from None

@@ -1,0 +1,214 @@
+"""Captions to states that models attend to: any encoder of Hugging Face, or a small one of words that needs no download.
+
+Every encoder has ``size`` (C), ``length`` (L, the most states of a text), ``name``, ``cut``, ``encode`` and ``save``. The one
+owner of transformers in this column. Shapes: N texts, L states each, C numbers in a state.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from megatron_music.whole_file import write_whole
+
+CONFIG, WEIGHTS = "words.json", "words.safetensors"
+HUB = "hub.json"  # of an encoder that is loaded by its name again
+SIZE, LENGTH = 64, 32
+UNKNOWN, NOTHING = 0, 1  # rows before those of words: what is not known, and what an empty text has
+_WORD = re.compile(r"[a-z0-9]+(?:/[0-9]+)?")
+
+
+def words_of(text: str) -> list[str]:
+    """A text's words in small letters; a meter such as 3/4 is one, a number is its first digits and tens.
+
+    >>> words_of("Slow piano, at 96 beats; 3/4")
+    ['slow', 'piano', 'at', '90', 'beats', '3/4']
+    """
+    return [str(int(word) // 10 * 10) if word.isdigit() and len(word) < 10 else word for word in _WORD.findall(text.lower())]
+
+
+class WordTextEncoder:
+    """A vector for each word that is known, and one for its place.
+
+    Args:
+        words: those known.
+        vectors_WC: of the unknown word, of an empty text, and of each word.
+        places_LC: of first, second, ... word.
+    """
+
+    name = "words"
+
+    def __init__(self, words: Sequence[str], vectors_WC: Tensor, places_LC: Tensor):
+        self._numbers = {word: number for number, word in enumerate(words, start=NOTHING + 1)}
+        self._vectors_WC, self._places_LC = vectors_WC, places_LC
+
+    @property
+    def size(self) -> int:
+        return self._vectors_WC.shape[1]
+
+    @property
+    def length(self) -> int:
+        return self._places_LC.shape[0]
+
+    def cut(self, text: str) -> str:
+        """The text, or as many of its words as are read."""
+        words = words_of(text)
+        return text if len(words) <= self.length else " ".join(words[: self.length])
+
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """States [N, L, C] in float32, zero behind the words, and which are words [N, L].
+
+        Raises:
+            ValueError: a text has more words than are read; ``cut`` shortens it.
+        """
+        numbers_NL = torch.full((len(texts), self.length), -1)
+        for row, text in zip(numbers_NL, texts, strict=True):
+            row_numbers = self.numbers(text)
+            if len(row_numbers) > self.length:
+                raise ValueError(
+                    f"the text {text[:40]!r}... has {len(row_numbers):,} words, where this encoder reads {self.length}; shorten it"
+                )
+            row[: len(row_numbers)] = torch.tensor(row_numbers)
+        keeps_NL = numbers_NL >= 0
+        states_NLC = self._vectors_WC[numbers_NL.clamp_min(0)] + self._places_LC
+        return states_NLC * keeps_NL[..., None], keeps_NL
+
+    def numbers(self, text: str) -> list[int]:
+        """Rows of the text's words; an empty text has one."""
+        return [self._numbers.get(word, UNKNOWN) for word in words_of(text)] or [NOTHING]
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write the folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / WEIGHTS, save({"vectors": self._vectors_WC.contiguous(), "places": self._places_LC.contiguous()}))
+        write_whole(folder / CONFIG, (json.dumps({"format": 1, "words": list(self._numbers)}) + "\n").encode())
+
+
+def fit_words(
+    texts: Sequence[str], embeddings_NE: np.ndarray, *, size: int = SIZE, length: int = LENGTH, steps: int = 300, seed: int = 0
+) -> WordTextEncoder:
+    """Word vectors of which a linear map of their mean tells the embedding of the music that the text is true of.
+
+    Words that mean the same to music come to lie together; each keeps a part of its random beginning, and stays apart.
+
+    Args:
+        texts: captions.
+        embeddings_NE: of what they are captions of.
+        steps: of Adam over all texts at once.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not len(texts):
+        raise ValueError("an encoder of words needs captions to learn from; give some")
+    counts = Counter(word for text in texts for word in words_of(text))
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    random = torch.Generator().manual_seed(seed)
+    vectors_WC = torch.randn(len(words) + NOTHING + 1, size, generator=random).requires_grad_()
+    places_LC = 0.3 * torch.randn(length, size, generator=random)
+    encoder = WordTextEncoder(words, vectors_WC, places_LC)
+    rows = [encoder.numbers(text)[:length] for text in texts]
+    flat, offsets = torch.tensor([n for row in rows for n in row]), torch.tensor([0, *np.cumsum([len(row) for row in rows])[:-1]])
+    target_NE = torch.from_numpy(np.asarray(embeddings_NE, np.float32))
+    map_CE = (0.01 * torch.randn(size, target_NE.shape[1], generator=random)).requires_grad_()
+    optimizer = torch.optim.Adam([vectors_WC, map_CE], lr=0.03)
+    for _ in range(steps):
+        mean_NC = torch.nn.functional.embedding_bag(flat, vectors_WC, offsets, mode="mean")
+        loss = (mean_NC @ map_CE - target_NE).square().sum(1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    vectors_WC = vectors_WC.detach()
+    return WordTextEncoder(words, vectors_WC / vectors_WC.std(), places_LC)
+
+
+class HuggingFaceTextEncoder:
+    """Any encoder that transformers loads (T5, XLM-R, BERT), from a local folder or by its name on the hub.
+
+    Args:
+        where: folder or name.
+        length: the most tokens of a text; longer ones are cut, as the published models cut theirs.
+
+    Raises:
+        ValueError: transformers finds nothing there; one sentence.
+    """
+
+    def __init__(self, where: str, length: int = 128):
+        from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
+
+        self.where, self.length, self.name = str(where), length, f"Hugging Face {Path(where).name}"
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(where)
+            is_known = type(AutoConfig.from_pretrained(where)) in MODEL_FOR_TEXT_ENCODING_MAPPING
+            kind = AutoModelForTextEncoding if is_known else AutoModel  # of T5 the encoder alone
+            self._model = kind.from_pretrained(where, use_safetensors=True).float().eval().requires_grad_(False)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ValueError(f"{where} holds no text encoder that transformers can load ({reason}); name a folder or a model") from None
+        if self._tokenizer.pad_token is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token or self._tokenizer.unk_token
+        self._tokenizer.padding_side = "right"
+
+    @property
+    def size(self) -> int:
+        return self._model.config.hidden_size
+
+    def cut(self, text: str) -> str:
+        """The text: what is too long is cut in tokens when it is encoded."""
+        return text
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """See WordTextEncoder."""
+        found = self._tokenizer(list(texts), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt")
+        keeps_NL = found["attention_mask"].bool()
+        keeps_NL[:, 0] = True  # an encoder without marks has none for an empty text, and attention needs something
+        states_NLC = self._model(input_ids=found["input_ids"], attention_mask=keeps_NL.long()).last_hidden_state
+        return states_NLC.float() * keeps_NL[..., None], keeps_NL
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write the folder: a local encoder whole, one of the hub by its name."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not Path(self.where).is_dir():
+            write_whole(folder / HUB, (json.dumps({"name": self.where, "length": self.length}) + "\n").encode())
+            return
+        for path in sorted(Path(self.where).iterdir()):
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
+        write_whole(folder / HUB, (json.dumps({"name": ".", "length": self.length}) + "\n").encode())
+
+
+TextEncoder = WordTextEncoder | HuggingFaceTextEncoder
+
+
+def load_text_encoder(where: str | os.PathLike) -> TextEncoder:
+    """The encoder of a folder that ``save`` wrote, or of transformers, by folder or name.
+
+    Raises:
+        ValueError: there is none; one sentence.
+    """
+    folder = Path(where)
+    if (folder / CONFIG).exists():
+        try:
+            words = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["words"]
+            tensors = load_file(folder / WEIGHTS)
+            if len(tensors["vectors"]) != len(words) + NOTHING + 1:
+                raise ValueError(f"{len(tensors['vectors'])} vectors for {len(words)} words")
+            return WordTextEncoder(words, tensors["vectors"], tensors["places"])
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ValueError(f"{folder} holds no whole encoder of words ({error}); copy it again") from None
+    if (folder / HUB).exists():
+        hub = json.loads((folder / HUB).read_text(encoding="utf-8"))
+        return HuggingFaceTextEncoder(os.fspath(folder) if hub["name"] == "." else hub["name"], int(hub["length"]))
+    return HuggingFaceTextEncoder(os.fspath(where))

@@ -1,0 +1,246 @@
+"""The commands of sound, one function each: rendering, datasets of latents, words to music. Imports when it runs."""
+
+import json
+import math
+from dataclasses import fields
+from pathlib import Path
+
+from megatron_music.commands import check_output_file, progress_bar, progress_over
+
+
+def add_render(parser) -> None:
+    parser.add_argument("file", metavar="FILE.mid")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE.wav")
+    parser.add_argument("--sound-font", default=None, metavar="FILE.sf2", help="for FluidSynth; by default $SOUND_FONT or the system's")
+    parser.add_argument("--own", action="store_true", help="use this package's synthesiser whatever is installed")
+    parser.add_argument("--sample-rate", type=int, default=44100, metavar="HZ")
+    parser.add_argument("--bits", type=int, default=16, choices=(16, 24))
+
+
+def render(options) -> None:
+    from megatron_music.audio.render import render
+    from megatron_music.audio.waveform import SUFFIXES, write_waveform
+    from megatron_music.music.midi import read_midi
+
+    check_output_file(options.output, SUFFIXES)
+    if not 4000 <= options.sample_rate <= 192000:
+        raise ValueError(f"--sample-rate is {options.sample_rate}; use 4000 to 192000 Hz")
+    found = render(read_midi(options.file), options.sample_rate, options.sound_font, own=options.own)
+    metadata = {"synthesiser": found.synthesiser}
+    write_waveform(options.output, *found.waveform, bits=options.bits, metadata=metadata)
+    print(f"{found.waveform.seconds:.1f} s by {found.synthesiser} in {options.output}")
+
+
+def add_corpus_sounds(parser) -> None:
+    parser.add_argument("midi_dir", metavar="MIDI_DIR")
+    parser.add_argument("-o", "--output", required=True, metavar="AUDIO_DIR")
+    parser.add_argument("--num", type=int, default=400, help="sounds")
+    parser.add_argument("--seconds", type=float, default=8.2, help="of each")
+    parser.add_argument("--sample-rate", type=int, default=16000, metavar="HZ")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--own", action="store_true", help="use this package's synthesiser whatever is installed")
+
+
+def corpus_sounds(options) -> None:
+    from megatron_music.data.sounds import SoundOptions, write_sounds
+
+    made = SoundOptions(options.num, options.seconds, options.sample_rate, options.seed, options.own)
+    with progress_bar("sound", options.num) as bar:
+        for done, _ in write_sounds(options.midi_dir, options.output, made):
+            bar.update(done - bar.n)
+    print(f"{options.num} sounds with captions in {options.output}")
+
+
+_LATENTS_HELP = {
+    "seconds": "of a sample",
+    "autoencoder": "a folder of an Oobleck autoencoder, or small, tiny or stable-audio-open to fit one to these sounds",
+    "autoencoder_steps": "of that fit",
+    "music_encoder": "small to fit one, muq:PYTHON for MuQ-MuLan (weights CC-BY-NC-4.0) in that Python, or a folder",
+    "text_encoder": "words to fit one, or a folder or hub name of Hugging Face's, such as google-t5/t5-base",
+    "min_seconds": "shorter sounds are left out",
+    "crops_per_file": "at most; 0 is all",
+    "files_per_shard": "sounds in a shard",
+    "valid_fraction": "of the sounds",
+    "test_fraction": "of the sounds",
+    "seed": "of the splits and of what is fitted",
+}
+
+
+def add_build_latents(parser) -> None:
+    from megatron_music.data.latents_options import LatentsOptions
+
+    parser.add_argument("audio_dir", metavar="AUDIO_DIR", help="with captions.csv or .jsonl; or MusicBench, or Music4All")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT")
+    for item in fields(LatentsOptions):
+        name = f"--{item.name.replace('_', '-')}"
+        parser.add_argument(name, type=item.type, default=item.default, help=f"{_LATENTS_HELP[item.name]} (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def build_latents(options) -> None:
+    from megatron_music.data.build_latents import build_latents
+    from megatron_music.data.latents_options import LatentsOptions
+
+    wanted = LatentsOptions(**{item.name: getattr(options, item.name) for item in fields(LatentsOptions)})
+    say = (lambda line: None) if options.json else (lambda line: print(line, flush=True))
+    try:
+        report = build_latents(options.audio_dir, options.output, wanted, progress_over("shard"), say)
+    except KeyboardInterrupt:
+        sentence = f"stopped; what is finished is kept in {options.output}.building, and the same command goes on"
+        raise KeyboardInterrupt(sentence) from None
+    if options.json:
+        print(json.dumps(report, indent=1))
+        return
+    samples = ", ".join(f"{count:,} {split}" for split, count in report["samples"].items())
+    print(f"samples   {samples}, of {report['seconds_a_sample']:.3f} s, with {report['captions']:,} captions")
+    reasons = ", ".join(f"{count:,} {kind}" for kind, count in report["left_out"].items())
+    print(f"sounds    {report['sounds']['listed']:,} listed, {report['sounds']['left_out']:,} left out" + (f" ({reasons})" if reasons else ""))
+    for kind, encoder in report["encoders"].items():
+        print(f"{kind:10}{encoder['name']}")
+    print(f"in        {options.output}")
+
+
+def add_generate_audio(parser) -> None:
+    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="of a dit, and of a text2muq")
+    parser.add_argument("-o", "--output", required=True, metavar="DIR")
+    parser.add_argument("--prompt", action="append", default=[], metavar="WORDS", help="what is to be heard; may be repeated")
+    parser.add_argument("--prompts", default=None, metavar="FILE.txt", help="more of them, one a line")
+    parser.add_argument("--num", type=int, default=1, help="samples of each prompt")
+    parser.add_argument("--seed", type=int, default=0, help="sample k depends on the prompt, the seed and k")
+    parser.add_argument("--seconds", type=float, default=None, help="by default as long as the model was trained on")
+    parser.add_argument("--steps", type=int, default=100, help="of stage 2")
+    parser.add_argument("--solver", default="euler", help="euler, midpoint, heun, rk4 or dopri5")
+    parser.add_argument("--guidance-scale", type=float, default=3.0, metavar="X", help="of stage 2; 1 is none")
+    parser.add_argument("--shift", type=float, default=1.0, metavar="X", help="above 1: more steps where noise is high")
+    parser.add_argument("--embedding-steps", type=int, default=50, metavar="N", help="of stage 1")
+    parser.add_argument("--embedding-guidance-scale", type=float, default=3.0, metavar="X", help="of stage 1")
+    parser.add_argument("--negative", default="", metavar="WORDS", help="what is not to be heard")
+    parser.add_argument("--towards", default="", metavar="WORDS", help="go some of the way to this prompt's embedding")
+    parser.add_argument("--share", type=float, default=0.5, metavar="X", help="with --towards, how far: 0 to 1")
+    parser.add_argument("--from", dest="source", default=None, metavar="FILE.wav", help="a sound to keep something of")
+    parser.add_argument("--keep", action="append", default=[], metavar="A-B", help="with --from: seconds that stay as they are")
+    parser.add_argument("--variation", type=float, default=None, metavar="X", help="with --from: how much is made anew, 0 to 1")
+    parser.add_argument("--batch-size", type=int, default=None, metavar="N", help="of stage 2; by default what memory allows")
+    parser.add_argument("--rank", action="store_true", help="list the samples of a prompt by how well they go with it")
+    parser.add_argument("--last-weights", action="store_true", help="instead of their average")
+    parser.add_argument("--format", default="wav", choices=("wav", "flac"))
+    parser.add_argument("--bits", type=int, default=16, choices=(16, 24))
+
+
+def generate_audio(options) -> None:
+    prompts = _prompts(options)
+    from megatron_music.generation.flow_sampling import FlowSampler
+
+    stage1 = FlowSampler(options.embedding_steps, guidance_scale=options.embedding_guidance_scale)
+    stage2 = FlowSampler(options.steps, options.solver, options.guidance_scale, shift=options.shift)
+    _check_source(options)
+    folder = Path(options.output)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder for the sounds")
+    width = max(len(str(len(prompts))), 2)
+    names = [f"{p:0{width}}-{n:03}.{options.format}" for p in range(1, len(prompts) + 1) for n in range(1, options.num + 1)]
+    there = [name for name in (*names, _LIST) if (folder / name).exists()]
+    if there:
+        raise ValueError(f"{folder / there[0]} is there already; name another folder, or remove it first")
+    from megatron_music.training import distributed
+    from megatron_music.training.sound import load_sound_maker
+
+    try:
+        maker = load_sound_maker(options.checkpoints, averaged=not options.last_weights)
+        sounds = maker.make(
+            prompts, options.num, options.seed, seconds=options.seconds, stage1=stage1, stage2=stage2,
+            negative=options.negative, towards=options.towards, share=options.share if options.towards else 0.0,
+            given=_given(options, maker.autoencoder), batch_size=options.batch_size, free_bytes=_free_bytes(),
+        )  # fmt: skip
+        _write_sounds(options, sounds, names, maker, speaks=distributed.is_main())
+    finally:
+        distributed.stop()
+
+
+_LIST = "sounds.jsonl"
+
+
+def _prompts(options) -> list[str]:
+    if options.num < 1:
+        raise ValueError(f"--num is {options.num}; use 1 or more")
+    prompts = list(options.prompt)
+    if options.prompts:
+        try:
+            lines = Path(options.prompts).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{options.prompts} cannot be read as text ({error}); write one prompt a line") from None
+        prompts += [line.strip() for line in lines if line.strip()]
+    if not prompts or not all(prompt.strip() for prompt in prompts):
+        what = "a prompt is empty" if prompts else "no prompt was given"
+        raise ValueError(f'{what}; say in words what is to be heard, as in --prompt "slow organ music"')
+    return prompts
+
+
+def _check_source(options) -> None:
+    """Refuse options that contradict the sound that is given."""
+    wanted = {"--keep": options.keep, "--variation": options.variation is not None}
+    wrong = [name for name, is_set in wanted.items() if is_set and not options.source]
+    if wrong:
+        raise ValueError(f"{wrong[0]} goes with --from, the sound to keep something of; name it")
+    if options.source and bool(options.keep) == (options.variation is not None):
+        raise ValueError("--from needs either --keep A-B, the seconds that stay, or --variation X, how much is made anew")
+    if options.variation is not None and not 0 < options.variation <= 1:
+        raise ValueError(f"--variation is {options.variation}; use more than 0, up to 1")
+    if not 0 <= options.share <= 1:
+        raise ValueError(f"--share is {options.share}; use 0 to 1")
+
+
+def _given(options, autoencoder):
+    """The sound to keep something of, as the autoencoder takes it."""
+    if not options.source:
+        return None
+    from megatron_music.audio.waveform import read_waveform, resampled, with_channels
+    from megatron_music.generation.audio import Given
+
+    found = resampled(with_channels(read_waveform(options.source), autoencoder.channels), autoencoder.sample_rate)
+    return Given(found.samples, tuple(map(_seconds, options.keep)), 1.0 if options.variation is None else options.variation)
+
+
+def _seconds(text: str) -> tuple[float, float]:
+    first, _, last = text.partition("-")
+    try:
+        begin, end = float(first), float(last)
+    except ValueError:
+        begin, end = 0.0, 0.0
+    if not 0 <= begin < end < math.inf:
+        raise ValueError(f"--keep {text} is no stretch of seconds; write it as 0-2.5")
+    return begin, end
+
+
+def _free_bytes() -> int:
+    import psutil
+    import torch
+
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
+
+
+def _write_sounds(options, sounds, names: list[str], maker, speaks: bool) -> None:
+    from megatron_music.audio.waveform import Waveform, write_waveform
+    from megatron_music.whole_file import write_whole
+
+    folder, rate, lines = Path(options.output), maker.autoencoder.sample_rate, []
+    with progress_bar("sound", len(names)) as bar:
+        for name, sound in zip(names, sounds, strict=True):
+            facts = sound.facts
+            if options.rank:
+                heard = maker.music_encoder.embed_audio([Waveform(sound.samples, rate)])[0]
+                facts = facts | {"similarity": round(float(heard @ maker.music_encoder.embed_text([sound.prompt])[0]), 4)}
+            if speaks:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_waveform(folder / name, sound.samples, rate, bits=options.bits, metadata=facts)
+            lines.append({"file": name, **facts})
+            bar.update(1)
+    if not speaks:
+        return
+    if options.rank:
+        order = list(dict.fromkeys(line["prompt"] for line in lines))
+        lines.sort(key=lambda line: (order.index(line["prompt"]), -line["similarity"]))
+        for line in lines:
+            print(f"{line['similarity']:7.3f}  {line['file']}  {line['prompt']}")
+    write_whole(folder / _LIST, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    print(f"{len(names)} sounds in {folder}")

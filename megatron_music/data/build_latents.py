@@ -1,0 +1,375 @@
+"""Captioned sound to a folder of latents: ``build latents``.
+
+Everything is made in ``OUT.building/out``, shard by shard, and gets its name in one rename when it is whole. Stopped at any
+moment, the same command goes on. Knows nothing about training.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from megatron_music.audio.autoencoder import SIZES, Autoencoder, load_autoencoder
+from megatron_music.audio.fit_autoencoder import fit_autoencoder
+from megatron_music.audio.music_encoder import SIZE as EMBEDDING_SIZE
+from megatron_music.audio.music_encoder import (
+    MuQMuLanProcess,
+    MusicEncoder,
+    features_of,
+    fit_music_encoder,
+    load_music_encoder,
+)
+from megatron_music.audio.text_encoder import TextEncoder, fit_words, load_text_encoder
+from megatron_music.audio.waveform import Waveform, read_waveform, resampled, with_channels
+from megatron_music.data.captioned import Captioned, read_captioned
+from megatron_music.data.latents import (
+    ENCODERS,
+    SPLITS,
+    LatentItem,
+    LatentsInfo,
+    write_index,
+    write_samples,
+    write_texts,
+)
+from megatron_music.data.latents_options import LatentsOptions
+from megatron_music.data.plan import held, sync_folder
+from megatron_music.data.splits import KEY_BYTES, assign_splits
+from megatron_music.whole_file import write_whole
+
+PLAN, REPORT, QUARANTINE = "plan.json", "report.json", "quarantine.jsonl"
+SILENCE = 1e-4  # of the loudest moment
+FITTED_SOUNDS = 256  # that the autoencoder learns from at most
+FITTED_CROPS = 4096  # that the encoders of music and words learn from at most
+_BATCH = 8
+
+
+class Encoders(NamedTuple):
+    """What turns sound and words into numbers."""
+
+    autoencoder: Autoencoder
+    music: MusicEncoder
+    text: TextEncoder
+
+
+Progress = Callable[[Iterable, int], Iterable]
+
+
+def build_latents(
+    audio_dir: str | os.PathLike,
+    out: str | os.PathLike,
+    options: LatentsOptions,
+    progress: Progress = lambda items, total: items,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict:
+    """Encode all captioned sounds of a folder. A folder that is there already, of the same sounds and options, stays.
+
+    Args:
+        progress: wraps the shards.
+        say: is told what is begun.
+
+    Returns:
+        The report, as in ``report.json``.
+
+    Raises:
+        ValueError: no captions, no sound for training, another build in the same folder, or one of other options.
+    """
+    folder, out = Path(audio_dir), Path(out)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; name one of sounds with captions")
+    sounds = read_captioned(folder)
+    fingerprint = _fingerprint(folder, sounds, options)
+    building = out.with_name(f"{out.name}.building")
+    if out.exists():
+        return _finished(out, fingerprint)
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"{out.absolute().parent} does not exist; make the folder first")
+    with held(building):
+        _check_plan(building, fingerprint)
+        made = building / "out"
+        made.mkdir(exist_ok=True)
+        for path in made.rglob(".*.tmp"):  # of a build that was killed
+            path.unlink()
+        splits = _splits(sounds, options)
+        crops = _Crops(folder, options)
+        encoders = _encoders(made / ENCODERS, [sounds[n] for n in splits["train"]], crops, options, say)
+        try:
+            report = _encode_all(building, sounds, splits, crops, encoders, options, fingerprint, progress, say)
+        finally:
+            if isinstance(encoders.music, MuQMuLanProcess):
+                encoders.music.close()
+        os.rename(made, out)
+        sync_folder(out.absolute().parent)
+        for path in (building / "records", building / PLAN):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return report
+
+
+def _fingerprint(folder: Path, sounds: Sequence[Captioned], options: LatentsOptions) -> str:
+    found = hashlib.sha256(json.dumps([str(folder.resolve()), asdict(options)]).encode())
+    for sound in sounds:
+        path = folder / sound.path
+        facts = [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None
+        found.update(json.dumps([*sound, facts]).encode())
+    return found.hexdigest()
+
+
+def _finished(out: Path, fingerprint: str) -> dict:
+    try:
+        report = json.loads((out / REPORT).read_text(encoding="utf-8"))
+        if report["fingerprint"] == fingerprint:
+            return report
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{out} is there already, and not of these sounds and options; remove it or name another folder")
+
+
+def _check_plan(building: Path, fingerprint: str) -> None:
+    path = building / PLAN
+    if path.exists():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
+        except (OSError, ValueError, KeyError, TypeError):
+            found = None
+        if found != fingerprint:
+            raise ValueError(f"{building} was begun with other sounds or options; go on with those, or remove it")
+    write_whole(path, (json.dumps({"fingerprint": fingerprint}) + "\n").encode())
+
+
+def _splits(sounds: Sequence[Captioned], options: LatentsOptions) -> dict[str, list[int]]:
+    digests = [hashlib.sha256(sound.group.encode()).digest()[:KEY_BYTES] for sound in sounds]
+    keys = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, KEY_BYTES)
+    fractions = (1 - options.valid_fraction - options.test_fraction, options.valid_fraction, options.test_fraction)
+    found = assign_splits(keys, keys, options.seed, fractions).splits
+    return {name: np.flatnonzero(found == number).tolist() for number, name in enumerate(SPLITS)}
+
+
+class _Crop(NamedTuple):
+    waveform: Waveform
+    seconds_start: float
+    seconds_total: float  # of the file
+
+
+class _LeftOut(ValueError):
+    """A sound that is no sample: ``kind`` counts, the sentence tells."""
+
+    def __init__(self, kind: str, sentence: str):
+        super().__init__(sentence)
+        self.kind = kind
+
+
+class _Crops:
+    """Sounds as samples of one length."""
+
+    def __init__(self, folder: Path, options: LatentsOptions):
+        self.folder, self.options = folder, options
+
+    def whole(self, sound: Captioned, sample_rate: int, channels: int) -> Waveform:
+        """A whole file. Raises _LeftOut."""
+        least = self.options.min_seconds
+        if not sound.captions:
+            raise _LeftOut("no caption", f"{sound.path} has an empty caption; describe it")
+        try:
+            found = with_channels(read_waveform(self.folder / sound.path), channels)
+        except ValueError as error:
+            is_there = (self.folder / sound.path).exists()
+            raise _LeftOut("unreadable" if is_there else "missing", str(error)) from None
+        if found.seconds < least:
+            raise _LeftOut("too short", f"{sound.path} lasts {found.seconds:.2f} s, where {least:g} s are asked; leave it out")
+        if float(np.abs(found.samples).max()) < SILENCE:
+            raise _LeftOut("silent", f"{sound.path} is silent; leave it out")
+        return resampled(found, sample_rate)
+
+    def of(self, sound: Captioned, sample_rate: int, channels: int, length: int) -> list["_Crop"]:
+        """Where each crop begins, in samples, and its sound, silence behind the last one. Raises as ``whole``."""
+        found = self.whole(sound, sample_rate, channels)
+        total, least = found.samples.shape[1], round(self.options.min_seconds * sample_rate)
+        firsts = [first for first in range(0, total, length) if total - first >= min(length, max(least, length // 2)) or not first]
+        if self.options.crops_per_file:
+            wanted = np.linspace(0, len(firsts) - 1, min(self.options.crops_per_file, len(firsts))).round().astype(int)
+            firsts = [firsts[place] for place in wanted]
+        crops = []
+        for first in firsts:
+            samples = found.samples[:, first : first + length]
+            if float(np.abs(samples).max()) >= SILENCE:
+                missing = length - samples.shape[1]
+                crop = Waveform(np.pad(samples, ((0, 0), (0, missing))), sample_rate)
+                crops.append(_Crop(crop, first / sample_rate, found.seconds))
+        return crops
+
+    def some(self, sounds: Sequence[Captioned], count: int, make: Callable[[Captioned], list]) -> list:
+        """Up to ``count`` of what ``make`` makes of sounds, taken from all over; what is left out says so later."""
+        found = []
+        order = np.random.default_rng(self.options.seed).permutation(len(sounds))
+        for number in order:
+            try:
+                found += make(sounds[number])
+            except _LeftOut:
+                continue
+            if len(found) >= count:
+                break
+        return found[:count]
+
+
+def _encoders(folder: Path, sounds: Sequence[Captioned], crops: _Crops, options: LatentsOptions, say: Callable) -> Encoders:
+    """The encoders, those to be fitted fitted once; what is in the folder is whole."""
+    folder.mkdir(exist_ok=True)
+    wanted = options.autoencoder
+    if not (folder / "autoencoder").exists():
+        if wanted in SIZES:
+            size = SIZES[wanted]
+            say(f"fitting the autoencoder {wanted} in {options.autoencoder_steps} steps")
+            found = crops.some(sounds, FITTED_SOUNDS, lambda sound: [crops.whole(sound, size.sample_rate, size.channels).samples])
+            fitted = fit_autoencoder(found, size, steps=options.autoencoder_steps, seed=options.seed)
+        else:
+            fitted = load_autoencoder(wanted)
+        _keep(fitted, folder / "autoencoder")
+    autoencoder = load_autoencoder(folder / "autoencoder")
+    length = _length(options, autoencoder) * autoencoder.downsampling
+
+    def with_captions(sound: Captioned) -> list:
+        found = crops.of(sound, autoencoder.sample_rate, autoencoder.channels, length)
+        return [(crop.waveform, sound.captions) for crop in found]
+
+    learned = None
+    if not (folder / "music").exists():
+        if options.music_encoder == "small":
+            say("fitting the encoder of music")
+            learned = crops.some(sounds, FITTED_CROPS, with_captions)
+            features = np.stack([features_of(crop) for crop, _ in learned]) if learned else np.zeros((0, 1))
+            music = fit_music_encoder(features, [captions for _, captions in learned])
+        elif options.music_encoder.startswith("muq:"):
+            music = MuQMuLanProcess(options.music_encoder.removeprefix("muq:"))
+        else:
+            music = load_music_encoder(options.music_encoder)
+        _keep(music, folder / "music")
+    music = load_music_encoder(folder / "music")
+    if not (folder / "text").exists():
+        if options.text_encoder == "words":
+            say("fitting the encoder of words")
+            learned = learned or crops.some(sounds, FITTED_CROPS, with_captions)
+            embeddings = music.embed_audio([crop for crop, _ in learned])
+            owners = [number for number, (_, captions) in enumerate(learned) for _ in captions]
+            text = fit_words([caption for _, captions in learned for caption in captions], embeddings[owners], seed=options.seed)
+        else:
+            text = load_text_encoder(options.text_encoder)
+        _keep(text, folder / "text")
+    return Encoders(autoencoder, music, load_text_encoder(folder / "text"))
+
+
+def _keep(encoder, folder: Path) -> None:
+    """Save an encoder whole or not at all."""
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    encoder.save(unfinished)
+    os.rename(unfinished, folder)
+
+
+def _length(options: LatentsOptions, autoencoder: Autoencoder) -> int:
+    """Latent frames of a sample."""
+    return max(round(options.seconds * autoencoder.sample_rate / autoencoder.downsampling), 1)
+
+
+def _encode_all(
+    building: Path,
+    sounds: Sequence[Captioned],
+    splits: dict[str, list[int]],
+    crops: _Crops,
+    encoders: Encoders,
+    options: LatentsOptions,
+    fingerprint: str,
+    progress: Progress,
+    say: Callable,
+) -> dict:
+    made, records = building / "out", building / "records"
+    records.mkdir(exist_ok=True)
+    texts = ["", *dict.fromkeys(encoders.text.cut(caption) for sound in sounds for caption in sound.captions)]
+    numbers = {text: number for number, text in enumerate(texts)}
+    jobs = [
+        (split, number, [sounds[n] for n in files[first : first + options.files_per_shard]])
+        for split, files in splits.items()
+        for number, first in enumerate(range(0, len(files), options.files_per_shard))
+    ]
+    say(f"encoding {len(sounds):,} sounds in {len(jobs)} shards")
+    for split, number, files in progress(jobs, len(jobs)):
+        record = records / f"{split}-{number:05}.json"
+        if not record.exists():
+            found = _encode_shard(made / split / f"{number:05}.safetensors", files, numbers, crops, encoders, options)
+            write_whole(record, (json.dumps(found) + "\n").encode())
+    found = {job[:2]: json.loads((records / f"{job[0]}-{job[1]:05}.json").read_text(encoding="utf-8")) for job in jobs}
+    shards = {
+        split: [record["shard"] for (of, _), record in found.items() if of == split and record["shard"]] for split in SPLITS
+    }
+    left_out = [entry for record in found.values() for entry in record["left_out"]]
+    if not shards["train"]:
+        why = left_out[0]["reason"] if left_out else "there is none"
+        raise ValueError(f"no sound of {crops.folder} can be trained on ({why}); mend the folder and remove {building}")
+    states, keeps = zip(*(encoders.text.encode(texts[first : first + 256]) for first in range(0, len(texts), 256)), strict=True)
+    lengths = torch.cat(keeps).sum(1).numpy()
+    write_texts(made, texts, torch.cat(states).numpy(), lengths)
+    info = LatentsInfo(
+        latent_channels=encoders.autoencoder.latent_channels,
+        latent_length=_length(options, encoders.autoencoder),
+        sample_rate=encoders.autoencoder.sample_rate,
+        channels=encoders.autoencoder.channels,
+        downsampling=encoders.autoencoder.downsampling,
+        embedding_size=EMBEDDING_SIZE,
+        text_length=encoders.text.length,
+        text_size=encoders.text.size,
+    )
+    parts = {name: getattr(encoders, name) for name in Encoders._fields}
+    written = {name: {"name": part.name, "sha256": hash_of(made / ENCODERS / name)} for name, part in parts.items()}
+    write_whole(made / QUARANTINE, "".join(json.dumps(entry) + "\n" for entry in left_out).encode())
+    report = {
+        "fingerprint": fingerprint,
+        "options": asdict(options),
+        "sounds": {"listed": len(sounds), "left_out": len(left_out)},
+        "left_out": dict(Counter(entry["kind"] for entry in left_out)),
+        "samples": {split: sum(shard["count"] for shard in shards[split]) for split in SPLITS},
+        "captions": len(texts) - 1,
+        "seconds_a_sample": info.seconds,
+        "encoders": written,
+    }
+    write_whole(made / REPORT, (json.dumps(report, indent=1) + "\n").encode())
+    write_index(made, info, shards, written)
+    sync_folder(made)
+    return report
+
+
+def hash_of(folder: Path) -> str:
+    """SHA-256 of all files of an encoder's folder, by name."""
+    found = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        found.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()
+
+
+def _encode_shard(
+    path: Path, files: Sequence[Captioned], numbers: dict[str, int], crops: _Crops, encoders: Encoders, options: LatentsOptions
+) -> dict:
+    """Write the samples of some sounds, and tell what became of them."""
+    autoencoder = encoders.autoencoder
+    length = _length(options, autoencoder) * autoencoder.downsampling
+    items, left_out = [], []
+    for sound in files:
+        try:
+            found = crops.of(sound, autoencoder.sample_rate, autoencoder.channels, length)
+        except _LeftOut as error:
+            left_out.append({"path": sound.path, "kind": error.kind, "reason": str(error)})
+            continue
+        captions = tuple(numbers[encoders.text.cut(caption)] for caption in sound.captions)
+        embeddings = encoders.music.embed_audio([crop.waveform for crop in found])
+        for place in range(0, len(found), _BATCH):
+            part = found[place : place + _BATCH]
+            latents = autoencoder.encode(torch.from_numpy(np.stack([crop.waveform.samples for crop in part]))).numpy()
+            for latents_CT, embedding, crop in zip(latents, embeddings[place : place + _BATCH], part, strict=True):
+                items.append(LatentItem(latents_CT, embedding, captions, crop.seconds_start, crop.seconds_total))
+    path.parent.mkdir(exist_ok=True)
+    return {"shard": write_samples(path, items) if items else None, "left_out": left_out}

@@ -1,0 +1,39 @@
+"""What a build of latents is asked for. Numbers and names; knows nothing about sound."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LatentsOptions:
+    """What makes two builds of the same sounds differ.
+
+    Args:
+        seconds: of a sample, brought to whole latent frames.
+        autoencoder: a folder, or a name of ``SIZES`` to fit one to these sounds.
+        autoencoder_steps: of that fit.
+        music_encoder: ``small`` to fit one, ``muq:PYTHON`` for MuQ-MuLan in that Python, or a folder.
+        text_encoder: ``words`` to fit one, or a folder or name of Hugging Face's.
+        min_seconds: shorter sounds are left out.
+        crops_per_file: at most, evenly spread; 0: all.
+    """
+
+    seconds: float = 4.096
+    autoencoder: str = "small"
+    autoencoder_steps: int = 300
+    music_encoder: str = "small"
+    text_encoder: str = "words"
+    min_seconds: float = 1.0
+    crops_per_file: int = 0
+    files_per_shard: int = 64
+    valid_fraction: float = 0.05
+    test_fraction: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("seconds", "autoencoder_steps", "files_per_shard"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; use more than 0")
+        if self.crops_per_file < 0 or not 0 <= self.min_seconds < float("inf"):
+            raise ValueError(f"crops_per_file is {self.crops_per_file} and min_seconds {self.min_seconds}; use 0 or more")
+        if min(self.valid_fraction, self.test_fraction) < 0 or self.valid_fraction + self.test_fraction >= 1:
+            raise ValueError(f"valid and test take {self.valid_fraction} and {self.test_fraction}; leave a share for training")

@@ -1,0 +1,74 @@
+"""From checkpoints on disk to a ``SoundMaker``: where training's files, encoders and generation's models are joined."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from megatron_music.audio.autoencoder import load_autoencoder
+from megatron_music.audio.music_encoder import load_music_encoder
+from megatron_music.audio.text_encoder import load_text_encoder
+from megatron_music.config import ConfigError
+from megatron_music.data.latents import ENCODERS, read_index
+from megatron_music.flow_run import FlowRunConfig
+from megatron_music.generation.audio import SoundMaker
+from megatron_music.recipes import read_run
+from megatron_music.training import distributed
+from megatron_music.training.checkpoint import CONFIG
+from megatron_music.training.load import load_flow_model
+from megatron_music.training.manifest import MANIFEST
+from megatron_music.training.newest import find_checkpoint
+
+
+def load_sound_maker(checkpoints: Sequence[str | os.PathLike], *, averaged: bool = True) -> SoundMaker:
+    """Stage 2, and stage 1 where it is given, with the encoders that lie in their checkpoints.
+
+    Under torchrun every process must call this, and make the same calls of what it gives; each layer is split over all.
+
+    Args:
+        checkpoints: of a dit, and of a text2muq or none: then the encoder of music embeds the words. In any order.
+        averaged: with the averages of their weights, where the runs kept them.
+
+    Raises:
+        ValueError: no dit, two of a kind, a GPT, or stages that learned from other encoders.
+    """
+    found = {}
+    for named in checkpoints:
+        checkpoint = find_checkpoint(named)
+        run = read_run(checkpoint / CONFIG)
+        kind = run.model.kind if isinstance(run, FlowRunConfig) else "gpt"
+        if kind in found or kind == "gpt":
+            raise ConfigError(f"{named} is of a {kind}; name one run of a dit, and one of a text2muq beside it if you like")
+        found[kind] = checkpoint, run
+    if "dit" not in found:
+        raise ConfigError("no checkpoint of a dit was named, which makes the sound; name one run of model.kind=dit")
+    indices = [read_index(checkpoint) for checkpoint, _ in found.values()]
+    if any(index["encoders"] != indices[0]["encoders"] for index in indices):
+        named = " and ".join(str(checkpoint) for checkpoint, _ in found.values())
+        raise ConfigError(f"{named} learned from latents of other encoders than each other; train both on one folder of latents")
+    loaded, facts = {}, {}
+    for kind, (checkpoint, _) in found.items():
+        model, _ = load_flow_model(checkpoint, distributed.launched_size(), averaged=averaged)
+        loaded[kind] = model
+        facts |= {f"{kind}_checkpoint": checkpoint.name, f"{kind}_sha256": _hash_of(checkpoint)}
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    folder = found["dit"][0] / ENCODERS
+    objectives = tuple(found[kind][1].flow.objective if kind in found else "flow" for kind in ("text2muq", "dit"))
+    return SoundMaker(
+        loaded.get("text2muq"),
+        loaded["dit"],
+        load_text_encoder(folder / "text"),
+        load_music_encoder(folder / "music"),
+        load_autoencoder(folder / "autoencoder").to(device),
+        indices[0]["latent_length"],
+        device,
+        objectives,
+        facts,
+    )
+
+
+def _hash_of(checkpoint: Path) -> str:
+    """SHA-256 of a checkpoint's manifest, which has those of its files."""
+    return hashlib.sha256((checkpoint / MANIFEST).read_bytes()).hexdigest()

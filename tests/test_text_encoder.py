@@ -1,0 +1,137 @@
+"""Captions to states: the encoder of words, and those of Hugging Face from a local folder."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_music.audio.text_encoder import (
+    CONFIG,
+    WEIGHTS,
+    HuggingFaceTextEncoder,
+    WordTextEncoder,
+    fit_words,
+    load_text_encoder,
+    words_of,
+)
+
+TEXTS = ["slow organ", "fast organ", "slow flute", "fast flute", "unhurried organ", "unhurried flute"]
+
+
+def target(text: str) -> np.ndarray:
+    return np.array([1.0 if "fast" in text else -1.0, 1.0 if "organ" in text else -1.0, 0.0, 0.5], np.float32)
+
+
+@pytest.fixture(scope="module")
+def words() -> WordTextEncoder:
+    return fit_words(TEXTS, np.stack([target(text) for text in TEXTS]), size=16, length=6)
+
+
+def test_words_are_found():
+    assert words_of("Slow, SAD piano: 96 bpm in 3/4!") == ["slow", "sad", "piano", "90", "bpm", "in", "3/4"]
+    assert words_of("  ") == words_of("!?") == []
+
+
+def test_shapes_and_filling(words):
+    states, keeps = words.encode(["slow organ", "", "fast"])
+    assert states.shape == (3, 6, 16) and states.dtype == torch.float32
+    assert keeps.sum(1).tolist() == [2, 1, 1], "an empty text has one state to attend to"
+    assert states[~keeps].eq(0).all() and states[keeps].abs().sum(1).gt(0).all()
+
+
+def test_a_word_is_one_thing_and_its_place_another(words):
+    (first, second), _ = words.encode(["slow organ", "organ slow"])
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(first.sum(0), second.sum(0))
+
+
+def test_words_of_one_meaning_lie_together(words):
+    vectors = {text: words.encode([text])[0][0, 0] for text in ("slow", "unhurried", "fast", "organ")}
+
+    def distance(first, second):
+        return (vectors[first] - vectors[second]).norm().item()
+
+    assert distance("slow", "unhurried") < distance("slow", "fast")
+
+
+def test_unknown_words_are_all_alike(words):
+    states, _ = words.encode(["zither", "theremin", "slow"])
+    assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
+
+
+def test_a_long_text_is_refused_and_can_be_cut(words):
+    long = "organ " * 10_000
+    with pytest.raises(ValueError, match=r"has 10,000 words, where this encoder reads 6; shorten it") as error:
+        words.encode([long])
+    assert len(str(error.value)) < 200
+    assert words.encode([words.cut(long)])[1].sum() == 6 and words.cut("slow organ") == "slow organ"
+
+
+def test_a_folder_comes_back(words, tmp_path):
+    words.save(tmp_path)
+    found = load_text_encoder(tmp_path)
+    assert torch.equal(found.encode(TEXTS)[0], words.encode(TEXTS)[0]) and (found.size, found.length) == (16, 6)
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_a_damaged_folder_is_refused(words, tmp_path, name):
+    words.save(tmp_path)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-9])
+    with pytest.raises(ValueError, match="holds no whole encoder of words"):
+        load_text_encoder(tmp_path)
+
+
+def test_vectors_of_other_words_are_refused(words, tmp_path):
+    words.save(tmp_path)
+    (tmp_path / CONFIG).write_text(json.dumps({"format": 1, "words": ["slow"]}))
+    with pytest.raises(ValueError, match="vectors for 1 words"):
+        load_text_encoder(tmp_path)
+
+
+def test_no_captions_are_refused():
+    with pytest.raises(ValueError, match="needs captions to learn from"):
+        fit_words([], np.zeros((0, 4)))
+
+
+def hugging_face_folder(folder, kind: str):
+    """A tiny random encoder with a tokenizer of a few words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+    names = ["<pad>", "</s>", "<unk>", "slow", "fast", "organ", "flute", "music"]
+    tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    if kind == "t5":
+        config = T5Config(vocab_size=8, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0)
+        T5EncoderModel(config).save_pretrained(folder)
+    else:
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        BertModel(BertConfig(vocab_size=8, **sizes)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["t5", "bert"])
+def test_hugging_face_encoders(tmp_path, kind):
+    folder = hugging_face_folder(tmp_path / "local", kind)
+    encoder = HuggingFaceTextEncoder(str(folder), length=5)
+    states, keeps = encoder.encode(["slow organ music", "fast", ""])
+    assert states.shape == (3, 5, 16) and keeps.sum(1).tolist() == [4, 2, 1]
+    alone, _ = encoder.encode(["fast"])
+    torch.testing.assert_close(alone[0], states[1], atol=1e-5, rtol=1e-4)
+    encoder.save(tmp_path / "kept")
+    again = load_text_encoder(tmp_path / "kept")
+    assert (again.length, again.size) == (5, 16)
+    assert torch.equal(again.encode(["slow organ music", "fast", ""])[0], states)
+    assert encoder.encode(["slow " * 50])[1].sum() == 5, "longer texts are cut, as published encoders do"
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no text encoder that transformers can load") as error:
+        load_text_encoder(tmp_path)
+    assert "\n" not in str(error.value)
