@@ -1,6 +1,7 @@
 # make demo   Bach's chorales -> .bin/.idx -> a small GPT on megatron-core -> new chorales, in demo/
+# make demo-audio   the same chorales rendered with captions -> latents -> both stages of words to music -> sounds, in demo-audio/
 # make test   the whole test suite
-# Both set up .venv first, with the versions of constraints.txt.
+# Each sets up .venv first, with the versions of constraints.txt.
 # make test-latest   megatron-core 0.19 and the hosts (Megatron-Bridge, NeMo, NeMo-Run), on Python 3.12 in .venv-latest
 
 VENV := .venv
@@ -12,10 +13,13 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
 LATEST := .venv-latest
 PYTHON312 ?= $(shell python3.12 -c "" >/dev/null 2>&1 && echo python3.12)
 
-.PHONY: demo test test-latest clean
+.PHONY: demo demo-audio test test-latest clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python examples/01_chorales.py demo
+
+demo-audio: $(VENV)/.ready-audio
+	$(BIN)/python examples/03_words_to_music.py demo-audio
 
 test: $(VENV)/.ready-test
 	$(BIN)/python -m pytest
@@ -26,6 +30,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[train,corpus,plot]'
+	touch $@
+
+$(VENV)/.ready-audio: $(VENV)/.ready
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[audio]'
 	touch $@
 
 $(VENV)/.ready-test: $(VENV)/.ready
@@ -52,4 +60,4 @@ $(LATEST)/.ready: pyproject.toml constraints-latest.txt
 	touch $@
 
 clean:
-	rm -rf demo build $(VENV) $(LATEST)
+	rm -rf demo demo-audio build $(VENV) $(LATEST)

@@ -186,6 +186,7 @@ def _check_source(options) -> None:
         raise ValueError("--from needs either --keep A-B, the seconds that stay, or --variation X, how much is made anew")
     if options.variation is not None and not 0 < options.variation <= 1:
         raise ValueError(f"--variation is {options.variation}; use more than 0, up to 1")
+    options.keep = tuple(map(_seconds, options.keep))
     if not 0 <= options.share <= 1:
         raise ValueError(f"--share is {options.share}; use 0 to 1")
 
@@ -198,7 +199,7 @@ def _given(options, autoencoder):
     from megatron_music.generation.audio import Given
 
     found = resampled(with_channels(read_waveform(options.source), autoencoder.channels), autoencoder.sample_rate)
-    return Given(found.samples, tuple(map(_seconds, options.keep)), 1.0 if options.variation is None else options.variation)
+    return Given(found.samples, options.keep, 1.0 if options.variation is None else options.variation)
 
 
 def _seconds(text: str) -> tuple[float, float]:

@@ -57,7 +57,7 @@ NEVER_TORCH = [
     "megatron_music.models.flow_sizes", "megatron_music.models.sizes",
     "megatron_music.music.midi", "megatron_music.music.grid", "megatron_music.music.likeness",
     "megatron_music.music.measures", "megatron_music.music.pianoroll",
-    "megatron_music.profiling.flops", "megatron_music.profiling.peaks",
+    "megatron_music.profiling.flops", "megatron_music.profiling.flow_flops", "megatron_music.profiling.peaks",
     "megatron_music.tokens.augment", "megatron_music.tokens.bpe", "megatron_music.tokens.compiled",
     "megatron_music.tokens.density", "megatron_music.tokens.fills", "megatron_music.tokens.folder",
     "megatron_music.tokens.grammar", "megatron_music.tokens.infill", "megatron_music.tokens.mmmtrack",

@@ -123,10 +123,8 @@ def fit_music_encoder(features_NF: np.ndarray, captions: Sequence[Sequence[str]]
     scaled_NF = (features_NF - mean_F) / deviation_F
     _, strengths, directions = np.linalg.svd(scaled_NF.astype(np.float64), full_matrices=False)
     count = min(SIZE, int((strengths > 1e-3 * strengths[0]).sum()))
-    # Halfway between components as strong as they are and all alike: weak ones are not lost, and noise is not blown up.
-    spread = strengths[:count] / np.sqrt(len(features_NF))
     map_FE = np.zeros((features_NF.shape[1], SIZE))
-    map_FE[:, :count] = directions[:count].T / np.sqrt(spread) / deviation_F[:, None]
+    map_FE[:, :count] = directions[:count].T / deviation_F[:, None]
     embeddings_NE = _of_length_1((features_NF - mean_F) @ map_FE)
     texts = [caption for found in captions for caption in found]
     owners = [number for number, found in enumerate(captions) for _ in found]

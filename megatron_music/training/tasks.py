@@ -21,6 +21,7 @@ from megatron_music.models.conditions import build_conditioned_dit
 from megatron_music.models.flow_transformer import padded_length
 from megatron_music.models.gpt import build_gpt
 from megatron_music.models.text2muq import build_text2muq
+from megatron_music.profiling import flow_flops
 from megatron_music.profiling.flops import step_flops
 from megatron_music.training import flow_step, gpt_step
 
@@ -32,7 +33,7 @@ class Work(NamedTuple):
 
     tokens_per_sample: int  # positions of one sample, without filling
     train_tokens: int  # in the whole training data
-    flops: float | None  # of one step of all processes; None where no formula counts them
+    flops: float  # of one step of all processes
     formula: str  # in words, with what it is counted for
 
 
@@ -131,7 +132,18 @@ def flow_task(config: FlowRunConfig) -> Task:
         valid_batches=(lambda: batches(valid_set, 0, shuffles=False)) if train.eval_iters and len(valid_set) else None,
         files=files_below(folder, "encoders") | {INDEX: (folder / INDEX).read_bytes()},
         seq_length=padded_length(positions, config.parallel),
-        work=Work(positions, positions * len(train_set), None, "none for this model yet"),
+        work=Work(
+            positions,
+            positions * len(train_set),
+            flow_flops.step_flops(
+                shape,
+                train.global_batch_size,
+                frames=positions - shape.num_extra_positions,
+                words=train_set.info.text_length,
+                music_size=train_set.info.embedding_size,
+            ),
+            f"{flow_flops.FORMULA} (all attention, {positions} positions, {train_set.info.text_length} words)",
+        ),
     )
 
 

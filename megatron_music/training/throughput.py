@@ -36,12 +36,12 @@ class Throughput:
             consumed_samples: since the run began.
 
         Returns:
-            ``tflops_per_gpu``, or None where no formula counts; ``mfu`` in [0, 1], or None where no peak is known either; ``epoch``, training tokens seen over
+            ``tflops_per_gpu``; ``mfu`` in [0, 1], or None where no peak is known; ``epoch``, training tokens seen over
             training tokens there are; and the most memory there was so far, of the main process: ``cuda_memory_gib`` of
             tensors on its GPU, or ``process_memory_gib`` resident on a machine without one.
         """
         work = self._work
-        speed = None if work.flops is None else tflops_per_gpu(work.flops, seconds, self._num_gpus)
+        speed = tflops_per_gpu(work.flops, seconds, self._num_gpus)
         return {
             "tflops_per_gpu": speed,
             "mfu": speed / self._peak if speed and self._peak else None,

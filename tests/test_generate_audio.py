@@ -1,0 +1,156 @@
+"""``generate audio``: from latents of ``build latents`` over two small runs to files, as a user does it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_sounds import tiny_sounds
+
+from megatron_music.audio.waveform import read_metadata, read_waveform, write_waveform
+from megatron_music.cli import main
+from megatron_music.data.build_latents import build_latents
+from megatron_music.data.latents_options import LatentsOptions
+from megatron_music.recipes import load_run
+from megatron_music.training.loop import train
+
+SHORT = ["train.train_iters=3", "train.eval_iters=0", "train.micro_batch_size=4", "train.global_batch_size=4",
+         "checkpoint.save_interval=3", "logging.tensorboard=false", "model.num_layers=2"]  # fmt: skip
+SMALL = {"text2muq": ["model.hidden_size=64", "model.num_attention_heads=4", "model.ffn_hidden_size=64"],
+         "dit": ["model.hidden_size=128", "model.num_attention_heads=2", "model.ffn_hidden_size=64"]}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A folder with ``data`` and the runs ``text2muq``, ``dit`` and ``regression`` (of a dit)."""
+    folder = tmp_path_factory.mktemp("audio")
+    options = LatentsOptions(seconds=0.512, autoencoder="tiny", autoencoder_steps=2, min_seconds=0.2)
+    build_latents(tiny_sounds(folder / "sounds"), folder / "data", options)
+    for name in ("text2muq", "dit", "regression"):
+        kind = "dit" if name == "regression" else name
+        own = ["flow.objective=regression"] if name == "regression" else []
+        paths = [f"data.path={folder / 'data'}", f"checkpoint.save={folder / name}"]
+        assert train(load_run(f"demo-{kind}", [*paths, *SHORT, *SMALL[kind], *own])) == 0
+    return folder
+
+
+def generate(runs: Path, out: Path, *options: str, stages: tuple[str, ...] = ("text2muq", "dit")) -> int:
+    brief = ["--steps", "3", "--embedding-steps", "3", *([] if "--bits" in options else ["--bits", "24"])]
+    return main(["generate", "audio", *(str(runs / stage) for stage in stages), "-o", str(out), *brief, *options])
+
+
+def test_files_with_what_made_them(runs, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("fast bass music\n\n")
+    status = generate(runs, tmp_path / "out", "--prompt", "slow bell music", "--prompts", str(tmp_path / "prompts.txt"),
+                      "--num", "2", "--seed", "7", "--format", "flac", "--bits", "24")  # fmt: skip
+    assert status == 0 and "4 sounds in" in capsys.readouterr().out
+    names = [f"{prompt:02}-{number:03}.flac" for prompt in (1, 2) for number in (1, 2)]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*names, "sounds.jsonl"]
+    sound = read_waveform(tmp_path / "out" / names[1])
+    assert sound.samples.shape == (2, 8192) and sound.sample_rate == 16000
+    facts = read_metadata(tmp_path / "out" / names[1])
+    wanted = {"prompt": "slow bell music", "sample": 1, "seed": 7, "steps": 3, "guidance_scale": 3.0, "solver": "euler"}
+    assert facts.items() >= wanted.items() and len(facts["dit_sha256"]) == len(facts["text2muq_sha256"]) == 64
+    lines = [json.loads(line) for line in (tmp_path / "out" / "sounds.jsonl").read_text().splitlines()]
+    assert [line["file"] for line in lines] == names and lines[1].items() >= facts.items()
+
+
+def test_a_sample_depends_on_its_prompt_seed_and_number_alone(runs, tmp_path):
+    assert generate(runs, tmp_path / "a", "--prompt", "slow bell music", "--num", "3", "--batch-size", "3") == 0
+    assert generate(runs, tmp_path / "b", "--prompt", "slow bell music", "--num", "3", "--batch-size", "1") == 0
+    assert generate(runs, tmp_path / "again", "--prompt", "slow bell music", "--num", "3", "--batch-size", "3") == 0
+    assert generate(runs, tmp_path / "other", "--prompt", "slow bell music", "--num", "1", "--seed", "1") == 0
+    for name in ("01-001.wav", "01-003.wav"):
+        first, alone = (read_waveform(tmp_path / run / name).samples for run in ("a", "b"))
+        assert np.abs(first - alone).max() <= 1e-5
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    first, other = (read_waveform(tmp_path / run / "01-001.wav").samples for run in ("a", "other"))
+    assert np.abs(first - other).max() > 5e-4
+
+
+def test_continuation_inpainting_and_variation(runs, tmp_path):
+    given = read_waveform(runs / "sounds" / "000.wav").samples[:, :8192]
+    write_waveform(tmp_path / "given.wav", given, 16000)
+    base = ["--prompt", "slow bass music", "--from", str(tmp_path / "given.wav")]
+    assert generate(runs, tmp_path / "kept", *base, "--keep", "0-0.3", "--seconds", "0.8") == 0
+    continued = read_waveform(tmp_path / "kept" / "01-001.wav").samples
+    assert continued.shape == (2, 12800)
+    assert generate(runs, tmp_path / "near", *base, "--variation", "0.02") == 0
+    assert generate(runs, tmp_path / "far", *base, "--variation", "1") == 0
+    near, far = (read_waveform(tmp_path / name / "01-001.wav").samples for name in ("near", "far"))
+    from megatron_music.audio.autoencoder import load_autoencoder
+
+    autoencoder = load_autoencoder(runs / "data" / "encoders" / "autoencoder")
+    import torch
+
+    plain = autoencoder.decode(autoencoder.encode(torch.from_numpy(given)[None]))[0].numpy()
+    # The decoder hears a few frames around each, so what is kept is the plain one's but for its end.
+    assert np.abs(continued[:, :2000] - plain[:, :2000]).max() < 1e-3 < np.abs(continued[:, 6000:8000] - plain[:, 6000:8000]).max()
+    assert np.abs(near - plain).mean() < 0.3 * np.abs(far - plain).mean()
+
+
+def test_interpolation_negative_prompts_and_ranking(runs, tmp_path, capsys):
+    base = ["--prompt", "slow bell music", "--rank", "--num", "3"]
+    assert generate(runs, tmp_path / "plain", *base) == 0
+    lines = [json.loads(line) for line in (tmp_path / "plain" / "sounds.jsonl").read_text().splitlines()]
+    similarities = [line["similarity"] for line in lines]
+    assert similarities == sorted(similarities, reverse=True) and len(set(similarities)) > 1
+    assert lines[0]["file"] in capsys.readouterr().out
+    sounds = {"plain": read_waveform(tmp_path / "plain" / "01-001.wav").samples}
+    for name, options in (("negative", ["--negative", "fast"]), ("towards", ["--towards", "fast bass", "--share", "0.7"]),
+                          ("last", ["--last-weights"]), ("dopri5", ["--solver", "dopri5"])):  # fmt: skip
+        assert generate(runs, tmp_path / name, "--prompt", "slow bell music", *options) == 0
+        sounds[name] = read_waveform(tmp_path / name / "01-001.wav").samples
+        assert np.abs(sounds[name] - sounds["plain"]).max() > 1e-6, name
+
+
+def test_stage_2_alone_takes_the_embedding_of_the_words(runs, tmp_path):
+    assert generate(runs, tmp_path / "out", "--prompt", "slow bell music", stages=("dit",)) == 0
+    assert "text2muq_sha256" not in read_metadata(tmp_path / "out" / "01-001.wav")
+
+
+def test_a_regression_gives_one_answer(runs, tmp_path):
+    assert generate(runs, tmp_path / "out", "--prompt", "slow bell music", "--num", "2", stages=("regression",)) == 0
+    first, second = (read_waveform(tmp_path / "out" / f"01-00{number}.wav").samples for number in (1, 2))
+    assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ([], "no prompt was given"),
+        (["--prompt", " "], "a prompt is empty"),
+        (["--prompt", "a", "--steps", "0"], "the number of steps is 0"),
+        (["--prompt", "a", "--guidance-scale", "nan"], "the guidance scale is nan"),
+        (["--prompt", "a", "--guidance-scale", "loud"], "invalid float value: 'loud'"),
+        (["--prompt", "a", "--solver", "magic"], "the solver is 'magic'"),
+        (["--prompt", "a", "--num", "0"], "--num is 0"),
+        (["--prompt", "a", "--seconds", "-1"], "the length is -1.0 seconds"),
+        (["--prompt", "a", "--keep", "0-1"], "--keep goes with --from"),
+        (["--prompt", "a", "--from", "x.wav"], "--from needs either --keep"),
+        (["--prompt", "a", "--from", "missing.wav", "--variation", "0.5"], "missing.wav does not exist"),
+        (["--prompt", "a", "--from", "x.wav", "--keep", "3-2"], "--keep 3-2 is no stretch of seconds"),
+        (["--prompt", "a", "--share", "2"], "--share is 2.0"),
+        (["--prompt", "word " * 10_000], "10,000 words, where this encoder reads 32; shorten it"),
+    ],
+)
+def test_what_is_asked_wrongly_is_one_sentence(runs, tmp_path, capsys, options, sentence):
+    try:
+        status = main(["generate", "audio", str(runs / "text2muq"), str(runs / "dit"), "-o", str(tmp_path / "out"), "--embedding-steps", "2", *options])
+    except SystemExit as stop:
+        status = stop.code
+    told = capsys.readouterr().err.strip()
+    assert status == 2 and sentence in told and "\n" not in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_checkpoints_are_refused(runs, tmp_path, capsys):
+    cases = [(("text2muq",), "no checkpoint of a dit was named"), (("dit", "regression"), "is of a dit; name one run of a dit"),
+             (("data", "dit"), "holds no checkpoint")]  # fmt: skip
+    for stages, sentence in cases:
+        assert generate(runs, tmp_path / "out", "--prompt", "a", stages=stages) == 2
+        assert sentence in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "01-001.wav").write_text("mine")
+    assert generate(runs, tmp_path / "out", "--prompt", "a") == 2
+    assert "is there already" in capsys.readouterr().err and (tmp_path / "out" / "01-001.wav").read_text() == "mine"
