@@ -91,7 +91,8 @@ class LatentsConfig:
 class FlowConfig:
     """What is learned, and what is drawn at random for it."""
 
-    # flow: the velocity from noise to data. regression: the data at once, from the condition alone, to compare with.
+    # flow: the velocity from noise to data. v: that of a quarter circle, as Stable Audio Open 1.0 was trained. regression: the
+    # data at once, from the condition alone, to compare with.
     objective: str = "flow"
     sigma: str = "uniform"  # or logit_normal, mostly in the middle of the path
     sigma_uniform_share: float = 0.0  # of logit_normal: this part is uniform all the same
@@ -100,7 +101,7 @@ class FlowConfig:
     ema_decay: float = 0.999  # of the average of the weights, which is sampled from; 0: none
 
     def __post_init__(self):
-        choice("flow", self, "objective", ("flow", "regression"))
+        choice("flow", self, "objective", ("flow", "v", "regression"))
         choice("flow", self, "sigma", ("uniform", "logit_normal"))
         positive("flow", self, "sigma_shift")
         for name in ("sigma_uniform_share", "condition_dropout"):

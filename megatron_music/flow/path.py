@@ -26,6 +26,23 @@ def interpolate(latents: Tensor, noise: Tensor, sigma_B: Tensor) -> tuple[Tensor
     return (1 - sigma) * latents + sigma * noise, noise - latents
 
 
+def interpolate_v(latents: Tensor, noise: Tensor, sigma_B: Tensor) -> tuple[Tensor, Tensor]:
+    """The point at sigma of a quarter circle from data to noise, and v there: the other path, of the v objective.
+
+    No change of sign or time makes one path of the other; a model of one is not a model of the other.
+
+    Args:
+        sigma_B: share of the quarter circle, in [0, 1].
+
+    Returns:
+        ``cos latents + sin noise`` and ``cos noise - sin latents``, both [B, ...].
+
+    Source: Salimans and Ho 2022, arXiv:2202.00512; what Stable Audio Open 1.0 was trained by.
+    """
+    angle = expand(sigma_B, latents) * (torch.pi / 2)
+    return angle.cos() * latents + angle.sin() * noise, angle.cos() * noise - angle.sin() * latents
+
+
 def latents_of(noisy: Tensor, velocity: Tensor, sigma_B: Tensor) -> Tensor:
     """The data end of the line through ``noisy`` along ``velocity``, [B, ...]."""
     return noisy - expand(sigma_B, noisy) * velocity

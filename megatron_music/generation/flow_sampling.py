@@ -6,7 +6,7 @@ embedding, C channels, T frames. Noise of sample i depends on the seed and i alo
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from megatron_music.flow.solver import SOLVERS, solve, solve_adaptive
 from megatron_music.models.flow_sizes import DiTSize
 
 ADAPTIVE = "dopri5"
+V_SOLVER = "v-dpmsolver++"  # of models that learned the v objective, and of no others
 # Stage 2's share of free memory that a batch may take: what else is there, the allocator's losses, is not counted.
 _SHARE_OF_MEMORY = 0.5
 
@@ -49,7 +50,7 @@ class FlowSampler:
     noise_scale: float = 1.0
 
     def __post_init__(self):
-        if self.solver not in (*SOLVERS, ADAPTIVE):
+        if self.solver not in (*SOLVERS, ADAPTIVE, V_SOLVER):
             raise ValueError(f"the solver is {self.solver!r}; use one of {', '.join((*SOLVERS, ADAPTIVE))}")
         if self.num_steps < 1:
             raise ValueError(f"the number of steps is {self.num_steps}; use 1 or more, such as 50")
@@ -57,12 +58,16 @@ class FlowSampler:
             raise ValueError(f"the guidance scale is {self.guidance_scale}; use a number, such as 3, or 1 for none")
 
     def as_trained(self, objective: str) -> "FlowSampler":
-        """This, or for ``regression`` one step from no noise, which gives the mean that was learned."""
-        return self if objective == "flow" else FlowSampler(num_steps=1, guidance_scale=1.0, noise_scale=0.0)
+        """This, by the solver of ``v``; or for ``regression`` one step from no noise, which gives the mean that was learned."""
+        if objective == "regression":
+            return FlowSampler(num_steps=1, guidance_scale=1.0, noise_scale=0.0)
+        return replace(self, solver=V_SOLVER) if objective == "v" else self
 
     @property
     def evaluations(self) -> int | None:
         """Calls of the model for a sample, guided ones counted once; None where the solver decides."""
+        if self.solver == V_SOLVER:
+            return self.num_steps
         return None if self.solver == ADAPTIVE else self.num_steps * SOLVERS[self.solver].evaluations
 
 
@@ -134,6 +139,8 @@ def sample_latents(
     if given is not None:
         if given.shape[-2:] != noise.shape[-2:]:
             raise ValueError(f"the given latents are {list(given.shape[-2:])}, where {list(noise.shape[-2:])} are made")
+        if sampler.solver == V_SOLVER:
+            raise ValueError("a model of the v objective makes sounds from noise alone; give it no sound to keep something of")
         given = given.to(noise).expand_as(noise)
 
     def velocity(noisy_BCT: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:
@@ -162,6 +169,10 @@ def _guided(velocity: Callable, condition: Condition, null: Condition, sampler: 
 
 
 def _solve(velocity: Callable, noisy: Tensor, sampler: FlowSampler, start: float = 1.0) -> Tensor:
+    if sampler.solver == V_SOLVER:
+        from megatron_music.generation.v_sampling import solve_v
+
+        return solve_v(velocity, noisy, sampler.num_steps)
     if sampler.solver == ADAPTIVE:
         return solve_adaptive(velocity, noisy, tolerance=sampler.tolerance, start=start).latents
     return solve(velocity, noisy, sampler.num_steps, kind=sampler.solver, shift=sampler.shift, start=start)

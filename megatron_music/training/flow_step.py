@@ -15,7 +15,7 @@ from megatron_music.config import TrainConfig
 from megatron_music.data.latents import LatentDataset
 from megatron_music.flow.draws import generator_of, sample_keeps, sample_noise, sample_sigma
 from megatron_music.flow.guidance import Condition, without_some
-from megatron_music.flow.path import interpolate, loss_per_sample
+from megatron_music.flow.path import interpolate, interpolate_v, loss_per_sample
 from megatron_music.flow_run import FlowConfig
 from megatron_music.models.text2muq import to_unit_variance
 
@@ -112,7 +112,7 @@ def _batch(
         sigma_B = sample_sigma(
             seed, numbers, kind=flow.sigma, uniform_share=flow.sigma_uniform_share, shift=flow.sigma_shift
         )
-    noisy, velocity = interpolate(target, noise, sigma_B)
+    noisy, velocity = (interpolate_v if flow.objective == "v" else interpolate)(target, noise, sigma_B)
     return {"noisy": noisy, "velocity": velocity, "sigma_B": sigma_B, **condition}
 
 
