@@ -26,13 +26,13 @@ import psutil  # noqa: E402
 import torch  # noqa: E402
 from machine import machine  # noqa: E402
 
-from megatron_music.audio.autoencoder import SIZES, Autoencoder, build_network  # noqa: E402
+from megatron_music.audio.oobleck import SIZES, OobleckAutoencoder, build_network  # noqa: E402
 from megatron_music.config import ParallelConfig  # noqa: E402
 from megatron_music.generation.flow_sampling import FlowSampler, sample_embeddings, sample_latents  # noqa: E402
 from megatron_music.models.conditions import build_conditioned_dit  # noqa: E402
-from megatron_music.models.flow_sizes import DIT_SIZES, TEXT2MUQ_SIZES  # noqa: E402
+from megatron_music.models.flow_sizes import DIT_SIZES, TEXT2MUQ_SIZES, num_tokens  # noqa: E402
 from megatron_music.models.text2muq import build_text2muq  # noqa: E402
-from megatron_music.profiling.flow_flops import CONDITION_TOKENS, sampling_flops  # noqa: E402
+from megatron_music.profiling.flow_flops import sampling_flops  # noqa: E402
 from megatron_music.training import distributed  # noqa: E402
 
 STAGE1_BATCHES, STAGE2_BATCHES, END_TO_END = (1, 4, 8, 16, 32), (1, 4, 16), 16
@@ -52,7 +52,7 @@ class Stages:
         distributed.seed_for_building(0)
         self.text2muq = build_text2muq(TEXT2MUQ_SIZES[stage1], ParallelConfig(), dtype=dtype).to(self.device).eval()
         self.dit = build_conditioned_dit(DIT_SIZES[stage2], ParallelConfig(), dtype=dtype).to(self.device).eval()
-        self.autoencoder = Autoencoder(build_network(SIZES[autoencoder])).to(self.device).eval()
+        self.autoencoder = OobleckAutoencoder(build_network(SIZES[autoencoder])).to(self.device).eval()
         self.samplers = FlowSampler(steps[0]), FlowSampler(steps[1])
         self.frames = DIT_SIZES[stage2].latent_length
         self.seconds = self.frames * self.autoencoder.downsampling / self.autoencoder.sample_rate
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     stages = Stages(options.size, tuple(options.steps))
-    on_gpu, tokens = stages.on_gpu, stages.words + CONDITION_TOKENS
+    on_gpu, tokens = stages.on_gpu, num_tokens(stages.dit.size, stages.words, hears_music=True)
     flops1 = sampling_flops(stages.text2muq.size, options.steps[0], frames=1, tokens=stages.words, guided=True)
     flops2 = sampling_flops(stages.dit.size, options.steps[1], frames=stages.frames, tokens=tokens, guided=True)
     result = {

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from megatron_music.cli import guarded, quiet_dependencies
 
-SOUNDS, SECONDS, AUTOENCODER_STEPS, SEED = 400, 8.192, 900, 0
+SOUNDS, SECONDS, SEED = 400, 8.192, 0
 PROMPTS = (
     "slow organ music in a minor key", "fast flute music, joyful", "a moderate piece for strings",
     "quick piano in a high register", "slow, solemn brass music",
@@ -28,7 +28,6 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="gets everything")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="change both recipes, e.g. train.train_iters=10")
     parser.add_argument("--sounds", type=int, default=SOUNDS)
-    parser.add_argument("--autoencoder-steps", type=int, default=AUTOENCODER_STEPS)
     options = parser.parse_args()
     folder = options.folder
 
@@ -38,7 +37,7 @@ def main() -> int:
     say(2, f"{options.sounds} renders in several instruments and tempos, with captions", folder / "audio")
     write_sounds(folder / "midi", folder / "audio", options.sounds)
     say(3, "an autoencoder and encoders fitted to them; embeddings and latents", folder / "data")
-    build(folder / "audio", folder / "data", options.autoencoder_steps)
+    build(folder / "audio", folder / "data")
     runs = {}
     for number, objective in ((4, "flow"), (5, "regression")):
         for stage in ("text2muq", "dit"):
@@ -81,12 +80,12 @@ def write_sounds(midi: Path, folder: Path, count: int) -> None:
             bar.update(done - bar.n)
 
 
-def build(audio: Path, data: Path, steps: int) -> None:
+def build(audio: Path, data: Path) -> None:
     from megatron_music.commands import progress_bar
     from megatron_music.data.build_latents import build_latents
     from megatron_music.data.latents_options import LatentsOptions
 
-    options = LatentsOptions(seconds=SECONDS / 2, autoencoder_steps=steps, valid_fraction=0.1, test_fraction=0.1)
+    options = LatentsOptions(seconds=SECONDS / 2, valid_fraction=0.1, test_fraction=0.1)
     build_latents(audio, data, options, lambda items, total: progress_bar("shard", total, items), lambda line: print(f"      {line}"))
 
 

@@ -53,8 +53,8 @@ def corpus_sounds(options) -> None:
 
 _LATENTS_HELP = {
     "seconds": "of a sample",
-    "autoencoder": "a folder of an Oobleck autoencoder, or small, tiny or stable-audio-open to fit one to these sounds",
-    "autoencoder_steps": "of that fit",
+    "autoencoder": "a folder of an autoencoder; or, fitted to these sounds, spectral, or an Oobleck: tiny, small, stable-audio-open",
+    "autoencoder_steps": "of an Oobleck's fit",
     "music_encoder": "small to fit one, muq:PYTHON for MuQ-MuLan (weights CC-BY-NC-4.0) in that Python, or a folder",
     "text_encoder": "words to fit one, or a folder or hub name of Hugging Face's, such as google-t5/t5-base",
     "min_seconds": "shorter sounds are left out",
@@ -147,6 +147,8 @@ def generate_audio(options) -> None:
 
     try:
         maker = load_sound_maker(options.checkpoints, averaged=not options.last_weights)
+        if options.rank and maker.music_encoder is None:
+            raise ValueError("--rank compares sounds with words, and this model has no encoder of music; leave --rank out")
         sounds = maker.make(
             prompts, options.num, options.seed, seconds=options.seconds, stage1=stage1, stage2=stage2,
             negative=options.negative, towards=options.towards, share=options.share if options.towards else 0.0,

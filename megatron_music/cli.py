@@ -194,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     audio_commands.add_generate_audio(audio)
 
     convert = command(verbs, "convert", convert_commands.convert, "a checkpoint to Hugging Face's form, or back")
-    convert.add_argument("source", metavar="CHECKPOINT|HF_DIR", help="a run; or config.json and safetensors")
+    convert.add_argument("source", metavar="CHECKPOINT|HF_DIR", help="a run; or config.json and safetensors; or Stable Audio Open's folder of diffusers")
     convert.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder")
     convert.add_argument("--to", required=True, choices=tuple(convert_commands.CONVERSIONS))
     convert.add_argument("--tokenizer", default=None, metavar="DIR", help="of the data, where HF_DIR has no mmmtrack.json")

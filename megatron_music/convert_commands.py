@@ -1,5 +1,7 @@
 """The command ``convert``: checkpoints of ours and of other projects, one door each."""
 
+from pathlib import Path
+
 
 def convert(options) -> None:
     CONVERSIONS[options.to](options)
@@ -10,15 +12,38 @@ def _to_huggingface(options) -> None:
         raise ValueError("--tokenizer goes with --to megatron: a checkpoint of ours holds its tokenizer; leave it out")
     from megatron_music.hosts.huggingface import convert_to_huggingface
 
+    if _is_flow_run(options.source):
+        from megatron_music.hosts.stable_audio import convert_to_stable_audio
+
+        convert_to_stable_audio(options.source, options.output)
+        print(f"transformer/ and projection_model/ in {options.output}, to take their places in a copy of the published folder")
+        return
     form = convert_to_huggingface(options.source, options.output)
     print(f"a {form.class_name} with its tokenizer in {options.output}")
 
 
 def _to_megatron(options) -> None:
+    if (Path(options.source) / "model_index.json").is_file():
+        if options.tokenizer:
+            raise ValueError("--tokenizer is of a GPT's data, and this folder has its own; leave it out")
+        from megatron_music.hosts.stable_audio import convert_from_stable_audio
+
+        parameters = convert_from_stable_audio(options.source, options.output)
+        print(f"a dit of {parameters:,} parameters with its encoders as a run in {options.output}; hear it with generate audio")
+        return
     from megatron_music.hosts.huggingface import convert_to_megatron
 
     form = convert_to_megatron(options.source, options.output, options.tokenizer)
     print(f"a {form.class_name} as a run in {options.output}; train on from it with checkpoint.load={options.output}")
+
+
+def _is_flow_run(source: str) -> bool:
+    from megatron_music.flow_run import FlowRunConfig
+    from megatron_music.recipes import read_run
+    from megatron_music.training.checkpoint import CONFIG
+    from megatron_music.training.newest import find_checkpoint
+
+    return isinstance(read_run(find_checkpoint(source) / CONFIG), FlowRunConfig)
 
 
 CONVERSIONS = {"huggingface": _to_huggingface, "megatron": _to_megatron}

@@ -20,6 +20,7 @@ from megatron_music.errors import either, refuse_unless
 from megatron_music.models.flow_sizes import DIT_SIZES, TEXT2MUQ_SIZES, DiTSize, FlowSize, Text2MuQSize
 
 KINDS = {"text2muq": TEXT2MUQ_SIZES, "dit": DIT_SIZES}
+CONDITIONS = ("music", "stable-audio")
 # Fields of a size, by kind, that the data decide, and the names of those facts here.
 OF_DATA = {
     "text2muq": {"embedding_size": "embedding_size", "context_size": "text_size"},
@@ -38,6 +39,8 @@ class FlowModelConfig:
 
     kind: str = "dit"  # text2muq: words to an embedding of music; dit: words and embedding to latents of sound
     size: str = "tiny"
+    # Of a dit. music: words, an embedding of music, and seconds. stable-audio: words and seconds, as the published model has them.
+    conditions: str = "music"
     num_layers: int | None = None
     hidden_size: int | None = None
     num_attention_heads: int | None = None
@@ -50,7 +53,12 @@ class FlowModelConfig:
     def __post_init__(self):
         choice("model", self, "kind", tuple(KINDS))
         choice("model", self, "size", tuple(KINDS[self.kind]))
-        for item in fields(self)[2:]:
+        choice("model", self, "conditions", CONDITIONS)
+        refuse_unless(
+            self.kind == "dit" or self.conditions == "music",
+            f"model.conditions is {self.conditions}, which a {self.kind} does not have; leave model.conditions out",
+        )
+        for item in fields(self)[3:]:
             if getattr(self, item.name) is not None:
                 positive("model", self, item.name)
         for name in ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size"):

@@ -102,9 +102,19 @@ def test_a_run_learns_and_says_so(runs, kind):
     assert [line["iteration"] for line in steps] == list(range(1, 21))
     assert {"iteration", "loss", "grad_norm", "learning_rate", "consumed_samples", "epoch"} == set(steps[0])
     assert steps[-1]["epoch"] == pytest.approx(160 / 21)
-    first, last = [line["valid_loss"] for line in lines if "valid_loss" in line]
-    assert last < first
     assert np.mean([line["loss"] for line in steps[-8:]]) < np.mean([line["loss"] for line in steps[:8]])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_learned_holds_for_other_samples(data, kind, tmp_path):
+    changes = ("train.train_iters=120", "train.eval_interval=120", "checkpoint.save_interval=120", "flow.ema_decay=0.9")
+    train(flow_run(data, f"model.kind={kind}", f"checkpoint.save={tmp_path}", *changes))
+    [last] = [line["valid_loss"] for line in read_metrics(tmp_path) if "valid_loss" in line]
+    found = flow_batches(
+        LatentDataset(data, "valid"), kind, FlowConfig(), TrainConfig(micro_batch_size=8), consumed_samples=0,
+        data_parallel_rank=0, data_parallel_size=1, shuffles=False,
+    )  # fmt: skip
+    assert last < 0.8 * next(found)["velocity"].square().mean(), "what a model that answers nothing loses"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -231,3 +241,21 @@ def refused(words: str, run) -> None:
         run()
     assert words in str(error.value) and "\n" not in str(error.value)
     distributed.stop()
+
+
+def test_the_published_model_s_conditions_train_too(data, tmp_path):
+    changes = ("model.conditions=stable-audio", "flow.objective=v", "train.train_iters=4", f"checkpoint.save={tmp_path}")
+    assert train(flow_run(data, *changes)) == DONE
+    assert len([line for line in read_metrics(tmp_path) if "loss" in line]) == 4
+    found = next(batches(data, flow=FlowConfig(objective="v", condition_dropout=1), hears_music=False))
+    assert "music_BE" not in found and not found["keeps_BL"].any(), "of a sample without a condition nothing is a word"
+    model, _ = load_flow_model(find_checkpoint(tmp_path))
+    names = ("text_BLC", "keeps_BL", "seconds_start_B", "seconds_total_B")
+    conditions = model.conditions(**{name: found[name] for name in names})
+    assert not conditions["context_BLC"].any() and conditions["global_BG"].any()
+    distributed.stop()
+
+
+def test_stage_1_has_no_published_conditions(data):
+    with pytest.raises(ConfigError, match="which a text2muq does not have"):
+        flow_run(data, "model.kind=text2muq", "model.conditions=stable-audio")

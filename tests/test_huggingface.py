@@ -73,7 +73,7 @@ def random_model(folder: Path, bf16: bool = False, tokenizer: Path | None = None
     for name, parameter in module.named_parameters():
         noise = 0.2 * torch.randn(parameter.shape, generator=generator)
         parameter.data = (noise + name.endswith("layernorm.weight")).to(parameter.dtype)
-    save_weights(folder, module, config, {path.name: path.read_bytes() for path in tokenizer.iterdir()})
+    save_weights(folder, module, config, {f"tokenizer/{path.name}": path.read_bytes() for path in tokenizer.iterdir()})
     distributed.stop()
     return folder
 

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from tiny_latents import INFO, tiny_latents
+from tiny_latents import CHANNELS, EMBEDDING, FRAMES, INFO, TEXT_LENGTH, TEXT_SIZE, tiny_latents
 
-from megatron_music.data.latents import DamagedLatents, LatentDataset, LatentItem, write_samples, write_texts
+from megatron_music.data.latents import DamagedLatents, LatentDataset, LatentItem, write_index, write_samples, write_texts
 
 
 def test_samples_are_read_back_across_shards(tmp_path):
@@ -24,6 +24,20 @@ def test_samples_are_read_back_across_shards(tmp_path):
     with pytest.raises(IndexError):
         dataset[21]
     assert len(LatentDataset(tmp_path / "data", "test")) == 3
+
+
+def test_arrays_that_lie_transposed_are_written_as_they_read(tmp_path):
+    folder, random = tmp_path / "data", np.random.default_rng(0)
+    (folder / "train").mkdir(parents=True)
+    latents = random.standard_normal((3, FRAMES, CHANNELS)).astype(np.float32).transpose(0, 2, 1)
+    states = random.standard_normal((TEXT_SIZE, TEXT_LENGTH, 1)).astype(np.float32).T
+    items = [LatentItem(each, np.ones(EMBEDDING, np.float32), (0,), 0.0, 2.0) for each in latents]
+    write_texts(folder, [""], states, np.array([2]))
+    shards = {"train": [write_samples(folder / "train" / "00000.safetensors", items)], "valid": [], "test": []}
+    write_index(folder, INFO, shards, {})
+    found = LatentDataset(folder, "train")
+    assert all(np.array_equal(found[number].latents, latents[number]) for number in range(3))
+    assert np.array_equal(found.text(0)[0], states[0])
 
 
 def test_captions_of_each_number(tmp_path):

@@ -26,7 +26,7 @@ OWNERS = {
     "transformers": ("audio/text_encoder.py", "hosts/huggingface.py"),
     "safetensors": ("hosts/huggingface.py", "data/latents.py", "audio/"),
     "huggingface_hub": "hosts/huggingface.py",
-    "diffusers": ("audio/autoencoder.py", "generation/v_sampling.py"),
+    "diffusers": ("audio/oobleck.py", "hosts/stable_audio.py", "generation/v_sampling.py"),
     "soundfile": "audio/waveform.py",
     "scipy": "audio/",
     "numba": "tokens/compiled.py",

@@ -94,7 +94,7 @@ def test_no_captions_are_refused():
         fit_words([], np.zeros((0, 4)))
 
 
-def hugging_face_folder(folder, kind: str):
+def hugging_face_folder(folder, kind: str, width: int = 16):
     """A tiny random encoder with a tokenizer of a few words."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
@@ -108,10 +108,10 @@ def hugging_face_folder(folder, kind: str):
     ).save_pretrained(folder)
     torch.manual_seed(0)
     if kind == "t5":
-        config = T5Config(vocab_size=8, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0)
+        config = T5Config(vocab_size=8, d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0)
         T5EncoderModel(config).save_pretrained(folder)
     else:
-        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        sizes = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
         BertModel(BertConfig(vocab_size=8, **sizes)).save_pretrained(folder)
     return folder
 

@@ -25,6 +25,7 @@ from megatron_music.whole_file import write_whole
 
 SIZE = 512
 SAMPLE_RATE, WINDOW, HOP, BANDS = 16000, 1024, 256, 64
+LEAST_POWER = 0.3  # about 40 dB below a loud tone: what is quieter is silence
 LAGS = 160  # of the rhythm, 16 ms each: down to 24 beats a minute
 CONFIG, WEIGHTS, MUQ = "music.json", "music.safetensors", "muq.json"
 MUQ_RATE, MUQ_NAME, MUQ_LICENCE = 24000, "OpenMuQ/MuQ-MuLan-large", "CC-BY-NC-4.0"
@@ -37,7 +38,7 @@ def log_mel(waveform: Waveform) -> np.ndarray:
     samples = np.pad(samples, (0, max(WINDOW - len(samples), 0)))
     frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW)[::HOP]
     power = np.abs(np.fft.rfft(frames * np.hanning(WINDOW).astype(np.float32), axis=1)) ** 2
-    return np.log(power @ _mel_filters().T + 1e-4).T.astype(np.float32)
+    return np.log(power @ _mel_filters().T + LEAST_POWER).T.astype(np.float32)
 
 
 @lru_cache(maxsize=1)

@@ -23,7 +23,7 @@ def plot_spectrograms(sounds: Sequence[tuple[str, Waveform]], path: str | os.Pat
     for axes, (title, waveform) in zip(rows, sounds, strict=True):
         mel = log_mel(waveform)
         end = mel.shape[1] * HOP / SAMPLE_RATE
-        axes.imshow(mel, origin="lower", aspect="auto", cmap="magma", extent=(0, end, 0, len(mel)), vmin=-8, vmax=6)
+        axes.imshow(mel, origin="lower", aspect="auto", cmap="magma", extent=(0, end, 0, len(mel)), vmin=-1.5, vmax=7)
         axes.set_title(title, fontsize=9, loc="left")
         axes.set_ylabel("mel band", fontsize=8)
         axes.tick_params(labelsize=7)

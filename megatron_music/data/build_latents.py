@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from megatron_music.audio.autoencoder import SIZES, Autoencoder, load_autoencoder
-from megatron_music.audio.fit_autoencoder import fit_autoencoder
+from megatron_music.audio import spectral_autoencoder
+from megatron_music.audio.autoencoder import Autoencoder, load_autoencoder
 from megatron_music.audio.music_encoder import SIZE as EMBEDDING_SIZE
 from megatron_music.audio.music_encoder import (
     MuQMuLanProcess,
@@ -39,7 +39,7 @@ from megatron_music.data.latents import (
     write_samples,
     write_texts,
 )
-from megatron_music.data.latents_options import LatentsOptions
+from megatron_music.data.latents_options import OOBLECK_SIZES, SPECTRAL, LatentsOptions
 from megatron_music.data.plan import held, sync_folder
 from megatron_music.data.splits import KEY_BYTES, assign_splits
 from megatron_music.whole_file import write_whole
@@ -221,16 +221,8 @@ class _Crops:
 def _encoders(folder: Path, sounds: Sequence[Captioned], crops: _Crops, options: LatentsOptions, say: Callable) -> Encoders:
     """The encoders, those to be fitted fitted once; what is in the folder is whole."""
     folder.mkdir(exist_ok=True)
-    wanted = options.autoencoder
     if not (folder / "autoencoder").exists():
-        if wanted in SIZES:
-            size = SIZES[wanted]
-            say(f"fitting the autoencoder {wanted} in {options.autoencoder_steps} steps")
-            found = crops.some(sounds, FITTED_SOUNDS, lambda sound: [crops.whole(sound, size.sample_rate, size.channels).samples])
-            fitted = fit_autoencoder(found, size, steps=options.autoencoder_steps, seed=options.seed)
-        else:
-            fitted = load_autoencoder(wanted)
-        _keep(fitted, folder / "autoencoder")
+        _keep(_autoencoder(sounds, crops, options, say), folder / "autoencoder")
     autoencoder = load_autoencoder(folder / "autoencoder")
     length = _length(options, autoencoder) * autoencoder.downsampling
 
@@ -262,6 +254,27 @@ def _encoders(folder: Path, sounds: Sequence[Captioned], crops: _Crops, options:
             text = load_text_encoder(options.text_encoder)
         _keep(text, folder / "text")
     return Encoders(autoencoder, music, load_text_encoder(folder / "text"))
+
+
+def _autoencoder(sounds: Sequence[Captioned], crops: _Crops, options: LatentsOptions, say: Callable) -> Autoencoder:
+    """The one that is asked for, fitted or read."""
+    wanted = options.autoencoder
+
+    def learned(sample_rate: int, channels: int) -> list[np.ndarray]:
+        return crops.some(sounds, FITTED_SOUNDS, lambda sound: [crops.whole(sound, sample_rate, channels).samples])
+
+    if wanted == SPECTRAL:
+        say("fitting the spectral autoencoder")
+        found = learned(spectral_autoencoder.SAMPLE_RATE, spectral_autoencoder.CHANNELS)
+        return spectral_autoencoder.fit_spectral_autoencoder(found, seed=options.seed)
+    if wanted not in OOBLECK_SIZES:
+        return load_autoencoder(wanted)
+    from megatron_music.audio.fit_oobleck import fit_oobleck
+    from megatron_music.audio.oobleck import SIZES
+
+    say(f"fitting the Oobleck autoencoder {wanted} in {options.autoencoder_steps} steps")
+    size = SIZES[wanted]
+    return fit_oobleck(learned(size.sample_rate, size.channels), size, steps=options.autoencoder_steps, seed=options.seed)
 
 
 def _keep(encoder, folder: Path) -> None:

@@ -181,8 +181,9 @@ def write_samples(path: Path, items: Sequence[LatentItem]) -> dict:
     starts = np.cumsum([0, *(len(item.captions) for item in items)])
     content = save(
         {
-            "latents": np.stack([item.latents for item in items]).astype(np.float32),
-            "embeddings": np.stack([item.embedding for item in items]).astype(np.float32),
+            # Safetensors writes memory as it lies, and stacked transposes lie transposed.
+            "latents": np.ascontiguousarray(np.stack([item.latents for item in items]), np.float32),
+            "embeddings": np.ascontiguousarray(np.stack([item.embedding for item in items]), np.float32),
             "seconds_start": np.array([item.seconds_start for item in items], np.float32),
             "seconds_total": np.array([item.seconds_total for item in items], np.float32),
             "caption_starts": starts.astype(np.int64),
@@ -206,7 +207,7 @@ def write_texts(folder: Path, captions: Sequence[str], states: np.ndarray, lengt
     """
     if not captions or captions[0] != "" or int(lengths.min()) < 1:
         raise ValueError("caption 0 must be the empty one, and every caption needs at least one state")
-    content = save({"states": states.astype(np.float32), "lengths": lengths.astype(np.int32)})
+    content = save({"states": np.ascontiguousarray(states, np.float32), "lengths": np.ascontiguousarray(lengths, np.int32)})
     write_whole(folder / TEXTS, content)
     write_whole(folder / CAPTIONS, "".join(json.dumps(caption) + "\n" for caption in captions).encode())
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+SPECTRAL, OOBLECK_SIZES = "spectral", ("tiny", "small", "stable-audio-open")
+
 
 @dataclass(frozen=True)
 class LatentsOptions:
@@ -9,8 +11,8 @@ class LatentsOptions:
 
     Args:
         seconds: of a sample, brought to whole latent frames.
-        autoencoder: a folder, or a name of ``SIZES`` to fit one to these sounds.
-        autoencoder_steps: of that fit.
+        autoencoder: a folder, or ``spectral`` or one of ``OOBLECK_SIZES`` to fit one to these sounds.
+        autoencoder_steps: of an Oobleck's fit.
         music_encoder: ``small`` to fit one, ``muq:PYTHON`` for MuQ-MuLan in that Python, or a folder.
         text_encoder: ``words`` to fit one, or a folder or name of Hugging Face's.
         min_seconds: shorter sounds are left out.
@@ -18,7 +20,7 @@ class LatentsOptions:
     """
 
     seconds: float = 4.096
-    autoencoder: str = "small"
+    autoencoder: str = SPECTRAL
     autoencoder_steps: int = 300
     music_encoder: str = "small"
     text_encoder: str = "words"

@@ -20,6 +20,7 @@ from megatron_music.generation.flow_sampling import (
     sample_embeddings,
     sample_latents,
 )
+from megatron_music.models.flow_sizes import num_tokens
 
 EMBEDDINGS_AT_ONCE = 32  # of stage 1, which is bound by the start of its kernels up to there
 _DECODED_FRAMES, _OVERLAP_FRAMES = 256, 32
@@ -86,7 +87,9 @@ class SoundMaker:
     def embed(
         self, prompts: Sequence[str], seed: int, indices: Sequence[int], sampler: FlowSampler, negative: str = ""
     ) -> tuple[Tensor, Tensor]:
-        """An embedding of music for each prompt, and the length it had before it was brought to 1."""
+        """An embedding of music for each prompt, and the length it had before it was brought to 1; empty if none is heard."""
+        if not self.dit.hears_music:
+            return torch.zeros(len(prompts), 0, device=self.device), torch.zeros(len(prompts))
         if self.text2muq is None:
             found = torch.from_numpy(self.music_encoder.embed_text(list(prompts))).float().to(self.device)
             return found, found.norm(dim=1)
@@ -138,6 +141,8 @@ class SoundMaker:
             raise ValueError(f"the number of samples is {num}; use 1 or more")
         if not all(prompt.strip() for prompt in prompts):
             raise ValueError("a prompt is empty; say in words what is to be heard")
+        if towards and not self.dit.hears_music:
+            raise ValueError("this model is told no embedding of music, between two of which another could lie; leave towards out")
         stage1, stage2 = stage1.as_trained(self.objectives[0]), stage2.as_trained(self.objectives[1])
         frames, given_CT, known_T = self._frames(seconds, given)
         wanted = [(prompt, number) for prompt in prompts for number in range(num)]
@@ -151,11 +156,13 @@ class SoundMaker:
         if batch_size is None:
             guided = stage2.guidance_scale != 1
             width = self.dit.config.params_dtype.itemsize
-            tokens = self.text_encoder.length + 3  # music and two of seconds
+            tokens = num_tokens(self.dit.size, self.text_encoder.length, hears_music=self.dit.hears_music)
             batch_size = batch_size_within(
                 free_bytes, self.dit.size, frames, tokens, guided=guided, bytes_per_number=width
             )
         null = self._condition([negative], torch.zeros_like(embeddings_BE[:1]), frames)
+        if not self.dit.hears_music and not negative:
+            null["keeps_BL"] = torch.zeros_like(null["keeps_BL"])  # of the published model: no words at all
         settings = self.models | {
             "seed": seed, "seconds": round(frames * self.seconds_per_frame, 3), "negative": negative,
             "towards": towards, "share": share,
@@ -210,10 +217,10 @@ class SoundMaker:
     def _condition(self, prompts: Sequence[str], embeddings_BE: Tensor, frames: int) -> Condition:
         states_BLC, keeps_BL = self.words(prompts)
         count = len(prompts)
-        return {
+        music = {"music_BE": embeddings_BE} if self.dit.hears_music else {}
+        return music | {
             "text_BLC": states_BLC,
             "keeps_BL": keeps_BL,
-            "music_BE": embeddings_BE,
             "seconds_start_B": torch.zeros(count, device=self.device),
             "seconds_total_B": torch.full((count,), frames * self.seconds_per_frame, device=self.device),
         }

@@ -4,11 +4,10 @@ Owns transformers, huggingface_hub and safetensors. Weights are read from safete
 code that lies in a folder is run. Which model is which, and how tensors are cut, is known to models/convert.py.
 """
 
-import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from megatron_music.config import ConfigError, ModelConfig, ParallelConfig, RunConfig, TrainConfig, refuse_unless
+from megatron_music.hosts.new_folder import new_folder, one_process
 from megatron_music.models.convert import Form, form_named, form_of, from_huggingface, to_huggingface
 from megatron_music.models.form_config import config_fields, model_of
 from megatron_music.models.gpt import build_gpt
@@ -57,7 +57,7 @@ def convert_to_huggingface(checkpoint: str | os.PathLike, folder: str | os.PathL
     """
     checkpoint = find_checkpoint(checkpoint)
     form = form_of(read_run(checkpoint / RUN_CONFIG).model)
-    with _new_folder(folder) as unfinished, _one_process():
+    with new_folder(folder) as unfinished, one_process():
         module, run = load_model_for_inference(checkpoint, own_layers=True)
         dtype = torch.bfloat16 if run.train.bf16 else torch.float32
         weights = {name: tensor.to("cpu", dtype) for name, tensor in _weights(module).items()}
@@ -91,7 +91,7 @@ def convert_to_megatron(
     tensors = _read_tensors(source)
     dtype = torch.bfloat16 if {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16} else torch.float32
     run = RunConfig(model=model, train=TrainConfig(bf16=dtype == torch.bfloat16))
-    with _new_folder(folder) as unfinished, _one_process():
+    with new_folder(folder) as unfinished, one_process():
         distributed.start(ParallelConfig())
         distributed.seed_for_building(run.train.seed)
         module = build_gpt(model, run.parallel, dtype=dtype, explicit_attention_mask=True)
@@ -100,7 +100,7 @@ def convert_to_megatron(
         module.load_state_dict(from_huggingface(model, tensors), strict=False)
         written = unfinished / TOKENIZER
         write_tokenizer(written, tokenizer)
-        files = {path.name: path.read_bytes() for path in written.iterdir()}
+        files = {f"{TOKENIZER}/{path.name}": path.read_bytes() for path in written.iterdir()}
         shutil.rmtree(written)
         save_weights(unfinished, module, run, files)
     return form
@@ -241,46 +241,3 @@ def _checked(tensors: dict[str, Tensor], wanted: dict[str, Tensor], form: Form, 
 
 def _weights(module) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in module.state_dict().items() if not name.endswith("_extra_state")}
-
-
-@contextlib.contextmanager
-def _one_process() -> Iterator[None]:
-    """Groups that are started within end at the end."""
-    processes = distributed.launched_size()
-    refuse_unless(processes == 1, f"convert runs in one process, not in {processes}; start it without torchrun")
-    try:
-        yield
-    finally:
-        distributed.stop()
-
-
-@contextlib.contextmanager
-def _new_folder(target: str | os.PathLike) -> Iterator[Path]:
-    """A folder beside ``target``, which takes its place when all in it is written and on the disk.
-
-    Raises:
-        ConfigError: ``target`` is a file, or holds something.
-    """
-    target = Path(os.path.abspath(target))
-    refuse_unless(not target.exists() or target.is_dir(), f"{target} is a file; name a new folder")
-    refuse_unless(not target.is_dir() or not any(target.iterdir()), f"{target} is not empty; name a new folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a conversion that was killed
-    unfinished.mkdir()
-    try:
-        yield unfinished
-        for path in (*unfinished.rglob("*"), unfinished):
-            _sync(path)
-        unfinished.rename(target)
-        _sync(target.parent)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

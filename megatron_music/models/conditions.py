@@ -41,6 +41,15 @@ class SecondsEmbedder(torch.nn.Module):
         return self.layer(torch.cat([share_B1, phase.sin(), phase.cos()], dim=1).to(self.layer.weight.dtype))
 
 
+def _check_global_size(size: DiTSize) -> None:
+    needed = 2 * size.context_input_size
+    refuse_unless(
+        size.global_size == needed,
+        f"the DiT's global_size is {size.global_size}, where seconds_start and seconds_total need twice its "
+        f"context_input_size; set it to {needed}",
+    )
+
+
 class AudioConditions(torch.nn.Module):
     """Conditions to tokens and global vector: the words, one token of music, and two of seconds, which are global too.
 
@@ -51,11 +60,7 @@ class AudioConditions(torch.nn.Module):
     def __init__(self, config: TransformerConfig, size: DiTSize, music_size: int = MUSIC_SIZE):
         super().__init__()
         width = size.context_input_size
-        refuse_unless(
-            size.global_size == 2 * width,
-            f"the DiT's global_size is {size.global_size}, where seconds_start and seconds_total need twice its "
-            f"context_input_size; set it to {2 * width}",
-        )
+        _check_global_size(size)
         self.music = whole_linear(config, music_size, width)
         self.seconds_start, self.seconds_total = SecondsEmbedder(config, width), SecondsEmbedder(config, width)
 
@@ -80,20 +85,51 @@ class AudioConditions(torch.nn.Module):
         }
 
 
+class StableAudioConditions(torch.nn.Module):
+    """The conditions of the published Stable Audio Open 1.0: words and seconds, and no music.
+
+    Filling is attended to, as zeros, as that model was trained. A sample of no words at all is one without a condition: all it
+    attends to is zeros. Parameters have the names they have in AudioConditions.
+
+    Raises:
+        ConfigError: see AudioConditions.
+    """
+
+    def __init__(self, config: TransformerConfig, size: DiTSize):
+        super().__init__()
+        _check_global_size(size)
+        width = size.context_input_size
+        self.seconds_start, self.seconds_total = SecondsEmbedder(config, width), SecondsEmbedder(config, width)
+
+    def forward(
+        self, text_BLC: Tensor, keeps_BL: Tensor, seconds_start_B: Tensor, seconds_total_B: Tensor
+    ) -> dict[str, Tensor]:
+        """As AudioConditions, without music."""
+        start_BC, total_BC = self.seconds_start(seconds_start_B), self.seconds_total(seconds_total_B)
+        text_BLC = (text_BLC * keeps_BL[..., None]).to(start_BC.dtype)
+        context_BLC = torch.cat([text_BLC, start_BC[:, None], total_BC[:, None]], dim=1)
+        return {
+            "context_BLC": context_BLC * keeps_BL.any(dim=1)[:, None, None],
+            "global_BG": torch.cat([start_BC, total_BC], dim=1),
+        }
+
+
 class ConditionedDiT(AudioDiT):
     """This rank's part of the DiT with what embeds its conditions.
 
     Args:
-        music_size: of the embedding of music.
+        music_size: of the embedding of music; None: there is none, and the conditions are those of the published model.
         options: see FlowTransformer.
     """
 
-    def __init__(self, config: FlowTransformerConfig, size: DiTSize, *, music_size: int = MUSIC_SIZE, **options):
+    def __init__(self, config: FlowTransformerConfig, size: DiTSize, *, music_size: int | None = MUSIC_SIZE, **options):
         super().__init__(config, size, **options)
-        self.copied_on_stages("conditions", AudioConditions(config, size, music_size))
+        self.hears_music = music_size is not None
+        conditions = AudioConditions(config, size, music_size) if self.hears_music else StableAudioConditions(config, size)
+        self.copied_on_stages("conditions", conditions)
 
     def forward(self, noisy_BCT: Tensor, *, sigma_B: Tensor, **conditions: Tensor) -> Tensor:
-        """The velocity at sigma; the conditions are those of AudioConditions, by name, alike on every stage."""
+        """The velocity at sigma; the conditions are those of its embedder, by name, alike on every stage."""
         return super().forward(noisy_BCT, sigma_B=sigma_B, **self.conditions(**conditions))
 
 

@@ -89,6 +89,13 @@ class Text2MuQSize:
 
 
 FlowSize = DiTSize | Text2MuQSize
+SECONDS_TOKENS = 2  # in stage 2, beside words and music
+
+
+def num_tokens(size: FlowSize, words: int, *, hears_music: bool) -> int:
+    """What a sample attends to: the states of its words; in stage 2 also seconds, and music where it is heard."""
+    return words + (SECONDS_TOKENS + hears_music if isinstance(size, DiTSize) else 0)
+
 
 DIT_SIZES: dict[str, DiTSize] = {
     # For tests: heads of 16, of which two layers and two groups can be split over two processes.
@@ -98,7 +105,7 @@ DIT_SIZES: dict[str, DiTSize] = {
     ),
     # For `make demo-audio`: minutes on two CPU cores.
     "demo": DiTSize(
-        num_layers=4, hidden_size=192, num_attention_heads=3, ffn_hidden_size=512, latent_channels=16, latent_length=128,
+        num_layers=4, hidden_size=192, num_attention_heads=3, ffn_hidden_size=512, latent_channels=64, latent_length=128,
         context_input_size=64, context_size=64, global_size=128, time_features=64,
     ),
     # The DiT of Stable Audio Open 1.0 (Evans et al. 2024, arXiv:2407.14358): 1,056,939,136 parameters, 47.55 s of 64

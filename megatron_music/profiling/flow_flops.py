@@ -4,11 +4,10 @@ Counted are the matrix products and the attention, all of it: no position is hid
 parts of the solver are not. Knows nothing about torch, ranks or how a time was measured.
 """
 
-from megatron_music.models.flow_sizes import DiTSize, FlowSize, Text2MuQSize
+from megatron_music.models.flow_sizes import SECONDS_TOKENS, DiTSize, FlowSize, Text2MuQSize, num_tokens
 from megatron_music.profiling.flops import PASSES
 
 FORMULA = "flow"
-CONDITION_TOKENS = 3  # beside words: music, and two of seconds
 SECONDS_FEATURES = 257  # of each of these two
 
 
@@ -27,19 +26,19 @@ def key_value_flops(size: FlowSize, tokens: int) -> float:
     return float(size.num_layers * 2 * tokens * size.context_size * 2 * _context_width(size))
 
 
-def condition_flops(size: DiTSize, music_size: int) -> float:
-    """Operations of the embedders of one sample's music and seconds."""
-    return 2.0 * (music_size + 2 * SECONDS_FEATURES) * size.context_input_size
+def condition_flops(size: DiTSize, music_size: int | None) -> float:
+    """Operations of the embedders of one sample's music, where it is heard, and seconds."""
+    return 2.0 * ((music_size or 0) + SECONDS_TOKENS * SECONDS_FEATURES) * size.context_input_size
 
 
-def step_flops(size: FlowSize, global_batch_size: int, *, frames: int, words: int, music_size: int = 0) -> float:
+def step_flops(size: FlowSize, global_batch_size: int, *, frames: int, words: int, music_size: int | None = None) -> float:
     """Operations of one training step, forward and backward, of all GPUs together.
 
     Args:
         words: states of a caption.
-        music_size: of the embedding that stage 2 is told.
+        music_size: of the embedding that stage 2 is told; None: it is told of none.
     """
-    tokens = words + (CONDITION_TOKENS if isinstance(size, DiTSize) else 0)
+    tokens = num_tokens(size, words, hears_music=music_size is not None)
     conditions = condition_flops(size, music_size) if isinstance(size, DiTSize) else 0.0
     return global_batch_size * PASSES * (forward_flops(size, frames, tokens) + conditions)
 

@@ -7,7 +7,6 @@ it, so a save that is killed leaves the one before untouched. Knows nothing abou
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -156,19 +155,18 @@ def save_checkpoint(folder: Path, engine: Engine, progress: Progress) -> Path:
     return save.finish(save.write)
 
 
-def save_weights(folder: Path, module, config: Run, tokenizer_files: dict[str, bytes]) -> Path:
+def save_weights(folder: Path, module, config: Run, files: dict[str, bytes]) -> Path:
     """Write a model as a run that has not begun: its checkpoint holds weights alone, and no optimizer.
 
     `generate` reads it, and ``checkpoint.load`` starts a run from it. Every process must call this.
 
     Args:
         module: the bare model, as ``config`` describes it.
-        tokenizer_files: by name.
+        files: beside the weights, by their path in the checkpoint.
 
     Returns:
         The checkpoint's folder, ``iter_0000000``.
     """
-    files = {f"{TOKENIZER}/{name}": content for name, content in tokenizer_files.items()}
     save = Save(folder, Progress(), {"model": sharded_weights([module])}, {"weights_only": True}, config, files, copies=False)
     checkpoint = save.finish(save.write)
     distributed.on_main(lambda: write_atomically(folder / CONFIG, lambda path: write_run(config, path)))

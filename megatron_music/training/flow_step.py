@@ -30,6 +30,7 @@ def flow_batches(
     data_parallel_rank: int,
     data_parallel_size: int,
     shuffles: bool = True,
+    hears_music: bool = True,
 ) -> Iterator[dict[str, Tensor]]:
     """The micro batches of one data-parallel rank, one after another, without end.
 
@@ -40,6 +41,7 @@ def flow_batches(
         kind: text2muq or dit.
         shuffles: each epoch in an order of its own; else always the data's, where everything drawn is of another seed, and
             no condition is dropped.
+        hears_music: stage 2 is told an embedding of music.
 
     Yields:
         ``noisy``, ``velocity`` and ``sigma_B`` with the condition, by the names of the model's arguments; all float32 but
@@ -47,12 +49,12 @@ def flow_batches(
     """
     size = train.micro_batch_size
     start = consumed_samples + data_parallel_rank * size
-    null = null_condition(dataset, kind)
+    null = null_condition(dataset, kind, hears_music)
     while True:
         numbers = range(start, start + size)
         places = [place_of(number, len(dataset), train.seed if shuffles else None) for number in numbers]
         seed = train.seed if shuffles else train.seed + 1
-        yield _batch(dataset, kind, flow, seed, numbers, places, null if shuffles else None)
+        yield _batch(dataset, kind, flow, seed, numbers, places, null if shuffles else None, hears_music)
         start += data_parallel_size * size
 
 
@@ -86,6 +88,7 @@ def _batch(
     numbers: Sequence[int],
     places: Sequence[int],
     null: Condition | None,
+    hears_music: bool,
 ) -> dict[str, Tensor]:
     items = [dataset[place] for place in places]
     texts = [
@@ -98,10 +101,11 @@ def _batch(
         target = to_unit_variance(target)
     else:
         condition |= {
-            "music_BE": torch.from_numpy(np.stack([item.embedding for item in items])).float(),
             "seconds_start_B": torch.tensor([item.seconds_start for item in items], dtype=torch.float32),
             "seconds_total_B": torch.tensor([item.seconds_total for item in items], dtype=torch.float32),
         }
+        if hears_music:
+            condition["music_BE"] = torch.from_numpy(np.stack([item.embedding for item in items])).float()
     if null is not None:
         condition = without_some(condition, null, sample_keeps(seed, numbers, flow.condition_dropout))
     if flow.objective == "regression":
@@ -124,16 +128,22 @@ def text_condition(dataset: LatentDataset, kind: str, texts: Sequence[int]) -> C
     return {"text_BLC" if kind == "dit" else "context_BLC": states_BLC, "keeps_BL": keeps_BL}
 
 
-def null_condition(dataset: LatentDataset, kind: str) -> Condition:
-    """The condition's absence, of one row: the empty caption, no embedding, and seconds as a whole sample has them."""
+def null_condition(dataset: LatentDataset, kind: str, hears_music: bool = True) -> Condition:
+    """The condition's absence, of one row, with seconds as a whole sample has them.
+
+    It is the empty caption, and no embedding; or, of the published model, no words at all.
+    """
     null = text_condition(dataset, kind, [0])
     if kind == "dit":
         seconds = dataset.info.latent_length * dataset.info.downsampling / dataset.info.sample_rate
         null |= {
-            "music_BE": torch.zeros(1, dataset.info.embedding_size),
             "seconds_start_B": torch.zeros(1),
             "seconds_total_B": torch.full((1,), float(seconds)),
         }
+        if hears_music:
+            null["music_BE"] = torch.zeros(1, dataset.info.embedding_size)
+        else:
+            null["keeps_BL"] = torch.zeros_like(null["keeps_BL"])
     return null
 
 

@@ -60,7 +60,7 @@ def load_sound_maker(checkpoints: Sequence[str | os.PathLike], *, averaged: bool
         loaded.get("text2muq"),
         loaded["dit"],
         load_text_encoder(folder / "text"),
-        load_music_encoder(folder / "music"),
+        load_music_encoder(folder / "music") if loaded["dit"].hears_music else None,
         load_autoencoder(folder / "autoencoder").to(device),
         indices[0]["latent_length"],
         device,

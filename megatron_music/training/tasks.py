@@ -111,6 +111,7 @@ def flow_task(config: FlowRunConfig) -> Task:
     """The velocity of cached embeddings or latents, of a folder of ``build latents``."""
     kind, shape, train, folder = config.model.kind, config.model.shape, config.train, Path(config.data.path)
     train_set, valid_set = LatentDataset(folder, "train"), LatentDataset(folder, "valid")
+    hears_music = config.model.conditions == "music"
     positions = (shape.latent_length if kind == "dit" else 1) + shape.num_extra_positions
 
     def batches(dataset: LatentDataset, consumed_samples: int, shuffles: bool = True) -> Iterator:
@@ -123,6 +124,7 @@ def flow_task(config: FlowRunConfig) -> Task:
             data_parallel_rank=parallel_state.get_data_parallel_rank(),
             data_parallel_size=parallel_state.get_data_parallel_world_size(),
             shuffles=shuffles,
+            hears_music=hears_music,
         )
 
     return Task(
@@ -140,7 +142,7 @@ def flow_task(config: FlowRunConfig) -> Task:
                 train.global_batch_size,
                 frames=positions - shape.num_extra_positions,
                 words=train_set.info.text_length,
-                music_size=train_set.info.embedding_size,
+                music_size=train_set.info.embedding_size if hears_music else None,
             ),
             f"{flow_flops.FORMULA} (all attention, {positions} positions, {train_set.info.text_length} words)",
         ),
@@ -151,7 +153,8 @@ def build_flow_model(config: FlowRunConfig, dtype: torch.dtype = torch.float32, 
     """This rank's part of the model of a run whose data's facts are known."""
     options = {"dtype": dtype, "train": config.train, "vp_stage": vp_stage}
     if config.model.kind == "dit":
-        return build_conditioned_dit(config.model.shape, config.parallel, music_size=config.model.embedding_size, **options)
+        music_size = config.model.embedding_size if config.model.conditions == "music" else None
+        return build_conditioned_dit(config.model.shape, config.parallel, music_size=music_size, **options)
     return build_text2muq(config.model.shape, config.parallel, **options)
 
 

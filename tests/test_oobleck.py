@@ -1,4 +1,4 @@
-"""The autoencoder: published shape, folders, chunks, fitting."""
+"""Oobleck, the autoencoder of Stable Audio: published shape, folders, chunks, fitting."""
 
 import json
 import warnings
@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_music.audio.autoencoder import CONFIG, SCALES, SIZES, WEIGHTS, Autoencoder, build_network, load_autoencoder
-from megatron_music.audio.fit_autoencoder import fit_autoencoder, spectral_distance
+from megatron_music.audio.oobleck import CONFIG, SCALES, SIZES, WEIGHTS, OobleckAutoencoder, build_network, load_oobleck
+from megatron_music.audio.fit_oobleck import fit_oobleck, spectral_distance
 
 
 @pytest.fixture(scope="module")
-def autoencoder() -> Autoencoder:
+def autoencoder() -> OobleckAutoencoder:
     torch.manual_seed(0)
     mean, scale = torch.randn(4), torch.rand(4) + 0.5
-    return Autoencoder(build_network(SIZES["tiny"]), mean, scale).eval().requires_grad_(False)
+    return OobleckAutoencoder(build_network(SIZES["tiny"]), mean, scale).eval().requires_grad_(False)
 
 
 def test_the_published_size_has_156_112_514_parameters():
@@ -34,7 +34,7 @@ def test_shapes(autoencoder):
 
 
 def test_scaling_is_undone(autoencoder):
-    plain = Autoencoder(autoencoder.network)
+    plain = OobleckAutoencoder(autoencoder.network)
     sound = torch.randn(1, 2, 2048)
     latents = autoencoder.encode(sound)
     assert not torch.allclose(latents, plain.encode(sound))
@@ -53,17 +53,17 @@ def test_a_folder_comes_back_and_opens_in_diffusers(autoencoder, tmp_path):
     from diffusers import AutoencoderOobleck
 
     autoencoder.save(tmp_path)
-    found, sound = load_autoencoder(tmp_path), torch.randn(1, 2, 512)
+    found, sound = load_oobleck(tmp_path), torch.randn(1, 2, 512)
     assert torch.equal(found.encode(sound), autoencoder.encode(sound))
     warnings.simplefilter("ignore")  # diffusers calls torch's weight norm by its old name
     theirs = AutoencoderOobleck.from_pretrained(tmp_path, local_files_only=True)
-    assert torch.equal(theirs.encode(sound).latent_dist.mean, Autoencoder(autoencoder.network).encode(sound))
+    assert torch.equal(theirs.encode(sound).latent_dist.mean, OobleckAutoencoder(autoencoder.network).encode(sound))
 
 
 def test_published_weights_without_scales_are_read(autoencoder, tmp_path):
     autoencoder.save(tmp_path)
     (tmp_path / SCALES).unlink()
-    assert load_autoencoder(tmp_path).mean_C.eq(0).all()
+    assert load_oobleck(tmp_path).mean_C.eq(0).all()
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_what_is_no_autoencoder_is_refused(autoencoder, tmp_path, name, change, 
     changed = change(content.decode(errors="replace"))
     path.write_bytes(content[:100] if changed is None else changed.encode())
     with pytest.raises(ValueError, match=sentence) as error:
-        load_autoencoder(tmp_path)
+        load_oobleck(tmp_path)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -102,15 +102,15 @@ def test_fitting_brings_spectra_nearer_and_latents_to_unit_variance():
     distances = []
     for steps in (1, 30):
         torch.manual_seed(0)
-        found = fit_autoencoder(sounds, SIZES["tiny"], steps=steps, learning_rate=4e-3, batch_size=2)
+        found = fit_oobleck(sounds, SIZES["tiny"], steps=steps, learning_rate=4e-3, batch_size=2)
         distances.append(spectral_distance(found.decode(found.encode(heard))[..., :16000], heard).item())
     assert distances[1] < 0.8 * distances[0]
     latents = torch.cat([found.encode(torch.from_numpy(sound)[None])[0] for sound in sounds], dim=1)
     assert 0.7 < latents.std().item() < 1.4
-    again = fit_autoencoder(sounds, SIZES["tiny"], steps=30, learning_rate=4e-3, batch_size=2)
+    again = fit_oobleck(sounds, SIZES["tiny"], steps=30, learning_rate=4e-3, batch_size=2)
     assert torch.equal(again.encode(heard), found.encode(heard))
 
 
 def test_too_short_sounds_are_refused():
     with pytest.raises(ValueError, match="a sound of 0.256 s or more"):
-        fit_autoencoder([np.zeros((2, 100), np.float32)], SIZES["tiny"], steps=1)
+        fit_oobleck([np.zeros((2, 100), np.float32)], SIZES["tiny"], steps=1)

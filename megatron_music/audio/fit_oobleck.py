@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_music.audio.autoencoder import Autoencoder, AutoencoderSize, build_network
+from megatron_music.audio.oobleck import OobleckAutoencoder, OobleckSize, build_network
 
 RESOLUTIONS = (128, 512, 2048)  # samples in a window, a quarter of which is the hop
 KL_WEIGHT, WAVE_WEIGHT = 1e-4, 1.0
@@ -34,9 +34,9 @@ def spectral_distance(sound_BCN: Tensor, target_BCN: Tensor) -> Tensor:
     return total / len(RESOLUTIONS)
 
 
-def fit_autoencoder(
+def fit_oobleck(
     waveforms: Sequence[np.ndarray],
-    size: AutoencoderSize,
+    size: OobleckSize,
     *,
     steps: int,
     seed: int = 0,
@@ -44,7 +44,7 @@ def fit_autoencoder(
     seconds: float = 0.256,
     learning_rate: float = 1e-3,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
-) -> Autoencoder:
+) -> OobleckAutoencoder:
     """An autoencoder of these sounds (float32 [channels, frames] each, at the size's rate).
 
     The result depends on the seed and on torch's number of threads alone.
@@ -90,11 +90,11 @@ def fit_autoencoder(
 
 
 @torch.no_grad()
-def _scaled(network, sounds: Sequence[np.ndarray], length: int, chance: np.random.Generator) -> Autoencoder:
+def _scaled(network, sounds: Sequence[np.ndarray], length: int, chance: np.random.Generator) -> OobleckAutoencoder:
     """With the mean and deviation of each channel of the latents of some of the sounds."""
     parts = [
         network.encode(torch.from_numpy(sounds[number][None, :, : 4 * length])).latent_dist.mean[0]
         for number in chance.choice(len(sounds), min(len(sounds), 64), replace=False)
     ]
     latents_CT = torch.cat(parts, dim=1)
-    return Autoencoder(network, latents_CT.mean(1), latents_CT.std(1).clamp_min(1e-4)).eval()
+    return OobleckAutoencoder(network, latents_CT.mean(1), latents_CT.std(1).clamp_min(1e-4)).eval()

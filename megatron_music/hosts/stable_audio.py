@@ -1,0 +1,232 @@
+"""The door to Stable Audio Open: diffusers' folder of it as a run of ours, and such a run back as the parts that training changes.
+
+Weights are read from safetensors alone. Which tensor is which is known to models/convert_dit.py; how such a model is asked,
+to models/conditions.py (``stable-audio``) and generation/v_sampling.py.
+"""
+
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import torch
+
+from megatron_music.audio.oobleck import load_oobleck
+from megatron_music.audio.text_encoder import HUB, load_text_encoder
+from megatron_music.config import ConfigError, LoggingConfig, ParallelConfig, TrainConfig, refuse_unless
+from megatron_music.data.build_latents import hash_of
+from megatron_music.data.latents import ENCODERS, INDEX, LatentsInfo, write_index
+from megatron_music.flow_run import FlowConfig, FlowModelConfig, FlowRunConfig
+from megatron_music.hosts.new_folder import new_folder, one_process
+from megatron_music.models.conditions import LONGEST_SECONDS
+from megatron_music.models.convert_dit import from_diffusers, load_weights, to_diffusers
+from megatron_music.models.flow_sizes import DIT_SIZES, DiTSize
+from megatron_music.training import distributed
+from megatron_music.training.checkpoint import save_weights
+from megatron_music.training.load import load_flow_model
+from megatron_music.training.newest import find_checkpoint
+from megatron_music.training.tasks import build_flow_model, files_below
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # diffusers names what of torch and of itself it finds old
+    from diffusers import StableAudioDiTModel, StableAudioProjectionModel
+
+MODEL_INDEX, PIPELINE = "model_index.json", "StableAudioPipeline"
+# A number's embedder: ours to theirs.
+_NUMBER = {"frequencies": "0.weights", "layer.weight": "1.weight", "layer.bias": "1.bias"}
+_NUMBERS = {"seconds_start": "start_number_conditioner", "seconds_total": "end_number_conditioner"}
+_EMBEDDERS = {
+    f"conditions.{ours}.{name}": f"{theirs}.time_positional_embedding.{their_name}"
+    for ours, theirs in _NUMBERS.items()
+    for name, their_name in _NUMBER.items()
+}
+
+
+def convert_from_stable_audio(source: str | os.PathLike, folder: str | os.PathLike) -> int:
+    """Write diffusers' folder of a Stable Audio pipeline as a run that has not begun: weights and encoders.
+
+    `generate audio` makes sounds of it, and ``checkpoint.load`` trains on from it.
+
+    Args:
+        source: with transformer/, projection_model/, vae/, text_encoder/, tokenizer/ and scheduler/, as published.
+        folder: a new one, or an empty one; it appears whole or not at all.
+
+    Returns:
+        The number of parameters of the DiT.
+
+    Raises:
+        ValueError: a part is missing, damaged, of other shapes, or trained in a way that is not known here.
+    """
+    source = Path(source)
+    _check_pipeline(source)
+    transformer, projection = (
+        _part(source, name, kind)
+        for name, kind in (("transformer", StableAudioDiTModel), ("projection_model", StableAudioProjectionModel))
+    )
+    name, size = _size_of(transformer.config, source)
+    _check_projection(projection.config, size, source)
+    dtype = torch.float32 if {value.dtype for value in transformer.parameters()} == {torch.float32} else torch.bfloat16
+    config = FlowRunConfig(
+        model=FlowModelConfig(
+            kind="dit", size=name, conditions="stable-audio", num_layers=size.num_layers, hidden_size=size.hidden_size,
+            num_attention_heads=size.num_attention_heads, ffn_hidden_size=size.ffn_hidden_size,
+            text_size=size.context_input_size, latent_channels=size.latent_channels, latent_length=size.latent_length,
+        ),
+        flow=FlowConfig(objective="v", ema_decay=0.0),
+        train=TrainConfig(bf16=dtype == torch.bfloat16),
+        logging=LoggingConfig(sample_pieces=0),
+    )  # fmt: skip
+    with new_folder(folder) as unfinished, one_process():
+        parts = unfinished / ENCODERS
+        _copy_encoders(source, parts)
+        info, encoders = _info(parts, size)
+        write_index(unfinished, info, {}, encoders)
+        files = files_below(unfinished, ENCODERS) | {INDEX: (unfinished / INDEX).read_bytes()}
+        shutil.rmtree(parts)
+        (unfinished / INDEX).unlink()
+        distributed.start(ParallelConfig())
+        distributed.seed_for_building(config.train.seed)
+        module = build_flow_model(config, dtype)
+        weights = from_diffusers(config.model.shape, dict(transformer.named_parameters()))
+        theirs = projection.state_dict()
+        weights |= {ours: theirs[their_name] for ours, their_name in _EMBEDDERS.items()}
+        load_weights(module, {name: value.to(dtype) for name, value in weights.items()})
+        save_weights(unfinished, module, config, files)
+    return size.parameter_count
+
+
+def convert_to_stable_audio(checkpoint: str | os.PathLike, folder: str | os.PathLike) -> None:
+    """Write a run with ``model.conditions=stable-audio`` as transformer/ and projection_model/, for their places in a pipeline.
+
+    What else a pipeline has, training does not change. The averages of the weights are written where there are some.
+
+    Args:
+        folder: a new one, or an empty one; it appears whole or not at all.
+
+    Raises:
+        ValueError: no checkpoint, or one of another model or objective.
+    """
+    checkpoint = find_checkpoint(checkpoint)
+    with new_folder(folder) as unfinished, one_process():
+        module, run = load_flow_model(checkpoint)
+        refuse_unless(
+            run.model.kind == "dit" and run.model.conditions == "stable-audio" and run.flow.objective == "v",
+            f"{checkpoint} is of model.kind={run.model.kind}, model.conditions={run.model.conditions} and "
+            f"flow.objective={run.flow.objective}, which diffusers' {PIPELINE} cannot ask; it needs dit, stable-audio and v",
+        )
+        size: DiTSize = run.model.shape
+        weights = {name: value.detach().float().cpu() for name, value in module.named_parameters()}
+        embedders = {theirs: weights.pop(ours) for ours, theirs in _EMBEDDERS.items()}
+        transformer = StableAudioDiTModel(
+            sample_size=size.latent_length, in_channels=size.latent_channels, out_channels=size.latent_channels,
+            num_layers=size.num_layers, attention_head_dim=size.hidden_size // size.num_attention_heads,
+            num_attention_heads=size.num_attention_heads, num_key_value_attention_heads=size.num_context_groups,
+            cross_attention_dim=size.context_size, time_proj_dim=size.time_features,
+            global_states_input_dim=size.global_size, cross_attention_input_dim=size.context_input_size,
+        )  # fmt: skip
+        width = size.context_input_size
+        projection = StableAudioProjectionModel(width, width, 0, int(LONGEST_SECONDS))
+        transformer.load_state_dict(to_diffusers(size, weights), strict=True)
+        projection.load_state_dict(embedders, strict=True)
+        transformer.save_pretrained(unfinished / "transformer")
+        projection.save_pretrained(unfinished / "projection_model")
+
+
+def _check_pipeline(source: Path) -> None:
+    found = _json(source / MODEL_INDEX).get("_class_name")
+    refuse_unless(found == PIPELINE, f"{source} is a {found}, and not diffusers' {PIPELINE}; name the folder of one")
+    for name in ("transformer", "projection_model", "vae", "text_encoder", "tokenizer", "scheduler"):
+        refuse_unless((source / name).is_dir(), f"{source / name} is missing; copy the whole pipeline")
+    path = source / "scheduler" / "scheduler_config.json"
+    found = _json(path).get("prediction_type", "v_prediction")
+    refuse_unless(found == "v_prediction", f"{path} says {found}, where v_prediction is known here; use the published model's form")
+
+
+def _json(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no table")
+        return found
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); copy the whole pipeline") from None
+
+
+def _part(source: Path, name: str, kind: type) -> torch.nn.Module:
+    try:
+        found, told = kind.from_pretrained(
+            source / name, local_files_only=True, use_safetensors=True, torch_dtype="auto", output_loading_info=True,
+            low_cpu_mem_usage=False,
+        )  # fmt: skip
+    except Exception as error:  # diffusers has many kinds for a folder that is wrong
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{source / name} cannot be read ({reason}); copy the whole pipeline, its weights as safetensors") from None
+    wrong = [*told["missing_keys"], *told["unexpected_keys"]]
+    refuse_unless(not wrong, f"{source / name} lacks, or has too many, the tensor {wrong[0] if wrong else ''}; copy it again")
+    return found.requires_grad_(False)
+
+
+def _size_of(config, source: Path) -> tuple[str, DiTSize]:
+    """The named size that says what a run's fields do not, and the size itself."""
+    width = config.num_attention_heads * config.attention_head_dim
+    size = DiTSize(
+        num_layers=config.num_layers, hidden_size=width, num_attention_heads=config.num_attention_heads,
+        ffn_hidden_size=4 * width, latent_channels=config.in_channels, latent_length=config.sample_size,
+        context_input_size=config.cross_attention_input_dim, context_size=config.cross_attention_dim,
+        global_size=config.global_states_input_dim, time_features=config.time_proj_dim,
+    )  # fmt: skip
+    names = [
+        name for name, known in DIT_SIZES.items()
+        if (known.context_size, known.time_features) == (size.context_size, size.time_features)
+    ]  # fmt: skip
+    refuse_unless(
+        bool(names) and config.num_key_value_attention_heads == size.num_context_groups and config.out_channels == config.in_channels,
+        f"{source / 'transformer'} attends to {size.context_size} numbers a word by {config.num_key_value_attention_heads} heads, "
+        f"with {size.time_features} features of time, as no size here does; use the published model's form",
+    )
+    return names[-1], size
+
+
+def _check_projection(config, size: DiTSize, source: Path) -> None:
+    width, path = size.context_input_size, source / "projection_model"
+    refuse_unless(
+        (config.min_value, config.max_value) == (0, LONGEST_SECONDS),
+        f"{path} counts seconds from {config.min_value} to {config.max_value}, where 0 to {LONGEST_SECONDS:g} are known here",
+    )
+    refuse_unless(
+        config.text_encoder_dim == config.conditioning_dim == width and size.global_size == 2 * width,
+        f"{path} maps words of {config.text_encoder_dim} to {config.conditioning_dim}, where the transformer takes {width} as they "
+        "are; use the published model's form",
+    )
+
+
+def _copy_encoders(source: Path, folder: Path) -> None:
+    load_oobleck(source / "vae").save(folder / "autoencoder")  # as `build latents` saves it, so that both are known as one
+    (folder / "text").mkdir()
+    for part in ("text_encoder", "tokenizer"):
+        for path in sorted((source / part).iterdir()):
+            if path.is_file() and path.suffix not in (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5"):
+                shutil.copyfile(path, folder / "text" / path.name)
+    path = source / "tokenizer" / "tokenizer_config.json"
+    length = _json(path).get("model_max_length")
+    refuse_unless(
+        isinstance(length, int) and 0 < length <= 4096, f"{path} says model_max_length={length}; set it to what the model was trained on, 128"
+    )
+    (folder / "text" / HUB).write_text(json.dumps({"name": ".", "length": length}) + "\n", encoding="utf-8")
+
+
+def _info(folder: Path, size: DiTSize) -> tuple[LatentsInfo, dict[str, dict]]:
+    """What the encoders that were copied are; each is loaded once, so that what cannot be is refused now."""
+    autoencoder, text = load_oobleck(folder / "autoencoder"), load_text_encoder(folder / "text")
+    refuse_unless(
+        (autoencoder.latent_channels, text.size) == (size.latent_channels, size.context_input_size),
+        f"the transformer takes {size.latent_channels} channels and words of {size.context_input_size}, where the autoencoder gives "
+        f"{autoencoder.latent_channels} and the text encoder {text.size}; copy the parts of one pipeline",
+    )
+    info = LatentsInfo(
+        size.latent_channels, size.latent_length, autoencoder.sample_rate, autoencoder.channels, autoencoder.downsampling,
+        0, text.length, text.size,
+    )  # fmt: skip
+    parts = {"autoencoder": autoencoder, "text": text}
+    return info, {name: {"name": part.name, "sha256": hash_of(folder / name)} for name, part in parts.items()}
