@@ -1,4 +1,4 @@
-"""A pipeline of diffusers as a run of ours, beside the pipeline itself; and back. Random weights: the published ones are not here."""
+"""A pipeline of diffusers as a run of ours, beside the pipeline itself; and back. All weights are random."""
 
 import json
 import shutil
@@ -150,8 +150,8 @@ def test_training_goes_on_from_it(published, run, tmp_path):
         min_seconds=0.1,
     )  # fmt: skip
     build_latents(tiny_sounds(tmp_path / "sounds"), data, options)
-    changes = ("model.conditions=stable-audio", "flow.objective=v", "flow.ema_decay=0", "optimizer.weight_decay=0", "train.train_iters=1",
-               "optimizer.lr_decay_style=constant")  # fmt: skip
+    changes = ("model.conditions=stable-audio", "flow.objective=v", "flow.ema_decay=0", "optimizer.weight_decay=0",
+               "train.train_iters=1", "optimizer.lr_decay_style=constant")  # fmt: skip
     for name, rate in (("still", 1e-30), ("moved", 1e-2)):
         folder = tmp_path / name
         train(flow_run(data, *changes, f"optimizer.lr={rate}", f"checkpoint.load={run}", f"checkpoint.save={folder}"))

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from megatron_music.config import ConfigError, ModelConfig, ParallelConfig, RunConfig, TrainConfig, refuse_unless
-from megatron_music.hosts.new_folder import new_folder, one_process
 from megatron_music.models.convert import Form, form_named, form_of, from_huggingface, to_huggingface
 from megatron_music.models.form_config import config_fields, model_of
 from megatron_music.models.gpt import build_gpt
@@ -31,6 +30,7 @@ from megatron_music.training import distributed
 from megatron_music.training.checkpoint import CONFIG as RUN_CONFIG
 from megatron_music.training.checkpoint import TOKENIZER, save_weights
 from megatron_music.training.load import load_model_for_inference
+from megatron_music.training.new_folder import new_folder, one_process
 from megatron_music.training.newest import find_checkpoint
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"

@@ -18,13 +18,13 @@ from megatron_music.config import ConfigError, LoggingConfig, ParallelConfig, Tr
 from megatron_music.data.build_latents import hash_of
 from megatron_music.data.latents import ENCODERS, INDEX, LatentsInfo, write_index
 from megatron_music.flow_run import FlowConfig, FlowModelConfig, FlowRunConfig
-from megatron_music.hosts.new_folder import new_folder, one_process
 from megatron_music.models.conditions import LONGEST_SECONDS
 from megatron_music.models.convert_dit import from_diffusers, load_weights, to_diffusers
 from megatron_music.models.flow_sizes import DIT_SIZES, DiTSize
 from megatron_music.training import distributed
 from megatron_music.training.checkpoint import save_weights
 from megatron_music.training.load import load_flow_model
+from megatron_music.training.new_folder import new_folder, one_process
 from megatron_music.training.newest import find_checkpoint
 from megatron_music.training.tasks import build_flow_model, files_below
 
@@ -161,7 +161,7 @@ def _part(source: Path, name: str, kind: type) -> torch.nn.Module:
         )  # fmt: skip
     except Exception as error:  # diffusers has many kinds for a folder that is wrong
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{source / name} cannot be read ({reason}); copy the whole pipeline, its weights as safetensors") from None
+        raise ConfigError(f"{source / name} cannot be read ({reason}); copy the whole pipeline, with safetensors") from None
     wrong = [*told["missing_keys"], *told["unexpected_keys"]]
     refuse_unless(not wrong, f"{source / name} lacks, or has too many, the tensor {wrong[0] if wrong else ''}; copy it again")
     return found.requires_grad_(False)
@@ -180,8 +180,9 @@ def _size_of(config, source: Path) -> tuple[str, DiTSize]:
         name for name, known in DIT_SIZES.items()
         if (known.context_size, known.time_features) == (size.context_size, size.time_features)
     ]  # fmt: skip
+    has_its_form = config.num_key_value_attention_heads == size.num_context_groups and config.out_channels == config.in_channels
     refuse_unless(
-        bool(names) and config.num_key_value_attention_heads == size.num_context_groups and config.out_channels == config.in_channels,
+        bool(names) and has_its_form,
         f"{source / 'transformer'} attends to {size.context_size} numbers a word by {config.num_key_value_attention_heads} heads, "
         f"with {size.time_features} features of time, as no size here does; use the published model's form",
     )
@@ -211,7 +212,8 @@ def _copy_encoders(source: Path, folder: Path) -> None:
     path = source / "tokenizer" / "tokenizer_config.json"
     length = _json(path).get("model_max_length")
     refuse_unless(
-        isinstance(length, int) and 0 < length <= 4096, f"{path} says model_max_length={length}; set it to what the model was trained on, 128"
+        isinstance(length, int) and 0 < length <= 4096,
+        f"{path} says model_max_length={length}; set it to what the model was trained on, 128",
     )
     (folder / "text" / HUB).write_text(json.dumps({"name": ".", "length": length}) + "\n", encoding="utf-8")
 
@@ -221,8 +223,8 @@ def _info(folder: Path, size: DiTSize) -> tuple[LatentsInfo, dict[str, dict]]:
     autoencoder, text = load_oobleck(folder / "autoencoder"), load_text_encoder(folder / "text")
     refuse_unless(
         (autoencoder.latent_channels, text.size) == (size.latent_channels, size.context_input_size),
-        f"the transformer takes {size.latent_channels} channels and words of {size.context_input_size}, where the autoencoder gives "
-        f"{autoencoder.latent_channels} and the text encoder {text.size}; copy the parts of one pipeline",
+        f"the transformer takes {size.latent_channels} channels and words of {size.context_input_size}, where the autoencoder "
+        f"gives {autoencoder.latent_channels} and the text encoder {text.size}; copy the parts of one pipeline",
     )
     info = LatentsInfo(
         size.latent_channels, size.latent_length, autoencoder.sample_rate, autoencoder.channels, autoencoder.downsampling,
