@@ -17,7 +17,7 @@ from megatron_music.config import (
     positive,
 )
 from megatron_music.errors import either, refuse_unless
-from megatron_music.models.flow_sizes import DIT_SIZES, TEXT2MUQ_SIZES, DiTSize, FlowSize, Text2MuQSize
+from megatron_music.models.flow_sizes import DIT_SIZES, MODULATIONS, TEXT2MUQ_SIZES, DiTSize, FlowSize, Text2MuQSize
 
 KINDS = {"text2muq": TEXT2MUQ_SIZES, "dit": DIT_SIZES}
 CONDITIONS = ("music", "stable-audio")
@@ -41,6 +41,7 @@ class FlowModelConfig:
     size: str = "tiny"
     # Of a dit. music: words, an embedding of music, and seconds. stable-audio: words and seconds, as the published model has them.
     conditions: str = "music"
+    global_conditioning: str = "prepend"  # of a dit; or adaln: adaptive norms, as in later versions of stable-audio-tools
     num_layers: int | None = None
     hidden_size: int | None = None
     num_attention_heads: int | None = None
@@ -54,11 +55,13 @@ class FlowModelConfig:
         choice("model", self, "kind", tuple(KINDS))
         choice("model", self, "size", tuple(KINDS[self.kind]))
         choice("model", self, "conditions", CONDITIONS)
-        refuse_unless(
-            self.kind == "dit" or self.conditions == "music",
-            f"model.conditions is {self.conditions}, which a {self.kind} does not have; leave model.conditions out",
-        )
-        for item in fields(self)[3:]:
+        choice("model", self, "global_conditioning", ("prepend", "adaln"))
+        for name, default in (("conditions", "music"), ("global_conditioning", "prepend")):
+            refuse_unless(
+                self.kind == "dit" or getattr(self, name) == default,
+                f"model.{name} is {getattr(self, name)}, which a {self.kind} does not have; leave model.{name} out",
+            )
+        for item in fields(self)[4:]:
             if getattr(self, item.name) is not None:
                 positive("model", self, item.name)
         for name in ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size"):
@@ -75,12 +78,21 @@ class FlowModelConfig:
             f"{self.hidden_size // self.num_attention_heads} do not divide; change model.num_attention_heads",
         )
 
+        modulations = MODULATIONS * self.hidden_size
+        refuse_unless(
+            not self.shape.is_modulated or modulations % self.shape.context_size == 0,
+            f"model.global_conditioning=adaln needs a context that divides {MODULATIONS} x model.hidden_size, and model.size "
+            f"{self.size} has one of {self.shape.context_size}; use a model.hidden_size that is a multiple of it",
+        )
+
     @property
     def shape(self) -> FlowSize:
         """The size with what these fields change."""
         size: DiTSize | Text2MuQSize = KINDS[self.kind][self.size]
         names = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size")
         changes = {name: getattr(self, name) for name in names}
+        if self.kind == "dit":
+            changes["global_conditioning"] = self.global_conditioning
         for name, fact in OF_DATA[self.kind].items():
             value = getattr(self, fact)
             if value is not None:

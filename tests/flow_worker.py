@@ -30,11 +30,12 @@ from megatron_music.training import distributed  # noqa: E402
 from megatron_music.training.engine import Engine  # noqa: E402
 from megatron_music.training.tasks import Task  # noqa: E402
 
-DEEP = replace(SIZE, num_layers=4)
+DEEP, ADALN = replace(SIZE, num_layers=4), replace(SIZE, global_conditioning="adaln")
 # Name: what builds it, its size, the positions of a sample, its inputs.
 MODELS = {
     "dit": (build_dit, SIZE, FRAMES + 1, batch),
     "deep": (build_dit, DEEP, FRAMES + 1, batch),
+    "adaln": (build_dit, ADALN, FRAMES, batch),
     "conditioned": (build_conditioned_dit, SIZE, FRAMES + 1, conditioned_batch),
     "text2muq": (build_text2muq, TEXT2MUQ_SIZES["tiny"], 1, text2muq_batch),
 }
@@ -45,7 +46,7 @@ ONE = ((1, 1), False, False)
 
 # World size: model, ((tensor, pipeline), sequence parallel, distributed optimizer, other overrides)
 LAYOUTS = {
-    1: [("dit", ONE), ("deep", ONE), ("conditioned", ONE), ("text2muq", ONE)],
+    1: [("dit", ONE), ("deep", ONE), ("adaln", ONE), ("conditioned", ONE), ("text2muq", ONE)],
     2: [
         ("dit", ((2, 1), False, False)),
         ("dit", ((2, 1), True, False)),
@@ -53,6 +54,9 @@ LAYOUTS = {
         ("dit", ((1, 2), False, False)),
         ("dit", ((1, 1), False, True, OVERLAP)),
         ("deep", ((1, 2), False, False, INTERLEAVED)),
+        ("adaln", ((2, 1), False, False)),
+        ("adaln", ((2, 1), True, True, FULL)),
+        ("adaln", ((1, 2), False, False, FULL)),
         ("conditioned", ((2, 1), True, True)),
         ("conditioned", ((1, 2), False, False)),
         ("text2muq", ((2, 1), False, False)),
@@ -66,6 +70,7 @@ LAYOUTS = {
         ("dit", ((2, 1), True, True)),
         ("deep", ((1, 4), False, False)),
         ("deep", ((2, 2), True, True, INTERLEAVED)),
+        ("adaln", ((2, 2), True, False)),
         ("conditioned", ((1, 2), False, True)),
         ("text2muq", ((2, 2), True, False)),
     ],
@@ -137,7 +142,7 @@ def run_layout(folder: Path, model: str, layout) -> dict:
     copies: dict[str, list] = {}
     for module in engine.modules:
         for name, slices, gradient in pieces(module, of=lambda parameter: getattr(parameter, "main_grad", parameter)):
-            if name == "time_frequencies":
+            if name.endswith("time_frequencies"):
                 continue  # never trained
             expected = right["gradients"][name][slices]
             error = float((gradient - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
@@ -145,7 +150,7 @@ def run_layout(folder: Path, model: str, layout) -> dict:
     results = [engine.step(iter(micro_batches)) for _ in range(3)]
     for module in engine.modules:
         for name, _, piece in pieces(module):
-            if name.startswith(("context_embedder", "conditions")):
+            if name.startswith(("context_embedder", "conditions", "modulator")):
                 copies.setdefault(name, []).append(sha256(piece.detach().numpy().tobytes()).hexdigest())
     ranks: list = [None] * distributed.launched_size()
     torch.distributed.all_gather_object(ranks, (max(errors, default=0.0), gradients, copies))

@@ -40,11 +40,14 @@ def test_stage_one_has_271_million_parameters(name, number):
 
 def test_small_sizes_are_counted_too():
     assert counted(build_dit, DIT_SIZES["tiny"]) == DIT_SIZES["tiny"].parameter_count
+    modulated = replace(DIT_SIZES["stable-audio-open"], global_conditioning="adaln")
+    assert counted(build_dit, modulated) == modulated.parameter_count == 1_056_939_136 + 6 * 24 * 1536 + 7 * 1536 * 1537
     assert counted(build_text2muq, TEXT2MUQ_SIZES["tiny"]) == TEXT2MUQ_SIZES["tiny"].parameter_count
 
 
 BUILDERS = {
     "dit": (build_dit, DIT_SIZES),
+    "adaln": (build_dit, {"tiny": replace(DIT_SIZES["tiny"], global_conditioning="adaln")}),
     "conditioned": (build_conditioned_dit, DIT_SIZES),
     "text2muq": (build_text2muq, TEXT2MUQ_SIZES),
 }
@@ -55,7 +58,7 @@ def built(which: str, dtype=torch.float32):
     model = build(sizes["tiny"], ParallelConfig(), dtype=dtype).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # fresh layers hardly change what passes them
-            parameter.mul_(3)
+            parameter.mul_(1.5 if which == "adaln" else 3)  # scales multiply what was scaled before
     return model
 
 
@@ -72,13 +75,13 @@ def inputs_of(which: str, batch: int = 3, words: int = 5, frames: int = 7) -> tu
             "seconds_total_B": 100 + torch.arange(batch) * 47.5,
         }
     conditions = {"sigma_B": torch.rand(batch, generator=random), "context_BLC": context}
-    if which == "dit":
+    if which in ("dit", "adaln"):
         conditions["global_BG"] = torch.randn(batch, 48, generator=random)
         return torch.randn(batch, 8, frames, generator=random), conditions
     return torch.randn(batch, 12, generator=random), conditions
 
 
-MODELS = ["dit", "text2muq"]
+MODELS = ["dit", "adaln", "text2muq"]
 
 
 @pytest.mark.parametrize("which", MODELS)

@@ -1,5 +1,7 @@
 """FLOPs of both stages from their sizes, beside torch's own counter."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_flow import FRAMES, batch, conditioned_batch, text2muq_batch
@@ -21,7 +23,7 @@ from megatron_music.profiling.flow_flops import (
 from megatron_music.training import distributed
 
 WORDS = 5
-BUILD = {"dit": build_dit, "conditioned": build_conditioned_dit, "tiny": build_text2muq, "wide": build_text2muq}
+BUILD = {"dit": build_dit, "adaln": build_dit, "conditioned": build_conditioned_dit, "tiny": build_text2muq, "wide": build_text2muq}
 
 
 @pytest.fixture
@@ -41,13 +43,11 @@ def counted(model, given: dict, backward: bool = False) -> float:
 
 
 def case(name: str):
-    if name in ("dit", "conditioned"):
-        size = DIT_SIZES["tiny"]
-        return size, BUILD[name](size, ParallelConfig()), batch() if name == "dit" else conditioned_batch(), FRAMES
+    if name in ("dit", "adaln", "conditioned"):
+        size = replace(DIT_SIZES["tiny"], global_conditioning="adaln" if name == "adaln" else "prepend")
+        return size, BUILD[name](size, ParallelConfig()), conditioned_batch() if name == "conditioned" else batch(), FRAMES
     size = TEXT2MUQ_SIZES["tiny"]
     if name == "wide":
-        from dataclasses import replace
-
         size = replace(size, has_self_attention=False)
     return size, build_text2muq(size, ParallelConfig()), text2muq_batch(), 1
 

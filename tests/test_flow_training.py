@@ -243,8 +243,9 @@ def refused(words: str, run) -> None:
     distributed.stop()
 
 
-def test_the_published_model_s_conditions_train_too(data, tmp_path):
-    changes = ("model.conditions=stable-audio", "flow.objective=v", "train.train_iters=4", f"checkpoint.save={tmp_path}")
+@pytest.mark.parametrize("kind", ["prepend", "adaln"])
+def test_the_published_model_s_conditions_train_too(data, tmp_path, kind):
+    changes = (f"model.global_conditioning={kind}", "model.conditions=stable-audio", "flow.objective=v", "train.train_iters=4", f"checkpoint.save={tmp_path}")
     assert train(flow_run(data, *changes)) == DONE
     assert len([line for line in read_metrics(tmp_path) if "loss" in line]) == 4
     found = next(batches(data, flow=FlowConfig(objective="v", condition_dropout=1), hears_music=False))
@@ -256,6 +257,15 @@ def test_the_published_model_s_conditions_train_too(data, tmp_path):
     distributed.stop()
 
 
-def test_stage_1_has_no_published_conditions(data):
-    with pytest.raises(ConfigError, match="which a text2muq does not have"):
-        flow_run(data, "model.kind=text2muq", "model.conditions=stable-audio")
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (("model.kind=text2muq", "model.conditions=stable-audio"), "model.conditions is stable-audio, which a text2muq does not"),
+        (("model.kind=text2muq", "model.global_conditioning=adaln"), "adaln, which a text2muq does not have"),
+        (("model.global_conditioning=film",), "prepend"),
+        (("model.global_conditioning=adaln", "model.hidden_size=72", "model.num_attention_heads=9"), "divides 6 x model.hidden_size"),
+    ],
+)
+def test_conditions_that_a_model_cannot_have(data, changes, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        flow_run(data, *changes)

@@ -14,7 +14,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from torch import Tensor
 from torch.nn import Parameter
 
-from megatron_music.errors import ConfigError
+from megatron_music.errors import ConfigError, refuse_unless
 from megatron_music.models.flow_sizes import DiTSize
 
 # Ours to theirs, outside the layers.
@@ -94,6 +94,7 @@ def from_diffusers(size: DiTSize, tensors: dict[str, Tensor]) -> dict[str, Tenso
     Raises:
         ConfigError: a tensor is missing, is one too many, or has another shape.
     """
+    refuse_unless(not size.is_modulated, "diffusers' StableAudioDiTModel has no adaptive norms; use global_conditioning=prepend")
     _check(size, tensors)
     found = {}
     for name, theirs in _names(size):

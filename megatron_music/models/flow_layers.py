@@ -6,7 +6,9 @@ Shapes: B samples, S positions, T tokens of the context, C their width. Knows no
 import copy
 from dataclasses import dataclass
 
+import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from megatron.core.transformer.attention import (
     Attention,
     CrossAttentionSubmodules,
@@ -21,6 +23,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
+from megatron_music.models.flow_sizes import MODULATIONS
 from megatron_music.models.layers import ColumnLinear, RowLinear, SDPACoreAttention, SequenceParallelNorm
 
 
@@ -112,10 +115,78 @@ class ContextAttention(Attention):
         return query.unflatten(-1, (self.num_attention_heads_per_partition, size)), key, value
 
 
-def flow_layer(has_self_attention: bool) -> ModuleSpec:
-    """The layer: self-attention if asked for, attention to the context, feed-forward."""
+class Modulation(torch.nn.Module):
+    """A layer's own part of what scales, shifts and gates it, which adds to the part that all layers share."""
+
+    def __init__(self, config: FlowTransformerConfig):
+        super().__init__()
+        device = None if config.use_cpu_initialization else torch.cuda.current_device()
+        size = MODULATIONS * config.hidden_size
+        self.weight = torch.nn.Parameter(torch.zeros(size, dtype=config.params_dtype, device=device))
+        self.is_cut = config.sequence_parallel
+
+    def forward(self, shared_BM: Tensor) -> tuple[Tensor, ...]:
+        """Scale, shift and gate of attention, then of the feed-forward layer, each [B, H]."""
+        found_BM = self.weight + shared_BM
+        if self.is_cut:  # each rank has some of the positions, and its gradient is a part
+            found_BM = copy_to_tensor_model_parallel_region(found_BM)
+        return found_BM.chunk(MODULATIONS, dim=-1)
+
+
+class ModulatedNorm(SequenceParallelNorm):
+    """A norm whose output is scaled and shifted, sample by sample."""
+
+    scale_BH = shift_BH = None  # ModulatedLayer says which
+
+    def forward(self, hidden_SBH: Tensor) -> Tensor:
+        return super().forward(hidden_SBH) * (1 + self.scale_BH) + self.shift_BH
+
+
+class GatedAdd(torch.nn.Module):
+    """The sum of a branch with what went into it, the branch times sigmoid(1 - gate); in the place of ``get_bias_dropout_add``."""
+
+    gate_BH = None  # ModulatedLayer says which
+
+    def forward(self, training: bool, fused: bool):
+        def add(branch_and_bias: tuple[Tensor, Tensor | None], before_SBH: Tensor, dropout: float) -> Tensor:
+            branch_SBH, bias_H = branch_and_bias
+            branch_SBH = branch_SBH if bias_H is None else branch_SBH + bias_H
+            return before_SBH + branch_SBH * torch.sigmoid(1 - self.gate_BH)
+
+        return add
+
+
+class ModulatedLayer(TransformerLayer):
+    """The layer with adaptive norms.
+
+    What modulates all layers comes with the context, behind its tokens, in as many further ones as it fills: that is the one
+    input besides positions which recomputation and the schedules of the pipeline hand on with its gradient.
+    """
+
+    def __init__(self, config: FlowTransformerConfig, submodules: TransformerLayerSubmodules, **options):
+        super().__init__(config=config, submodules=submodules, **options)
+        self.modulation = Modulation(config)
+
+    def forward(self, hidden_states: Tensor, *, context: Tensor, **options):
+        """See TransformerLayer; context [T + ``modulation_tokens``, B, C]."""
+        context_TBC, shared_NBC = context.tensor_split([len(context) - modulation_tokens(self.config)])
+        scales = self.modulation(shared_NBC.transpose(0, 1).flatten(1))
+        self.input_layernorm.scale_BH, self.input_layernorm.shift_BH, self.self_attn_bda.gate_BH = scales[:3]
+        self.pre_mlp_layernorm.scale_BH, self.pre_mlp_layernorm.shift_BH, self.mlp_bda.gate_BH = scales[3:]
+        hidden_SBH, _ = super().forward(hidden_states, context=context_TBC, **options)
+        return hidden_SBH, context  # the next layer's, whole
+
+
+def modulation_tokens(config: FlowTransformerConfig) -> int:
+    """How many tokens of the context what modulates the layers is as long as."""
+    return MODULATIONS * config.hidden_size // config.context_size
+
+
+def flow_layer(has_self_attention: bool, is_modulated: bool) -> ModuleSpec:
+    """The layer: self-attention if asked for, attention to the context, feed-forward; with adaptive norms if asked for."""
+    norm, add = (ModulatedNorm, GatedAdd) if is_modulated else (SequenceParallelNorm, get_bias_dropout_add)
     own = {
-        "input_layernorm": SequenceParallelNorm,
+        "input_layernorm": norm,
         "self_attention": ModuleSpec(
             module=OwnAttention,
             params={"attn_mask_type": AttnMaskType.no_mask},
@@ -127,10 +198,10 @@ def flow_layer(has_self_attention: bool) -> ModuleSpec:
                 k_layernorm=IdentityOp,
             ),
         ),
-        "self_attn_bda": get_bias_dropout_add,
+        "self_attn_bda": add,
     }
     return ModuleSpec(
-        module=TransformerLayer,
+        module=ModulatedLayer if is_modulated else TransformerLayer,
         submodules=TransformerLayerSubmodules(
             **(own if has_self_attention else {}),
             pre_cross_attn_layernorm=SequenceParallelNorm,
@@ -144,8 +215,8 @@ def flow_layer(has_self_attention: bool) -> ModuleSpec:
                 ),
             ),
             cross_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=SequenceParallelNorm,
+            pre_mlp_layernorm=norm,
             mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)),
-            mlp_bda=get_bias_dropout_add,
+            mlp_bda=add,
         ),
     )

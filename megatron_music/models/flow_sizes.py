@@ -7,6 +7,8 @@ Arithmetic only: knows nothing about torch, and nothing about how a model is spl
 from dataclasses import dataclass
 from typing import ClassVar
 
+MODULATIONS = 6  # scale, shift and gate, of self-attention and of the feed-forward layer
+
 
 @dataclass(frozen=True)
 class DiTSize:
@@ -26,12 +28,23 @@ class DiTSize:
     context_size: int  # ... and as the layers attend to it
     global_size: int  # of the one vector of a sample
     time_features: int  # random frequencies, and as many sines as cosines
+    # How sigma and the global vector are heard. prepend: as a position before the latents. adaln: they scale, shift and gate what
+    # self-attention and the feed-forward layer do, as in later versions of stable-audio-tools.
+    global_conditioning: str = "prepend"
 
     has_self_attention: ClassVar[bool] = True
     gated_linear_unit: ClassVar[bool] = True
     attention_bias: ClassVar[bool] = False
     rotary_percent: ClassVar[float] = 0.5
-    num_extra_positions: ClassVar[int] = 1  # sigma and the global vector, before the latents
+
+    @property
+    def is_modulated(self) -> bool:
+        return self.global_conditioning == "adaln"
+
+    @property
+    def num_extra_positions(self) -> int:
+        """Before the latents."""
+        return 0 if self.is_modulated else 1
 
     @property
     def num_context_groups(self) -> int:
@@ -47,6 +60,9 @@ class DiTSize:
         layers = self.num_layers * (attention + feed_forward + 3 * 2 * width)
         time = self.time_features // 2 + (self.time_features + 1) * width + (width + 1) * width
         embedders = self.global_size * width + width**2 + self.context_input_size * context + context**2
+        if self.is_modulated:
+            layers += MODULATIONS * width * self.num_layers
+            embedders += (width + 1) * width + (width + 1) * MODULATIONS * width
         return layers + time + embedders + 2 * self.latent_channels * (width + self.latent_channels)
 
 
@@ -70,6 +86,7 @@ class Text2MuQSize:
     attention_bias: ClassVar[bool] = True
     rotary_percent: ClassVar[float | None] = None
     num_extra_positions: ClassVar[int] = 0
+    is_modulated: ClassVar[bool] = False
 
     @property
     def num_context_groups(self) -> int:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from megatron_music.config import ParallelConfig, TrainConfig
 from megatron_music.errors import divisors, refuse_unless
-from megatron_music.models.flow_layers import FlowTransformerConfig, flow_layer
+from megatron_music.models.flow_layers import FlowTransformerConfig, flow_layer, modulation_tokens
 from megatron_music.models.flow_sizes import FlowSize
 from megatron_music.models.layers import SequenceParallelNorm
 
@@ -132,7 +132,7 @@ class FlowTransformer(MegatronModule):
         self.decoder = TransformerBlock(
             config,
             TransformerBlockSubmodules(
-                layer_specs=[flow_layer(size.has_self_attention)] * num_layers, layer_norm=SequenceParallelNorm
+                layer_specs=[flow_layer(size.has_self_attention, size.is_modulated)] * num_layers, layer_norm=SequenceParallelNorm
             ),
             post_layer_norm=False,
             pre_process=self.pre_process,
@@ -183,7 +183,14 @@ class FlowTransformer(MegatronModule):
         """
         return torch.stack([layer.cross_attention.key_values(context_TBC) for layer in self.decoder.layers])
 
-    def transform(self, hidden_SBH: Tensor | None, num_positions: int, context_TBC: Tensor, hides_BT: Tensor | None):
+    def transform(
+        self,
+        hidden_SBH: Tensor | None,
+        num_positions: int,
+        context_TBC: Tensor,
+        hides_BT: Tensor | None,
+        modulation_BM: Tensor | None = None,
+    ):
         """The layers of this stage.
 
         Args:
@@ -191,11 +198,15 @@ class FlowTransformer(MegatronModule):
             num_positions: S on every stage, without filling.
             context_TBC: or what ``key_values`` made of it.
             hides_BT: bool, True where a token of the context is only filling.
+            modulation_BM: what modulates the layers of a size that ``is_modulated``.
 
         Returns:
             [S, B, H] on the last stage; elsewhere what the next one is sent.
         """
         length = padded_length(num_positions, self.config)
+        if modulation_BM is not None:
+            tokens_BNC = modulation_BM.unflatten(1, (modulation_tokens(self.config), -1))
+            context_TBC = torch.cat([context_TBC, tokens_BNC.transpose(0, 1)])
         if self.pre_process:
             hidden_SBH = F.pad(hidden_SBH, (0, 0, 0, 0, 0, length - num_positions))
             if self.config.sequence_parallel:

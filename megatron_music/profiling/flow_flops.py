@@ -4,7 +4,7 @@ Counted are the matrix products and the attention, all of it: no position is hid
 parts of the solver are not. Knows nothing about torch, ranks or how a time was measured.
 """
 
-from megatron_music.models.flow_sizes import SECONDS_TOKENS, DiTSize, FlowSize, Text2MuQSize, num_tokens
+from megatron_music.models.flow_sizes import MODULATIONS, SECONDS_TOKENS, DiTSize, FlowSize, Text2MuQSize, num_tokens
 from megatron_music.profiling.flops import PASSES
 
 FORMULA = "flow"
@@ -72,4 +72,5 @@ def _ends(size: FlowSize, frames: int, tokens: int) -> float:
         return float(time + 4 * size.embedding_size * width)
     channels, context = size.latent_channels, size.context_size
     embedders = 2 * (size.global_size * width + width**2) + 2 * tokens * (size.context_input_size * context + context**2)
-    return float(time + embedders + 4 * frames * (channels**2 + channels * width))
+    modulator = 2 * (1 + MODULATIONS) * width**2 if size.is_modulated else 0
+    return float(time + embedders + modulator + 4 * frames * (channels**2 + channels * width))
