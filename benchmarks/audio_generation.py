@@ -22,11 +22,13 @@ from megatron_music.cli import quiet_dependencies  # noqa: E402
 
 quiet_dependencies()
 
+import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 import torch  # noqa: E402
 from machine import machine  # noqa: E402
 
 from megatron_music.audio.oobleck import SIZES, OobleckAutoencoder, build_network  # noqa: E402
+from megatron_music.audio.spectral_autoencoder import CHANNELS, SAMPLE_RATE, fit_spectral_autoencoder  # noqa: E402
 from megatron_music.config import ParallelConfig  # noqa: E402
 from megatron_music.generation.flow_sampling import FlowSampler, sample_embeddings, sample_latents  # noqa: E402
 from megatron_music.models.conditions import build_conditioned_dit  # noqa: E402
@@ -36,7 +38,7 @@ from megatron_music.profiling.flow_flops import sampling_flops  # noqa: E402
 from megatron_music.training import distributed  # noqa: E402
 
 STAGE1_BATCHES, STAGE2_BATCHES, END_TO_END = (1, 4, 8, 16, 32), (1, 4, 16), 16
-NAMES = {"demo": ("demo", "demo", "small", 32), "full": ("text2muq", "stable-audio-open", "stable-audio-open", 128)}
+NAMES = {"demo": ("demo", "demo", "spectral", 32), "full": ("text2muq", "stable-audio-open", "stable-audio-open", 128)}
 CHUNK, OVERLAP = 256, 32
 
 
@@ -52,7 +54,7 @@ class Stages:
         distributed.seed_for_building(0)
         self.text2muq = build_text2muq(TEXT2MUQ_SIZES[stage1], ParallelConfig(), dtype=dtype).to(self.device).eval()
         self.dit = build_conditioned_dit(DIT_SIZES[stage2], ParallelConfig(), dtype=dtype).to(self.device).eval()
-        self.autoencoder = OobleckAutoencoder(build_network(SIZES[autoencoder])).to(self.device).eval()
+        self.autoencoder = new_autoencoder(autoencoder).to(self.device).eval()
         self.samplers = FlowSampler(steps[0]), FlowSampler(steps[1])
         self.frames = DIT_SIZES[stage2].latent_length
         self.seconds = self.frames * self.autoencoder.downsampling / self.autoencoder.sample_rate
@@ -82,6 +84,14 @@ class Stages:
 
     def all(self, numbers: range) -> torch.Tensor:
         return self.sound(self.latents(numbers, self.embed(numbers)))
+
+
+def new_autoencoder(name: str):
+    """With random weights, or fitted to noise: neither changes how long it takes."""
+    if name == "spectral":
+        noise = np.random.default_rng(0).standard_normal((CHANNELS, 10 * SAMPLE_RATE)).astype(np.float32)
+        return fit_spectral_autoencoder([noise])
+    return OobleckAutoencoder(build_network(SIZES[name]))
 
 
 def median_seconds(call: Callable[[], object], repeats: int, on_gpu: bool) -> tuple[float, float]:
