@@ -40,7 +40,7 @@ def _to_megatron(options) -> None:
 def _is_flow_run(source: str) -> bool:
     from megatron_music.flow_run import FlowRunConfig
     from megatron_music.recipes import read_run
-    from megatron_music.training.checkpoint import CONFIG
+    from megatron_music.training.checkpoint_folder import CONFIG
     from megatron_music.training.newest import find_checkpoint
 
     return isinstance(read_run(find_checkpoint(source) / CONFIG), FlowRunConfig)

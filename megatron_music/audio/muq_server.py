@@ -10,7 +10,8 @@ import sys
 
 def main(model: str) -> None:
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print goes elsewhere
+    os.dup2(2, 1)  # what libraries print goes elsewhere,
+    sys.stdout = sys.stderr  # and at once: what is said last is why it failed
     import torch
     from muq import MuQMuLan
     from safetensors.torch import load, save

@@ -27,8 +27,9 @@ from megatron_music.tokens.folder import ENCODING_FILE, write_tokenizer_folder
 from megatron_music.tokens.walk import Walk
 from megatron_music.tokens.wording import read_wording
 from megatron_music.training import distributed
-from megatron_music.training.checkpoint import CONFIG as RUN_CONFIG
-from megatron_music.training.checkpoint import TOKENIZER, save_weights
+from megatron_music.training.checkpoint import save_weights
+from megatron_music.training.checkpoint_folder import CONFIG as RUN_CONFIG
+from megatron_music.training.checkpoint_folder import TOKENIZER
 from megatron_music.training.load import load_model_for_inference
 from megatron_music.training.new_folder import new_folder, one_process
 from megatron_music.training.newest import find_checkpoint

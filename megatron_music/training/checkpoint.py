@@ -25,7 +25,16 @@ from megatron_music.flow_run import FlowModelConfig, FlowRunConfig
 from megatron_music.recipes import read_run, write_run
 from megatron_music.tokens import vocabulary
 from megatron_music.training import distributed
-from megatron_music.training.checkpoint_folder import checkpoint_name, prepare, publish, read_latest, remove, write_atomically
+from megatron_music.training.checkpoint_folder import (
+    CONFIG,
+    STATE,
+    checkpoint_name,
+    prepare,
+    publish,
+    read_latest,
+    remove,
+    write_atomically,
+)
 from megatron_music.training.engine import Engine
 from megatron_music.training.guard import GuardState
 from megatron_music.training.manifest import write_manifest
@@ -33,7 +42,6 @@ from megatron_music.training.optimizer import MAIN_PARAMETER, MOMENTS, get_state
 from megatron_music.training.reader import read_tensors
 from megatron_music.training.writer import TensorsWriter
 
-STATE, CONFIG, TOKENIZER = "state.json", "config.yaml", "tokenizer"
 AVERAGE = "average"  # before the names of averaged weights on disk
 
 

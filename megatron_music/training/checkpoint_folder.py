@@ -1,7 +1,7 @@
 """A run's checkpoints as folders: their names, which is the newest, and how one comes and goes.
 
 ``RUN/latest`` names the newest complete one. A checkpoint comes by a rename and goes by a rename, so that a kill
-leaves nothing that looks like one and is none. Knows nothing about what a checkpoint holds.
+leaves nothing that looks like one and is none. Knows the names of a checkpoint's files and nothing of what is in them.
 """
 
 import os
@@ -10,6 +10,8 @@ import shutil
 from pathlib import Path
 
 LATEST = "latest"
+# In every checkpoint: where the run stood, the run, and of a GPT the tokenizer of its data.
+STATE, CONFIG, TOKENIZER = "state.json", "config.yaml", "tokenizer"
 _NAME = re.compile(r"iter_(\d{7,})")
 _UNFINISHED, _REMOVED = "unfinished", "removed"
 

@@ -13,7 +13,8 @@ from megatron_music.flow_run import FlowRunConfig
 from megatron_music.models.gpt import build_gpt
 from megatron_music.recipes import read_run
 from megatron_music.training import distributed
-from megatron_music.training.checkpoint import AVERAGE, CONFIG, load_tensors, read_state, set_weights, sharded_weights
+from megatron_music.training.checkpoint import AVERAGE, load_tensors, read_state, set_weights, sharded_weights
+from megatron_music.training.checkpoint_folder import CONFIG
 from megatron_music.training.newest import find_checkpoint
 from megatron_music.training.tasks import build_flow_model
 

@@ -21,13 +21,8 @@ from megatron_music.tokens import vocabulary
 from megatron_music.tokens.folder import read_encoding
 from megatron_music.tokens.wording import read_wording
 from megatron_music.training import distributed
-from megatron_music.training.checkpoint import (
-    CONFIG,
-    TOKENIZER,
-    check_same_model,
-    read_state,
-)
-from megatron_music.training.checkpoint_folder import write_atomically
+from megatron_music.training.checkpoint import check_same_model, read_state
+from megatron_music.training.checkpoint_folder import CONFIG, TOKENIZER, write_atomically
 from megatron_music.training.newest import find_checkpoint, newest_whole
 
 STARTS = "starts.json"

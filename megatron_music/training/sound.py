@@ -16,7 +16,7 @@ from megatron_music.flow_run import FlowRunConfig
 from megatron_music.generation.audio import SoundMaker
 from megatron_music.recipes import read_run
 from megatron_music.training import distributed
-from megatron_music.training.checkpoint import CONFIG
+from megatron_music.training.checkpoint_folder import CONFIG
 from megatron_music.training.load import load_flow_model
 from megatron_music.training.manifest import MANIFEST
 from megatron_music.training.newest import find_checkpoint
