@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from megatron_music import audio_commands, commands, convert_commands, dataset_commands
+from megatron_music import audio_commands, commands, convert_commands, dataset_commands, profiling_commands
 from megatron_music.commands import FAILED, OK
 from megatron_music.dataset_options import NEGATIVE_NUMBER_OR_RANGE, add_build_options, add_encoding_options
 
@@ -198,6 +198,12 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder")
     convert.add_argument("--to", required=True, choices=tuple(convert_commands.CONVERSIONS))
     convert.add_argument("--tokenizer", default=None, metavar="DIR", help="of the data, where HF_DIR has no mmmtrack.json")
+
+    profiling_commands.add_mfu(command(verbs, "mfu", profiling_commands.mfu, "how well a training step uses its GPUs, by each formula"))
+
+    profiling_commands.add_memory(command(verbs, "memory", profiling_commands.memory, "what training takes on each rank"))
+
+    profiling_commands.add_compare(command(verbs, "compare", profiling_commands.compare, "whether the steps of two runs differ by more than noise"))
 
     doctor = command(verbs, "doctor", commands.doctor, "say what this machine has and lacks")
     doctor.add_argument("--json", action="store_true")

@@ -12,6 +12,7 @@ BUILD = [
     "--piece-bars", "--tracks", "--notes-per-bar", "--empty-tracks", "--pitches",
     "--drop-duplicates", "--no-sanitize", "--seconds-per-file", "--seed", "--split", "--format",
 ]  # fmt: skip
+TABLE = ["--json", "--csv", "--markdown"]
 SURFACE = {
     "tokenize": ["file", *ENCODING],
     "detokenize": ["file", "-o/--output", "--piece", "--steps-per-quarter", "--tokenizer"],
@@ -37,6 +38,11 @@ SURFACE = {
                        "--share", "--from", "--keep", "--variation", "--batch-size", "--rank", "--last-weights", "--format",
                        "--bits"],
     "convert": ["source", "-o/--output", "--to", "--tokenizer"],
+    "mfu": ["source", "--num-layers", "--hidden-size", "--num-attention-heads", "--num-query-groups", "--ffn-hidden-size",
+            "--seq-length", "--vocab-size", "--swiglu", "--global-batch-size", "--num-gpus", "--step-time", "--warmup",
+            "--recomputation", "--gpu", "--dtype", "--peak", *TABLE],
+    "memory": ["recipe", "overrides", "--num-gpus", "--gpu", "--gpu-memory", *TABLE],
+    "compare": ["first", "second", "--warmup", *TABLE],
     "doctor": ["--json"],
 }  # fmt: skip
 

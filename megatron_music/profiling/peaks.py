@@ -1,4 +1,4 @@
-"""Peak speeds of GPUs: dense matrix products in bf16 and fp16, in TFLOP/s, each with where the number is from.
+"""Peak speeds of GPUs, dense matrix products in bf16 and fp16 in TFLOP/s, each with where the number is from; and memory.
 
 Dense, that is without structured sparsity: data sheets print the double with it (1979 for an H100). Found by the names that
 ``torch.cuda.get_device_name`` gives; a slice of a GPU (MIG) has no entry, as its peak is not the GPU's. Knows nothing
@@ -19,27 +19,28 @@ class Peak(NamedTuple):
     tflops: float  # dense, bf16 and fp16 alike
     source: str
     device_name: str  # regular expression over the whole of what torch calls it
+    memory_gb: int | None = None  # 10^9 bytes, of the largest there is, as recalled from data sheets
     has_bf16: bool = True
 
 
 PEAKS: dict[str, Peak] = {
     peak.gpu: peak
     for peak in (
-        Peak("v100", 125, DATA_SHEET + ", SXM2, fp16", r"Tesla V100-SXM[23]-(16|32)GB", has_bf16=False),
-        Peak("v100-dgx2h", 130, "NVIDIA's DGX-2H, 450 W a GPU, fp16", r"Tesla V100-SXM3-32GB-H", has_bf16=False),
-        Peak("a100", 312, DATA_SHEET, r"(NVIDIA )?A100-(SXM4|SXM|PCIE|PCIe)-(40|80)GB|NVIDIA A100 80GB PCIe"),
-        Peak("a800", 312, DATA_SHEET, r"NVIDIA A800-(SXM4|PCIE)-(40|80)GB|NVIDIA A800 80GB PCIe"),
-        Peak("h100", 989, DATA_SHEET + ", SXM", r"NVIDIA H100 80GB HBM3"),
-        Peak("h100-pcie", 756, DATA_SHEET, r"NVIDIA H100 PCIe"),
-        Peak("h100-nvl", 835, DATA_SHEET, r"NVIDIA H100 NVL"),
-        Peak("h200", 989, DATA_SHEET + ", SXM", r"NVIDIA H200"),
-        Peak("h800", 989, DATA_SHEET + ", SXM", r"NVIDIA H800"),
-        Peak("h20", 148, DATA_SHEET, r"NVIDIA H20"),
-        Peak("l40s", 362, RECALLED, r"NVIDIA L40S"),
-        Peak("b200", 2250, DATA_SHEET, r"NVIDIA B200"),
-        Peak("b300", 2250, DATA_SHEET, r"NVIDIA B300( SXM6 AC)?"),
-        Peak("gb200", 2500, "a GB200 NVL72's by 72; other sources have 2450", r"NVIDIA GB200"),
-        Peak("gb300", 2500, "as a GB200; other sources have 2450", r"NVIDIA GB300"),
+        Peak("v100", 125, DATA_SHEET + ", SXM2, fp16", r"Tesla V100-SXM[23]-(16|32)GB", 32, has_bf16=False),
+        Peak("v100-dgx2h", 130, "NVIDIA's DGX-2H, 450 W a GPU, fp16", r"Tesla V100-SXM3-32GB-H", 32, has_bf16=False),
+        Peak("a100", 312, DATA_SHEET, r"(NVIDIA )?A100-(SXM4|SXM|PCIE|PCIe)-(40|80)GB|NVIDIA A100 80GB PCIe", 80),
+        Peak("a800", 312, DATA_SHEET, r"NVIDIA A800-(SXM4|PCIE)-(40|80)GB|NVIDIA A800 80GB PCIe", 80),
+        Peak("h100", 989, DATA_SHEET + ", SXM", r"NVIDIA H100 80GB HBM3", 80),
+        Peak("h100-pcie", 756, DATA_SHEET, r"NVIDIA H100 PCIe", 80),
+        Peak("h100-nvl", 835, DATA_SHEET, r"NVIDIA H100 NVL", 94),
+        Peak("h200", 989, DATA_SHEET + ", SXM", r"NVIDIA H200", 141),
+        Peak("h800", 989, DATA_SHEET + ", SXM", r"NVIDIA H800", 80),
+        Peak("h20", 148, DATA_SHEET, r"NVIDIA H20", 96),
+        Peak("l40s", 362, RECALLED, r"NVIDIA L40S", 48),
+        Peak("b200", 2250, DATA_SHEET, r"NVIDIA B200", 180),
+        Peak("b300", 2250, DATA_SHEET, r"NVIDIA B300( SXM6 AC)?", 288),
+        Peak("gb200", 2500, "a GB200 NVL72's by 72; other sources have 2450", r"NVIDIA GB200", 186),
+        Peak("gb300", 2500, "as a GB200; other sources have 2450", r"NVIDIA GB300", 288),
     )
 }
 

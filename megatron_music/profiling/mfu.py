@@ -1,0 +1,85 @@
+"""MFU and HFU of a measured step, by every formula side by side, with what each counts.
+
+Knows nothing about where the time is from, or about torch.
+"""
+
+from typing import NamedTuple
+
+from megatron_music.config import ModelConfig
+from megatron_music.profiling.flops import FORMULAS, step_flops, tflops_per_gpu, utilization
+from megatron_music.profiling.peaks import PEAKS, Peak, peak_of
+
+COUNTS = {
+    "mcore": "half of the attention's scores (causal); what Megatron-LM and NeMo print",
+    "72-form": "all scores; arXiv:2205.05198",
+    "paper-eq3": "all scores, and full recomputation, always; arXiv:2104.04473, equation 3",
+}
+# Below it the matrix products are not what a step waits for.
+LOW_MFU = 0.1
+
+
+class Utilization(NamedTuple):
+    """One formula's figures; None where the formula is not derived for the model."""
+
+    formula: str
+    counts: str  # in words; why there is no figure, where there is none
+    recomputation: str
+    model_tflops_per_gpu: float | None  # what the model needs, a second
+    hardware_tflops_per_gpu: float | None  # what is carried out
+    mfu: float | None  # in [0, 1]
+    hfu: float | None
+
+
+def utilizations(
+    model: ModelConfig,
+    *,
+    global_batch_size: int,
+    num_gpus: int,
+    seconds: float,
+    peak_tflops: float,
+    recomputation: str = "none",
+) -> list[Utilization]:
+    """All formulas' figures of one training step of a GPT.
+
+    Args:
+        seconds: of a step.
+        recomputation: ``none``, ``selective`` or ``full``. Equation 3 counts full recomputation whatever was done.
+    """
+    found = []
+    for formula in FORMULAS:
+        counted = "full" if formula == "paper-eq3" else recomputation
+        try:
+            flops = step_flops(model, global_batch_size, formula=formula, recomputation=counted)
+        except ValueError as error:
+            found.append(Utilization(formula, str(error), counted, None, None, None, None))
+            continue
+        speeds = [tflops_per_gpu(operations, seconds, num_gpus) for operations in (flops.model, flops.hardware)]
+        shares = [utilization(operations, seconds, num_gpus, peak_tflops) for operations in (flops.model, flops.hardware)]
+        found.append(Utilization(formula, COUNTS[formula], counted, *speeds, *shares))
+    return found
+
+
+def find_peak(gpu: str | None, peak_tflops: float | None, dtype: str | None = None) -> Peak:
+    """The peak that figures are shares of.
+
+    Args:
+        gpu: a short name of ``PEAKS``, or the name torch gives it.
+        peak_tflops: of one GPU, dense; it goes before what is known of the GPU.
+        dtype: ``bf16`` or ``fp16``; left out: bf16 where the GPU has it.
+
+    Raises:
+        ValueError: neither is given, the GPU is not known, or has no bf16.
+    """
+    if peak_tflops is not None:
+        if not 0 < peak_tflops < float("inf"):
+            raise ValueError(f"--peak is {peak_tflops}; use TFLOP/s above 0, dense, such as 989 of an H100")
+        return Peak(gpu or "a GPU", peak_tflops, "as --peak says", "")
+    if not gpu:
+        raise ValueError(f"there is no peak to compare with; give --gpu ({', '.join(PEAKS)}) or --peak TFLOP/s of one GPU")
+    if dtype is None:
+        known = peak_of(gpu, "fp16")
+        dtype = "bf16" if known is None or known.has_bf16 else "fp16"
+    found = peak_of(gpu, dtype)
+    if found is None:
+        raise ValueError(f"no peak of {gpu!r} is known; use one of {', '.join(PEAKS)}, or --peak TFLOP/s of one GPU")
+    return found

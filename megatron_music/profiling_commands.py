@@ -1,0 +1,263 @@
+"""The commands of performance, one function each: what a step costs and how well it uses the machine. Imports when it runs."""
+
+import json
+from pathlib import Path
+
+_SHAPE = {
+    "num_layers": "L",
+    "hidden_size": "H",
+    "num_attention_heads": "A",
+    "num_query_groups": "G",
+    "ffn_hidden_size": "F",
+    "seq_length": "S",
+    "vocab_size": "V",
+}
+_SHAPE_HELP = {
+    "num_query_groups": "by default as many as heads",
+    "ffn_hidden_size": "by default 4 x H",
+    "seq_length": "tokens",
+    "vocab_size": "padded, as the output layer has it",
+}
+_OPTIONAL = ("num_query_groups", "ffn_hidden_size", "swiglu")
+
+
+def add_table_form(parser) -> None:
+    form = parser.add_mutually_exclusive_group()
+    for name in ("json", "csv", "markdown"):
+        form.add_argument(f"--{name}", dest="form", action="store_const", const=name, default="text")
+
+
+def add_shape(parser) -> None:
+    for name, letter in _SHAPE.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=None, metavar=letter, help=_SHAPE_HELP.get(name))
+    parser.add_argument("--swiglu", action="store_true", default=None, help="a gated feed-forward, three matrices")
+
+
+def add_mfu(parser) -> None:
+    parser.add_argument("source", nargs="?", default=None, metavar="RUN|LOG",
+                        help="a run's folder, a metrics.jsonl, or a log of Megatron-LM, Megatron-Bridge or NeMo")  # fmt: skip
+    add_shape(parser)
+    parser.add_argument("--global-batch-size", type=int, default=None, metavar="B", help="sequences a step, of all GPUs")
+    parser.add_argument("--num-gpus", type=int, default=None, metavar="N")
+    parser.add_argument("--step-time", type=float, default=None, metavar="SECONDS", help="in place of RUN|LOG")
+    parser.add_argument("--warmup", type=int, default=10, metavar="N", help="iterations left out after each start of RUN|LOG")
+    parser.add_argument("--recomputation", default=None, choices=("none", "selective", "full"), help="of activations, for HFU")
+    parser.add_argument("--gpu", default=None, metavar="NAME", help="e.g. a100, h100, v100")
+    parser.add_argument("--dtype", default=None, choices=("bf16", "fp16"))
+    parser.add_argument("--peak", type=float, default=None, metavar="TFLOPS", help="of one GPU, dense, in place of what is known of it")
+    add_table_form(parser)
+
+
+def mfu(options) -> None:
+    from megatron_music.profiling.logs import read_log, summarize
+    from megatron_music.profiling.mfu import find_peak, utilizations
+    from megatron_music.profiling.tables import format_table
+
+    if (options.source is None) == (options.step_time is None):
+        raise ValueError("mfu needs the time of a step, once; give --step-time SECONDS, or a run's folder or log")
+    _check_warmup(options)
+    peak = find_peak(options.gpu, options.peak, options.dtype)
+    facts, measured = {}, None
+    if options.source is not None:
+        path, log = Path(options.source), read_log(_log_of(options.source))
+        measured = summarize(log.steps, options.warmup)
+        facts = log.facts | (_facts_of_run(path if path.is_dir() else path.parent) if log.kind == "metrics.jsonl" else {})
+    seconds = _positive("--step-time", measured.median if measured else options.step_time)
+    run = _run_facts(options, facts)
+    found = utilizations(
+        run["model"],
+        global_batch_size=run["global_batch_size"],
+        num_gpus=run["num_gpus"],
+        seconds=seconds,
+        peak_tflops=peak.tflops,
+        recomputation=run["recomputation"],
+    )
+    if options.form == "json":
+        print(json.dumps(_mfu_json(found, run, seconds, measured, peak), indent=1))
+        return
+    columns = {"formula": "", "recomputation": "", "model_tflops_per_gpu": ".1f", "hardware_tflops_per_gpu": ".1f", "mfu": ".2%",
+               "hfu": ".2%", "counts": ""}  # fmt: skip
+    table = format_table(columns, [line._asdict() for line in found], options.form)
+    if options.form == "csv":
+        print(table)
+        return
+    print("\n".join([*_mfu_head(run, seconds, measured, peak), "", table, *_mfu_foot(found)]))
+
+
+def _mfu_head(run: dict, seconds: float, measured, peak) -> list[str]:
+    model, batch = run["model"], run["global_batch_size"]
+    tokens = batch * model.seq_length / seconds
+    spread = ""
+    if measured:
+        spread = (
+            f", the median of {measured.num_lines} lines, half of them between {measured.lower_quartile:.4g} and "
+            f"{measured.upper_quartile:.4g}; {measured.num_warmup_lines} of warm-up left out"
+        )
+    return [
+        f"{model.num_layers} layers x {model.hidden_size}, {model.num_attention_heads} heads, {model.seq_length} tokens, "
+        f"vocabulary {model.vocab_size}; {batch} sequences a step on {run['num_gpus']} GPUs",
+        f"step {seconds:.4g} s{spread}; {tokens:,.0f} tokens/s",
+        f"peak {peak.tflops:g} TFLOP/s a GPU: {peak.gpu}, {peak.source}",
+    ]
+
+
+def _mfu_foot(found: list) -> list[str]:
+    from megatron_music.profiling.mfu import LOW_MFU
+
+    best = max(line.mfu or 0 for line in found)
+    if best >= LOW_MFU:
+        return []
+    return ["", f"below {LOW_MFU:.0%} a step waits for launches of kernels or for memory, not for the matrix products"]
+
+
+def _mfu_json(found: list, run: dict, seconds: float, measured, peak) -> dict:
+    shape = {name: getattr(run["model"], name) for name in (*_SHAPE, "swiglu")}
+    answer = {line.formula: {name: value for name, value in line._asdict().items() if name != "formula"} for line in found}
+    return answer | {
+        "step_seconds": seconds,
+        "measured": measured._asdict() if measured else None,
+        "peak_tflops": peak.tflops,
+        "peak_source": peak.source,
+        "gpu": peak.gpu,
+        "num_gpus": run["num_gpus"],
+        "global_batch_size": run["global_batch_size"],
+        "model": shape,
+    }
+
+
+def add_memory(parser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a name from `recipes`, or a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N")
+    parser.add_argument("--gpu", default=None, metavar="NAME", help="say whether it fits, e.g. a100 (80 GB)")
+    parser.add_argument("--gpu-memory", type=float, default=None, metavar="GB", help="of one GPU, in place of what is known of it")
+    add_table_form(parser)
+
+
+def memory(options) -> None:
+    from megatron_music.config import RunConfig
+    from megatron_music.profiling.memory import estimate_memory, fit
+    from megatron_music.profiling.tables import format_table
+    from megatron_music.recipes import load_run
+
+    run = load_run(options.recipe, options.overrides)
+    if not isinstance(run, RunConfig):
+        raise ValueError(f"{options.recipe} is a run of {run.model.kind}; memory is estimated of GPTs alone")
+    _positive("--num-gpus", options.num_gpus)
+    capacity = _capacity_gb(options)
+    stages = estimate_memory(run, options.num_gpus)
+    answer = fit(stages, capacity)
+    if options.form == "json":
+        rows = [stage._asdict() | {"total": stage.total} for stage in stages]
+        print(json.dumps({"stages": rows, "num_gpus": options.num_gpus, **answer._asdict()}, indent=1))
+        return
+    columns = {"stage": "", "parameters": ",", "weights": ".2f", "gradients": ".2f", "optimizer": ".2f", "activations": ".2f", "total": ".2f"}
+    rows = []
+    for stage in stages:
+        in_gb = {name: getattr(stage, name) / 1e9 for name in columns if name not in ("stage", "parameters")}
+        rows.append({"stage": stage.stage, "parameters": stage.parameters} | in_gb)
+    print(format_table(columns, rows, options.form))
+    if options.form != "csv":
+        print(f"\nGB (10^9 bytes) of one rank of each pipeline stage, {options.num_gpus} GPUs; {answer.sentence}")
+
+
+def _capacity_gb(options) -> float | None:
+    from megatron_music.profiling.peaks import PEAKS, peak_of
+
+    if options.gpu_memory is not None:
+        return _positive("--gpu-memory", options.gpu_memory)
+    if options.gpu is None:
+        return None
+    found = peak_of(options.gpu, "fp16")
+    if found is None:
+        raise ValueError(f"the memory of {options.gpu!r} is not known; use one of {', '.join(PEAKS)}, or --gpu-memory GB")
+    return float(found.memory_gb)
+
+
+def add_compare(parser) -> None:
+    for name in ("first", "second"):
+        parser.add_argument(name, metavar="RUN|LOG", help="a run's folder, a metrics.jsonl or a host's log")
+    parser.add_argument("--warmup", type=int, default=10, metavar="N", help="iterations left out after each start")
+    add_table_form(parser)
+
+
+def compare(options) -> None:
+    from megatron_music.profiling.compare import CONFIDENCE, difference, largest_loss_difference
+    from megatron_music.profiling.logs import after_warmup, read_log
+    from megatron_music.profiling.tables import format_table
+
+    _check_warmup(options)
+    logs = [read_log(_log_of(source)) for source in (options.first, options.second)]
+    seconds = [[step.seconds for step in after_warmup(log.steps, options.warmup)] for log in logs]
+    found = difference("step seconds", *seconds)
+    losses = largest_loss_difference(*({step.iteration: step.loss for step in log.steps if step.loss} for log in logs))
+    if options.form == "json":
+        where = {"iteration": losses[0], "share": losses[1]} if losses else None
+        print(json.dumps({"step_seconds": found._asdict(), "largest_loss_difference": where}, indent=1))
+        return
+    columns = {"quantity": "", "first": ".4g", "second": ".4g", "share": "+.2%", "low": "+.2%", "high": "+.2%", "num_first": "",
+               "num_second": "", "verdict": ""}  # fmt: skip
+    print(format_table(columns, [found._asdict()], options.form))
+    if options.form == "csv":
+        return
+    print(f"\nmedians; {CONFIDENCE:.0%} of redrawn runs lie from low to high: the noise within these two runs, not from day to day")
+    if losses:
+        print(f"the losses differ most at iteration {losses[0]}, by {losses[1]:.2%}")
+
+
+def _check_warmup(options) -> None:
+    if options.warmup < 0:
+        raise ValueError(f"--warmup is {options.warmup}; use iterations from 0")
+
+
+def _log_of(source: str) -> Path:
+    path = Path(source)
+    return path / "metrics.jsonl" if path.is_dir() else path
+
+
+def _run_facts(options, facts: dict) -> dict:
+    """The run that is spoken of: what the command line says, before what its log does."""
+    from megatron_music.config import ModelConfig
+
+    names = [*_SHAPE, "swiglu", "global_batch_size", "num_gpus", "recomputation"]
+    facts = facts | {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    facts.setdefault("recomputation", "none")
+    missing = [name for name in names if name not in facts and name not in _OPTIONAL]
+    if missing:
+        flags = ", ".join("--" + name.replace("_", "-") for name in missing)
+        raise ValueError(f"{'the log does not say' if options.source else 'missing are'} {flags}; give {'it' if len(missing) == 1 else 'them'}")
+    for name in ("global_batch_size", "num_gpus"):
+        _positive("--" + name.replace("_", "-"), facts[name])
+    model = ModelConfig(**{name: facts[name] for name in (*_SHAPE, "swiglu") if name in facts})
+    return {"model": model} | {name: facts[name] for name in ("global_batch_size", "num_gpus", "recomputation")}
+
+
+def _facts_of_run(folder: Path) -> dict:
+    """What a run's newest checkpoint says of it; nothing where there is none."""
+    from dataclasses import asdict
+
+    from megatron_music.config import RunConfig
+    from megatron_music.recipes import read_run
+    from megatron_music.training.checkpoint_folder import CONFIG, STATE, checkpoints_of
+
+    for checkpoint in checkpoints_of(folder):
+        run = read_run(checkpoint / CONFIG)
+        if not isinstance(run, RunConfig):
+            raise ValueError(
+                f"{folder} is a run of {run.model.kind}, whose figures are in its metrics.jsonl by the formula flow; "
+                "mfu is of GPTs"
+            )
+        shape = asdict(run.model)
+        layout = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["layout"]
+        return {name: shape[name] for name in (*_SHAPE, "swiglu")} | {
+            "global_batch_size": run.train.global_batch_size,
+            "num_gpus": layout["world_size"],
+            "recomputation": run.train.recompute_granularity or "none",
+        }
+    return {}
+
+
+def _positive(name: str, value: float) -> float:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} is {value}; use a number above 0")
+    return value

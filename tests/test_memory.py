@@ -1,0 +1,150 @@
+"""The memory of a rank by arithmetic, beside what real engines hold and what their backward passes wait for."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_gpt import launch, tiny_dataset, tiny_run
+
+from megatron_music.cli import main
+from megatron_music.config import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainConfig
+from megatron_music.profiling.memory import Stage, estimate_memory, fit
+
+WORKER = Path(__file__).parent / "memory_worker.py"
+TENSOR, SEQUENCE = "parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"
+PIPELINE, INTERLEAVED = "parallel.pipeline_model_parallel_size=2", "parallel.virtual_pipeline_model_parallel_size=2"
+DISTRIBUTED = "optimizer.use_distributed_optimizer=true"
+FULL, SELECTIVE = "train.recompute_granularity=full", "train.recompute_granularity=selective"
+LLAMA = ["model.swiglu=true", "model.normalization=RMSNorm", "model.add_bias_linear=false",
+         "model.share_embeddings_and_output_weights=false"]  # fmt: skip
+DEEP = "model.num_layers=4"
+LAYOUTS = {
+    1: [
+        [],
+        ["train.bf16=true"],
+        [DEEP],
+        [DEEP, SELECTIVE],
+        [DEEP, FULL],
+        [DEEP, FULL, "train.recompute_num_layers=2"],
+        [DEEP, FULL, "train.recompute_method=block", "train.recompute_num_layers=3"],
+        LLAMA,
+        ["model.num_query_groups=2"],
+        ["model.position_embedding_type=learned_absolute"],
+        ["train.micro_batch_size=4", "model.hidden_size=128"],
+    ],
+    2: [
+        [TENSOR],
+        [TENSOR, SEQUENCE],
+        [TENSOR, SEQUENCE, *LLAMA],
+        [PIPELINE],
+        [PIPELINE, *LLAMA],
+        [PIPELINE, "train.global_batch_size=2"],
+        [PIPELINE, INTERLEAVED, DEEP],
+        [PIPELINE, DEEP, FULL],
+        [DISTRIBUTED],
+        [DISTRIBUTED, "train.bf16=true"],
+    ],
+}
+# arXiv:2104.04473, table 1: hidden, layers, heads, TP, PP, chunks, micro batch, GPUs, global batch. All of it ran on 80 GB.
+TABLE_1 = [
+    (2304, 24, 24, 1, 1, 1, 16, 32, 512),
+    (3072, 30, 32, 2, 1, 1, 16, 64, 512),
+    (4096, 36, 32, 4, 1, 1, 16, 128, 512),
+    (6144, 40, 48, 8, 1, 1, 8, 256, 1024),
+    (8192, 48, 64, 8, 2, 1, 4, 512, 1536),
+    (10240, 60, 80, 8, 4, 3, 2, 1024, 1792),
+    (12288, 80, 96, 8, 8, 2, 2, 1536, 2304),
+    (16384, 96, 128, 8, 16, 2, 1, 1920, 2160),
+    (20480, 105, 128, 8, 35, 3, 1, 2520, 2520),
+    (25600, 128, 160, 8, 64, 1, 1, 3072, 3072),
+]
+
+
+@pytest.fixture(scope="module", params=LAYOUTS, ids=lambda size: f"{size} processes")
+def measured(request, tmp_path_factory):
+    """Each layout of a world size with what its ranks hold."""
+    size = request.param
+    folder = tmp_path_factory.mktemp(f"memory-{size}")
+    data = tiny_dataset(folder / "data")
+    (folder / "layouts.json").write_text(json.dumps(LAYOUTS[size]))
+    launch(size, WORKER, folder)
+    ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(size)]
+    return size, [(tiny_run(data, *overrides), found) for overrides, *found in zip(LAYOUTS[size], *ranks, strict=True)]
+
+
+def test_it_is_what_is_held(measured):
+    size, layouts = measured
+    for run, ranks in layouts:
+        stages = estimate_memory(run, size)
+        assert len(stages) == run.parallel.pipeline_model_parallel_size
+        for rank, held in enumerate(ranks):
+            stage = stages[rank if len(stages) == size else 0]
+            assert stage.parameters == held["parameters"], run
+            assert stage.weights == held["weights"] and stage.gradients == held["gradients"], run
+            # Adam's count of steps, 4 bytes a parameter tensor, and the rounding of a part to whole elements.
+            assert 0 <= held["optimizer"] - stage.optimizer < 500, run
+            if not run.train.bf16:  # a CPU without bf16 multiplies in float32, and keeps that
+                # Token ids, masks and counts of the loss, some bytes a token, are not counted.
+                assert 0.985 < stage.activations / held["activations"] <= 1, (run, rank, stage.activations, held)
+
+
+@pytest.mark.parametrize("row", TABLE_1, ids=lambda row: f"h{row[0]}")
+def test_table_1_fits(row):
+    hidden, layers, heads, tensor, pipeline, virtual, micro, gpus, batch = row
+    run = RunConfig(
+        ModelConfig(num_layers=layers, hidden_size=hidden, num_attention_heads=heads, seq_length=2048, vocab_size=51200,
+                    position_embedding_type="learned_absolute"),
+        parallel=ParallelConfig(tensor, pipeline, virtual if virtual > 1 else None),
+        optimizer=OptimizerConfig(),
+        train=TrainConfig(micro_batch_size=micro, global_batch_size=batch, bf16=True, recompute_granularity="full"),
+    )  # fmt: skip
+    stages = estimate_memory(run, gpus)
+    assert fit(stages, 80).fits, stages
+    # Each parameter takes 18 bytes, and lies on one rank but for the norms, some biases and a second embedding.
+    held = sum(stage.parameters for stage in stages) * tensor
+    assert 1 <= held / run.model.parameter_count < 1.09
+
+
+def test_without_recomputation_the_largest_does_not():
+    run = RunConfig(
+        ModelConfig(num_layers=128, hidden_size=25600, num_attention_heads=160, seq_length=2048, vocab_size=51200),
+        parallel=ParallelConfig(8, 64),
+        train=TrainConfig(micro_batch_size=1, global_batch_size=3072, bf16=True),
+    )
+    assert fit(estimate_memory(run, 3072), 80).fits is False
+
+
+def test_a_fit_leaves_room():
+    stages = [Stage(0, 1, 1e9, 1e9, 1e9, 1e9), Stage(1, 1, 1e9, 1e9, 1e9, 6e9)]
+    assert [fit(stages, gb).fits for gb in (None, 8, 9.5, 11)] == [None, False, False, True]
+    assert "9.00 GB, of stage 1, 95% of 9.5 GB: it is too close to fit" in fit(stages, 9.5).sentence
+
+
+def test_the_command(capsys):
+    sizes = "model.size=6.7b train.global_batch_size=32 train.bf16=true parallel.pipeline_model_parallel_size=4".split()
+    assert main(["memory", "article", *sizes, "--num-gpus", "8", "--gpu", "a100", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["stages"]) == 4 and found["gpu_memory_gb"] == 80 and isinstance(found["fits"], bool)
+    assert found["share"] == max(stage["total"] for stage in found["stages"]) / 80e9
+    assert main(["memory", "article", "--gpu", "v100"]) == 0
+    told = capsys.readouterr().out
+    assert "of 32 GB: it fits" in told and told.splitlines()[0].split()[:2] == ["stage", "parameters"]
+    assert main(["memory", "tiny", "--csv"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "stage,parameters,weights,gradients,optimizer,activations,total"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nothing"], "recipe 'nothing' is neither"),
+        (["tiny", "--num-gpus", "3"], "train.global_batch_size 8 does not divide"),
+        (["tiny", "--num-gpus", "0"], "--num-gpus is 0"),
+        (["tiny", "--gpu", "h900"], "the memory of 'h900' is not known"),
+        (["tiny", "--gpu-memory", "nan"], "--gpu-memory is nan"),
+        (["demo-dit"], "memory is estimated of GPTs alone"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, sentence, capsys):
+    assert main(["memory", *arguments]) == 2
+    told = capsys.readouterr().err
+    assert sentence in told and told.count("\n") == 1
