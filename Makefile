@@ -2,6 +2,7 @@
 # make demo-audio   the same chorales rendered with captions -> latents -> both stages of words to music -> sounds, in demo-audio/
 # make test   the whole test suite
 # Each sets up .venv first, with the versions of constraints.txt.
+# make test-slurm   the job scripts of launch/ on real Slurm daemons; as root, it installs slurm-wlm and munge with apt
 # make test-latest   megatron-core 0.19 and the hosts (Megatron-Bridge, NeMo, NeMo-Run), on Python 3.12 in .venv-latest
 
 VENV := .venv
@@ -13,7 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
 LATEST := .venv-latest
 PYTHON312 ?= $(shell python3.12 -c "" >/dev/null 2>&1 && echo python3.12)
 
-.PHONY: demo demo-audio test test-latest clean
+.PHONY: demo demo-audio test test-slurm test-latest clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python examples/01_chorales.py demo
@@ -39,6 +40,16 @@ $(VENV)/.ready-audio: $(VENV)/.ready
 $(VENV)/.ready-test: $(VENV)/.ready
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
+
+# Debian's Slurm, started by the tests on loopback addresses and ended by them. A skip is said aloud.
+HAS_SLURM = [ "$$(id -u)" = 0 ] && command -v slurmctld && command -v munged && unshare --mount --uts true
+APT_SLURM = apt-get install -y --no-install-recommends slurm-wlm munge
+
+test-slurm: $(VENV)/.ready-test
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { $(HAS_SLURM); } >/dev/null 2>&1; then \
+		{ $(APT_SLURM) || { apt-get update && $(APT_SLURM); }; } >/dev/null 2>&1; fi || true
+	@if { $(HAS_SLURM); } >/dev/null 2>&1; then $(BIN)/python -m pytest tests/slurm; else \
+		echo "SKIPPED: make test-slurm needs root, namespaces, slurm-wlm and munge; no job script was run on Slurm"; fi
 
 test-latest: $(LATEST)/.ready
 	$(LATEST)/bin/python -m pytest tests/test_parity.py tests/test_checkpoint.py tests/test_batches.py tests/test_tokenizer.py

@@ -94,7 +94,7 @@ def train(stage: str, objective: str, data: Path, run: Path, overrides: list[str
     from megatron_music.training import loop
 
     own = [f"data.path={data}", f"checkpoint.save={run}", f"flow.objective={objective}"]
-    if objective == "regression":  # has learned its mean by then
+    if objective == "regression":  # it has its mean by then, and later learns samples by heart
         steps = load_run(f"demo-{stage}").train.train_iters // 4
         own += [f"train.train_iters={steps}", f"train.eval_interval={steps // 2}", f"checkpoint.save_interval={steps}"]
     return loop.train(load_run(f"demo-{stage}", [*own, *overrides]))

@@ -10,10 +10,8 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from megatron_music import audio_commands, commands, convert_commands, dataset_commands, profiling_commands
-from megatron_music.commands import FAILED, OK
+from megatron_music.commands import BAD_INPUT, FAILED, OK
 from megatron_music.dataset_options import NEGATIVE_NUMBER_OR_RANGE, add_build_options, add_encoding_options
-
-BAD_INPUT = 2
 
 # Which extra brings a module that a command needs.
 _EXTRAS = {
@@ -204,6 +202,12 @@ def _parser() -> argparse.ArgumentParser:
     profiling_commands.add_memory(command(verbs, "memory", profiling_commands.memory, "what training takes on each rank"))
 
     profiling_commands.add_compare(command(verbs, "compare", profiling_commands.compare, "whether the steps of two runs differ by more than noise"))
+
+    preflight = command(verbs, "preflight", commands.preflight, "what would go wrong with a job, before it is queued")
+    preflight.add_argument("script", metavar="JOB.sbatch")
+    preflight.add_argument("recipe", nargs="*", metavar="RECIPE section.field=value", help="as the script will be given them")
+    preflight.add_argument("--gpu", default=None, metavar="NAME", help="of the nodes, where the script does not name it")
+    preflight.add_argument("--json", action="store_true")
 
     doctor = command(verbs, "doctor", commands.doctor, "say what this machine has and lacks")
     doctor.add_argument("--json", action="store_true")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megatron_music.dataset_options import encoding_of
 
-OK, FAILED = 0, 1
+OK, FAILED, BAD_INPUT = 0, 1, 2
 
 
 def progress_bar(unit: str, total: int | None = None, items: Iterable | None = None):
@@ -217,3 +217,18 @@ def doctor(options) -> int:
         for finding in findings:
             print(f"{finding.status:8} {finding.name:20} {finding.detail}{'; ' + finding.remedy if finding.remedy else ''}")
     return FAILED if any(finding.status == "wrong" for finding in findings) else OK
+
+
+def preflight(options) -> int:
+    from megatron_music.preflight import NOTE, WRONG
+    from megatron_music.preflight import preflight as look
+
+    findings = look(Path(options.script), options.recipe, gpu=options.gpu)
+    num_wrong = sum(finding.status == WRONG for finding in findings)
+    if options.json:
+        print(json.dumps([finding._asdict() for finding in findings], indent=1))
+    else:
+        for finding in sorted(findings, key=lambda finding: (finding.status != WRONG, finding.status == NOTE)):
+            print(f"{finding.status:6}{finding.where}: {finding.what}{'; ' + finding.remedy if finding.remedy else ''}")
+        print(f"\n{num_wrong or 'nothing'} wrong" + ("" if num_wrong else ", as far as it can be seen from here"))
+    return BAD_INPUT if num_wrong else OK

@@ -27,20 +27,9 @@ from megatron_music.tokens import vocabulary
 from megatron_music.tokens.bpe import read_bpe
 from megatron_music.tokens.folder import Encoding, read_encoding
 from megatron_music.tokens.mmmtrack import decode_piece
-from tiny import tiny_score
+from tiny import tiny_score, write_corpus
 
 SPLITS = ("train", "valid", "test")
-
-
-def write_corpus(folder, count: int = 12) -> None:
-    """Pieces of six bars, no two of which are the same music in another key."""
-    folder.mkdir(exist_ok=True)
-    for number in range(count):
-        tracks = []
-        for track in tiny_score(6).tracks:
-            rise = np.arange(len(track.notes)) * (number + 1) % 97 % 12
-            tracks.append(Track(track.notes + np.outer(rise, (0, 0, 1, 0)), track.program, voice=track.voice))
-        write_midi(Score(tuple(tracks), 4), folder / f"{number:02}.mid")
 
 
 @pytest.fixture(autouse=True)

@@ -43,6 +43,7 @@ SURFACE = {
             "--recomputation", "--gpu", "--dtype", "--peak", *TABLE],
     "memory": ["recipe", "overrides", "--num-gpus", "--gpu", "--gpu-memory", *TABLE],
     "compare": ["first", "second", "--warmup", *TABLE],
+    "preflight": ["script", "recipe", "--gpu", "--json"],
     "doctor": ["--json"],
 }  # fmt: skip
 

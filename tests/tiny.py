@@ -1,8 +1,10 @@
 """Small scores and encodings, made by hand and made by hypothesis."""
 
+import numpy as np
 from hypothesis import strategies as st
 
 from megatron_music.music.grid import quantize
+from megatron_music.music.midi import write_midi
 from megatron_music.music.score import VOICE_NAMES, VOICE_PROGRAM, Note, Score, Tempo, TimeSignature, Track
 from megatron_music.tokens.folder import Encoding
 
@@ -17,6 +19,17 @@ def tiny_score(bars: int = 4) -> Score:
         notes = [Note(4 * beat, 4 * beat + 4, pitch + (beat * (number + 1)) % 5) for beat in range(4 * bars)]
         tracks.append(Track(notes, VOICE_PROGRAM, voice=voice))
     return Score(tuple(tracks), steps_per_quarter=4)
+
+
+def write_corpus(folder, count: int = 12) -> None:
+    """Pieces of six bars, no two of which are the same music in another key."""
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        tracks = []
+        for track in tiny_score(6).tracks:
+            rise = np.arange(len(track.notes)) * (number + 1) % 97 % 12
+            tracks.append(Track(track.notes + np.outer(rise, (0, 0, 1, 0)), track.program, voice=track.voice))
+        write_midi(Score(tuple(tracks), 4), folder / f"{number:02}.mid")
 
 
 @st.composite

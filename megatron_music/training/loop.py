@@ -41,7 +41,9 @@ def train(config: Run) -> int:
     config.check_world_size(distributed.launched_size())
     distributed.start(config.parallel)
     try:
-        return _train(config)
+        status = _train(config)
+        distributed.on_main(lambda: None)  # a launcher may end all as soon as one has ended, and the main process writes last
+        return status
     finally:
         distributed.stop()
 

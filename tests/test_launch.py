@@ -1,0 +1,169 @@
+"""The job scripts without Slurm: their text, and the commands they give to srun, pyxis and apptainer.
+
+Stand-ins on PATH record what they are called with and run the payload, each as the real one treats the environment: an image's
+ENV goes before the job's, but for what is handed in by name. No container runs here, and no Slurm: tests/slurm has that.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAUNCH = ROOT / "launch"
+SCRIPTS = sorted(LAUNCH.glob("*"))
+# What an image sets for itself.
+IMAGE_ENVIRONMENT = {"CUDA_DEVICE_MAX_CONNECTIONS": "", "MASTER_ADDR": "of-the-image", "HF_HUB_OFFLINE": "0"}
+
+RECORDER = f"""\
+#!{sys.executable}
+import json, os, sys
+name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
+with open(os.environ["RECORD"], "a") as file:
+    file.write(json.dumps([name, *arguments]) + "\\n")
+image = {IMAGE_ENVIRONMENT!r}
+if name == "scontrol":
+    if arguments[:2] == ["show", "hostnames"]:
+        print("\\n".join(f"node{{number}}" for number in range(1, 2000)))
+    sys.exit()
+options = [argument for argument in arguments if argument.startswith("-")]
+if name == "srun":
+    count = next(place for place, argument in enumerate(arguments) if not argument.startswith("-"))
+    options, payload = arguments[:count], arguments[count:]
+    os.environ.update(SLURM_PROCID="3", SLURM_LOCALID="1", SLURM_STEP_NUM_TASKS="4", SLURM_STEP_TASKS_PER_NODE="2(x2)")
+    named = [option.partition("=")[2].split(",") for option in options if option.startswith("--container-env=")]
+    if any(option.startswith("--container-image=") for option in options):
+        os.environ.update({{key: value for key, value in image.items() if not named or key not in named[0]}})
+        os.environ["PATH"] = "/usr/bin:/bin"  # an image has no scontrol
+else:  # apptainer
+    payload = arguments[next(place for place, argument in enumerate(arguments) if argument.endswith(".sif")) + 1:]
+    os.environ.update(image)
+    given = {{key: value for key, value in os.environ.items() if key.startswith("APPTAINERENV_")}}
+    os.environ.update({{key.removeprefix("APPTAINERENV_"): value for key, value in given.items()}})
+os.execvp(payload[0], payload)
+"""
+SHOW = (
+    'echo "$RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE|$MASTER_ADDR:$MASTER_PORT|$CUDA_DEVICE_MAX_CONNECTIONS|$HF_HUB_OFFLINE"'
+)
+SEEN = "3 1 4 2|node1:10042|1|1"
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Runs lines of a job script; gives what it printed, its status, and what was called."""
+    stand_ins = tmp_path / "bin"
+    stand_ins.mkdir()
+    for name in ("srun", "scontrol", "apptainer"):
+        (stand_ins / name).write_text(RECORDER)
+        (stand_ins / name).chmod(0o755)
+    record = tmp_path / "record"
+
+    def run(lines: str, **variables: str):
+        record.write_text("")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "MEGATRON_MUSIC", "MASTER", "CUDA", "HF_"))}
+        environment = kept | {
+            "PATH": f"{stand_ins}:{os.environ['PATH']}", "RECORD": str(record), "SLURM_JOB_ID": "42", "SLURM_NTASKS": "4",
+            "SLURM_JOB_NODELIST": "node[1-1999]", "MEGATRON_MUSIC_ARCH": "hopper", "MEGATRON_MUSIC_VENV": sys.prefix,
+            "MEGATRON_MUSIC_LOGS": str(tmp_path / "logs"),
+        }  # fmt: skip
+        script = f"set -euo pipefail\nsource launch/env.sh\n{lines}"
+        done = subprocess.run(
+            ["bash", "-c", script], cwd=ROOT, env=environment | variables, capture_output=True, text=True, timeout=60, check=False
+        )
+        return done.stdout.strip() + done.stderr.strip(), done.returncode, [json.loads(line) for line in record.read_text().splitlines()]
+
+    return run
+
+
+STEP = f"set_rendezvous; set_gpu_environment; set_offline; run_tasks -- bash -c '{SHOW}'"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "image"), [("bare", ""), ("pyxis", "music.sqsh"), ("apptainer", "music.sif")], ids=lambda value: value or "-"
+)
+def test_each_runtime_hands_every_variable_to_the_tasks(job, runtime, image):
+    said, status, called = job(STEP, MEGATRON_MUSIC_RUNTIME=runtime, MEGATRON_MUSIC_IMAGE=image)
+    assert (said, status) == (SEEN, 0)
+    (srun,) = [call for call in called if call[0] == "srun"]
+    assert {"--kill-on-bad-exit=1", "--mpi=none", "--open-mode=append"} < set(srun)
+    assert any(re.fullmatch(r"--output=.*/logs/%x-%j-start0-rank%t\.log", option) for option in srun)
+
+
+def test_without_the_names_an_image_wins(job):
+    """What a script that merely exports gets: the image's own settings, and an address that is not the batch host's."""
+    naive = f"export MASTER_ADDR=node1 MASTER_PORT=10042 CUDA_DEVICE_MAX_CONNECTIONS=1 HF_HUB_OFFLINE=1\nsrun --container-image=x bash -c '{SHOW}'"
+    said, _, _ = job(naive)
+    assert said.endswith("|of-the-image:10042||0")
+
+
+def test_the_command_lines_of_containers(job):
+    mounts = "/data:/data:ro,/runs:/runs"
+    _, _, called = job(STEP, MEGATRON_MUSIC_RUNTIME="pyxis", MEGATRON_MUSIC_IMAGE="nvcr.io#nvidia/nemo:26.06", MEGATRON_MUSIC_MOUNTS=mounts)
+    srun = called[-1]
+    assert {"--container-image=nvcr.io#nvidia/nemo:26.06", f"--container-mounts={mounts}", "--no-container-mount-home",
+            f"--container-workdir={ROOT}"} < set(srun)  # fmt: skip
+    (names,) = [option.partition("=")[2].split(",") for option in srun if option.startswith("--container-env=")]
+    assert {"MASTER_ADDR", "MASTER_PORT", "CUDA_DEVICE_MAX_CONNECTIONS", "NCCL_NVLS_ENABLE", "HF_HUB_OFFLINE"} < set(names)
+    _, _, called = job(STEP, MEGATRON_MUSIC_RUNTIME="apptainer", MEGATRON_MUSIC_IMAGE="/images/music.sif", MEGATRON_MUSIC_MOUNTS=mounts)
+    assert called[-1][:8] == ["apptainer", "exec", "--nv", "--bind", mounts, "--pwd", str(ROOT), "/images/music.sif"]
+
+
+def test_the_address_is_found_on_the_batch_host(job):
+    said, _, called = job('set_rendezvous; echo "$MASTER_ADDR $MASTER_PORT"', SLURM_JOB_ID="123456")
+    assert said == "node1 33456" and called == [["scontrol", "show", "hostnames", "node[1-1999]"]]
+
+
+@pytest.mark.parametrize(("architecture", "connections"), [("volta", "1"), ("ampere", "1"), ("hopper", "1"), ("blackwell", "32"), ("none", "")])
+def test_settings_by_architecture(job, architecture, connections):
+    said, _, _ = job('set_gpu_environment; echo "${CUDA_DEVICE_MAX_CONNECTIONS:-}"', MEGATRON_MUSIC_ARCH=architecture)
+    assert said == connections
+
+
+@pytest.mark.parametrize(
+    ("lines", "variables", "sentence"),
+    [
+        (STEP, {"MEGATRON_MUSIC_RUNTIME": "docker"}, "MEGATRON_MUSIC_RUNTIME is docker; use bare, pyxis or apptainer"),
+        (STEP, {"MEGATRON_MUSIC_RUNTIME": "pyxis"}, "MEGATRON_MUSIC_IMAGE is not set; name a .sqsh file"),
+        (STEP, {"MEGATRON_MUSIC_RUNTIME": "apptainer"}, "MEGATRON_MUSIC_IMAGE is not set; name a .sif file"),
+        (STEP, {"MEGATRON_MUSIC_ARCH": "pascal"}, "MEGATRON_MUSIC_ARCH is pascal; use volta"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(job, lines, variables, sentence):
+    said, status, called = job(lines, **variables)
+    assert sentence in said and status == 2 and not [call for call in called if call[0] == "srun"]
+
+
+def test_the_status_is_the_trainers_own_though_a_trap_ran(job):
+    """bash's `wait` comes back with 138 when a trapped signal arrives; the script's own loop waits for the 75 of the step."""
+    train = (LAUNCH / "train.sbatch").read_text()
+    body = train[train.index("ended=") : train.index("# Preemption")]
+    step = "bash -c 'trap \"sleep 0.3; exit 75\" USR1; while :; do sleep 0.05; done' &\nstep=$!\n(sleep 0.5; kill -USR1 $$) &\n"
+    careful, _, _ = job(f'{step}{body}\necho "status $status"')
+    assert careful.endswith("status 75")
+    naive, _, _ = job(f'{step}trap \'kill -USR1 "$step"\' USR1\nstatus=0; wait "$step" || status=$?\necho "status $status"')
+    assert naive.endswith("status 138")
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_sound(path):
+    text = path.read_bytes().decode()
+    assert "\r" not in text and subprocess.run(["bash", "-n", path], check=False).returncode == 0
+    assert not re.search(r"(?i)(api_key|token|password)=", text), "no secret"
+    if path.name == "env.sh":
+        return
+    assert text.startswith("#!/usr/bin/env bash\n") and "set -euo pipefail" in text
+    lines = text.splitlines()
+    first_command = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
+    assert all(number < first_command for number, line in enumerate(lines) if line.startswith("#SBATCH"))
+    assert "--signal" not in text or "--signal=B:USR1@" in text
+
+
+def test_no_task_goes_past_the_one_function():
+    """srun is called in one place, so that no step lacks what makes it safe."""
+    for path in SCRIPTS:
+        commands = [line for line in path.read_text().splitlines() if re.match(r"\s*(exec )?srun\b", line)]
+        assert not commands or path.name == "env.sh", (path, commands)

@@ -1,0 +1,191 @@
+"""What is said of a job before it is queued: each mistake found where it is, and nothing wrong where nothing is."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_gpt import tiny_dataset
+
+from megatron_music.cli import main
+from megatron_music.preflight import WRONG, preflight, seconds_of
+
+LAUNCH = Path(__file__).parent.parent / "launch"
+GOOD = """\
+#!/usr/bin/env bash
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=2
+#SBATCH --gpus-per-node=a100:2
+#SBATCH --time=01:00:00
+#SBATCH --signal=B:USR1@300
+set -euo pipefail
+trap 'true' USR1
+srun true
+"""
+HERE = {"MEGATRON_MUSIC_VENV": sys.prefix}
+
+
+@pytest.fixture(autouse=True)
+def _no_slurm(monkeypatch):
+    """Without Slurm's commands, whatever this machine has."""
+    which = shutil.which
+    monkeypatch.setattr("megatron_music.preflight.shutil.which", lambda name: None if name == "sinfo" else which(name))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return tiny_dataset(tmp_path_factory.mktemp("preflight") / "data")
+
+
+def look(tmp_path, text: str = GOOD, recipe=(), environment=HERE, **options):
+    script = tmp_path / "job.sbatch"
+    script.write_bytes(text.encode())
+    return preflight(script, recipe, environment=environment, **options)
+
+
+def wrong(findings) -> list[str]:
+    return [f"{finding.where}: {finding.what}; {finding.remedy}" for finding in findings if finding.status == WRONG]
+
+
+def run_of(data, tmp_path, *overrides) -> list[str]:
+    return ["tiny", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", *overrides]
+
+
+def test_a_good_job_has_nothing_wrong(data, tmp_path):
+    findings = look(tmp_path, recipe=run_of(data, tmp_path, "parallel.tensor_model_parallel_size=2"))
+    assert not wrong(findings)
+    said = "\n".join(finding.what for finding in findings)
+    assert "4 tasks: tensor 2 x pipeline 1 x data 2, 2 micro batches a step" in said
+    assert "of 80 GB: it fits" in said and "sinfo is not on this machine" in said
+
+
+@pytest.mark.parametrize("path", sorted(LAUNCH.glob("*.sbatch")), ids=lambda path: path.name)
+def test_our_own_scripts_have_nothing_wrong(path):
+    assert not wrong(preflight(path, (), environment=HERE))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (GOOD.replace("\n", "\r\n"), "job.sbatch:1: line ends are those of Windows (CRLF); run: sed"),
+        (GOOD + "#SBATCH --time=02:00:00\n", "job.sbatch:10: '#SBATCH --time=02:00:00' stands after the first command"),
+        (GOOD[GOOD.index("\n") + 1 :], "job.sbatch:1: the first line names no shell"),
+        (GOOD + "if true; then\n", "bash cannot read it"),
+        (GOOD.replace("B:USR1", "USR1"), "--signal=USR1@300 goes to the steps, and the script's trap never runs; write --signal=B:USR1@300"),
+        (GOOD.replace("set -euo pipefail", "set -eu").replace("srun true", "srun true | tee log"), "a pipe behind srun hides the status"),
+        (GOOD.replace("a100:2", "a100:1"), "4 tasks on 2 nodes of 1 GPUs each: more tasks than GPUs; set --ntasks-per-node=1"),
+        (GOOD.replace("01:00:00", "00:08:00"), "the signal comes 300 s before the end of 480 s"),
+        (GOOD.replace("#SBATCH --time", "#SBATCH --requeue\n#SBATCH --time"), "--requeue without --open-mode=append"),
+        (GOOD.replace("#SBATCH --time", "#SBATCH --output=missing/%j.out\n#SBATCH --time"), "the folder of --output=missing/%j.out is missing"),
+        (GOOD.replace("nodes=2", "nodes=two"), "an #SBATCH line has a value that is no number"),
+    ],
+)
+def test_mistakes_of_a_script(tmp_path, text, sentence):
+    assert any(sentence in found for found in wrong(look(tmp_path, text))), wrong(look(tmp_path, text))
+    assert not wrong(look(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["parallel.tensor_model_parallel_size=3"], "does not divide by parallel.tensor_model_parallel_size 3"),
+        (["parallel.pipeline_model_parallel_size=8", "model.num_layers=8"], "4 processes do not divide by tensor x pipeline"),
+        (["train.global_batch_size=6"], "train.global_batch_size 6 does not divide"),
+        (["checkpoint.load=nowhere"], "checkpoint.load=nowhere is missing"),
+        (["checkpoint.save=null"], "checkpoint.save is not set: what is trained would be lost"),
+        (["data.path=nowhere"], "nowhere has no train.bin and no train.idx and no tokenizer; build it"),
+        (["data.path=null"], "data.path is not set"),
+        (["train.lr=1"], "unknown key train.lr"),
+        (["model.size=6.7b", "train.micro_batch_size=1", "train.global_batch_size=8"], "it does not fit"),
+    ],
+)
+def test_mistakes_of_a_run(data, tmp_path, overrides, sentence):
+    found = wrong(look(tmp_path, recipe=run_of(data, tmp_path, *overrides)))
+    assert any(sentence in line for line in found), found
+
+
+def test_a_v100_has_no_bf16(data, tmp_path):
+    text = GOOD.replace("a100", "v100")
+    assert any("no bfloat16" in line for line in wrong(look(tmp_path, text, run_of(data, tmp_path, "train.bf16=true"))))
+    assert any("no bfloat16" in line for line in wrong(look(tmp_path, GOOD.replace("a100:", ""), run_of(data, tmp_path, "train.bf16=true"), gpu="V100")))
+
+
+def test_checkpoints_further_apart_than_a_start_is_long(data, tmp_path):
+    (tmp_path / "run").mkdir()
+    lines = [json.dumps({"iteration": step, "loss": 1.0, "step_seconds": 2.0}) for step in range(1, 40)]
+    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (line,) = wrong(look(tmp_path, recipe=run_of(data, tmp_path, "checkpoint.save_interval=2000")))
+    assert "2000 steps of 2 s between checkpoints are longer than the 3300 s a start has; set checkpoint.save_interval=412" in line
+    findings = look(tmp_path, recipe=run_of(data, tmp_path, "checkpoint.save_interval=100"))
+    assert not wrong(findings) and any("1,650 of them in one start" in finding.what for finding in findings)
+
+
+def test_containers(data, tmp_path):
+    image = tmp_path / "music.sqsh"
+    environment = {"MEGATRON_MUSIC_RUNTIME": "pyxis", "MEGATRON_MUSIC_IMAGE": str(image), "MEGATRON_MUSIC_MOUNTS": f"{data.parent}:/data:ro"}
+    found = wrong(look(tmp_path, recipe=run_of(data, tmp_path), environment=environment))
+    assert any(f"the image {image} is missing" in line for line in found)
+    assert any(f"{tmp_path / 'run'} lies below no mount" in line for line in found)
+    image.touch()
+    environment["MEGATRON_MUSIC_MOUNTS"] += f",{tmp_path}:{tmp_path}"
+    assert not wrong(look(tmp_path, recipe=run_of(data, tmp_path), environment=environment))
+    environment["MEGATRON_MUSIC_MOUNTS"] += ",/nowhere/at/all:/x"
+    assert any("/nowhere/at/all, which is to be mounted, is missing" in line for line in wrong(look(tmp_path, environment=environment)))
+    for changes, sentence in (({"MEGATRON_MUSIC_IMAGE": ""}, "MEGATRON_MUSIC_IMAGE is not set"), ({"MEGATRON_MUSIC_RUNTIME": "docker"}, "is docker")):
+        assert any(sentence in line for line in wrong(look(tmp_path, environment=environment | changes)))
+    assert any("has no bin/python" in line for line in wrong(look(tmp_path, environment={"MEGATRON_MUSIC_VENV": str(tmp_path)})))
+
+
+def test_a_folder_that_is_not_ours(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("megatron_music.preflight.os.access", lambda path, mode: str(path) != "/usr")  # root may write anywhere
+    assert any("cannot be written" in line for line in wrong(look(tmp_path, recipe=["tiny", f"data.path={data}", "checkpoint.save=/usr/run"])))
+
+
+SLURM = """\
+#!/bin/sh
+case $(basename "$0") in
+  sinfo) printf 'batch*|04:00:00|4|16\\nlong|7-00:00:00|4|16\\n' ;;
+  sbatch) {answer} ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "sentence"),
+    [
+        (GOOD.replace("01:00:00", "05:00:00"), "true", "--time=05:00:00 is above the limit 04:00:00 of partition batch"),
+        (GOOD.replace("#SBATCH --time", "#SBATCH --partition=fast\n#SBATCH --time"), "true", "there is no partition fast; use one of batch, long"),
+        (GOOD.replace("#SBATCH --time", "#SBATCH -p long\n#SBATCH -c 9\n#SBATCH --time"), "true", "18 cores a node are asked for"),
+        (GOOD, "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1", "sbatch --test-only refuses it (Requested node"),
+        (GOOD, "echo 'sbatch: Job 7 to start at once' >&2", None),
+    ],
+)
+def test_with_slurm_at_hand(tmp_path, monkeypatch, text, answer, sentence):
+    stand_ins = tmp_path / "bin"
+    stand_ins.mkdir()
+    for name in ("sinfo", "sbatch"):
+        (stand_ins / name).write_text(SLURM.format(answer=answer))
+        (stand_ins / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stand_ins}:{os.environ['PATH']}")
+    monkeypatch.setattr("megatron_music.preflight.shutil.which", lambda name: str(stand_ins / name))
+    found = wrong(look(tmp_path, text))
+    assert any(sentence in line for line in found) if sentence else not found, found
+
+
+def test_time_limits():
+    cases = {"5": 300, "5:30": 330, "1:00:00": 3600, "2-3": 183600, "2-3:04": 183840, "1-00:00:05": 86405}
+    assert {text: seconds_of(text) for text in cases} == cases
+
+
+def test_the_command(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MEGATRON_MUSIC_VENV", sys.prefix)
+    script = tmp_path / "job.sbatch"
+    script.write_text(GOOD)
+    assert main(["preflight", str(script), *run_of(data, tmp_path)]) == 0
+    assert "nothing wrong, as far as it can be seen from here" in capsys.readouterr().out
+    assert main(["preflight", str(script), *run_of(data, tmp_path, "train.global_batch_size=6"), "--json"]) == 2
+    assert any(finding["status"] == WRONG for finding in json.loads(capsys.readouterr().out))
+    assert main(["preflight", str(tmp_path / "missing")]) == 2
+    assert "missing cannot be read" in capsys.readouterr().err
