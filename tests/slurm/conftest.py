@@ -50,7 +50,7 @@ class Cluster:
         """The facts of a job once ``until`` holds of them."""
         end = time.monotonic() + seconds
         while not until(facts := self.facts(job)):
-            if time.monotonic() > end:
+            if time.monotonic() > end or facts["JobState"] == "FAILED":  # it will not come to anything else
                 self.run("scancel", job, check=False)
                 raise AssertionError(f"job {job} is {facts['JobState']} after {seconds} s: {facts}")
             time.sleep(0.3)
