@@ -2,7 +2,7 @@
 #
 # Set these here, or in the environment of `sbatch`:
 : "${MEGATRON_MUSIC_RUNTIME:=bare}"      # where Python is: bare, pyxis (enroot) or apptainer
-: "${MEGATRON_MUSIC_VENV:=.venv}"        # bare: the environment that has the package; empty: the python on PATH, as of a module
+: "${MEGATRON_MUSIC_VENV=.venv}"         # bare: the environment that has the package; empty: the python on PATH, as of a module
 : "${MEGATRON_MUSIC_IMAGE:=}"            # pyxis: a .sqsh file or registry#image:tag; apptainer: a .sif file
 : "${MEGATRON_MUSIC_MOUNTS:=$PWD:$PWD}"  # host:container[:ro], with commas between; data and runs must lie below one of them
 : "${MEGATRON_MUSIC_ARCH:=auto}"         # volta, ampere, hopper, blackwell or none; auto: as nvidia-smi on the first node says

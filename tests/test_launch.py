@@ -93,6 +93,12 @@ def test_each_runtime_hands_every_variable_to_the_tasks(job, runtime, image):
     assert any(re.fullmatch(r"--output=.*/logs/%x-%j-start0-rank%t\.log", option) for option in srun)
 
 
+@pytest.mark.parametrize("venv", ["", sys.prefix])
+def test_an_empty_environment_is_the_python_on_path(job, venv):
+    _, status, called = job(STEP, MEGATRON_MUSIC_VENV=venv)
+    assert status == 0 and ("env" in called[-1]) == bool(venv)
+
+
 def test_without_the_names_an_image_wins(job):
     """What a script that merely exports gets: the image's own settings, and an address that is not the batch host's."""
     naive = f"export MASTER_ADDR=node1 MASTER_PORT=10042 CUDA_DEVICE_MAX_CONNECTIONS=1 HF_HUB_OFFLINE=1\nsrun --container-image=x bash -c '{SHOW}'"
