@@ -16,7 +16,7 @@ from typing import NamedTuple
 from megatron_music.config import Run, RunConfig
 from megatron_music.data.latents import INDEX
 from megatron_music.profiling.logs import read_log, summarize
-from megatron_music.profiling.memory import estimate_memory, fit
+from megatron_music.profiling.memory import estimate_memory, fit, parameters_of_stage
 from megatron_music.profiling.peaks import peak_of
 from megatron_music.recipes import load_run
 
@@ -170,7 +170,8 @@ def _runtime(environment: Mapping[str, str]) -> Iterator[Finding]:
     if runtime == "bare":
         venv = environment.get("MEGATRON_MUSIC_VENV", ".venv")
         if venv and not (Path(venv) / "bin" / "python").exists():
-            yield Finding(WRONG, f"{venv} has no bin/python", where, "set MEGATRON_MUSIC_VENV to an environment that the nodes see, or to nothing")
+            yield Finding(WRONG, f"{venv} has no bin/python", where,
+                          "set MEGATRON_MUSIC_VENV to an environment that the nodes see, or to nothing")  # fmt: skip
         return
     if runtime not in ("pyxis", "apptainer"):
         yield Finding(WRONG, f"MEGATRON_MUSIC_RUNTIME is {runtime}", where, "use bare, pyxis or apptainer")
@@ -180,9 +181,13 @@ def _runtime(environment: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding(WRONG, f"MEGATRON_MUSIC_IMAGE is not set for {runtime}", where, "name the image")
     elif image.endswith((".sqsh", ".sif")) and not Path(image).is_file():
         yield Finding(WRONG, f"the image {image} is missing", where, "import it first: ngc/import.sh")
-    for mount in filter(None, environment.get("MEGATRON_MUSIC_MOUNTS", "").split(",")):
+    for mount in _mounts(environment):
         if not Path(mount.split(":")[0]).exists():
             yield Finding(WRONG, f"{mount.split(':')[0]}, which is to be mounted, is missing", where, "mend MEGATRON_MUSIC_MOUNTS")
+
+
+def _mounts(environment: Mapping[str, str]) -> list[str]:
+    return [mount for mount in environment.get("MEGATRON_MUSIC_MOUNTS", "").split(",") if mount]
 
 
 def _run(job: Job, recipe: Sequence[str], gpu: str | None, environment: Mapping[str, str]) -> Iterator[Finding]:
@@ -248,10 +253,11 @@ def _paths(run: Run, where: str, environment: Mapping[str, str]) -> Iterator[Fin
     if run.checkpoint.load and not Path(run.checkpoint.load).is_dir():
         yield Finding(WRONG, f"checkpoint.load={run.checkpoint.load} is missing", where, "mend the path")
     if environment.get("MEGATRON_MUSIC_RUNTIME", "bare") != "bare":
-        mounted = [Path(mount.split(":")[0]).absolute() for mount in environment.get("MEGATRON_MUSIC_MOUNTS", os.getcwd()).split(",") if mount]
+        mounted = [Path(mount.split(":")[0]).absolute() for mount in _mounts(environment) or [os.getcwd()]]
         for path in [*folders, *([Path(save)] if save else [])]:
             if not any(path.absolute().is_relative_to(folder) for folder in mounted):
-                yield Finding(WRONG, f"{path} lies below no mount, and the container will not see it", where, "add it to MEGATRON_MUSIC_MOUNTS")
+                yield Finding(WRONG, f"{path} lies below no mount, and the container will not see it", where,
+                              "add it to MEGATRON_MUSIC_MOUNTS")  # fmt: skip
 
 
 def _saving(job: Job, run: Run, where: str) -> Iterator[Finding]:
@@ -262,11 +268,9 @@ def _saving(job: Job, run: Run, where: str) -> Iterator[Finding]:
         yield Finding(NOTE, "no --signal: at the time limit the steps since the last checkpoint are lost", str(job.path),
                       "add #SBATCH --signal=B:USR1@300")  # fmt: skip
     elif isinstance(run, RunConfig):
-        stages = estimate_memory(run, run.parallel.model_size * max(1, job.num_tasks // run.parallel.model_size)) if _divides(run, job) else []
-        size = sum(stage.weights + 2 * stage.optimizer for stage in stages) * run.parallel.tensor_model_parallel_size / 1e9
-        if size:
-            yield Finding(NOTE, f"a checkpoint of about {size:.2f} GB must be written within half of the {job.lead_seconds} s after the "
-                          f"signal: {2e3 * size / job.lead_seconds:,.0f} MB/s", str(job.path))  # fmt: skip
+        size = _checkpoint_gb(run)
+        yield Finding(NOTE, f"a checkpoint of about {size:.2f} GB must be written within half of the {job.lead_seconds} s after the "
+                      f"signal: {2e3 * size / job.lead_seconds:,.1f} MB/s", str(job.path))  # fmt: skip
     seconds = _step_seconds(run)
     if seconds is None:
         yield Finding(NOTE, "the time of a step is not known, so the interval of checkpoints was not compared with the time limit", where,
@@ -281,12 +285,11 @@ def _saving(job: Job, run: Run, where: str) -> Iterator[Finding]:
         yield Finding(OK, f"steps took {seconds:.3g} s; {left / seconds:,.0f} of them in one start", where)
 
 
-def _divides(run: Run, job: Job) -> bool:
-    try:
-        run.check_world_size(job.num_tasks)
-    except ValueError:
-        return False
-    return True
+def _checkpoint_gb(run: RunConfig) -> float:
+    """Weights, both moments of Adam, and the float32 copy of weights in bf16."""
+    parallel = run.parallel
+    elements = sum(parameters_of_stage(run, stage) for stage in range(parallel.pipeline_model_parallel_size))
+    return elements * parallel.tensor_model_parallel_size * (14 if run.train.bf16 else 12) / 1e9
 
 
 def _step_seconds(run: Run) -> float | None:
@@ -313,12 +316,14 @@ def _slurm(job: Job) -> Iterator[Finding]:
     if not shutil.which("sinfo"):
         yield Finding(NOTE, "sinfo is not on this machine: partitions and limits were not looked at", where, "run this on a login node")
         return
-    listed = _ask("sinfo", "--noheader", "--format=%P|%l|%D|%c")
-    if listed is None:
+    answer = _ask("sinfo", "--noheader", "--format=%P|%l|%D|%c")
+    listed = answer.stdout.strip() if answer and answer.returncode == 0 else ""
+    if not listed:
         yield Finding(NOTE, "sinfo does not answer: partitions and limits were not looked at", where, "is slurmctld up?")
         return
-    partitions = {line.split("|")[0].rstrip("*"): line.split("|") for line in listed.splitlines()}
-    name = job.options.get("partition") or next((line.split("|")[0][:-1] for line in listed.splitlines() if line.split("|")[0].endswith("*")), None)
+    rows = [line.split("|") for line in listed.splitlines()]
+    partitions = {row[0].rstrip("*"): row for row in rows}  # a star marks the default
+    name = job.options.get("partition") or next((row[0][:-1] for row in rows if row[0].endswith("*")), None)
     if name and name not in partitions:
         yield Finding(WRONG, f"there is no partition {name}", where, f"use one of {', '.join(partitions)}")
     elif name:
@@ -329,21 +334,24 @@ def _slurm(job: Job) -> Iterator[Finding]:
         cpus = int(partitions[name][3].rstrip("+"))
         wanted = int(job.options.get("cpus-per-task", "1")) * -(-job.num_tasks // job.num_nodes)
         if wanted > cpus:
-            yield Finding(WRONG, f"{wanted} cores a node are asked for and partition {name} has nodes of {cpus}", str(job.path), "lower --cpus-per-task")
-    tested = subprocess.run(["sbatch", "--test-only", str(job.path)], capture_output=True, text=True, timeout=_SECONDS_TO_ASK, check=False)
-    if tested.returncode:
+            yield Finding(WRONG, f"{wanted} cores a node are asked for and partition {name} has nodes of {cpus}", str(job.path),
+                          "lower --cpus-per-task")  # fmt: skip
+    tested = _ask("sbatch", "--test-only", str(job.path))
+    if tested is None:
+        yield Finding(NOTE, "sbatch --test-only does not answer", where, "is slurmctld up?")
+    elif tested.returncode:
         said = (tested.stderr.strip() or tested.stdout.strip()).splitlines()[-1].removeprefix("allocation failure: ")
         yield Finding(WRONG, f"sbatch --test-only refuses it ({said})", str(job.path), "ask for what the cluster has: sinfo -N -l")
     else:
         yield Finding(OK, f"sbatch --test-only: {tested.stderr.strip().removeprefix('sbatch: ')}", where)
 
 
-def _ask(*command: str) -> str | None:
+def _ask(*command: str) -> subprocess.CompletedProcess | None:
+    """None: there is no answer in time."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS_TO_ASK, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS_TO_ASK, check=False)
     except subprocess.TimeoutExpired:
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def seconds_of(time: str) -> int:

@@ -151,11 +151,12 @@ def memory(options) -> None:
         rows = [stage._asdict() | {"total": stage.total} for stage in stages]
         print(json.dumps({"stages": rows, "num_gpus": options.num_gpus, **answer._asdict()}, indent=1))
         return
-    columns = {"stage": "", "parameters": ",", "weights": ".2f", "gradients": ".2f", "optimizer": ".2f", "activations": ".2f", "total": ".2f"}
-    rows = []
-    for stage in stages:
-        in_gb = {name: getattr(stage, name) / 1e9 for name in columns if name not in ("stage", "parameters")}
-        rows.append({"stage": stage.stage, "parameters": stage.parameters} | in_gb)
+    parts = ("weights", "gradients", "optimizer", "activations", "total")
+    columns = {"stage": "", "parameters": ","} | dict.fromkeys(parts, ".2f")
+    rows = [
+        {"stage": stage.stage, "parameters": stage.parameters} | {part: getattr(stage, part) / 1e9 for part in parts}
+        for stage in stages
+    ]
     print(format_table(columns, rows, options.form))
     if options.form != "csv":
         print(f"\nGB (10^9 bytes) of one rank of each pipeline stage, {options.num_gpus} GPUs; {answer.sentence}")
@@ -225,7 +226,8 @@ def _run_facts(options, facts: dict) -> dict:
     missing = [name for name in names if name not in facts and name not in _OPTIONAL]
     if missing:
         flags = ", ".join("--" + name.replace("_", "-") for name in missing)
-        raise ValueError(f"{'the log does not say' if options.source else 'missing are'} {flags}; give {'it' if len(missing) == 1 else 'them'}")
+        who = "the log does not say" if options.source else "missing are"
+        raise ValueError(f"{who} {flags}; give {'it' if len(missing) == 1 else 'them'}")
     for name in ("global_batch_size", "num_gpus"):
         _positive("--" + name.replace("_", "-"), facts[name])
     model = ModelConfig(**{name: facts[name] for name in (*_SHAPE, "swiglu") if name in facts})

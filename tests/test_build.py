@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from megatron_music.data.build import BuildError, build_tokens, plan_tokens
 from megatron_music.data.indexed import open_split, unigram_counts
 from megatron_music.data.merge import merge_shards
 from megatron_music.data.options import BuildOptions
-from megatron_music.data.plan import building_folder, held
+from megatron_music.data.plan import building_folder
 from megatron_music.data.shard import encode_shard
 from megatron_music.music.grid import quantize, slice_bars
 from megatron_music.music.midi import read_midi, write_midi

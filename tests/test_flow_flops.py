@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-import torch
 from tiny_flow import FRAMES, batch, conditioned_batch, text2muq_batch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
