@@ -62,7 +62,7 @@ def mfu(options) -> None:
         path, log = Path(options.source), read_log(_log_of(options.source))
         measured = summarize(log.steps, options.warmup)
         facts = log.facts | (_facts_of_run(path if path.is_dir() else path.parent) if log.kind == "metrics.jsonl" else {})
-    seconds = _positive("--step-time", measured.median if measured else options.step_time)
+    seconds = positive("--step-time", measured.median if measured else options.step_time)
     run = _run_facts(options, facts)
     found = utilizations(
         run["model"],
@@ -143,8 +143,8 @@ def memory(options) -> None:
     run = load_run(options.recipe, options.overrides)
     if not isinstance(run, RunConfig):
         raise ValueError(f"{options.recipe} is a run of {run.model.kind}; memory is estimated of GPTs alone")
-    _positive("--num-gpus", options.num_gpus)
-    capacity = _capacity_gb(options)
+    positive("--num-gpus", options.num_gpus)
+    capacity = capacity_gb(options)
     stages = estimate_memory(run, options.num_gpus)
     answer = fit(stages, capacity)
     if options.form == "json":
@@ -162,11 +162,11 @@ def memory(options) -> None:
         print(f"\nGB (10^9 bytes) of one rank of each pipeline stage, {options.num_gpus} GPUs; {answer.sentence}")
 
 
-def _capacity_gb(options) -> float | None:
+def capacity_gb(options) -> float | None:
     from megatron_music.profiling.peaks import PEAKS, peak_of
 
     if options.gpu_memory is not None:
-        return _positive("--gpu-memory", options.gpu_memory)
+        return positive("--gpu-memory", options.gpu_memory)
     if options.gpu is None:
         return None
     found = peak_of(options.gpu, "fp16")
@@ -229,7 +229,7 @@ def _run_facts(options, facts: dict) -> dict:
         who = "the log does not say" if options.source else "missing are"
         raise ValueError(f"{who} {flags}; give {'it' if len(missing) == 1 else 'them'}")
     for name in ("global_batch_size", "num_gpus"):
-        _positive("--" + name.replace("_", "-"), facts[name])
+        positive("--" + name.replace("_", "-"), facts[name])
     model = ModelConfig(**{name: facts[name] for name in (*_SHAPE, "swiglu") if name in facts})
     return {"model": model} | {name: facts[name] for name in ("global_batch_size", "num_gpus", "recomputation")}
 
@@ -259,7 +259,7 @@ def _facts_of_run(folder: Path) -> dict:
     return {}
 
 
-def _positive(name: str, value: float) -> float:
+def positive(name: str, value: float) -> float:
     if not 0 < value < float("inf"):
         raise ValueError(f"{name} is {value}; use a number above 0")
     return value

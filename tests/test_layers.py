@@ -36,14 +36,15 @@ OWNERS = {
     "megatron.bridge": "hosts/bridge.py",
     "nemo": "hosts/nemo.py",
     "nemo_run": "hosts/nemo_run.py",
-    "matplotlib": ("music/pianoroll.py", "training/curve.py", "data/figures.py", "audio/spectrogram.py"),
+    "matplotlib": ("music/pianoroll.py", "training/curve.py", "data/figures.py", "audio/spectrogram.py",
+                   "profiling/scaling_chart.py"),
     "muq": "audio/muq_server.py",
 }
 
 NEVER_TORCH = [
     "megatron_music.cli", "megatron_music.commands", "megatron_music.config", "megatron_music.contradictions",
     "megatron_music.convert_commands", "megatron_music.doctor", "megatron_music.errors", "megatron_music.flow_run",
-    "megatron_music.preflight", "megatron_music.recipes", "megatron_music.audio.captions", "megatron_music.audio.probe",
+    "megatron_music.predict_commands", "megatron_music.preflight", "megatron_music.recipes", "megatron_music.audio.captions", "megatron_music.audio.probe",
     "megatron_music.audio.render", "megatron_music.audio.timbres", "megatron_music.audio.waveform",
     "megatron_music.audio_commands",
     "megatron_music.data.archives", "megatron_music.data.build", "megatron_music.data.captioned",
@@ -59,7 +60,7 @@ NEVER_TORCH = [
     "megatron_music.music.measures", "megatron_music.music.pianoroll",
     "megatron_music.profiling.compare", "megatron_music.profiling.flops", "megatron_music.profiling.flow_flops", "megatron_music.profiling.logs",
     "megatron_music.profiling.memory", "megatron_music.profiling.mfu", "megatron_music.profiling.peaks",
-    "megatron_music.profiling.tables", "megatron_music.profiling_commands",
+    "megatron_music.profiling.predict", "megatron_music.profiling.tables", "megatron_music.profiling_commands",
     "megatron_music.tokens.augment", "megatron_music.tokens.bpe", "megatron_music.tokens.compiled",
     "megatron_music.tokens.density", "megatron_music.tokens.fills", "megatron_music.tokens.folder",
     "megatron_music.tokens.grammar", "megatron_music.tokens.infill", "megatron_music.tokens.mmmtrack",

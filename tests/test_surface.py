@@ -42,6 +42,7 @@ SURFACE = {
             "--seq-length", "--vocab-size", "--swiglu", "--global-batch-size", "--num-gpus", "--step-time", "--warmup",
             "--recomputation", "--gpu", "--dtype", "--peak", *TABLE],
     "memory": ["recipe", "overrides", "--num-gpus", "--gpu", "--gpu-memory", *TABLE],
+    "predict": ["recipe", "overrides", "--num-gpus", "--gpu", "--gpu-memory", "--search", "--scaling", "--top", "-o/--output", *TABLE],
     "compare": ["first", "second", "--warmup", *TABLE],
     "preflight": ["script", "recipe", "--gpu", "--json"],
     "doctor": ["--json"],

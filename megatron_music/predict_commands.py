@@ -1,0 +1,123 @@
+"""The command ``predict``: a step on a cluster that is not at hand, its layouts ranked, and how it scales. Imports when it runs."""
+
+import argparse
+import json
+
+from megatron_music.commands import check_output_file
+from megatron_music.profiling_commands import add_table_form, capacity_gb, positive
+
+_HOW_SURE = "a prediction: see docs/profiling.md for its error"
+
+
+def add_predict(parser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a name from `recipes`, or a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    parser.add_argument("--num-gpus", type=int, default=8, metavar="N")
+    parser.add_argument("--gpu", default="a100", metavar="NAME", help="with its NVLink and InfiniBand, as in a DGX")
+    parser.add_argument("--gpu-memory", type=float, default=None, metavar="GB", help="of one GPU, in place of what is known of it")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--search", action="store_true", help="rank the layouts of this run")
+    what.add_argument("--scaling", type=_numbers, default=None, metavar="N,N", help="more GPUs with as many more sequences; the run is of the first")
+    parser.add_argument("--top", type=int, default=10, metavar="K", help="layouts that are shown")
+    parser.add_argument("-o", "--output", default=None, metavar="CURVE.png", help="with --scaling, the picture")
+    add_table_form(parser)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        found = [int(number) for number in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or found != sorted(set(found)) or found[0] < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no rising list of numbers; use e.g. 8,64,512")
+    return found
+
+
+def predict(options) -> None:
+    from megatron_music.config import RunConfig
+    from megatron_music.profiling.predict import CLUSTERS
+    from megatron_music.recipes import load_run
+
+    run = load_run(options.recipe, options.overrides)
+    if not isinstance(run, RunConfig):
+        raise ValueError(f"{options.recipe} is a run of {run.model.kind}; steps are predicted of GPTs alone")
+    positive("--num-gpus", options.num_gpus)
+    positive("--top", options.top)
+    if options.gpu not in CLUSTERS:
+        raise ValueError(f"what joins GPUs of {options.gpu!r} is not known; use one of {', '.join(CLUSTERS)}")
+    if options.output and not options.scaling:
+        raise ValueError("--output is the picture of --scaling; give both")
+    if options.search:
+        _predict_search(options, run, CLUSTERS[options.gpu])
+    elif options.scaling:
+        _predict_scaling(options, run, CLUSTERS[options.gpu])
+    else:
+        _predict_step(options, run, CLUSTERS[options.gpu])
+
+
+def _predict_step(options, run, cluster) -> None:
+    from megatron_music.profiling.flops import step_flops, utilization
+    from megatron_music.profiling.predict import predict_step
+
+    found = predict_step(run, options.num_gpus, cluster)
+    flops = step_flops(run.model, run.train.global_batch_size, recomputation=run.train.recompute_granularity or "none")
+    shares = [utilization(operations, found.seconds, options.num_gpus, cluster.peak / 1e12) for operations in (flops.model, flops.hardware)]
+    facts = {"seconds": found.seconds, "tokens_per_second": run.train.global_batch_size * run.model.seq_length / found.seconds,
+             "mfu": shares[0], "hfu": shares[1]}  # fmt: skip
+    rows = [{"spent_on": name.replace("_", " "), "seconds": value, "share": value / found.seconds} for name, value in found._asdict().items()]
+    _show(options, {"spent_on": "", "seconds": ".4g", "share": ".1%"}, rows, facts)
+    if options.form in ("text", "markdown"):
+        print(f"\n{found.seconds:.4g} s a step, {facts['tokens_per_second']:,.0f} tokens/s; by the formula mcore MFU {shares[0]:.1%}, HFU "
+              f"{shares[1]:.1%} of {cluster.gpu}'s {cluster.peak / 1e12:g} TFLOP/s; {_HOW_SURE}")  # fmt: skip
+
+
+def _predict_search(options, run, cluster) -> None:
+    from megatron_music.profiling.predict import search
+
+    layouts, left_out = search(run, options.num_gpus, cluster, capacity_gb(options))
+    tokens = run.train.global_batch_size * run.model.seq_length
+    rows = [
+        {
+            "tensor": layout.run.parallel.tensor_model_parallel_size,
+            "pipeline": layout.run.parallel.pipeline_model_parallel_size,
+            "chunks": layout.run.parallel.virtual_pipeline_model_parallel_size or 1,
+            "data": layout.run.parallel.data_parallel_size(options.num_gpus),
+            "micro_batch": layout.run.train.micro_batch_size,
+            "recomputation": layout.run.train.recompute_granularity or "none",
+            "seconds": layout.prediction.seconds,
+            "tokens_per_second": tokens / layout.prediction.seconds,
+            "memory_gb": layout.memory_gb,
+        }
+        for layout in layouts[: options.top]
+    ]
+    columns = dict.fromkeys(("tensor", "pipeline", "chunks", "data", "micro_batch", "recomputation"), "")
+    _show(options, columns | {"seconds": ".4g", "tokens_per_second": ",.0f", "memory_gb": ".1f"}, rows, {"left_out": left_out})
+    if options.form in ("text", "markdown"):
+        print(f"\n{len(layouts)} layouts fit on {options.num_gpus} {cluster.gpu}, {left_out['out of memory']} do not, "
+              f"{left_out['impossible']} cannot be; {_HOW_SURE}")  # fmt: skip
+
+
+def _predict_scaling(options, run, cluster) -> None:
+    from megatron_music.profiling.predict import scale
+
+    if options.output:
+        check_output_file(options.output, (".png", ".svg"))
+    found = scale(run, options.scaling, cluster)
+    columns = {"num_gpus": ",", "global_batch_size": ",", "seconds": ".4g", "tokens_per_second": ",.0f", "efficiency": ".1%"}
+    if options.output:
+        from megatron_music.profiling.scaling_chart import plot_scaling
+
+        speeds = [row.tokens_per_second for row in found]
+        plot_scaling(options.scaling, speeds, options.output, title=f"{options.recipe} on {cluster.gpu}, predicted")
+    _show(options, columns, [row._asdict() for row in found], {})
+    if options.form in ("text", "markdown"):
+        print(f"\n{_HOW_SURE}")
+
+
+def _show(options, columns: dict[str, str], rows: list[dict], facts: dict) -> None:
+    from megatron_music.profiling.tables import format_table
+
+    if options.form == "json":
+        print(json.dumps(facts | {"rows": rows}, indent=1))
+    else:
+        print(format_table(columns, rows, options.form))
