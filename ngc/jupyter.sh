@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+#
+# JupyterLab in the container, reached from your own machine through SSH, as in NVIDIA's post on AI music:
+#
+#   bash ngc/jupyter.sh                                     on the GPU machine: prints an address with a token
+#   ssh -N -L 8888:localhost:8888 GPU_MACHINE               on yours; then open that address
+#
+# The port is open on the GPU machine's loopback address alone, and every request needs the token, which is drawn at each start.
+set -euo pipefail
+: "${MEGATRON_MUSIC_IMAGE:=megatron-music}"
+: "${PORT:=8888}"
+[[ $PORT =~ ^[0-9]{4,5}$ ]] || { echo "jupyter.sh: PORT is $PORT; use a number from 1024" >&2; exit 2; }
+
+exec docker run --rm --gpus all --ipc=host --ulimit memlock=-1 --user "$(id -u):$(id -g)" --env HOME=/tmp \
+  --publish "127.0.0.1:$PORT:$PORT" --volume "$PWD:/workspace/music" --entrypoint jupyter "$MEGATRON_MUSIC_IMAGE" \
+  lab --ip=0.0.0.0 --port="$PORT" --no-browser --notebook-dir=/workspace/music

@@ -1,0 +1,92 @@
+"""The container's files: their text, and what they give to docker and enroot. Nothing was built and no container ran."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NGC = ROOT / "ngc"
+RECORDER = f"""\
+#!{sys.executable}
+import json, os, sys
+with open(os.environ["RECORD"], "a") as file:
+    file.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
+if sys.argv[1] == "import":
+    open(sys.argv[3], "w").write("half")
+    sys.exit(int(os.environ.get("FAILS", "0")))
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Runs one of the scripts; gives what it said, its status, and what was called."""
+    stand_ins = tmp_path / "bin"
+    stand_ins.mkdir()
+    for name in ("docker", "enroot"):
+        (stand_ins / name).write_text(RECORDER)
+        (stand_ins / name).chmod(0o755)
+    record = tmp_path / "record"
+
+    def run(name: str, *arguments: str, **variables: str):
+        record.write_text("")
+        environment = os.environ | {"PATH": f"{stand_ins}:{os.environ['PATH']}", "RECORD": str(record)} | variables
+        done = subprocess.run(["bash", NGC / name, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        return done.stderr, done.returncode, [json.loads(line) for line in record.read_text().splitlines()]
+
+    return run
+
+
+def test_a_command_in_the_container(script, tmp_path):
+    _, status, (called,) = script("run.sh", "train", "article", "data.path=a b")
+    assert status == 0 and called[-4:] == ["megatron-music", "train", "article", "data.path=a b"]
+    assert {"--rm", "--ipc=host", f"{os.getuid()}:{os.getgid()}", f"{tmp_path}:/workspace/music"} < set(called)
+
+
+def test_jupyter_is_open_on_loopback_alone(script):
+    _, status, (called,) = script("jupyter.sh", PORT="9999")
+    assert status == 0 and "127.0.0.1:9999:9999" in called
+    assert not any("token" in word or "password" in word for word in called), "Jupyter draws the token itself, at each start"
+    said, status, called = script("jupyter.sh", PORT="80; rm")
+    assert status == 2 and "use a number from 1024" in said and not called
+
+
+def test_an_image_appears_whole(script, tmp_path):
+    _, status, (called,) = script("import.sh", "music.sqsh")
+    assert status == 0 and called[-1] == "dockerd://megatron-music" and (tmp_path / "music.sqsh").exists()
+    said, status, called = script("import.sh", "music.sqsh")
+    assert status == 2 and "is there already" in said and not called
+    _, status, _ = script("import.sh", "other.sqsh", "docker://nvcr.io#nvidia/nemo:26.06", FAILS="1")
+    assert status == 1 and not list(tmp_path.glob("other*")), "nothing is left of half an image"
+
+
+@pytest.mark.parametrize("path", sorted(NGC.glob("*.sh")), ids=lambda path: path.name)
+def test_scripts_are_sound(path):
+    text = path.read_text()
+    assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
+    assert "set -euo pipefail" in text and not re.search(r"(?i)(api_key|password)=", text)
+
+
+def test_the_image_keeps_its_torch_and_is_not_root():
+    text = (NGC / "Dockerfile").read_text()
+    assert "ARG FROM_IMAGE_NAME=nvcr.io/nvidia/nemo:26.06\nFROM ${FROM_IMAGE_NAME}" in text
+    installs = re.findall(r"pip install [^&|;]*", text.replace("\\\n", " "))
+    assert installs and all("--no-deps" in line or "-c /image-constraints.txt" in line for line in installs)
+    assert not any(re.search(r"\btorch\b", line) for line in installs)
+    assert text.index("torch-version") < text.index("pip install") < text.rindex('"$(cat /torch-version)"'), "asked before, compared after"
+    assert text.index("\nUSER music") > text.rindex("RUN ") and 'ENTRYPOINT ["megatron-music"]' in text
+
+
+def test_the_image_has_what_the_package_needs():
+    """The package goes in without its dependencies, so each is named in the file or is the image's own."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["train"], *project["optional-dependencies"]["corpus"]]
+    text = (NGC / "Dockerfile").read_text()
+    for requirement in wanted:
+        name = re.match(r"[\w-]+", requirement)[0]
+        assert name == "torch" or re.search(rf"\b{re.escape(name)}\b", text), name
