@@ -75,7 +75,7 @@ def test_scripts_are_sound(path):
 def test_the_image_keeps_its_torch_and_is_not_root():
     text = (NGC / "Dockerfile").read_text()
     assert "ARG FROM_IMAGE_NAME=nvcr.io/nvidia/nemo:26.06\nFROM ${FROM_IMAGE_NAME}" in text
-    installs = re.findall(r"pip install [^&|;]*", text.replace("\\\n", " "))
+    installs = re.findall(r"pip install [^&|;\n]*", text.replace("\\\n", " "))
     assert installs and all("--no-deps" in line or "-c /image-constraints.txt" in line for line in installs)
     assert not any(re.search(r"\btorch\b", line) for line in installs)
     assert text.index("torch-version") < text.index("pip install") < text.rindex('"$(cat /torch-version)"'), "asked before, compared after"
