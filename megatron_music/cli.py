@@ -9,7 +9,15 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from megatron_music import audio_commands, commands, convert_commands, dataset_commands, predict_commands, profiling_commands
+from megatron_music import (
+    audio_commands,
+    commands,
+    convert_commands,
+    dataset_commands,
+    predict_commands,
+    profiling_commands,
+    trace_commands,
+)
 from megatron_music.commands import BAD_INPUT, FAILED, OK
 from megatron_music.dataset_options import NEGATIVE_NUMBER_OR_RANGE, add_build_options, add_encoding_options
 
@@ -202,6 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     profiling_commands.add_memory(command(verbs, "memory", profiling_commands.memory, "what training takes on each rank"))
 
     predict_commands.add_predict(command(verbs, "predict", predict_commands.predict, "the time of a step on a cluster that is not at hand"))
+    trace_commands.add_trace(command(verbs, "trace", trace_commands.trace, "what a profiled stretch of time was spent on"))
     profiling_commands.add_compare(command(verbs, "compare", profiling_commands.compare, "whether the steps of two runs differ by more than noise"))
 
     preflight = command(verbs, "preflight", commands.preflight, "what would go wrong with a job, before it is queued")

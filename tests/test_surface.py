@@ -43,6 +43,7 @@ SURFACE = {
             "--recomputation", "--gpu", "--dtype", "--peak", *TABLE],
     "memory": ["recipe", "overrides", "--num-gpus", "--gpu", "--gpu-memory", *TABLE],
     "predict": ["recipe", "overrides", "--num-gpus", "--gpu", "--gpu-memory", "--search", "--scaling", "--top", "-o/--output", *TABLE],
+    "trace": ["files", "--html", *TABLE],
     "compare": ["first", "second", "--warmup", *TABLE],
     "preflight": ["script", "recipe", "--gpu", "--json"],
     "doctor": ["--json"],

@@ -27,7 +27,7 @@ def format_table(columns: dict[str, str], rows: Sequence[dict], form: str = "tex
         return file.getvalue().rstrip("\n")
     if form not in FORMS:
         raise ValueError(f"a table's form is {form!r}; use one of {', '.join(FORMS)}")
-    cells = [[_cell(row.get(key), how) for key, how in columns.items()] for row in rows]
+    cells = format_cells(columns, rows)
     is_number = [any(isinstance(row.get(key), int | float) for row in rows) for key in columns]
     heads = [key.replace("_", " ") for key in columns]
     if form == "markdown":
@@ -39,6 +39,11 @@ def format_table(columns: dict[str, str], rows: Sequence[dict], form: str = "tex
         for line in [heads, *cells]
     ]
     return "\n".join(line.rstrip() for line in aligned)
+
+
+def format_cells(columns: dict[str, str], rows: Sequence[dict]) -> list[list[str]]:
+    """What stands in each row's cells, for people."""
+    return [[_cell(row.get(key), how) for key, how in columns.items()] for row in rows]
 
 
 def _cell(value, how: str) -> str:

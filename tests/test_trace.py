@@ -1,0 +1,217 @@
+"""Traces with known answers, as Chrome's JSON and as nsys's sqlite of either generation, and a real one of torch.profiler."""
+
+import gzip
+import json
+import re
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_gpt import launch, tiny_dataset
+
+from megatron_music.cli import main
+from megatron_music.profiling.intervals import innermost, length, overlap, union
+from megatron_music.profiling.trace import kind_of, read_trace, share_of, slowest_kernels, slowest_ranges
+
+WORKER = Path(__file__).parent / "trace_worker.py"
+# Microseconds 0 to 100: a product to 40; a message from 30 to 60, so 10 of it hidden; a copy from 80 to 90; attention to 100.
+# Two streams. Idle from 60 to 80.
+KERNELS = [
+    ("sm90_xmma_gemm_bf16_tn", 0, 40, 7),
+    ("ncclDevKernel_AllReduce_Sum_bf16_RING_LL", 30, 60, 20),
+    ("Memcpy DtoD", 80, 90, 7),
+    ("flash_fwd_kernel", 90, 100, 7),
+]
+RANGES = [("iteration 1", 0, 60), ("iteration 2", 80, 100), ("forward", 0, 20), ("forward", 80, 90)]
+SHARES = {"gemm": 0.4, "communication": 0.3, "memory": 0.1, "attention": 0.1, "other": 0.0, "idle": 0.2,
+          "exposed_communication": 0.2, "hidden_communication": 0.1}  # fmt: skip
+
+
+def write_chrome(path: Path, kernels=KERNELS, rank: int = 0) -> Path:
+    events = [
+        {"ph": "X", "cat": "gpu_memcpy" if "Memcpy" in name else "kernel", "name": name, "ts": start + 1e9, "dur": end - start, "pid": 0, "tid": stream}
+        for name, start, end, stream in kernels
+    ]
+    events += [{"ph": "X", "cat": "user_annotation", "name": name, "ts": start + 1e9, "dur": end - start} for name, start, end in RANGES]
+    # What must not count: the CPU's side of a GPU trace, flow arrows, metadata.
+    events += [{"ph": "X", "cat": "cpu_op", "name": "aten::mm", "ts": 1e9, "dur": 1000}, {"ph": "s", "id": 1, "ts": 0}, {"ph": "M", "name": "x"}]
+    path.write_text(json.dumps({"traceEvents": events, "distributedInfo": {"rank": rank}}))
+    return path
+
+
+def write_nsys(path: Path, *, old: bool, processes: int = 1) -> Path:
+    """An export as nsys makes it: names in a table of strings; older ones had NVTX text in the row, newer ones an id too."""
+    base = sqlite3.connect(path)
+    texts = {name: number for number, name in enumerate(dict.fromkeys([row[0] for row in KERNELS] + [row[0] for row in RANGES]), 1)}
+    base.execute("CREATE TABLE StringIds (id INTEGER, value TEXT)")
+    base.executemany("INSERT INTO StringIds VALUES (?, ?)", [(number, name) for name, number in texts.items()])
+    name = "shortName" if old else "demangledName"
+    base.execute(f'CREATE TABLE CUPTI_ACTIVITY_KIND_KERNEL (start INTEGER, "end" INTEGER, streamId INTEGER, globalPid INTEGER, {name} INTEGER)')
+    base.execute('CREATE TABLE CUPTI_ACTIVITY_KIND_MEMCPY (start INTEGER, "end" INTEGER, globalPid INTEGER, bytes INTEGER)')
+    identifier = "" if old else ", textId INTEGER"
+    base.execute(f'CREATE TABLE NVTX_EVENTS (start INTEGER, "end" INTEGER, eventType INTEGER, text TEXT, globalTid INTEGER{identifier})')
+    for process in range(processes):
+        owner = (0x1A << 48) | (4000 + process) << 24
+        for text, start, end, stream in KERNELS:
+            row = (1000 * start, 1000 * end)
+            if "Memcpy" in text:
+                base.execute("INSERT INTO CUPTI_ACTIVITY_KIND_MEMCPY VALUES (?, ?, ?, ?)", (*row, owner, 8))
+            else:
+                base.execute("INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL VALUES (?, ?, ?, ?, ?)", (*row, stream, owner, texts[text]))
+        for text, start, end in RANGES:
+            row = (1000 * start, 1000 * (end + 6 * process), 59, text if old else None, owner | 17)
+            base.execute(f"INSERT INTO NVTX_EVENTS VALUES (?, ?, ?, ?, ?{'' if old else ', ?'})", row if old else (*row, texts[text]))
+        base.execute(f"INSERT INTO NVTX_EVENTS VALUES (5, NULL, 34, 'a mark', {owner}{'' if old else ', NULL'})")
+    base.commit()
+    base.close()
+    return path
+
+
+def shares(path: Path) -> dict:
+    (timeline,) = read_trace(path)
+    found = share_of(timeline)._asdict()
+    assert timeline.device == "GPU" and found["seconds"] == pytest.approx(1e-4)
+    return {name: found[name] for name in SHARES}
+
+
+def test_a_chrome_trace_with_known_answers(tmp_path):
+    path = write_chrome(tmp_path / "trace.json", rank=3)
+    assert shares(path) == pytest.approx(SHARES, abs=1e-6) and read_trace(path)[0].rank == "3"
+    packed = tmp_path / "trace.json.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert shares(packed) == pytest.approx(SHARES, abs=1e-6)
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["older nsys", "newer nsys"])
+def test_an_export_of_nsys_with_known_answers(tmp_path, old):
+    path = write_nsys(tmp_path / "report.sqlite", old=old)
+    assert shares(path) == pytest.approx(SHARES)
+    rows = {row["range"]: row for row in slowest_ranges(read_trace(path))}
+    assert rows["iteration 1"]["seconds"] == pytest.approx(6e-5) and rows["forward"]["times"] == 2
+    assert "a mark" not in rows
+    assert slowest_kernels(read_trace(path))[0] == {"kernel": "sm90_xmma_gemm_bf16_tn", "kind": "gemm", "seconds": pytest.approx(4e-5)}
+
+
+def test_the_skew_of_ranks(tmp_path):
+    """The second process is six microseconds longer in each range."""
+    timelines = read_trace(write_nsys(tmp_path / "report.sqlite", old=False, processes=2))
+    assert [timeline.rank for timeline in timelines] == ["report:4000", "report:4001"]
+    rows = {row["range"]: row for row in slowest_ranges(timelines)}
+    assert rows["iteration 1"]["skew"] == pytest.approx(66 / 63 - 1)
+
+
+def test_an_export_without_a_table_is_no_error(tmp_path):
+    path = write_nsys(tmp_path / "report.sqlite", old=True)
+    with sqlite3.connect(path) as base:
+        base.execute("DROP TABLE NVTX_EVENTS")
+        base.execute("DROP TABLE CUPTI_ACTIVITY_KIND_MEMCPY")
+    (timeline,) = read_trace(path)
+    assert not timeline.ranges and share_of(timeline).memory == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("ncclDevKernel_ReduceScatter_Sum_bf16_RING_LL(ncclDevKernelArgsStorage<4096ul>)", "communication"),
+        ("nvshmem_kernel", "communication"),
+        ("c10d::allreduce_", "communication"),
+        ("void flash::flash_fwd_kernel<cutlass::bfloat16_t>", "attention"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop", "attention"),
+        ("nvjet_tst_128x256_64x4_2x1_v_bz_TNT", "gemm"),
+        ("ampere_bf16_s16816gemm_bf16_128x128_ldg8_f2f_stages_32x5_nn", "gemm"),
+        ("aten::addmm", "gemm"),
+        ("Memcpy HtoD (Pinned -> Device)", "memory"),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::GeluCUDAKernelImpl>", "other"),
+    ],
+)
+def test_kinds(name, kind):
+    assert kind_of(name) == kind
+
+
+INTERVALS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 10)).map(lambda pair: (pair[0], pair[0] + pair[1])), max_size=12)
+
+
+def points(intervals) -> set[int]:
+    return {point for start, end in intervals for point in range(int(start), int(end))}
+
+
+@given(INTERVALS, INTERVALS)
+def test_unions_are_sets_of_points(first, second):
+    both = [union(np.array(each, float).reshape(-1, 2)) for each in (first, second)]
+    for found, given_ones in zip(both, (first, second), strict=True):
+        assert points(found) == points(given_ones) and length(found) == len(points(given_ones))
+        assert all(earlier[1] < later[0] for earlier, later in zip(found, found[1:], strict=False))
+    assert overlap(*both) == len(points(first) & points(second))
+
+
+def test_the_innermost_call_has_the_time():
+    calls = np.array([(0, 100), (10, 40), (20, 30), (50, 60), (120, 130)], float)
+    parts = innermost(calls)
+    assert [length(part) for part in parts] == [60, 20, 10, 10, 10]
+    assert parts[0].tolist() == [[0, 10], [40, 50], [60, 100]]
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory) -> list[Path]:
+    """Three steps of a tiny GPT with TP 2, by torch.profiler on two processes."""
+    folder = tmp_path_factory.mktemp("trace")
+    tiny_dataset(folder / "data")
+    launch(2, WORKER, folder)
+    return [folder / "rank0.json", folder / "rank1.json"]
+
+
+def test_a_real_trace(real):
+    for rank, path in enumerate(real):
+        (timeline,) = read_trace(path)
+        assert (timeline.rank, timeline.device) == (str(rank), "CPU")
+        assert len(timeline.ranges["step"]) == 3
+        found = share_of(timeline)
+        assert found.gemm > 0.01 and found.attention > 0.001 and found.communication > 0.1, "TP 2 over gloo waits for messages"
+        assert "gloo:all_reduce" in timeline.names and "gloo:all_reduce" not in timeline.ranges
+        # The innermost operators of a thread overlap with none of it: they are no longer than the time, and as long as what is busy.
+        assert 0 <= found.idle < 1 and found.exposed_communication + found.hidden_communication == pytest.approx(found.communication)
+        names = " ".join(timeline.names)
+        assert "aten::addmm" in names or "aten::mm" in names
+
+
+def test_the_command(real, tmp_path, capsys):
+    page = tmp_path / "trace.html"
+    assert main(["trace", *map(str, real), "--html", str(page)]) == 0
+    told = capsys.readouterr().out
+    assert "the innermost operators on the CPU stand in for kernels" in told and "step" in told
+    text = page.read_text()
+    assert not re.search(r"<(script|link|img)|https?://", text), "self-contained"
+    assert text.count('class="bar"') == 2 and "aten::" in text
+    assert main(["trace", *map(str, real), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["rank"] for row in found["ranks"]] == ["0", "1"] and found["ranges"][0]["times"] == 3
+
+
+def test_names_cannot_break_the_page(tmp_path):
+    path = write_chrome(tmp_path / "trace.json", kernels=[("<script>alert(1)</script>", 0, 10, 1)])
+    assert main(["trace", str(path), "--html", str(tmp_path / "page.html")]) == 0
+    assert "<script>" not in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "is no Chrome trace"),
+        (b"{", "is no Chrome trace"),
+        (b"[1, 2]", "has no kernel and no operator"),
+        (b'{"traceEvents": 3}', "has no traceEvents"),
+        (b"SQLite format 3\x00 and nothing more", "cannot be read as nsys's sqlite"),
+        (b"\x1f\x8b and nothing more", "is no Chrome trace"),
+        (None, "cannot be read"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path, capsys, content, sentence):
+    path = tmp_path / "trace"
+    if content is not None:
+        path.write_bytes(content)
+    assert main(["trace", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert sentence in told and told.count("\n") == 1
