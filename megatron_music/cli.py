@@ -102,6 +102,13 @@ def _levels(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r} is no level; use whole numbers from 0, e.g. 2 or 2,0,1") from None
 
 
+def _window(text: str) -> tuple[int, int]:
+    first, dash, last = text.partition("-")
+    if not (first.isdigit() and (last.isdigit() or not dash) and 1 <= int(first) <= int(last or first)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no window of iterations; use FIRST-LAST from 1, e.g. 10-12")
+    return int(first), int(last or first)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="megatron-music", description="Music models on NVIDIA's Megatron stack.")
     verbs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -170,6 +177,8 @@ def _parser() -> argparse.ArgumentParser:
     train = command(verbs, "train", commands.train, "train a recipe; alone or under torchrun")
     train.add_argument("recipe", metavar="RECIPE", help="a name from `recipes`, or a YAML file")
     train.add_argument("overrides", nargs="*", metavar="section.field=value")
+    train.add_argument("--profile-steps", type=_window, default=None, metavar="FIRST-LAST",
+                       help="iterations to profile: cudaProfilerStart and Stop for nsys; without a GPU, RUN/trace-rankN.json")  # fmt: skip
 
     generate = verbs.add_parser("generate", help="make new music")
     generates = generate.add_subparsers(dest="what", required=True, metavar="WHAT")

@@ -126,7 +126,7 @@ def train(options) -> int:
     run = load_run(options.recipe, options.overrides)
     from megatron_music.training.loop import train
 
-    return train(run)
+    return train(run, profile_steps=options.profile_steps)
 
 
 def generate_midi(options) -> None:

@@ -30,6 +30,8 @@ if name == "scontrol":
     if arguments[:2] == ["show", "hostnames"]:
         print("\\n".join(f"node{{number}}" for number in range(1, 2000)))
     sys.exit()
+if name == "nsys":
+    sys.exit()
 options = [argument for argument in arguments if argument.startswith("-")]
 if name == "srun":
     count = next(place for place, argument in enumerate(arguments) if not argument.startswith("-"))
@@ -57,7 +59,7 @@ def job(tmp_path):
     """Runs lines of a job script; gives what it printed, its status, and what was called."""
     stand_ins = tmp_path / "bin"
     stand_ins.mkdir()
-    for name in ("srun", "scontrol", "apptainer"):
+    for name in ("srun", "scontrol", "apptainer", "nsys"):
         (stand_ins / name).write_text(RECORDER)
         (stand_ins / name).chmod(0o755)
     record = tmp_path / "record"
@@ -152,6 +154,24 @@ def test_the_status_is_the_trainers_own_though_a_trap_ran(job):
     assert careful.endswith("status 75")
     naive, _, _ = job(f'{step}trap \'kill -USR1 "$step"\' USR1\nstatus=0; wait "$step" || status=$?\necho "status $status"')
     assert naive.endswith("status 138")
+
+
+@pytest.mark.parametrize(("ranks", "profiled"), [("0", False), ("0 3", True)])
+def test_nsys_profiles_the_chosen_ranks_alone(job, tmp_path, ranks, profiled):
+    """The stand-in for srun starts rank 3."""
+    script = (LAUNCH / "profile_nsys.sbatch").read_text()
+    body = script[script.index("set_rendezvous") :].replace("python -m megatron_music", "echo")
+    said, status, called = job(
+        f"set -- tiny data.path=x\n{body}", PROFILE_RANKS=ranks, PROFILE_STEPS="10-12", SLURM_JOB_NAME="music-profile"
+    )
+    nsys = [call for call in called if call[0] == "nsys"]
+    assert status == 0 and len(nsys) == (2 if profiled else 0), said
+    command = "echo train tiny data.path=x checkpoint.save=null --profile-steps 10-12"
+    if profiled:
+        assert {"--capture-range=cudaProfilerApi", "--cuda-graph-trace=node", f"--output={tmp_path}/logs/music-profile-42-rank3"} < set(nsys[0])
+        assert " ".join(nsys[0]).endswith(command) and nsys[1][1] == "export"
+    else:
+        assert said == command.removeprefix("echo ")
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

@@ -29,7 +29,7 @@ SURFACE = {
                       "--text-encoder", "--min-seconds", "--crops-per-file", "--files-per-shard", "--valid-fraction",
                       "--test-fraction", "--seed", "--json"],
     "recipes": [],
-    "train": ["recipe", "overrides"],
+    "train": ["recipe", "overrides", "--profile-steps"],
     "generate midi": ["checkpoint", "-o/--output", "--num", "--seed", "--bars", "--continue", "--infill", "--from",
                       "--meter", "--tempo", "--label", "--instruments", "--density", "--bar-density", "--temperature", "--top-k", "--top-p", "--batch-size",
                       "--tensor-model-parallel-size"],

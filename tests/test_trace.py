@@ -190,6 +190,29 @@ def test_the_command(real, tmp_path, capsys):
     assert [row["rank"] for row in found["ranks"]] == ["0", "1"] and found["ranges"][0]["times"] == 3
 
 
+def test_steps_of_a_run_are_profiled(tmp_path, capsys):
+    data = tiny_dataset(tmp_path / "data")
+    run = ["train", "tiny", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=6", "logging.tensorboard=false"]
+    assert main([*run, "--profile-steps", "2-4"]) == 0
+    (timeline,) = read_trace(tmp_path / "run" / "trace-rank0.json")
+    assert {name for name in timeline.ranges if name.startswith("iteration")} == {"iteration 2", "iteration 3", "iteration 4"}
+    assert not list((tmp_path / "run").glob("*.tmp.json"))
+    assert main(["train", "tiny", f"data.path={data}", "checkpoint.save=null", "--profile-steps", "2"]) == 2
+    assert "set checkpoint.save" in capsys.readouterr().err
+    for window in ("4-2", "0-2", "x", "2-", "-3"):
+        with pytest.raises(SystemExit):
+            main(["train", "tiny", f"--profile-steps={window}"])
+        assert "is no window of iterations" in capsys.readouterr().err
+
+
+def test_a_run_that_ends_within_the_window_is_written(tmp_path):
+    data = tiny_dataset(tmp_path / "data")
+    run = ["train", "tiny", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=3", "logging.tensorboard=false"]
+    assert main([*run, "--profile-steps", "2-100"]) == 0
+    (timeline,) = read_trace(tmp_path / "run" / "trace-rank0.json")
+    assert {"iteration 2", "iteration 3"} <= set(timeline.ranges)
+
+
 def test_names_cannot_break_the_page(tmp_path):
     path = write_chrome(tmp_path / "trace.json", kernels=[("<script>alert(1)</script>", 0, 10, 1)])
     assert main(["trace", str(path), "--html", str(tmp_path / "page.html")]) == 0

@@ -21,14 +21,18 @@ from megatron_music.training.metrics import Metrics
 from megatron_music.training.run_folder import count_start, held_folder, starting_point, with_facts_of_data
 from megatron_music.training.samples import Samples
 from megatron_music.training.saver import Saver
+from megatron_music.training.step_profiler import StepProfiler
 from megatron_music.training.tasks import Task, task_of
 from megatron_music.training.throughput import Throughput
 
 DONE, FAILED, REQUEUE = 0, 1, 75  # exit status; 75 is EX_TEMPFAIL of sysexits.h: try again
 
 
-def train(config: Run) -> int:
+def train(config: Run, *, profile_steps: tuple[int, int] | None = None) -> int:
     """Carry out a run, alone or as one process of torchrun; go on where ``checkpoint.save`` holds a part of it.
+
+    Args:
+        profile_steps: the first and the last iteration to profile; see ``StepProfiler``.
 
     Returns:
         0 when all iterations are done; 75 when a signal stopped the run after a checkpoint; 1 when a signal stopped a
@@ -41,14 +45,14 @@ def train(config: Run) -> int:
     config.check_world_size(distributed.launched_size())
     distributed.start(config.parallel)
     try:
-        status = _train(config)
+        status = _train(config, profile_steps)
         distributed.on_main(lambda: None)  # a launcher may end all as soon as one has ended, and the main process writes last
         return status
     finally:
         distributed.stop()
 
 
-def _train(config: Run) -> int:
+def _train(config: Run, profile_steps: tuple[int, int] | None) -> int:
     config = distributed.on_main(lambda: with_facts_of_data(config))
     origin, is_own = starting_point(config)
     task = task_of(config)
@@ -64,10 +68,12 @@ def _train(config: Run) -> int:
             if refusal:
                 distributed.tell(refusal)
                 return FAILED
-        return _run(config, task, engine, progress, folder)
+        return _run(config, task, engine, progress, folder, StepProfiler(folder, profile_steps))
 
 
-def _run(config: Run, task: Task, engine: Engine, progress: Progress, folder: Path | None) -> int:
+def _run(
+    config: Run, task: Task, engine: Engine, progress: Progress, folder: Path | None, profiler: StepProfiler
+) -> int:
     total = config.train.train_iters
     metrics = Metrics(
         folder,
@@ -85,11 +91,17 @@ def _run(config: Run, task: Task, engine: Engine, progress: Progress, folder: Pa
     saver = Saver(config.checkpoint, record) if folder else None
     batches = task.train_batches(progress.consumed_samples)
     stopped = False
-    with _signals() as asked, contextlib.closing(metrics), contextlib.closing(saver) if saver else contextlib.nullcontext():
+    with (
+        _signals() as asked,
+        contextlib.closing(metrics),
+        contextlib.closing(profiler),
+        contextlib.closing(saver) if saver else contextlib.nullcontext(),
+    ):
         while progress.iteration < total and not stopped:
             start = time.perf_counter()
             judge = partial(reason_to_skip, progress.guard, loss_spike_factor=config.train.loss_spike_factor)
-            result = engine.step(batches, stop=bool(asked), judge=judge)
+            with profiler.step(progress.iteration + 1):
+                result = engine.step(batches, stop=bool(asked), judge=judge)
             seconds = time.perf_counter() - start
             iteration = progress.iteration + 1
             progress = Progress(

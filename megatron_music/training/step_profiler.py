@@ -1,0 +1,81 @@
+"""Some steps of a run under a profiler: nsys's window and ranges on a GPU, torch.profiler's trace on a CPU.
+
+Knows nothing about what a step does.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from megatron_music.config import ConfigError
+
+
+class StepProfiler:
+    """Marks each step with its iteration, and profiles a window of them.
+
+    On a GPU a step is an NVTX range, and the window is opened and closed by cudaProfilerStart and cudaProfilerStop, for
+    ``nsys profile --capture-range=cudaProfilerApi``. On a CPU the window is written as ``trace-rankN.json`` into the run's folder.
+
+    Args:
+        folder: the run's, or None.
+        window: the first and the last iteration profiled, or None.
+
+    Raises:
+        ConfigError: a trace of a CPU would have no place.
+    """
+
+    def __init__(self, folder: Path | None, window: tuple[int, int] | None):
+        self._on_gpu = torch.cuda.is_available()
+        if window and folder is None and not self._on_gpu:
+            raise ConfigError("without a GPU --profile-steps writes trace-rankN.json into the run's folder; set checkpoint.save")
+        self._folder, self._window = folder, window
+        self._is_open = False
+        self._profiler: torch.profiler.profile | None = None
+
+    @contextmanager
+    def step(self, iteration: int) -> Iterator[None]:
+        """Around one step."""
+        if self._window and iteration == self._window[0]:
+            self._open()
+        name = f"iteration {iteration}"
+        if self._on_gpu:
+            torch.cuda.nvtx.range_push(name)
+            try:
+                yield
+            finally:
+                torch.cuda.nvtx.range_pop()
+        elif self._profiler:
+            with torch.profiler.record_function(name):
+                yield
+        else:
+            yield
+        if self._window and iteration == self._window[1]:
+            self.close()
+
+    def close(self) -> None:
+        """End the window, also where the run ends within it."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        if self._on_gpu:
+            torch.cuda.synchronize()
+            torch.cuda.profiler.stop()
+        else:
+            profiler, self._profiler = self._profiler, None
+            profiler.stop()
+            path = self._folder / f"trace-rank{dist.get_rank()}.json"
+            temporary = path.with_suffix(".tmp.json")
+            profiler.export_chrome_trace(str(temporary))
+            temporary.replace(path)
+
+    def _open(self) -> None:
+        self._is_open = True
+        if self._on_gpu:
+            torch.cuda.synchronize()
+            torch.cuda.profiler.start()
+        else:
+            self._profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+            self._profiler.start()
