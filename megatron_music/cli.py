@@ -16,6 +16,7 @@ from megatron_music import (
     dataset_commands,
     predict_commands,
     profiling_commands,
+    sweep_commands,
     trace_commands,
 )
 from megatron_music.commands import BAD_INPUT, FAILED, OK
@@ -218,6 +219,7 @@ def _parser() -> argparse.ArgumentParser:
 
     profiling_commands.add_memory(command(verbs, "memory", profiling_commands.memory, "what training takes on each rank"))
 
+    sweep_commands.add_sweep(command(verbs, "sweep", sweep_commands.sweep, "a few steps of a run in many settings, side by side"))
     predict_commands.add_predict(command(verbs, "predict", predict_commands.predict, "the time of a step on a cluster that is not at hand"))
     trace_commands.add_trace(command(verbs, "trace", trace_commands.trace, "what a profiled stretch of time was spent on"))
     profiling_commands.add_compare(command(verbs, "compare", profiling_commands.compare, "whether the steps of two runs differ by more than noise"))

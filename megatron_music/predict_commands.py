@@ -17,13 +17,13 @@ def add_predict(parser) -> None:
     parser.add_argument("--gpu-memory", type=float, default=None, metavar="GB", help="of one GPU, in place of what is known of it")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--search", action="store_true", help="rank the layouts of this run")
-    what.add_argument("--scaling", type=_numbers, default=None, metavar="N,N", help="more GPUs with as many more sequences; the run is of the first")
+    what.add_argument("--scaling", type=numbers, default=None, metavar="N,N", help="more GPUs with as many more sequences; the run is of the first")
     parser.add_argument("--top", type=int, default=10, metavar="K", help="layouts that are shown")
     parser.add_argument("-o", "--output", default=None, metavar="CURVE.png", help="with --scaling, the picture")
     add_table_form(parser)
 
 
-def _numbers(text: str) -> list[int]:
+def numbers(text: str) -> list[int]:
     try:
         found = [int(number) for number in text.split(",")]
     except ValueError:

@@ -177,17 +177,22 @@ def capacity_gb(options) -> float | None:
 
 def add_compare(parser) -> None:
     for name in ("first", "second"):
-        parser.add_argument(name, metavar="RUN|LOG", help="a run's folder, a metrics.jsonl or a host's log")
-    parser.add_argument("--warmup", type=int, default=10, metavar="N", help="iterations left out after each start")
+        parser.add_argument(name, metavar="RUN|LOG|SWEEP",
+                            help="a run's folder, a metrics.jsonl or a host's log; or both folders of sweeps")  # fmt: skip
+    parser.add_argument("--warmup", type=int, default=10, metavar="N", help="iterations left out after each start; a sweep's are out already")
     add_table_form(parser)
 
 
 def compare(options) -> None:
     from megatron_music.profiling.compare import CONFIDENCE, difference, largest_loss_difference
     from megatron_music.profiling.logs import after_warmup, read_log
+    from megatron_music.profiling.sweep import PLAN
     from megatron_music.profiling.tables import format_table
 
     _check_warmup(options)
+    if all((Path(source) / PLAN).is_file() for source in (options.first, options.second)):
+        _compare_sweeps(options)
+        return
     logs = [read_log(_log_of(source)) for source in (options.first, options.second)]
     seconds = [[step.seconds for step in after_warmup(log.steps, options.warmup)] for log in logs]
     found = difference("step seconds", *seconds)
@@ -201,9 +206,33 @@ def compare(options) -> None:
     print(format_table(columns, [found._asdict()], options.form))
     if options.form == "csv":
         return
-    print(f"\nmedians; {CONFIDENCE:.0%} of redrawn runs lie from low to high: the noise within these two runs, not from day to day")
+    print(f"\n{_noise(CONFIDENCE)}")
     if losses:
         print(f"the losses differ most at iteration {losses[0]}, by {losses[1]:.2%}")
+
+
+def _compare_sweeps(options) -> None:
+    """The rows of equal settings, each with its own noise."""
+    from megatron_music.profiling.compare import CONFIDENCE, compare_sweeps
+    from megatron_music.profiling.sweep import read_sweep, short_name
+    from megatron_music.profiling.tables import format_table
+
+    found, left_out = compare_sweeps(*(read_sweep(Path(source)) for source in (options.first, options.second)))
+    rows = [{"gpus": row.num_gpus} | {short_name(name): value for name, value in row.settings.items()} | outcome._asdict()
+            for row, outcome in found]  # fmt: skip
+    if options.form == "json":
+        answer = [{"num_gpus": row.num_gpus, "settings": row.settings, **outcome._asdict()} for row, outcome in found]
+        print(json.dumps({"rows": answer, "left_out": left_out}, indent=1))
+        return
+    names = dict.fromkeys(short_name(name) for row, _ in found for name in row.settings)
+    columns = dict.fromkeys(("gpus", *names), "") | {"first": ".4g", "second": ".4g", "share": "+.2%", "low": "+.2%", "high": "+.2%", "verdict": ""}
+    print(format_table(columns, rows, options.form))
+    if options.form != "csv":
+        print(f"\nseconds of a step, {_noise(CONFIDENCE)}; left out, since measured in one alone or in none: {left_out}")
+
+
+def _noise(confidence: float) -> str:
+    return f"medians; {confidence:.0%} of redrawn runs lie from low to high: the noise within these two runs, not from day to day"
 
 
 def _check_warmup(options) -> None:

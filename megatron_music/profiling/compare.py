@@ -2,7 +2,7 @@
 
 Steps that follow each other are alike, so an interval from single steps would be too narrow: blocks of them are drawn
 (Kuensch 1989, the moving-block bootstrap). It is the noise within these two runs; another day or other nodes are not in it.
-Knows nothing about files.
+Knows nothing about logs.
 """
 
 import math
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from megatron_music.profiling.sweep import MEASURED, Row, Sweep, outcome_of
 
 DRAWS = 2000
 CONFIDENCE = 0.95
@@ -63,6 +65,23 @@ def _medians_of_blocks(values: np.ndarray, random: np.random.Generator) -> np.nd
     starts = random.integers(0, len(values) - length + 1, (DRAWS, blocks))
     places = (starts[:, :, None] + np.arange(length)).reshape(DRAWS, -1)[:, : len(values)]
     return np.median(values[places], axis=1)
+
+
+def compare_sweeps(first: Sweep, second: Sweep) -> tuple[list[tuple[Row, Difference]], int]:
+    """The seconds of a step of each setting that both sweeps have measured, and how many settings one or both have not.
+
+    Raises:
+        ValueError: there is no such setting.
+    """
+    sides = [{(row.num_gpus, *sorted(row.settings.items())): (row, outcome_of(sweep, row)) for row in sweep.rows} for sweep in (first, second)]
+    found = []
+    for key, (row, outcome) in sides[0].items():
+        other = sides[1][key][1] if key in sides[1] else None
+        if other and outcome.status == other.status == MEASURED:
+            found.append((row, difference("step seconds", outcome.step_seconds, other.step_seconds)))
+    if not found:
+        raise ValueError(f"{first.folder} and {second.folder} have no setting that both have measured; plan them alike")
+    return found, len(sides[0].keys() | sides[1].keys()) - len(found)
 
 
 def largest_loss_difference(first: dict[int, float], second: dict[int, float]) -> tuple[int, float] | None:

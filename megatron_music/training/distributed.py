@@ -43,7 +43,7 @@ def start(parallel: ParallelConfig) -> None:
     are replaced.
 
     Raises:
-        ConfigError: context parallelism without Transformer Engine.
+        ConfigError: context parallelism without Transformer Engine, or more processes than GPUs.
     """
     if parallel.context_parallel_size > 1 and importlib.util.find_spec("transformer_engine") is None:
         raise ConfigError(
@@ -54,7 +54,10 @@ def start(parallel: ParallelConfig) -> None:
     global _joins
     on_cuda = not cpu.install()
     if on_cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        local_rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local_rank >= count:
+            raise ConfigError(f"this is process {local_rank + 1} of this machine, which has {count} GPUs; start {count} or fewer a node")
+        torch.cuda.set_device(local_rank)
     if not dist.is_initialized():
         backend = "nccl" if on_cuda else "gloo"
         timeout = timedelta(minutes=parallel.distributed_timeout_minutes)

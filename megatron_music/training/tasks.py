@@ -16,6 +16,7 @@ from megatron.core import parallel_state
 from megatron_music.config import Run, RunConfig
 from megatron_music.data.batches import build_datasets, has_tokens, micro_batches, num_tokens
 from megatron_music.data.latents import INDEX, LatentDataset
+from megatron_music.errors import refuse_unless
 from megatron_music.flow_run import FlowRunConfig
 from megatron_music.models.conditions import build_conditioned_dit
 from megatron_music.models.flow_transformer import padded_length
@@ -81,29 +82,63 @@ def gpt_task(config: RunConfig) -> Task:
             data_parallel_size=parallel_state.get_data_parallel_world_size(),
         )
 
-    def build_model(dtype, vp_stage=None):
-        return build_gpt(
-            config.model,
-            config.parallel,
-            dtype=dtype,
-            explicit_attention_mask=config.data.reset_attention_mask,
-            train=train,
-            vp_stage=vp_stage,
-        )
-
     return Task(
-        build_model=build_model,
+        build_model=partial(_build_gpt, config),
         forward_step=gpt_step.forward_step,
         train_batches=lambda consumed_samples: batches(train_set, consumed_samples),
         valid_batches=(lambda: batches(valid_set, 0)) if has_valid else None,
         files=files_below(config.data.folders[0], "tokenizer"),
         seq_length=config.model.seq_length,
-        work=Work(
-            config.model.seq_length,
-            num_tokens(config.data, "train"),
-            step_flops(config.model, global_batch_size, formula=FORMULA).model,
-            f"{FORMULA} (attention causal, vocabulary {config.model.vocab_size}, {config.model.seq_length} tokens)",
-        ),
+        work=_work_of_gpt(config, num_tokens(config.data, "train")),
+    )
+
+
+def made_up_task(config: RunConfig) -> Task:
+    """Next-token prediction on one micro batch of ids drawn at random, again and again: for speed and memory alone.
+
+    Raises:
+        ConfigError: the run asks for a mask, which documents alone give.
+    """
+    refuse_unless(
+        not config.data.reset_attention_mask,
+        "data.reset_attention_mask is true and data.path is not set; name a dataset, whose documents the mask is of",
+    )
+    shape = (config.train.micro_batch_size, config.model.seq_length)
+    tokens_BS = torch.randint(config.model.vocab_size, shape, generator=torch.Generator().manual_seed(config.train.seed))
+    batch = {
+        "tokens": tokens_BS,
+        "labels": tokens_BS.roll(-1, dims=1),
+        "loss_mask": torch.ones(shape),
+        "position_ids": torch.arange(shape[1]).expand(shape),
+    }
+    return Task(
+        build_model=partial(_build_gpt, config),
+        forward_step=gpt_step.forward_step,
+        train_batches=lambda consumed_samples: repeat(batch),
+        valid_batches=None,
+        files={},
+        seq_length=config.model.seq_length,
+        work=_work_of_gpt(config, config.train.global_batch_size * config.model.seq_length),
+    )
+
+
+def _build_gpt(config: RunConfig, dtype: torch.dtype, vp_stage: int | None = None):
+    return build_gpt(
+        config.model,
+        config.parallel,
+        dtype=dtype,
+        explicit_attention_mask=config.data.reset_attention_mask,
+        train=config.train,
+        vp_stage=vp_stage,
+    )
+
+
+def _work_of_gpt(config: RunConfig, train_tokens: int) -> Work:
+    return Work(
+        config.model.seq_length,
+        train_tokens,
+        step_flops(config.model, config.train.global_batch_size, formula=FORMULA).model,
+        f"{FORMULA} (attention causal, vocabulary {config.model.vocab_size}, {config.model.seq_length} tokens)",
     )
 
 

@@ -46,7 +46,7 @@ class Throughput:
             "tflops_per_gpu": speed,
             "mfu": speed / self._peak if speed and self._peak else None,
             "epoch": consumed_samples * work.tokens_per_sample / work.train_tokens,
-            **_peak_memory(),
+            "cuda_memory_gib" if torch.cuda.is_available() else "process_memory_gib": peak_memory_gib(),
         }
 
 
@@ -62,8 +62,9 @@ def _peak(config: Run) -> tuple[float | None, str]:
     return peak.tflops, f"mfu of {peak.tflops:g} TFLOP/s, {name} ({peak.source})"
 
 
-def _peak_memory() -> dict[str, float]:
+def peak_memory_gib() -> float:
+    """The most memory this process has had: of tensors on its GPU, or resident on a machine without one."""
     if torch.cuda.is_available():
-        return {"cuda_memory_gib": torch.cuda.max_memory_allocated() / 2**30}
+        return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
-    return {"process_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

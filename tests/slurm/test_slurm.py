@@ -16,6 +16,7 @@ from tiny import write_corpus
 from tiny_gpt import tiny_dataset, tiny_run
 
 from megatron_music.cli import main
+from megatron_music.profiling.sweep import outcome_of, read_sweep
 from megatron_music.training.loop import DONE, train
 from megatron_music.training.metrics import FILE
 
@@ -91,6 +92,34 @@ def test_a_shard_that_fails_holds_the_merge_back(cluster, tmp_path):
     )  # fmt: skip
     assert cluster.wait(merge)["JobState"] == "CANCELLED"
     assert "is not planned" in said(tmp_path) or "build plan" in said(tmp_path)
+
+
+def test_a_sweep_is_one_array(cluster, tmp_path):
+    """Each task a row on as many nodes as it needs; a row that cannot be ends at once, one that is killed says where to look."""
+    folder = tmp_path / "sweep"
+    words = ["sweep", "tiny", "train.global_batch_size=2", "-o", str(folder), "--num-gpus=1,2", "--steps=2", "--warmup=1"]
+    assert main([*words, "--vary=parallel.tensor_model_parallel_size=1,2", "--vary=train.micro_batch_size=1,1000000000", "--plan"]) == 0
+    sweep = read_sweep(folder)
+    possible = [row.number for row in sweep.rows if not row.impossible]
+    assert possible == [0, 4, 6], "one alone, data parallel, tensor parallel"
+    array = cluster.submit(tmp_path, *NODES, "--mem=500", "--array=0-7", "launch/benchmark_sweep.sbatch", str(folder))
+    wait_for(lambda: "PENDING" not in (states := cluster.run("squeue", "-h", "-o", "%T", "--job", array, check=False)) and not states, 240, "the array's end")
+    statuses = [outcome_of(sweep, row).status for row in sweep.rows]
+    assert statuses == ["measured" if row.number in possible else "impossible" for row in sweep.rows], said(tmp_path)
+    assert len(list((tmp_path / "ranks").glob("music-sweep-*-rank1.log"))) == 8
+    (folder / "rows" / "006.json").unlink()
+    job = cluster.submit(tmp_path, *NODES, "--mem=500", "--array=6", "launch/benchmark_sweep.sbatch", str(folder), PYTHONPATH=str(killer(tmp_path)))
+    wait_for(lambda: not cluster.run("squeue", "-h", "--job", job, check=False), 120, "the end of a killed row")
+    found = outcome_of(sweep, sweep.rows[6])
+    assert found.status == "failed" and "ended with 137; see the logs of job" in found.reason, said(tmp_path)
+
+
+def killer(folder: Path) -> Path:
+    """A folder that on PYTHONPATH makes a row's processes die of SIGKILL, as those that take too much memory do."""
+    (folder / "killer").mkdir()
+    code = "import os, sys\nif 'sweep' in sys.orig_argv: os.kill(os.getpid(), 9)\n"
+    (folder / "killer" / "sitecustomize.py").write_text(code)
+    return folder / "killer"
 
 
 def test_a_signal_saves_requeues_and_goes_on_exactly(cluster, data, tmp_path):
