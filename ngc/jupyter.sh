@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 #
-# JupyterLab in the container, reached from your own machine through SSH, as in NVIDIA's post on AI music:
+# JupyterLab in the container with examples/music_gpt.ipynb, reached from your own machine through SSH, as in NVIDIA's post on AI
+# music; from the root of the clone:
 #
 #   bash ngc/jupyter.sh                                     on the GPU machine: prints an address with a token
 #   ssh -N -L 8888:localhost:8888 GPU_MACHINE               on yours; then open that address
@@ -13,4 +14,5 @@ set -euo pipefail
 
 exec docker run --rm --gpus all --ipc=host --ulimit memlock=-1 --user "$(id -u):$(id -g)" --env HOME=/tmp \
   --publish "127.0.0.1:$PORT:$PORT" --volume "$PWD:/workspace/music" --entrypoint jupyter "$MEGATRON_MUSIC_IMAGE" \
-  lab --ip=0.0.0.0 --port="$PORT" --no-browser --notebook-dir=/workspace/music
+  lab --ip=0.0.0.0 --port="$PORT" --no-browser --notebook-dir=/workspace/music \
+  --LabApp.default_url=/lab/tree/examples/music_gpt.ipynb

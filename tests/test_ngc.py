@@ -51,6 +51,8 @@ def test_a_command_in_the_container(script, tmp_path):
 def test_jupyter_is_open_on_loopback_alone(script):
     _, status, (called,) = script("jupyter.sh", PORT="9999")
     assert status == 0 and "127.0.0.1:9999:9999" in called
+    (page,) = [word.partition("=")[2] for word in called if word.startswith("--LabApp.default_url=")]
+    assert (ROOT / page.removeprefix("/lab/tree/")).is_file(), "the address it prints leads to the notebook"
     assert not any("token" in word or "password" in word for word in called), "Jupyter draws the token itself, at each start"
     said, status, called = script("jupyter.sh", PORT="80; rm")
     assert status == 2 and "use a number from 1024" in said and not called
