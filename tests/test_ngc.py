@@ -3,12 +3,15 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from megatron_music.recipes import load_run
 
 ROOT = Path(__file__).parent.parent
 NGC = ROOT / "ngc"
@@ -92,3 +95,28 @@ def test_the_image_has_what_the_package_needs():
     for requirement in wanted:
         name = re.match(r"[\w-]+", requirement)[0]
         assert name == "torch" or re.search(rf"\b{re.escape(name)}\b", text), name
+
+
+# Names and types as JobCreateRequest, JobRunPolicy, JobWorkspaceMountInfo and Env of NVIDIA's ngcsdk 4.37.0 have them.
+JOB = {
+    "name": str, "aceName": str, "aceInstance": str, "dockerImageName": str, "useImageEntryPoint": bool, "command": str, "envs": list,
+    "workspaceMounts": list, "resultContainerMountPoint": str, "replicaCount": int, "runPolicy": dict,
+}  # fmt: skip
+
+
+def test_the_job_of_base_command():
+    """A run that divides over the instance's GPUs, resumable: taken off and started again, the same command goes on."""
+    job = json.loads((NGC / "base_command.json").read_text())
+    assert {name: type(value) for name, value in job.items()} == JOB
+    assert re.fullmatch(r"[a-zA-Z\d][a-zA-Z\d\-. ,_]*", job["name"]) and 2 <= len(job["name"]) <= 128
+    assert job["runPolicy"] == {"preemptClass": "RESUMABLE", "totalRuntimeSeconds": 86400} and job["replicaCount"] == 1
+    (mount,) = job["workspaceMounts"]
+    assert mount.keys() == {"id", "containerMountPoint", "mountMode"} and all(env.keys() == {"name", "value"} for env in job["envs"])
+    place, words = job["command"].split(" && ")
+    words = shlex.split(words)
+    assert place == f"cd {mount['containerMountPoint']}" and words[:2] == ["torchrun", "--nproc_per_node"] and words[3:6] == ["-m", "megatron_music", "train"]
+    num_gpus = int(words[2])
+    assert f".{num_gpus}.norm" in job["aceInstance"]
+    run = load_run(words[6], words[7:])
+    run.check_world_size(num_gpus)
+    assert not Path(run.checkpoint.save).is_absolute(), "below the workspace, which outlives the job"
