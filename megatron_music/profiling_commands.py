@@ -50,7 +50,7 @@ def add_mfu(parser) -> None:
 
 def mfu(options) -> None:
     from megatron_music.profiling.logs import read_log, summarize
-    from megatron_music.profiling.mfu import find_peak, utilizations
+    from megatron_music.profiling.mfu import find_peak, utilization_of, utilizations
     from megatron_music.profiling.tables import format_table
 
     if (options.source is None) == (options.step_time is None):
@@ -64,14 +64,11 @@ def mfu(options) -> None:
         facts = log.facts | (_facts_of_run(path if path.is_dir() else path.parent) if log.kind == "metrics.jsonl" else {})
     seconds = positive("--step-time", measured.median if measured else options.step_time)
     run = _run_facts(options, facts)
-    found = utilizations(
-        run["model"],
-        global_batch_size=run["global_batch_size"],
-        num_gpus=run["num_gpus"],
-        seconds=seconds,
-        peak_tflops=peak.tflops,
-        recomputation=run["recomputation"],
-    )
+    how = {"num_gpus": run["num_gpus"], "seconds": seconds, "peak_tflops": peak.tflops}
+    if "flow" in facts:
+        found = [utilization_of(_flow_flops(facts["flow"], run), **how)]
+    else:
+        found = utilizations(run["model"], global_batch_size=run["global_batch_size"], recomputation=run["recomputation"], **how)
     if options.form == "json":
         print(json.dumps(_mfu_json(found, run, seconds, measured, peak), indent=1))
         return
@@ -85,8 +82,7 @@ def mfu(options) -> None:
 
 
 def _mfu_head(run: dict, seconds: float, measured, peak) -> list[str]:
-    model, batch = run["model"], run["global_batch_size"]
-    tokens = batch * model.seq_length / seconds
+    batch = run["global_batch_size"]
     spread = ""
     if measured:
         spread = (
@@ -94,9 +90,8 @@ def _mfu_head(run: dict, seconds: float, measured, peak) -> list[str]:
             f"{measured.upper_quartile:.4g}; {measured.num_warmup_lines} of warm-up left out"
         )
     return [
-        f"{model.num_layers} layers x {model.hidden_size}, {model.num_attention_heads} heads, {model.seq_length} tokens, "
-        f"vocabulary {model.vocab_size}; {batch} sequences a step on {run['num_gpus']} GPUs",
-        f"step {seconds:.4g} s{spread}; {tokens:,.0f} tokens/s",
+        f"{run['title']}; {batch} {run['samples']} a step on {run['num_gpus']} GPUs",
+        f"step {seconds:.4g} s{spread}; {batch * run['tokens'] / seconds:,.0f} tokens/s",
         f"peak {peak.tflops:g} TFLOP/s a GPU: {peak.gpu}, {peak.source}",
     ]
 
@@ -111,7 +106,8 @@ def _mfu_foot(found: list) -> list[str]:
 
 
 def _mfu_json(found: list, run: dict, seconds: float, measured, peak) -> dict:
-    shape = {name: getattr(run["model"], name) for name in (*_SHAPE, "swiglu")}
+    model = run["model"]
+    shape = {name: getattr(model, name) for name in (*_SHAPE, "swiglu")} if model else {"title": run["title"]}
     answer = {line.formula: {name: value for name, value in line._asdict().items() if name != "formula"} for line in found}
     return answer | {
         "step_seconds": seconds,
@@ -249,7 +245,8 @@ def _run_facts(options, facts: dict) -> dict:
     """The run that is spoken of: what the command line says, before what its log does."""
     from megatron_music.config import ModelConfig
 
-    names = [*_SHAPE, "swiglu", "global_batch_size", "num_gpus", "recomputation"]
+    shape = [] if "flow" in facts else [*_SHAPE, "swiglu"]
+    names = [*shape, "global_batch_size", "num_gpus", "recomputation"]
     facts = facts | {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     facts.setdefault("recomputation", "none")
     missing = [name for name in names if name not in facts and name not in _OPTIONAL]
@@ -259,8 +256,46 @@ def _run_facts(options, facts: dict) -> dict:
         raise ValueError(f"{who} {flags}; give {'it' if len(missing) == 1 else 'them'}")
     for name in ("global_batch_size", "num_gpus"):
         positive("--" + name.replace("_", "-"), facts[name])
-    model = ModelConfig(**{name: facts[name] for name in (*_SHAPE, "swiglu") if name in facts})
-    return {"model": model} | {name: facts[name] for name in ("global_batch_size", "num_gpus", "recomputation")}
+    common = {name: facts[name] for name in ("global_batch_size", "num_gpus", "recomputation")}
+    if "flow" in facts:
+        return common | _flow_words(facts["flow"])
+    model = ModelConfig(**{name: facts[name] for name in shape if name in facts})
+    title = (
+        f"{model.num_layers} layers x {model.hidden_size}, {model.num_attention_heads} heads, {model.seq_length} tokens, "
+        f"vocabulary {model.vocab_size}"
+    )
+    return common | {"model": model, "title": title, "samples": "sequences", "tokens": model.seq_length}
+
+
+def _flow_words(flow: tuple) -> dict:
+    """What is said of a run of words to music: positions are its tokens."""
+    run, text_length = flow
+    shape = run.model.shape
+    positions = _frames(run) + shape.num_extra_positions
+    title = (
+        f"{run.model.kind}, {shape.num_layers} layers x {shape.hidden_size}, {shape.num_attention_heads} heads, {positions} positions, "
+        f"{text_length} words"
+    )
+    return {"model": None, "title": title, "samples": "samples", "tokens": positions}
+
+
+def _flow_flops(flow: tuple, facts: dict):
+    from megatron_music.profiling.flow_flops import step_flops
+
+    run, text_length = flow
+    hears_music = run.model.kind == "dit" and run.model.conditions == "music"
+    return step_flops(
+        run.model.shape,
+        facts["global_batch_size"],
+        frames=_frames(run),
+        words=text_length,
+        music_size=run.model.embedding_size if hears_music else None,
+        recomputation=facts["recomputation"],
+    )
+
+
+def _frames(run) -> int:
+    return run.model.latent_length if run.model.kind == "dit" else 1
 
 
 def _facts_of_run(folder: Path) -> dict:
@@ -268,23 +303,21 @@ def _facts_of_run(folder: Path) -> dict:
     from dataclasses import asdict
 
     from megatron_music.config import RunConfig
+    from megatron_music.data.latents import read_index
     from megatron_music.recipes import read_run
     from megatron_music.training.checkpoint_folder import CONFIG, STATE, checkpoints_of
 
     for checkpoint in checkpoints_of(folder):
         run = read_run(checkpoint / CONFIG)
-        if not isinstance(run, RunConfig):
-            raise ValueError(
-                f"{folder} is a run of {run.model.kind}, whose figures are in its metrics.jsonl by the formula flow; "
-                "mfu is of GPTs"
-            )
-        shape = asdict(run.model)
-        layout = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["layout"]
-        return {name: shape[name] for name in (*_SHAPE, "swiglu")} | {
+        common = {
             "global_batch_size": run.train.global_batch_size,
-            "num_gpus": layout["world_size"],
+            "num_gpus": json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["layout"]["world_size"],
             "recomputation": run.train.recompute_granularity or "none",
         }
+        if not isinstance(run, RunConfig):
+            return common | {"flow": (run, read_index(checkpoint)["text_length"])}
+        shape = asdict(run.model)
+        return common | {name: shape[name] for name in (*_SHAPE, "swiglu")}
     return {}
 
 

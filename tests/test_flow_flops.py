@@ -7,7 +7,7 @@ from tiny_flow import FRAMES, batch, conditioned_batch, text2muq_batch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from megatron_music.config import ParallelConfig
+from megatron_music.config import ParallelConfig, TrainConfig
 from megatron_music.models.conditions import build_conditioned_dit
 from megatron_music.models.dit import build_dit
 from megatron_music.models.flow_sizes import DIT_SIZES, TEXT2MUQ_SIZES
@@ -75,6 +75,19 @@ def test_backward_is_twice_forward_but_for_the_gradient_of_inputs(processes):
     assert 0.93 < both / (4 * 3 * forward_flops(size, frames, WORDS)) <= 1.0
 
 
+@pytest.mark.parametrize("name", ["conditioned", "tiny", "wide"])
+@pytest.mark.parametrize("recomputation", ["selective", "full"])
+def test_what_is_computed_again_is_what_torch_counts_more(processes, name, recomputation):
+    """The backward pass with recomputation, less the one without. Whole layers that are recomputed find the gradient of the
+    context, too, which was given and needs none here."""
+    size, plain, given, frames = case(name)
+    again = BUILD[name](size, ParallelConfig(), train=TrainConfig(recompute_granularity=recomputation))
+    more = counted(again, given, backward=True) - counted(plain, given, backward=True)
+    found = step_flops(size, 4, frames=frames, words=WORDS, music_size=512, recomputation=recomputation)
+    context = 4 * key_value_flops(size, WORDS) if recomputation == "full" else 0
+    assert 0 < found.hardware - found.model <= more <= found.hardware - found.model + context
+
+
 def test_the_published_sizes_by_hand():
     size = DIT_SIZES["stable-audio-open"]
     # Two operations a weight and position; attention's scores, and weights that see one position or the words, beside.
@@ -88,7 +101,8 @@ def test_the_published_sizes_by_hand():
 def test_a_step_and_a_sample():
     size = DIT_SIZES["tiny"]
     wanted = 3 * 8 * (forward_flops(size, 16, 8) + condition_flops(size, 12))
-    assert step_flops(size, 8, frames=16, words=5, music_size=12) == wanted
+    found = step_flops(size, 8, frames=16, words=5, music_size=12)
+    assert found.model == found.hardware == wanted and found.formula == "flow"
     assert sampling_flops(size, 100, frames=16, tokens=8, guided=True) == 200 * forward_flops(size, 16, 8)
     text = TEXT2MUQ_SIZES["tiny"]
     once = key_value_flops(text, 5)

@@ -15,6 +15,7 @@ from test_resume import read_metrics, wait_for_iteration
 from tiny_gpt import launch, tiny_dataset, tiny_run
 from tiny_latents import FRAMES, RECIPE, flow_run, tiny_latents
 
+from megatron_music.cli import main
 from megatron_music.config import ConfigError, TrainConfig
 from megatron_music.data.latents import LatentDataset
 from megatron_music.flow.ema import WeightAverage
@@ -103,6 +104,22 @@ def test_a_run_learns_and_says_so(runs, kind):
     assert {"iteration", "loss", "grad_norm", "learning_rate", "consumed_samples", "epoch"} == set(steps[0])
     assert steps[-1]["epoch"] == pytest.approx(160 / 21)
     assert np.mean([line["loss"] for line in steps[-8:]]) < np.mean([line["loss"] for line in steps[:8]])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mfu_of_such_a_run(runs, kind, capsys):
+    """`mfu RUN` counts as the run itself did while it trained."""
+    lines = [json.loads(line) for line in (runs[kind] / "metrics.jsonl").read_text().splitlines()]
+    capsys.readouterr()
+    assert main(["mfu", str(runs[kind]), "--peak", "0.5", "--warmup", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    counts = [line["tflops_per_gpu"] * line["step_seconds"] for line in lines if "loss" in line]
+    assert counts == pytest.approx([found["flow"]["model_tflops_per_gpu"] * found["step_seconds"]] * len(counts)) and len(counts) > 4
+    assert found["flow"]["mfu"] == found["flow"]["hfu"] == pytest.approx(found["flow"]["model_tflops_per_gpu"] / 0.5)
+    assert found["num_gpus"] == 1 and "mcore" not in found
+    assert main(["mfu", str(runs[kind]), "--peak", "0.5", "--warmup", "2", "--recomputation", "full"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{kind}, ") and "positions" in said and "all attention: no position is hidden" in said
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -192,10 +192,12 @@ def test_the_command(real, tmp_path, capsys):
 
 def test_steps_of_a_run_are_profiled(tmp_path, capsys):
     data = tiny_dataset(tmp_path / "data")
-    run = ["train", "tiny", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=6", "logging.tensorboard=false"]
-    assert main([*run, "--profile-steps", "2-4"]) == 0
+    run = ["train", "tiny", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=9", "logging.tensorboard=false"]
+    assert main([*run, "--profile-steps", "3-5"]) == 0
+    told = capsys.readouterr().err
+    assert re.search(r"3 profiled steps took [\d.]+ s, the 5 others [\d.]+ s \(medians\): [+-]\d+%, the profiler's part", told), "step 1 warms up"
     (timeline,) = read_trace(tmp_path / "run" / "trace-rank0.json")
-    assert {name for name in timeline.ranges if name.startswith("iteration")} == {"iteration 2", "iteration 3", "iteration 4"}
+    assert {name for name in timeline.ranges if name.startswith("iteration")} == {"iteration 3", "iteration 4", "iteration 5"}
     assert not list((tmp_path / "run").glob("*.tmp.json"))
     assert main(["train", "tiny", f"data.path={data}", "checkpoint.save=null", "--profile-steps", "2"]) == 2
     assert "set checkpoint.save" in capsys.readouterr().err
@@ -205,12 +207,13 @@ def test_steps_of_a_run_are_profiled(tmp_path, capsys):
         assert "is no window of iterations" in capsys.readouterr().err
 
 
-def test_a_run_that_ends_within_the_window_is_written(tmp_path):
+def test_a_run_that_ends_within_the_window_is_written(tmp_path, capsys):
     data = tiny_dataset(tmp_path / "data")
     run = ["train", "tiny", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=3", "logging.tensorboard=false"]
     assert main([*run, "--profile-steps", "2-100"]) == 0
     (timeline,) = read_trace(tmp_path / "run" / "trace-rank0.json")
     assert {"iteration 2", "iteration 3"} <= set(timeline.ranges)
+    assert "2 steps were profiled and 0 were not: too few to say what the profiler costs" in capsys.readouterr().err
 
 
 def test_names_cannot_break_the_page(tmp_path):

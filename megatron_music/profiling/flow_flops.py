@@ -5,7 +5,7 @@ parts of the solver are not. Knows nothing about torch, ranks or how a time was 
 """
 
 from megatron_music.models.flow_sizes import MODULATIONS, SECONDS_TOKENS, DiTSize, FlowSize, Text2MuQSize, num_tokens
-from megatron_music.profiling.flops import PASSES
+from megatron_music.profiling.flops import PASSES, RECOMPUTATIONS, StepFlops
 
 FORMULA = "flow"
 SECONDS_FEATURES = 257  # of each of these two
@@ -31,16 +31,30 @@ def condition_flops(size: DiTSize, music_size: int | None) -> float:
     return 2.0 * ((music_size or 0) + SECONDS_TOKENS * SECONDS_FEATURES) * size.context_input_size
 
 
-def step_flops(size: FlowSize, global_batch_size: int, *, frames: int, words: int, music_size: int | None = None) -> float:
+def step_flops(
+    size: FlowSize, global_batch_size: int, *, frames: int, words: int, music_size: int | None = None, recomputation: str = "none"
+) -> StepFlops:
     """Operations of one training step, forward and backward, of all GPUs together.
 
     Args:
         words: states of a caption.
         music_size: of the embedding that stage 2 is told; None: it is told of none.
+        recomputation: what the backward pass computes again: ``none``, the core attention (``selective``) or whole layers (``full``).
+
+    Raises:
+        ValueError: another word.
     """
+    if recomputation not in RECOMPUTATIONS:
+        raise ValueError(f"recomputation is {recomputation!r}; use one of {', '.join(RECOMPUTATIONS)}")
     tokens = num_tokens(size, words, hears_music=music_size is not None)
     conditions = condition_flops(size, music_size) if isinstance(size, DiTSize) else 0.0
-    return global_batch_size * PASSES * (forward_flops(size, frames, tokens) + conditions)
+    needed = PASSES * (forward_flops(size, frames, tokens) + conditions)
+    again = {
+        "none": 0.0,
+        "selective": _attention(size, frames, tokens),
+        "full": _layers(size, frames, tokens) + key_value_flops(size, tokens),
+    }[recomputation]
+    return StepFlops(FORMULA, recomputation, global_batch_size * needed, global_batch_size * (needed + again))
 
 
 def sampling_flops(size: FlowSize, evaluations: int, *, frames: int, tokens: int, guided: bool) -> float:
@@ -55,10 +69,17 @@ def sampling_flops(size: FlowSize, evaluations: int, *, frames: int, tokens: int
 def _layers(size: FlowSize, frames: int, tokens: int) -> float:
     """All layers without the context's keys and values."""
     positions, width = frames + size.num_extra_positions, size.hidden_size
-    own = 8 * positions * width**2 + 4 * positions**2 * width if size.has_self_attention else 0
-    context = 4 * positions * width**2 + 4 * positions * tokens * width
+    projections = (12 if size.has_self_attention else 4) * positions * width**2
     matrices = 3 if size.gated_linear_unit else 2
-    return float(size.num_layers * (own + context + 2 * matrices * positions * width * size.ffn_hidden_size))
+    feed_forward = 2 * matrices * positions * width * size.ffn_hidden_size
+    return float(size.num_layers * (projections + feed_forward)) + _attention(size, frames, tokens)
+
+
+def _attention(size: FlowSize, frames: int, tokens: int) -> float:
+    """All layers' scores and their products with the values: of the positions themselves, and of the context."""
+    positions = frames + size.num_extra_positions
+    seen = tokens + (positions if size.has_self_attention else 0)
+    return float(size.num_layers * 4 * positions * seen * size.hidden_size)
 
 
 def _context_width(size: FlowSize) -> int:

@@ -6,12 +6,13 @@ Knows nothing about where the time is from, or about torch.
 from typing import NamedTuple
 
 from megatron_music.config import ModelConfig
-from megatron_music.profiling.flops import FORMULAS, step_flops, tflops_per_gpu, utilization
+from megatron_music.profiling.flops import FORMULAS, StepFlops, step_flops, tflops_per_gpu, utilization
 from megatron_music.profiling.peaks import PEAKS, Peak, peak_of
 
 COUNTS = {
     "mcore": "half of the attention's scores (causal); what Megatron-LM and NeMo print",
     "72-form": "all scores; arXiv:2205.05198",
+    "flow": "all attention: no position is hidden",
     "paper-eq3": "all scores, and full recomputation, always; arXiv:2104.04473, equation 3",
 }
 # Below it the matrix products are not what a step waits for.
@@ -53,10 +54,20 @@ def utilizations(
         except ValueError as error:
             found.append(Utilization(formula, str(error), counted, None, None, None, None))
             continue
-        speeds = [tflops_per_gpu(operations, seconds, num_gpus) for operations in (flops.model, flops.hardware)]
-        shares = [utilization(operations, seconds, num_gpus, peak_tflops) for operations in (flops.model, flops.hardware)]
-        found.append(Utilization(formula, COUNTS[formula], counted, *speeds, *shares))
+        found.append(utilization_of(flops, num_gpus=num_gpus, seconds=seconds, peak_tflops=peak_tflops))
     return found
+
+
+def utilization_of(flops: StepFlops, *, num_gpus: int, seconds: float, peak_tflops: float) -> Utilization:
+    """The figures of one step whose operations are counted."""
+    both = flops.model, flops.hardware
+    return Utilization(
+        flops.formula,
+        COUNTS[flops.formula],
+        flops.recomputation,
+        *(tflops_per_gpu(operations, seconds, num_gpus) for operations in both),
+        *(utilization(operations, seconds, num_gpus, peak_tflops) for operations in both),
+    )
 
 
 def find_peak(gpu: str | None, peak_tflops: float | None, dtype: str | None = None) -> Peak:

@@ -137,6 +137,9 @@ def _run(
                     saver.save(engine, progress)
         if saver:
             saver.finish()
+    cost = profiler.cost()
+    if cost:
+        distributed.tell(cost)
     if saver and saver.failure:
         distributed.tell(f"{saver.failure}; the run ends without its last steps: make room, and give the same command again")
         return FAILED

@@ -3,14 +3,19 @@
 Knows nothing about what a step does.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
 import torch
 import torch.distributed as dist
 
 from megatron_music.config import ConfigError
+
+
+FEWEST = 3  # steps on each side, below which it is not said what the profiler costs
 
 
 class StepProfiler:
@@ -33,6 +38,7 @@ class StepProfiler:
             raise ConfigError("without a GPU --profile-steps writes trace-rankN.json into the run's folder; set checkpoint.save")
         self._folder, self._window = folder, window
         self._is_open = False
+        self._seconds: dict[bool, list[float]] = {True: [], False: []}  # of steps, by whether they were profiled
         self._profiler: torch.profiler.profile | None = None
 
     @contextmanager
@@ -40,7 +46,7 @@ class StepProfiler:
         """Around one step."""
         if self._window and iteration == self._window[0]:
             self._open()
-        name = f"iteration {iteration}"
+        name, begin = f"iteration {iteration}", time.perf_counter()
         if self._on_gpu:
             torch.cuda.nvtx.range_push(name)
             try:
@@ -52,8 +58,22 @@ class StepProfiler:
                 yield
         else:
             yield
+        self._seconds[self._is_open].append(time.perf_counter() - begin)
         if self._window and iteration == self._window[1]:
             self.close()
+
+    def cost(self) -> str | None:
+        """What profiling does to the times in a trace, in a sentence; None where nothing was profiled."""
+        profiled, others = self._seconds[True], self._seconds[False][1:]  # the first step of a run warms up
+        if not profiled:
+            return None
+        if min(len(profiled), len(others)) < FEWEST:
+            return f"{len(profiled)} steps were profiled and {len(others)} were not: too few to say what the profiler costs"
+        slower = median(profiled) / median(others) - 1
+        return (
+            f"{len(profiled)} profiled steps took {median(profiled):.4g} s, the {len(others)} others {median(others):.4g} s (medians): "
+            f"{slower:+.0%}, the profiler's part in the trace"
+        )
 
     def close(self) -> None:
         """End the window, also where the run ends within it."""

@@ -178,7 +178,7 @@ def flow_task(config: FlowRunConfig) -> Task:
                 frames=positions - shape.num_extra_positions,
                 words=train_set.info.text_length,
                 music_size=train_set.info.embedding_size if hears_music else None,
-            ),
+            ).model,
             f"{flow_flops.FORMULA} (all attention, {positions} positions, {train_set.info.text_length} words)",
         ),
     )
