@@ -5,12 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_music.music import likeness
+from megatron_music.music import grid, likeness
 from megatron_music.music.grid import sections
+from megatron_music.music.score import Score, Track
 from megatron_music.tokens import vocabulary, windows
+from megatron_music.tokens.folder import Encoding
 from tiny import encodings, scores
 
 compiled = pytest.importorskip("megatron_music.tokens.compiled", reason="numba is not installed: the extra `fast`")
+compiled_sums = pytest.importorskip("megatron_music.tokens.compiled_sums", reason="numba is not installed: the extra `fast`")
 
 
 @settings(max_examples=600, deadline=None)
@@ -33,9 +36,18 @@ def test_encode_stretch(score, encoding, labels, has_open_density):
             assert one.dtype == other.dtype and np.array_equal(one, other)
 
 
+@pytest.mark.parametrize("engine", [compiled, windows], ids=lambda engine: engine.__name__)
+@pytest.mark.parametrize("start", [grid.MAX_STEPS, 1 << 21, 1 << 40])
+def test_a_piece_that_cannot_be_counted_is_refused(engine, start):
+    """No loop writes where there is no room for it."""
+    track = Track(np.array([[start, start + 1, 60 + number, 80] for number in range(40)]))
+    with pytest.raises(ValueError, match=f"the piece lasts {start + 1} steps; at most {grid.MAX_STEPS}"):
+        engine.encode_stretch(Score((track,), 4), Encoding(bars=4))
+
+
 @settings(max_examples=200, deadline=None)
 @given(scores())
 def test_note_sums(score):
     is_drum = np.array([track.is_drum for track in score.tracks])
     same = (score.columns, is_drum, score.steps_per_quarter)
-    assert compiled.note_sums(*same) == likeness.note_sums(*same)
+    assert compiled_sums.note_sums(*same) == likeness.note_sums(*same)

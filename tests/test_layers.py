@@ -65,6 +65,7 @@ NEVER_TORCH = [
     "megatron_music.profiling.trace", "megatron_music.profiling.trace_page", "megatron_music.profiling_commands",
     "megatron_music.trace_commands",
     "megatron_music.tokens.augment", "megatron_music.tokens.bpe", "megatron_music.tokens.compiled",
+    "megatron_music.tokens.compiled_sums",
     "megatron_music.tokens.density", "megatron_music.tokens.fills", "megatron_music.tokens.folder",
     "megatron_music.tokens.grammar", "megatron_music.tokens.infill", "megatron_music.tokens.mmmtrack",
     "megatron_music.tokens.vocabulary", "megatron_music.tokens.windows", "megatron_music.tokens.wording",

@@ -129,9 +129,7 @@ class Reader:
         _check_size(max(entry.size, entry.packed))
         try:
             if not entry.member:
-                with open(entry.path, "rb", buffering=0) as file:
-                    _check_size(os.fstat(file.fileno()).st_size)
-                    return file.readall()
+                return _read_file(entry.path)
             if self._archive is None or self._archive.path != entry.path:
                 self.close()
                 self._archive = Archive(entry.path, self._beat)
@@ -140,6 +138,24 @@ class Reader:
             if error.errno in _PASSING:
                 raise
             raise EntryError(f"cannot be read: {error.strerror or error}") from None
+
+
+def _read_file(path: str) -> bytes:
+    """The content, by the system's own calls: a file object costs more than a small file."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(descriptor).st_size
+        _check_size(size)
+        content = os.read(descriptor, size + 1)
+        if len(content) == size:
+            return content
+        parts = [content]  # it grew or shrank meanwhile, or the system gave a part of it
+        while parts[-1]:
+            parts.append(os.read(descriptor, 1 << 20))
+            _check_size(sum(map(len, parts)))
+        return b"".join(parts)
+    finally:
+        os.close(descriptor)
 
 
 def _check_size(size: int) -> None:

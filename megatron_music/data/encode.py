@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -26,11 +27,12 @@ from megatron_music.tokens.infill import infill_documents
 from megatron_music.tokens.windows import EncodedStretch, Windows
 
 _NOTE_COUNTS = ("notes_in", "notes_out", "notes_lost", "notes_shortened", "notes_lengthened", "onsets_on_grid")
+_counts_of = attrgetter(*_NOTE_COUNTS)
 _MAX_DENSITY = 127
 NO_FILTERS = Filters()
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class EncodedFile:
     """What one file gave.
 
@@ -78,12 +80,12 @@ ARRAYS = Engine(arrays.encode_stretch, likeness.note_sums, count_ids)
 def fastest_engine() -> Engine:
     """Compiled loops where numba is installed (the extra `fast`), else array arithmetic: the same results."""
     try:
-        from megatron_music.tokens import compiled
+        from megatron_music.tokens import compiled, compiled_sums
     except ModuleNotFoundError as error:
         if error.name != "numba":
             raise
         return ARRAYS
-    return Engine(compiled.encode_stretch, compiled.note_sums, compiled.count_ids)
+    return Engine(compiled.encode_stretch, compiled_sums.note_sums, compiled_sums.count_ids)
 
 
 def encode_content(content: bytes, options: BuildOptions, label_ids: tuple[int, ...] = ()) -> EncodedFile:
@@ -192,7 +194,8 @@ def encode_score(
             made.append(windows)
             numbers.append((place << 32) + windows.first_bars)
             reports.append(encoded.report)
-    dropped = +dropped  # a stretch too short for any window drops none
+    if dropped:
+        dropped = +dropped  # a stretch too short for any window drops none
     if made:
         left_out = ""
     elif not stretches:
@@ -280,10 +283,10 @@ def _pitches_within(written: Windows, bounds: tuple) -> np.ndarray | bool:
 
 
 def _summed(reports: list[QuantizationReport]) -> dict[str, float]:
-    sums = dict.fromkeys((*_NOTE_COUNTS, "onset_error_sum", "max_onset_error"), 0)
-    for report in reports:
-        for name in _NOTE_COUNTS:
-            sums[name] += getattr(report, name)
-        sums["onset_error_sum"] += report.mean_onset_error * report.notes_in
-        sums["max_onset_error"] = max(sums["max_onset_error"], report.max_onset_error)
+    if len(reports) == 1:
+        sums = dict(zip(_NOTE_COUNTS, _counts_of(reports[0]), strict=True))
+    else:
+        sums = {name: sum(getattr(report, name) for report in reports) for name in _NOTE_COUNTS}
+    sums["onset_error_sum"] = sum([report.mean_onset_error * report.notes_in for report in reports])
+    sums["max_onset_error"] = max([report.max_onset_error for report in reports], default=0)
     return sums

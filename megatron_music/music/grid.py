@@ -282,6 +282,8 @@ def sections(
         meters: (numerator, denominator) of those that are wanted.
         unknown: those that are read as if they were not declared.
     """
+    if score.time_signatures == FOUR_FOUR and (4, 4) in meters and score.length_steps:
+        return [score]
     changes = list(FOUR_FOUR)
     breaks = [True]  # whether a stretch begins at this change
     for signature in sorted(score.time_signatures, key=lambda signature: signature.start_step):

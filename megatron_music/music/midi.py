@@ -119,7 +119,7 @@ def _checked(score: Score, where: str) -> Score:
             )
     if score.num_notes == 0:
         raise MidiError(f"{where} has no notes; leave it out")
-    quarters = score.last_end_step / score.steps_per_quarter
+    quarters = score.length_steps / score.steps_per_quarter
     if quarters > MAX_QUARTERS:
         raise MidiError(
             f"{where} lasts {quarters / 4:,.0f} bars of 4/4, more than {MAX_QUARTERS // 4:,}: a damaged time; leave it out"
@@ -144,17 +144,15 @@ def _from_symusic(parsed: symusic.Score, leave_out_impossible_meters: bool = Fal
         tracks.append(Track(rows[first:last], 0 if is_drum else program, is_drum, name=name))
     for track, voice in zip(tracks, voices_of(tracks, columns), strict=True):
         track.voice = voice
+    meters = [TimeSignature(s.time, s.numerator, s.denominator) for s in parsed.time_signatures]
+    if leave_out_impossible_meters:
+        meters = [meter for meter in meters if _is_meter(*meter[1:])]
     return Score.from_columns(
         columns,
         tracks,
         steps_per_quarter=parsed.ticks_per_quarter,
-        time_signatures=tuple(
-            TimeSignature(s.time, s.numerator, s.denominator)
-            for s in parsed.time_signatures
-            if not leave_out_impossible_meters or _is_meter(s.numerator, s.denominator)
-        )
-        or FOUR_FOUR,
-        tempos=tuple(Tempo(t.time, t.qpm) for t in parsed.tempos if 0 < t.qpm < 1e6) or DEFAULT_TEMPO,
+        time_signatures=tuple(meters) or FOUR_FOUR,
+        tempos=tuple([Tempo(t.time, t.qpm) for t in parsed.tempos if 0 < t.qpm < 1e6]) or DEFAULT_TEMPO,
     )
 
 

@@ -120,8 +120,7 @@ def _in_order(rows: np.ndarray) -> np.ndarray:
     return rows[np.lexsort((velocity, pitch, end, start))]
 
 
-@dataclass(frozen=True)
-class QuantizationReport:
+class QuantizationReport(NamedTuple):
     """What quantising changed. Errors are in steps of the new grid."""
 
     notes_in: int
@@ -273,7 +272,7 @@ def _are_falling_lines(tracks: list[Track], columns: np.ndarray) -> bool:
     overlaps = columns[1, 1:] < columns[2, :-1]
     for first in firsts[1:]:
         overlaps[first - 1] = False  # from one track to the next
-    return not overlaps.any() or all(map(_is_monophonic, tracks))
+    return not np.count_nonzero(overlaps) or all(map(_is_monophonic, tracks))
 
 
 def _is_monophonic(track: Track) -> bool:

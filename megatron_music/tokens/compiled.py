@@ -11,13 +11,11 @@ import numpy as np
 from numba import njit
 
 from megatron_music.music.grid import MAX_STEPS, check_length, cut_at_bar_lines, on_grid, sounding_tracks
-from megatron_music.music.likeness import SEEDS
 from megatron_music.music.score import DEFAULT_VELOCITY, QuantizationReport, Score
 from megatron_music.tokens import vocabulary as v
 from megatron_music.tokens.density import MAX_COUNT, density_ids, open_bar_ids, open_track_ids
 from megatron_music.tokens.folder import Encoding
 from megatron_music.tokens.windows import EncodedStretch, Windows, attributes, first_bars_of, instrument_id
-
 
 
 def _can_keep() -> bool:
@@ -33,7 +31,7 @@ compiled = njit(cache=_can_keep(), nogil=True)
 
 # Plain integers, which compiled code takes as constants.
 _PIECE_START, _TRACK_START, _TRACK_END, _DOCUMENT_END = v.PIECE_START, v.TRACK_START, v.TRACK_END, v.DOCUMENT_END
-_SEED, _OTHER_SEED = SEEDS
+_NO_HEAD, _NO_CHANGE = np.empty((0, 0), np.uint16), np.empty((0, 2), np.uint16)
 _BAR_START, _BAR_END = v.BAR_START, v.BAR_END
 _NOTE_ON, _NOTE_OFF, _VELOCITY, _TIME_DELTA, _LONGEST = v.NOTE_ON, v.NOTE_OFF, v.VELOCITY, v.TIME_DELTA, v.MAX_TIME_DELTA
 
@@ -43,18 +41,15 @@ def encode_stretch(score: Score, encoding: Encoding, label_ids: tuple[int, ...] 
     score = sounding_tracks(score)
     velocity, old, new = encoding.velocity, score.steps_per_quarter, encoding.steps_per_quarter
     tracks = score.tracks
-    key, is_sorted, last, lengthened, error, worst, on_steps, errors = _quantize_keys(
+    columns, last, last_onset, shortened, lengthened, error, worst, on_steps, errors = _quantize(
         score.columns, new, old, velocity, len(tracks)
     )
     check_length(last)
-    if not is_sorted:
-        key.sort()
-    columns, shortened = _quantize_columns(key, velocity)
-    notes = len(key)
+    notes, kept = score.num_notes, columns.shape[1]
     report = QuantizationReport(
         notes_in=notes,
-        notes_out=columns.shape[1],
-        notes_lost=notes - columns.shape[1],
+        notes_out=kept,
+        notes_lost=notes - kept,
         notes_shortened=shortened,
         notes_lengthened=lengthened,
         onsets_on_grid=on_steps,
@@ -67,27 +62,41 @@ def encode_stretch(score: Score, encoding: Encoding, label_ids: tuple[int, ...] 
         lines, (head, change) = quantized.bar_starts, attributes(quantized, encoding, label_ids)
     else:
         bar = 4 * new
-        lines = np.arange(0, last + bar, bar)
-        head = np.empty((len(lines) - 1, len(label_ids)), np.uint16)
-        head[:] = label_ids
-        change = np.zeros((len(lines) - 1, 2), np.uint16)
+        lines, head, change = np.arange(0, last + bar, bar), _NO_HEAD, _NO_CHANGE
+        if label_ids:
+            head = np.empty((len(lines) - 1, len(label_ids)), np.uint16)
+            head[:] = label_ids
     num_bars = len(lines) - 1
     if encoding.bar_line != "carry":
         index, start, end = cut_at_bar_lines(columns[1], columns[2], lines, encoding.bar_line)
         columns = columns[:, index]
         columns[1], columns[2] = start, end
-    first_bars = first_bars_of(lines, int(columns[1].max()), encoding)
+        last_onset = int(start.max())
+    first_bars = first_bars_of(lines, last_onset, encoding)
     if not len(first_bars):
         return EncodedStretch(Windows.none(), report, num_bars, len(tracks))
-    events, is_sorted, crossings, crossing_start = _event_keys(columns, lines, velocity, len(tracks))
-    if not is_sorted:
-        events.sort()
+    instruments = np.array([instrument_id(track) for track in tracks])
     windows = _write(
-        events, crossings, crossing_start, lines, head, change,
-        np.array([instrument_id(track) for track in tracks], np.int64), first_bars, encoding.bars or num_bars,
-        _track_table(encoding), _bar_table(encoding), velocity, not encoding.bars,
+        columns, lines, head, change, instruments, first_bars, encoding.bars or num_bars, _track_table(encoding),
+        _bar_table(encoding), velocity, not encoding.bars,
     )  # fmt: skip
     return EncodedStretch(Windows(*windows), report, num_bars, len(tracks))
+
+
+@compiled
+def _quantize(columns, new, old, velocity, num_tracks):
+    """``music.grid.quantize_columns``: the columns, the last step and onset, and what the report is of.
+
+    One call, and one for the windows: to go from Python into compiled code and back costs as much as a hundred notes.
+    """
+    key, is_sorted, last, lengthened, error, worst, on_steps, errors = _quantize_keys(columns, new, old, velocity, num_tracks)
+    if not is_sorted:
+        key.sort()
+    quantized, shortened = _quantize_columns(key, velocity)
+    last_onset = 0
+    for note in range(quantized.shape[1]):
+        last_onset = max(last_onset, quantized[1, note])
+    return quantized, last, last_onset, shortened, lengthened, error, worst, on_steps, errors
 
 
 @compiled
@@ -115,6 +124,8 @@ def _quantize_keys(columns, new, old, velocity, num_tracks):
         group = columns[0, note] << 7 | columns[3, note]
         place[group + 1] += 1
         unplaced[note] = group << 45 | start << 25 | (MAX_STEPS - end) << 5 | softness
+    if last > MAX_STEPS:  # which the caller refuses: the keys have no room for it
+        return np.empty(0, np.int64), True, last, lengthened, total, worst, on_steps, errors
     for group in range(num_tracks * 128):
         place[group + 1] += place[group]
     key = np.empty(num_notes, np.int64)
@@ -265,12 +276,13 @@ def _write_bars(key, lines, change, num_tracks, bar_table, velocity):
         start[bar], notes[bar] = place, num_notes
         out[place] = _BAR_START
         place += 1
-        for kind in range(2):
-            said = change[bar % num_bars, kind]
-            if said:
-                out[place] = said
-                place += 1
-                changes[bar] += 1
+        if len(change):
+            for kind in range(2):
+                said = change[bar % num_bars, kind]
+                if said:
+                    out[place] = said
+                    place += 1
+                    changes[bar] += 1
         density = place
         place += len(bar_table) > 0
         line = lines[bar % num_bars + 1] - lines[bar % num_bars]
@@ -304,10 +316,13 @@ def _write_bars(key, lines, change, num_tracks, bar_table, velocity):
 
 @compiled
 def _write(
-    key, crossings, crossing_start, lines, head, change, instruments, first_bars, bars,
-    track_table, bar_table, velocity, keep_silent,
+    columns, lines, head, change, instruments, first_bars, bars, track_table, bar_table, velocity, keep_silent
 ):  # fmt: skip
+    """All windows of quantised notes; ``head`` and ``change`` are empty where nothing is said."""
     num_bars, num_tracks = len(lines) - 1, len(instruments)
+    key, is_sorted, crossings, crossing_start = _event_keys(columns, lines, velocity, num_tracks)
+    if not is_sorted:
+        key.sort()
     written, start, notes, struck, released, last_step, changes = _write_bars(
         key, lines, change, num_tracks, bar_table, velocity
     )
@@ -340,8 +355,8 @@ def _write(
             if place == begin:
                 out[place] = _PIECE_START
                 place += 1
-                for said in head[first_bar]:
-                    out[place] = said
+                for kind in range(head.shape[1]):
+                    out[place] = head[first_bar, kind]
                     place += 1
             out[place], out[place + 1] = _TRACK_START, instruments[track]
             place += 2
@@ -407,35 +422,3 @@ def _write(
             lengths[document], documents[document] = place - begin, first_bar
             document += 1
     return out[:place], lengths[:document], documents[:document], row_documents[:row], row_tracks[:row], row_notes[:row]
-
-
-@compiled
-def note_sums(columns, is_drum, ticks_per_quarter):
-    """``music.likeness.note_sums``."""
-    first, lowest = 1 << 40, 127
-    for note in range(columns.shape[1]):
-        first = min(first, int((8 * columns[1, note] + ticks_per_quarter) / (2.0 * ticks_per_quarter)))
-        if not is_drum[columns[0, note]]:
-            lowest = min(lowest, columns[3, note])
-    one, other = np.uint64(0), np.uint64(0)
-    for note in range(columns.shape[1]):
-        step = int((8 * columns[1, note] + ticks_per_quarter) / (2.0 * ticks_per_quarter)) - first
-        height = columns[3, note] + 128 if is_drum[columns[0, note]] else columns[3, note] - lowest
-        key = np.uint64(step << 8 | height)
-        one += _mixed(key ^ np.uint64(_SEED))
-        other += _mixed(key ^ np.uint64(_OTHER_SEED))
-    return one, other
-
-
-@compiled
-def count_ids(ids, counts):
-    """``data.id_counts.count_ids``."""
-    for place in range(len(ids)):
-        counts[ids[place]] += 1
-
-
-@compiled
-def _mixed(x):
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

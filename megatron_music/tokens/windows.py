@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from megatron_music.music.grid import bars_of, cut_at_bar_lines, quantize, tempo_bin
-from megatron_music.music.score import QuantizationReport, Score, Track
+from megatron_music.music.score import VOICE_NAMES, QuantizationReport, Score, Track
 from megatron_music.tokens import vocabulary as v
 from megatron_music.tokens.density import open_bar_ids, open_track_ids
 from megatron_music.tokens.folder import Encoding
@@ -95,11 +95,15 @@ def attributes(score: Score, encoding: Encoding, label_ids: tuple[int, ...] = ()
     return Attributes(head.astype(np.uint16), change)
 
 
+_VOICES = {name: v.IDS[f"INST={name}"] for name in VOICE_NAMES}
+_DRUMS = v.IDS[f"INST={v.DRUMS}"]
+
+
 def instrument_id(track: Track) -> int:
     """The id of a track's INST token."""
     if track.voice:
-        return v.IDS[f"INST={track.voice}"]
-    return v.IDS[f"INST={v.DRUMS}"] if track.is_drum else v.INST + track.program
+        return _VOICES[track.voice]
+    return _DRUMS if track.is_drum else v.INST + track.program
 
 
 def write_windows(
