@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -26,8 +25,8 @@ from megatron_music.tokens.folder import Encoding
 from megatron_music.tokens.infill import infill_documents
 from megatron_music.tokens.windows import EncodedStretch, Windows
 
-_NOTE_COUNTS = ("notes_in", "notes_out", "notes_lost", "notes_shortened", "notes_lengthened", "onsets_on_grid")
-_counts_of = attrgetter(*_NOTE_COUNTS)
+_NUM_COUNTS = 6  # the first fields of a QuantizationReport, which count notes
+_NOTE_COUNTS = QuantizationReport._fields[:_NUM_COUNTS]
 _MAX_DENSITY = 127
 NO_FILTERS = Filters()
 
@@ -283,10 +282,8 @@ def _pitches_within(written: Windows, bounds: tuple) -> np.ndarray | bool:
 
 
 def _summed(reports: list[QuantizationReport]) -> dict[str, float]:
-    if len(reports) == 1:
-        sums = dict(zip(_NOTE_COUNTS, _counts_of(reports[0]), strict=True))
-    else:
-        sums = {name: sum(getattr(report, name) for report in reports) for name in _NOTE_COUNTS}
+    counts = reports[0] if len(reports) == 1 else [sum(column) for column in zip(*(report[:_NUM_COUNTS] for report in reports), strict=True)]
+    sums = dict(zip(_NOTE_COUNTS, counts or [0] * _NUM_COUNTS, strict=False))
     sums["onset_error_sum"] = sum([report.mean_onset_error * report.notes_in for report in reports])
     sums["max_onset_error"] = max([report.max_onset_error for report in reports], default=0)
     return sums

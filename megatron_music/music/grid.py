@@ -282,8 +282,10 @@ def sections(
         meters: (numerator, denominator) of those that are wanted.
         unknown: those that are read as if they were not declared.
     """
-    if score.time_signatures == FOUR_FOUR and (4, 4) in meters and score.length_steps:
-        return [score]
+    if (4, 4) in meters and score.length_steps:
+        declared = [signature for signature in score.time_signatures if signature[1:] not in unknown]
+        if not declared or declared == [FOUR_FOUR[0]]:  # as most pieces are
+            return [_stretch(score, 0, score.length_steps, list(FOUR_FOUR))]
     changes = list(FOUR_FOUR)
     breaks = [True]  # whether a stretch begins at this change
     for signature in sorted(score.time_signatures, key=lambda signature: signature.start_step):
@@ -316,8 +318,13 @@ def _stretch(score: Score, start: int, end: int, signatures: list[TimeSignature]
     whole = start == 0 and end == score.length_steps
     if whole and tuple(signatures) == score.time_signatures:
         return score
-    shifted = tuple(s._replace(start_step=s.start_step - start) for s in signatures)
     stretch = score if whole else slice_steps(score, start, end)
-    changed = replace(stretch, time_signatures=shifted)
-    changed.__dict__["columns"] = stretch.columns
-    return changed
+    return Score.from_columns(
+        stretch.columns,
+        stretch.tracks,
+        steps_per_quarter=stretch.steps_per_quarter,
+        time_signatures=tuple([s._replace(start_step=s.start_step - start) for s in signatures]),
+        tempos=stretch.tempos,
+        length_steps=stretch.length_steps,
+        quantization=stretch.quantization,
+    )

@@ -16,6 +16,7 @@ DEFAULT_VELOCITY = 80
 DEFAULT_QUARTERS_PER_MINUTE = 120.0
 VOICE_NAMES = ("SOPRANO", "ALTO", "TENOR", "BASS")
 VOICE_PROGRAM = 52  # choir aahs: what a named voice plays
+_VOICE_SET = frozenset(VOICE_NAMES)
 
 
 class Note(NamedTuple):
@@ -243,18 +244,13 @@ def voices_of(tracks: Sequence[Track], columns: np.ndarray) -> list[str]:
     """
     none = [""] * len(tracks)
     sounding = [track for track in tracks if len(track.rows)]
-    names, programs = [], set()
-    for track in sounding:
-        if track.is_drum or track.voice:
-            return none
-        names.append(track.name.strip().upper() if track.name else "")
-        programs.add(track.program)
-    if not sounding:
-        return none
     four = len(sounding) == len(VOICE_NAMES)
-    four_names = four and sorted(names) == sorted(VOICE_NAMES)
-    choir = programs == {VOICE_PROGRAM} and all(name in VOICE_NAMES for name in names)
-    if not (four_names or choir):
+    programs = {track.program for track in sounding}
+    if not sounding or not (four or programs == {VOICE_PROGRAM}) or any([track.is_drum or track.voice for track in sounding]):
+        return none
+    names = [track.name.strip().upper() if track.name else "" for track in sounding]
+    are_voices = _VOICE_SET.issuperset(names)
+    if not (are_voices and (programs == {VOICE_PROGRAM} or len(set(names)) == len(VOICE_NAMES))):
         if not (four and len(programs) == 1 and _are_falling_lines(sounding, columns)):
             return none
         names = list(VOICE_NAMES)

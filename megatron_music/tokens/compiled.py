@@ -286,26 +286,36 @@ def _write_bars(key, lines, change, num_tracks, bar_table, velocity):
         density = place
         place += len(bar_table) > 0
         line = lines[bar % num_bars + 1] - lines[bar % num_bars]
-        now = 0
-        while event < len(key) and key[event] >> 23 == bar:
-            time, is_on, pitch = key[event] >> 13 & 1023, key[event] >> 12 & 1, key[event] >> 5 & 127
+        # Numbers of a bar are kept in variables: a store into one array makes the machine load the others again.
+        now = last = at_start = at_line = 0
+        end = (bar + 1) << 23
+        while event < len(key):
+            here = key[event]
+            if here >= end:
+                break
+            time, pitch = here >> 13 & 1023, here >> 5 & 127
             if time > now:
-                place = _rest(out, place, time - now)
+                if time - now <= _LONGEST:
+                    out[place] = _TIME_DELTA + time - now
+                    place += 1
+                else:
+                    place = _rest(out, place, time - now)
                 now = time
-            if is_on:
+                if time < line:
+                    last = time
+            if here >> 12 & 1:
                 if velocity:
-                    out[place] = _VELOCITY + (key[event] & 31)
+                    out[place] = _VELOCITY + (here & 31)
                     place += 1
                 out[place] = _NOTE_ON + pitch
                 num_notes += 1
-                struck[bar] += time == 0
+                at_start += time == 0
             else:
                 out[place] = _NOTE_OFF + pitch
-                released[bar] += time == line
-            if time < line:
-                last_step[bar] = time
+                at_line += time == line
             place += 1
             event += 1
+        struck[bar], released[bar], last_step[bar] = at_start, at_line, last
         if len(bar_table):
             out[density] = bar_table[min(num_notes - notes[bar], len(bar_table) - 1)]
         out[place] = _BAR_END
