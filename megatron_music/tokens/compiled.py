@@ -2,7 +2,7 @@
 
 The one owner of numba (the extra ``fast``). The first use on a machine compiles for some seconds; later ones load what
 was compiled from beside this file. Notes and events are put in order by counting, which takes a time in proportion to
-their number; numpy sorts where that does not fit: notes in no order of time, or a long piece with hardly a note.
+their number; they are sorted where that does not fit: notes in no order of time, or a long piece with hardly a note.
 """
 
 from functools import cache
