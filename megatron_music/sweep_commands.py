@@ -126,7 +126,9 @@ def _measure_row(planned, number: int) -> int:
         return OK
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if size < row.num_gpus:
-        raise ValueError(f"row {number} is of {row.num_gpus} processes and {size} were started; start as many, or give `sweep {planned.folder}` alone")
+        raise ValueError(
+            f"row {number} is of {row.num_gpus} processes and {size} were started; start as many, or give `sweep {planned.folder}` alone"
+        )
     if rank >= row.num_gpus:
         return OK
     if size > 1:

@@ -45,8 +45,11 @@ def fill(sweep, seconds_of) -> None:
     for row in sweep.rows:
         if not row.impossible:
             run = sweep.run(row)
-            flops, tokens = step_flops(run.model, run.train.global_batch_size).model, run.train.global_batch_size * run.model.seq_length
-            outcome = Outcome(MEASURED, "", tuple(seconds_of(row)), tokens, flops, "mcore", 1.5, "NVIDIA H100 80GB HBM3", {"gpu_utilization": 0.5, "power_w": 600.0})
+            batch = run.train.global_batch_size
+            flops, seen = step_flops(run.model, batch).model, {"gpu_utilization": 0.5, "power_w": 600.0}
+            outcome = Outcome(
+                MEASURED, "", tuple(seconds_of(row)), batch * run.model.seq_length, flops, "mcore", 1.5, "NVIDIA H100 80GB HBM3", seen
+            )
             write_outcome(sweep, row, outcome)
 
 
@@ -120,8 +123,9 @@ def test_the_article_s_two_tables(tmp_path, capsys):
 def test_rows_are_measured_kept_and_gone_on_with(tmp_path, capsys):
     """Real processes, alone and two under torchrun: what fits, what has no room, what cannot be; and again after a part is lost."""
     folder = tmp_path / "sweep"
-    command = ["sweep", "tiny", "model.num_attention_heads=2", "model.seq_length=64", "train.global_batch_size=4", "train.micro_batch_size=1", "-o", str(folder), HUGE,
-               "--num-gpus=1,2", "--vary=parallel.tensor_model_parallel_size=1,2", "--steps=3", "--warmup=1"]  # fmt: skip
+    fields = ["model.num_attention_heads=2", "model.seq_length=64", "train.global_batch_size=4", "train.micro_batch_size=1"]
+    command = ["sweep", "tiny", *fields, "-o", str(folder), HUGE, "--num-gpus=1,2",
+               "--vary=parallel.tensor_model_parallel_size=1,2", "--steps=3", "--warmup=1"]  # fmt: skip
     assert main(command) == 0
     sweep, said = read_sweep(folder), capsys.readouterr().out
     statuses = [outcome_of(sweep, row).status for row in sweep.rows]
