@@ -147,6 +147,40 @@ def test_utilization():
     assert tflops_per_gpu(4e15, 2.0, 8) == 250 and utilization(4e15, 2.0, 8, 1000) == 0.25
 
 
+def test_the_figures_of_nvidia_s_post_on_ai_music():
+    """39 TFLOP/s are 30% of a DGX-2H's V100; 15.1 PFLOP/s on 512 of them 76% of that each. Read in the post."""
+    peak = PEAKS["v100-dgx2h"].tflops
+    assert round(100 * utilization(39e12, 1.0, 1, peak)) == 30
+    assert round(100 * tflops_per_gpu(15.1e15, 1.0, 512) / 39) == 76
+    # 45.45% on eight V100 of a DGX-2, whose peak the post does not name: 56.8 TFLOP/s a GPU of 125.
+    assert 0.4545 * PEAKS["v100"].tflops == pytest.approx(56.8, abs=0.05)
+
+
+@pytest.mark.parametrize(("vocab_size", "mcore", "form72"), [(640, 4.0, 4.9), (50257, 7.9, 8.9)])
+def test_the_vocabulary_doubles_what_a_small_model_says(vocab_size, mcore, form72):
+    """517,227 tokens/s on 16 V100, as the post has it, of its GPT-2: a share means nothing without its vocabulary."""
+    model = gpt(512, 6, 8, vocab_size=vocab_size)
+    seconds = 16 * model.seq_length / 517_227
+    for formula, percent in (("mcore", mcore), ("72-form", form72)):
+        flops = step_flops(model, 16, formula=formula).model
+        assert 100 * utilization(flops, seconds, 16, PEAKS["v100"].tflops) == pytest.approx(percent, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("row", "billion_tokens", "gpus", "tflops", "days"),
+    [((12288, 96, 96), 300, 1024, 140, 34), ((25600, 128, 160), 450, 3072, 163, 84)],
+    ids=["175B", "1T"],
+)
+def test_the_days_of_training_that_the_paper_estimates(row, billion_tokens, gpus, tflops, days):
+    """arXiv:2104.04473, equation 4: 8 operations a parameter and token. Counted in full, logits and attention too, it is little more."""
+    model = gpt(*row)
+    seconds = 8 * billion_tokens * 1e9 * model.parameter_count / (gpus * tflops * 1e12)
+    assert round(seconds / 86400) == days
+    sequences = billion_tokens * 1e9 / model.seq_length
+    counted = step_flops(model, 1, formula="paper-eq3", recomputation="full").hardware * sequences / (gpus * tflops * 1e12)
+    assert 1 < counted / seconds < 1.03
+
+
 @pytest.mark.parametrize(
     ("name", "gpu", "tflops"),
     [
