@@ -73,7 +73,9 @@ def test_the_run_goes_on_with_either_optimizer(engine_of, tmp_path, saved, loade
     assert load_checkpoint(find_checkpoint(tmp_path), engine, resume=True) == Progress(3, 24)
     # The seed decides the samples, too: take those of the first run.
     engine.task = gpt_task(tiny_run(engine.config.data.path))
-    assert steps(engine, 3, 6) == pytest.approx(expected, rel=1e-6)
+    # The other optimizer adds up in another order, and where a sum is then rounded to bf16 a weight may fall to the other side.
+    is_rounded = HALF in saved and saved != loaded
+    assert steps(engine, 3, 6) == pytest.approx(expected, rel=1e-4 if is_rounded else 1e-6)
 
 
 def test_a_precision_can_be_changed(engine_of, tmp_path):

@@ -90,9 +90,13 @@ def test_silence_is_silent(autoencoder):
 
 def test_a_folder_comes_back(autoencoder, tmp_path):
     autoencoder.save(tmp_path)
-    found, sound = load_autoencoder(tmp_path), torch.randn(1, 2, 2048)
-    assert torch.equal(found.encode(sound), autoencoder.encode(sound))
-    assert torch.equal(found.decode(found.encode(sound)), autoencoder.decode(autoencoder.encode(sound)))
+    found, sound = load_autoencoder(tmp_path), torch.randn(1, 2, 2048, generator=torch.Generator().manual_seed(0))
+    read, kept = found.state_dict(), autoencoder.state_dict()
+    assert read.keys() == kept.keys() and all(torch.equal(read[name], kept[name]) for name in kept)
+    # A matrix that lies elsewhere in memory is multiplied in another order on some CPUs.
+    latents = autoencoder.encode(sound)
+    torch.testing.assert_close(found.encode(sound), latents, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.decode(latents), autoencoder.decode(latents), rtol=1e-2, atol=1e-3)
     assert found.name == "spectral, 24 principal components"
 
 
