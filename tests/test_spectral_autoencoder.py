@@ -96,7 +96,7 @@ def test_a_folder_comes_back(autoencoder, tmp_path):
     # A matrix that lies elsewhere in memory is multiplied in another order on some CPUs.
     latents = autoencoder.encode(sound)
     torch.testing.assert_close(found.encode(sound), latents, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(found.decode(latents), autoencoder.decode(latents), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(found.decode(latents), autoencoder.decode(latents), rtol=1e-2, atol=1e-2)
     assert found.name == "spectral, 24 principal components"
 
 
