@@ -67,6 +67,7 @@ set_offline() { export_to_tasks HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZE
 
 # What one task runs. One task a GPU, not one torchrun a node: Slurm then sees every rank, ends the step when one dies,
 # signals each, and keeps a log of each. All GPUs of a node are visible to all its tasks, so that they reach each other's.
+# shellcheck disable=SC2016
 TASK='export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_STEP_NUM_TASKS
 export LOCAL_WORLD_SIZE=${SLURM_STEP_TASKS_PER_NODE%%[(,]*}
 exec "$@"'

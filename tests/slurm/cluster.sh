@@ -17,6 +17,7 @@ up() {
   for i in $(seq "$nodes"); do mkdir -p "$root/spool/n$i"; done
   if [ -z "${IN_NAMESPACE:-}" ]; then  # an /etc/hosts of our own
     { cat /etc/hosts; for i in $(seq "$nodes"); do echo "127.0.1.$i n$i"; done; } > "$root/hosts"
+    # shellcheck disable=SC2016
     IN_NAMESPACE=1 exec unshare --mount bash -c 'mount --bind "$1/hosts" /etc/hosts; shift; exec bash "$0" "$@"' \
       "$0" "$root" up "$root" "$nodes" "$cpus" "$gpus"
   fi
@@ -28,6 +29,7 @@ up() {
   export SLURM_CONF=$root/slurm.conf
   slurmctld -i
   for i in $(seq "$nodes"); do
+    # shellcheck disable=SC2016
     unshare --uts bash -c 'hostname "n$1"; exec slurmd -N "n$1"' _ "$i"
   done
   for _ in $(seq 100); do
