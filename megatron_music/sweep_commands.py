@@ -140,7 +140,9 @@ def _measure_row(planned, number: int) -> int:
     except Exception as error:  # whatever it is, the table says it
         full = is_out_of_memory(error)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        write_outcome(planned, row, Outcome(OUT_OF_MEMORY if full else NOT_MEASURED, reason))
+        # One rank without room takes the others with it, which only see a connection closed: its word stands.
+        if full or not is_done(outcome_of(planned, row)):
+            write_outcome(planned, row, Outcome(OUT_OF_MEMORY if full else NOT_MEASURED, reason))
         raise
     if rank == 0:
         run = planned.run(row)

@@ -11,12 +11,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_gpt import tiny_dataset
 
 from megatron_music.cli import main
+from megatron_music.config import ConfigError, ParallelConfig
 from megatron_music.profiling.flops import step_flops
 from megatron_music.profiling.gpu_monitor import GpuMonitor
 from megatron_music.profiling.sweep import (
+    FAILED,
     IMPOSSIBLE,
     MEASURED,
     OUT_OF_MEMORY,
@@ -29,6 +32,7 @@ from megatron_music.profiling.sweep import (
     scaling,
     write_outcome,
 )
+from megatron_music.training import distributed, measure
 
 BATCHES = ("train.micro_batch_size", ["1", "2", "3"])
 TENSOR = ("parallel.tensor_model_parallel_size", ["1", "2"])
@@ -141,6 +145,30 @@ def test_rows_are_measured_kept_and_gone_on_with(tmp_path, capsys):
     assert main(["sweep", str(folder)]) == 0
     changed = {path.name for path in (folder / "rows").iterdir() if path.stat().st_mtime_ns != before[path.name]}
     assert changed == {"004.json", "004.log"}, "what is done is not done again"
+
+
+@pytest.mark.parametrize("without_room_is_first", [True, False])
+def test_the_rank_without_room_has_the_last_word(tmp_path, monkeypatch, without_room_is_first):
+    """The others, whose connection it closed, end before it has said so or after it."""
+    sweep = planned(tmp_path / "sweep", vary=[], num_gpus=[1])
+    row, no_room = sweep.rows[0], "tried to allocate 2 TiB"
+
+    def fail(*_, **__):  # the other rank's word comes while this one is at work
+        write_outcome(sweep, row, Outcome(OUT_OF_MEMORY, no_room) if without_room_is_first else Outcome(FAILED, "closed"))
+        raise RuntimeError("closed") if without_room_is_first else torch.OutOfMemoryError(no_room)
+
+    monkeypatch.setattr(measure, "measure", fail)
+    with pytest.raises(RuntimeError):  # which torch's error is, too
+        main(["sweep", str(tmp_path / "sweep"), "--row", "0"])
+    assert outcome_of(sweep, row)[:2] == (OUT_OF_MEMORY, no_room)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(distributed.cpu, "install", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ConfigError, match="process 2 of this machine, which has 1 GPUs; start 1 or fewer a node"):
+        distributed.start(ParallelConfig())
 
 
 def test_a_row_on_data_of_its_own(tmp_path):

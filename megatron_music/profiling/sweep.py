@@ -129,7 +129,8 @@ def plan_sweep(
         rows.append(Row(number, gpus, settings | ({"train.global_batch_size": str(sequences * gpus)} if sequences else {}), reason))
         runs.append(run)
     if all(run is None for run in runs):
-        raise ValueError(f"none of the {len(rows)} settings can be; the first: {rows[0].impossible}")
+        many = f"none of the {len(rows)} settings can be; the first: " if len(rows) > 1 else ""
+        raise ValueError(f"{many}{rows[0].impossible}")
     sweep = Sweep(folder, " ".join([recipe, *overrides]), steps, warmup, rows)
     content = _plan_bytes(sweep)
     plan = folder / PLAN
