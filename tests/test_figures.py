@@ -1,14 +1,15 @@
 """The charts of a report as pictures."""
 
-import struct
+from xml.etree import ElementTree
 
 import pytest
 from tiny_report import older_report, tiny_report
 
 from megatron_music.data.charts import charts
-from megatron_music.data.figures import write_figures
+from megatron_music.data.figures import LEFT, RIGHT, WIDTH, write_figures
 
 NAMES = ["splits", "sources", "document_tokens", "instruments", "density", "onset_error", "exclusions"]
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture(scope="module")
@@ -17,24 +18,49 @@ def drawn(tmp_path_factory):
     return folder, write_figures(tiny_report(), folder)
 
 
-def test_every_chart_is_a_picture(drawn):
+def words(path) -> list[str]:
+    return [element.text or "" for element in ElementTree.parse(path).iter(f"{SVG}text")]
+
+
+def test_every_chart_is_a_picture_with_its_words(drawn):
     folder, paths = drawn
-    assert paths == [folder / "figures" / f"{name}.png" for name in NAMES]
-    assert sorted(path.name for path in (folder / "figures").iterdir()) == sorted(f"{name}.png" for name in NAMES)
-    for path in paths:
-        content = path.read_bytes()
-        assert content.startswith(b"\x89PNG")
-        width, height = struct.unpack(">II", content[16:24])
-        assert width == 960 and 150 < height < 1000
+    assert paths == [folder / "figures" / f"{name}.svg" for name in NAMES]
+    assert sorted(path.name for path in (folder / "figures").iterdir()) == sorted(f"{name}.svg" for name in NAMES)
+    for path, chart in zip(paths, charts(tiny_report()), strict=True):
+        root = ElementTree.parse(path).getroot()
+        assert root.tag == f"{SVG}svg" and root.get("width") == str(WIDTH) and 100 < int(root.get("height")) < 900
+        assert words(path)[0] == chart.title
 
 
-def test_the_same_report_gives_the_same_bytes_whatever_the_style(drawn, tmp_path):
-    import matplotlib
+def test_a_bar_is_as_long_as_its_number(drawn):
+    rows = tiny_report()["splits"]
+    tokens = [rows[split]["tokens"] for split in rows]
+    tree = ElementTree.parse(drawn[1][0])
+    bars = [float(bar.get("width")) for bar in tree.iter(f"{SVG}rect") if bar.get("x") == str(LEFT)][: len(tokens)]
+    assert [width / bars[0] for width in bars] == pytest.approx([count / tokens[0] for count in tokens], abs=0.001)
+    assert [f"{count:,}" for count in tokens] == [word for word in words(drawn[1][0]) if "," in word][: len(tokens)]
 
-    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "black", "savefig.dpi": 20}):
-        again = write_figures(tiny_report(), tmp_path)
+
+def test_a_histogram_is_as_high_as_its_counts(drawn):
+    counts = tiny_report()["histograms"]["onset_error"]
+    tree = ElementTree.parse(drawn[1][NAMES.index("onset_error")])
+    bars = [float(bar.get("height")) for bar in tree.iter(f"{SVG}rect") if bar.find(f"{SVG}title") is not None]
+    assert [height / max(bars) for height in bars] == pytest.approx([count / max(counts) for count in counts if count], abs=0.001)
+
+
+def test_nothing_is_drawn_outside_the_picture(drawn):
+    for path in drawn[1]:
+        tree = ElementTree.parse(path)
+        height = int(tree.getroot().get("height"))
+        for box in tree.iter(f"{SVG}rect"):
+            if box.get("x"):
+                assert 0 <= float(box.get("x")) and float(box.get("x")) + float(box.get("width")) <= RIGHT
+                assert 0 <= float(box.get("y")) and float(box.get("y")) + float(box.get("height")) <= height
+
+
+def test_the_same_report_gives_the_same_bytes(drawn, tmp_path):
+    again = write_figures(tiny_report(), tmp_path)
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in drawn[1]]
-    assert all(b"tEXt" not in path.read_bytes() for path in again)  # no date, no version
 
 
 def test_other_numbers_give_another_picture(drawn, tmp_path):
@@ -44,12 +70,15 @@ def test_other_numbers_give_another_picture(drawn, tmp_path):
     assert splits.read_bytes() != drawn[1][0].read_bytes()
 
 
-def test_names_no_font_has_and_endless_ones_are_drawn(tmp_path):
+def test_strangers_names_are_words_and_no_markup(tmp_path):
     row = tiny_report()["sources"][0]
-    names = ["\udcff\n音楽", "$\\frac", "a" * 300, ""]
+    names = ["\udcff\n音楽", "$\\frac", "a" * 300, "", "</text><script>alert(1)</script>"]
     write_figures(tiny_report(sources=[{**row, "name": name, "text_bytes": 8} for name in names]), tmp_path)
-    content = (tmp_path / "figures" / "sources.png").read_bytes()
-    assert struct.unpack(">I", content[16:20]) == (960,)
+    tree = ElementTree.parse(tmp_path / "figures" / "sources.svg")
+    assert not [element for element in tree.iter() if element.tag.endswith("script")]
+    said = words(tmp_path / "figures" / "sources.svg")
+    assert "\ufffd\ufffd音楽" in said and "$\\frac" in said and any(word.startswith("aaa") and "…" in word for word in said)
+    assert max(map(len, said)) < 60
 
 
 def test_an_empty_split_and_an_older_report(tmp_path):

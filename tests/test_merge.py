@@ -32,11 +32,6 @@ PLAIN = BuildOptions(fractions=(0.5, 0.25, 0.25))
 DOUBLE = replace(PLAIN, copies=2, permute_tracks=True)
 
 
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    monkeypatch.setattr(merge, "_drawing", lambda: None)
-
-
 def song(number: int, windows: int = 2, copies: int = 1) -> TinyFile:
     """A file whose documents say where they come from: its number, the copy and the window."""
     return TinyFile([
@@ -303,7 +298,6 @@ import os, signal, sys
 sys.path[:0] = [{tests!r}]
 from megatron_music.data import index_file, merge, split_writer
 die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-merge._drawing = lambda: None
 {where}
 merge.merge_shards({out!r})
 """
@@ -382,7 +376,7 @@ def test_what_filled_the_place_meanwhile_is_left_alone(tmp_path, monkeypatch):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.txt").write_text("years of work")
 
-    monkeypatch.setattr(merge, "_drawing", lambda: meanwhile)
+    monkeypatch.setattr(merge, "write_figures", meanwhile)
     with pytest.raises(BuildError, match="was filled while this build ran"):
         merge_shards(tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
@@ -396,12 +390,11 @@ def test_merging_again_finds_the_work_done(tmp_path):
     assert merge_shards(tmp_path / "out") == merge_shards(tmp_path / "out")
 
 
-def test_pictures_come_with_the_report(tmp_path, monkeypatch):
-    monkeypatch.undo()
+def test_pictures_come_with_the_report(tmp_path):
     write_shards(tmp_path / "out", [song(number) for number in range(9)], PLAIN)
     merge_shards(tmp_path / "out")
-    assert "figures/splits.png" in (tmp_path / "out" / "report.md").read_text()
-    assert (tmp_path / "out" / "figures" / "splits.png").read_bytes().startswith(b"\x89PNG")
+    assert "figures/splits.svg" in (tmp_path / "out" / "report.md").read_text()
+    assert (tmp_path / "out" / "figures" / "splits.svg").read_bytes().startswith(b"<svg")
 
 
 def test_memory_does_not_grow_with_the_windows(tmp_path):

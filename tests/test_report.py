@@ -1,6 +1,7 @@
 """A dataset's report in words, and its charts before they are drawn."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from tiny_report import older_report, tiny_report, write_report
 
 from megatron_music.data.charts import Bars, charts, compact, megabytes, nice_ticks
+from megatron_music.data.figures import write_figures
 from megatron_music.data.report import OLDER, describe, markdown, read_report, write_markdown
 from megatron_music.music.instruments import GENERAL_MIDI, TRACK_COLOURS, VOICE_COLOURS, instrument_name
 from megatron_music.music.score import VOICE_NAMES
@@ -59,7 +61,7 @@ def test_markdown_holds_every_number_and_no_strangers_markup():
         "Entropy of single tokens in train: 3.812 nats.",
     ):
         assert said in text
-    assert "<b>" not in text and "figures/" not in text
+    assert "<b>" not in text
     assert "bytes as text" not in text  # no split says it
 
 
@@ -68,12 +70,12 @@ def test_markdown_does_not_depend_on_the_speed():
     assert markdown(other) == markdown(tiny_report())
 
 
-def test_markdown_links_the_pictures_that_are_there(tmp_path):
-    (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / "splits.png").touch()
+def test_markdown_links_every_picture(tmp_path):
+    pictures = write_figures(tiny_report(), tmp_path)
     write_markdown(tiny_report(), tmp_path)
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert "![Tokens and windows by split](figures/splits.png)" in text and text.count("](figures/") == 1
+    assert "![Tokens and windows by split](figures/splits.svg)" in text
+    assert sorted(re.findall(r"\]\((.*?)\)", text)) == sorted(f"figures/{path.name}" for path in pictures)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "report.md"]
 
 

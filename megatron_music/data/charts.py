@@ -1,6 +1,6 @@
 """What a dataset's report shows as charts, before anybody draws them.
 
-Each function picks one chart's names and numbers out of ``report.json``; ``figures`` draws them with matplotlib, ``page``
+Each function picks one chart's names and numbers out of ``report.json``; ``figures`` draws them as SVG files, ``page``
 in HTML. Knows nothing about either. A report of an older version has fewer charts.
 """
 

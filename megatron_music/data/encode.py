@@ -67,24 +67,26 @@ class EncodedFile:
 class Engine(NamedTuple):
     """The steps that are most of the work."""
 
+    read_midi: Callable
     encode_stretch: Callable
     note_sums: Callable
     count_ids: Callable
 
 
-ARRAYS = Engine(arrays.encode_stretch, likeness.note_sums, count_ids)
+ARRAYS = Engine(read_midi, arrays.encode_stretch, likeness.note_sums, count_ids)
 
 
 @cache
 def fastest_engine() -> Engine:
     """Compiled loops where numba is installed (the extra `fast`), else array arithmetic: the same results."""
     try:
+        from megatron_music.music import compiled_midi
         from megatron_music.tokens import compiled, compiled_sums
     except ModuleNotFoundError as error:
         if error.name != "numba":
             raise
         return ARRAYS
-    return Engine(compiled.encode_stretch, compiled_sums.note_sums, compiled_sums.count_ids)
+    return Engine(compiled_midi.read_midi, compiled.encode_stretch, compiled_sums.note_sums, compiled_sums.count_ids)
 
 
 def encode_content(content: bytes, options: BuildOptions, label_ids: tuple[int, ...] = ()) -> EncodedFile:
@@ -111,7 +113,7 @@ def encode_content(content: bytes, options: BuildOptions, label_ids: tuple[int, 
 def _read(content: bytes, sanitize: bool) -> tuple[Score, bool]:
     """The score, and whether its bytes had to be clamped for it."""
     try:
-        return read_midi(content), False
+        return fastest_engine().read_midi(content), False
     except ValueError as damage:
         if not sanitize:
             raise

@@ -11,14 +11,13 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from megatron_music.data import passes
+from megatron_music.data.figures import write_figures
 from megatron_music.data.passes import Progress
 from megatron_music.data.plan import LOCK_FILE, PLAN_FILE, Plan, building_folder, held, read_plan
 from megatron_music.data.report import QUARANTINE_FILE, REPORT_FILE, SPLITS, write_markdown
@@ -76,11 +75,8 @@ def _merge(plan: Plan, out: Path, progress: Progress, workers: int, started: flo
         if not tally.documents.any():
             remove_building(plan.building)
             raise BuildError(_nothing_left(tally))
-        with ThreadPoolExecutor(1) as thread:
-            drawing = thread.submit(_drawing)  # matplotlib takes most of a second to load: documents are copied meanwhile
-            report = _write_dataset(plan, tally, readers, folder, progress)
-            seconds = time.perf_counter() - started
-            _write_report(folder, report, len(tally.splits), workers, seconds, of, drawing.result())
+        report = _write_dataset(plan, tally, readers, folder, progress)
+        _write_report(folder, report, len(tally.splits), workers, time.perf_counter() - started, of)
         _sync(folder)
         _take_name(folder, out)
     except OSError as error:
@@ -202,9 +198,7 @@ def _closed(counts: np.ndarray, table: np.ndarray) -> np.ndarray:
     return closed
 
 
-def _write_report(
-    folder: Path, report: dict, files: int, workers: int, seconds: float, of: str, draw: Callable[[dict, Path], object] | None
-) -> None:
+def _write_report(folder: Path, report: dict, files: int, workers: int, seconds: float, of: str) -> None:
     tokens = sum(split["tokens"] for split in report["splits"].values())
     report["rates"] = {
         "seconds": seconds,
@@ -214,20 +208,8 @@ def _write_report(
         "of": of,  # empty: the whole build
     }
     (folder / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    if draw:
-        draw(report, folder)
+    write_figures(report, folder)
     write_markdown(report, folder)
-
-
-def _drawing() -> Callable[[dict, Path], object] | None:
-    """What draws pictures of a report; None where the extra `plot` is not installed."""
-    try:
-        from megatron_music.data.figures import write_figures
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        return None
-    return write_figures
 
 
 def _nothing_left(tally: Tally) -> str:

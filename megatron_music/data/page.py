@@ -31,6 +31,7 @@ from megatron_music.data.report import (
 from megatron_music.tokens.bpe import read_bpe
 from megatron_music.tokens.folder import read_encoding
 from megatron_music.tokens.mmmtrack import decode_piece
+from megatron_music.whole_file import write_whole
 
 QUARANTINE_LINES = 20
 STYLE = """
@@ -96,17 +97,7 @@ def write_page(folder: str | os.PathLike, path: str | os.PathLike, documents: in
         ValueError: the dataset has no report or no tokenizer, or its files are damaged.
         OSError: the page cannot be written.
     """
-    content = page(folder, documents)
-    path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(Path(path), page(folder, documents).encode())
 
 
 def page(folder: str | os.PathLike, documents: int = 4) -> str:

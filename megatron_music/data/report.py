@@ -5,11 +5,11 @@ Imports no torch and no matplotlib, so that `inspect` answers at once.
 
 import json
 import os
-from collections.abc import Container
 from pathlib import Path
 
 from megatron_music.data.charts import charts, excluded_files, megabytes
 from megatron_music.music.instruments import instrument_name
+from megatron_music.whole_file import write_whole
 
 SPLITS = ("train", "valid", "test")
 REPORT_FILE = "report.json"
@@ -83,12 +83,8 @@ def describe(report: dict, out: str | os.PathLike) -> str:
     return "\n".join(lines)
 
 
-def markdown(report: dict, figures: Container[str] = ()) -> str:
-    """The report as Markdown, for a reader who never saw the tool.
-
-    Args:
-        figures: names of the charts whose pictures are there to be linked, as ``figures/<name>.png``.
-    """
+def markdown(report: dict) -> str:
+    """The report as Markdown, for a reader who never saw the tool; it links the pictures of ``data.figures``."""
     files, notes, totals = report["files"], report["quantization"], split_totals(report)
     used = f"{files['used']:,} of {files['found']:,} MIDI files"
     lines = [
@@ -108,9 +104,7 @@ def markdown(report: dict, figures: Container[str] = ()) -> str:
         lines.extend([f"## {title}", ""])
         for name in pictured:
             if name in pictures:
-                lines.extend([pictures[name].caption, ""])
-                if name in figures:
-                    lines.extend([f"![{pictures[name].title}]({FIGURES}/{name}.png)", ""])
+                lines.extend([pictures[name].caption, "", f"![{pictures[name].title}]({FIGURES}/{name}.svg)", ""])
 
     section("Splits", "splits")
     lines += _table(
@@ -148,18 +142,8 @@ def markdown(report: dict, figures: Container[str] = ()) -> str:
 
 
 def write_markdown(report: dict, folder: str | os.PathLike) -> None:
-    """Write ``report.md`` into the dataset; it links the pictures that ``figures.write_figures`` left there before."""
-    folder = Path(folder)
-    path = folder / MARKDOWN_FILE
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(markdown(report, figures={picture.stem for picture in (folder / FIGURES).glob("*.png")}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write ``report.md`` into the dataset."""
+    write_whole(Path(folder, MARKDOWN_FILE), markdown(report).encode())
 
 
 def is_older(report: dict) -> bool:

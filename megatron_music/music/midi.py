@@ -5,6 +5,7 @@ refuse them. Knows nothing about tokens.
 """
 
 import os
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def read_midi(source: str | os.PathLike | bytes | miditoolkit.MidiFile, sanitize
         MidiError: the file is missing, damaged or not music; the sentence names it.
     """
     if isinstance(source, miditoolkit.MidiFile):
-        return name_voices(_checked(_from_miditoolkit(source), "the MidiFile"))
+        return name_voices(checked(_from_miditoolkit(source), "the MidiFile"))
     if isinstance(source, bytes):
         content, where = source, "the file"
     else:
@@ -51,12 +52,12 @@ def read_midi(source: str | os.PathLike | bytes | miditoolkit.MidiFile, sanitize
             content = Path(source).read_bytes()
         except OSError as error:
             raise MidiError(f"{where} cannot be read ({error.strerror}); check the path") from None
-    _check_header(content, where)
+    check_header(content, where)
     try:
         parsed = symusic.Score.from_midi(content, sanitize_data=sanitize)
     except Exception as error:  # symusic raises RuntimeError, ValueError and others for damaged files
         raise MidiError(f"{where} is damaged ({_one_line(error)}); repair it or leave it out") from None
-    return _checked(_from_symusic(parsed, leave_out_impossible_meters=sanitize), where)
+    return checked(_from_symusic(parsed, leave_out_impossible_meters=sanitize), where)
 
 
 def write_midi(score: Score, path: str | os.PathLike) -> None:
@@ -96,7 +97,8 @@ def to_miditoolkit(score: Score) -> miditoolkit.MidiFile:
     return midi
 
 
-def _check_header(content: bytes, where: str) -> None:
+def check_header(content: bytes, where: str) -> None:
+    """Refuse bytes that are no MIDI file in ticks a quarter."""
     if not content:
         raise MidiError(f"{where} is empty; leave it out")
     if content[:4] != b"MThd" or len(content) < 14:
@@ -108,7 +110,7 @@ def _check_header(content: bytes, where: str) -> None:
         raise MidiError(f"{where} has 0 ticks in a quarter note, so no note has a length; leave it out")
 
 
-def _checked(score: Score, where: str) -> Score:
+def checked(score: Score, where: str) -> Score:
     """The score, if it is music."""
     if score.steps_per_quarter <= 0:
         raise MidiError(f"{where} has {score.steps_per_quarter} ticks in a quarter note; at least 1 is needed")
@@ -138,21 +140,45 @@ def _from_symusic(parsed: symusic.Score, leave_out_impossible_meters: bool = Fal
     numbers, start, end, pitch, velocity = columns
     start[:], pitch[:], velocity[:] = fields["time"], fields["pitch"], fields["velocity"]
     np.add(start, fields["duration"], out=end)
-    rows, tracks = columns[1:].T, []
-    for (is_drum, program, name), (first, last) in zip(heads, pairwise(limits), strict=True):
-        numbers[first:last] = len(tracks)
-        tracks.append(Track(rows[first:last], 0 if is_drum else program, is_drum, name=name))
-    for track, voice in zip(tracks, voices_of(tracks, columns), strict=True):
-        track.voice = voice
-    meters = [TimeSignature(s.time, s.numerator, s.denominator) for s in parsed.time_signatures]
+    for number, (first, last) in enumerate(pairwise(limits)):
+        numbers[first:last] = number
+    meters = [(s.time, s.numerator, s.denominator) for s in parsed.time_signatures]
     if leave_out_impossible_meters:
         meters = [meter for meter in meters if _is_meter(*meter[1:])]
+    tempos = [(tempo.time, tempo.qpm) for tempo in parsed.tempos]
+    return put_together(columns, limits, heads, parsed.ticks_per_quarter, meters, tempos)
+
+
+def put_together(
+    columns: np.ndarray,
+    limits: Sequence[int],
+    heads: Sequence[tuple[bool, int, str]],
+    ticks_per_quarter: int,
+    meters: Sequence[tuple[int, int, int]],
+    tempos: Sequence[tuple[int, float]],
+) -> Score:
+    """The score of a file's content, with its voices named.
+
+    Args:
+        columns: as ``Score.columns``.
+        limits: where each track begins in them, and the end of the last.
+        heads: of each track: whether it is drums, its program, its name.
+        meters: time, numerator and denominator; by time.
+        tempos: time and quarters a minute, those that cannot be included; by time.
+    """
+    rows = columns[1:].T
+    tracks = [
+        Track(rows[first:last], 0 if is_drum else program, is_drum, name=name)
+        for (is_drum, program, name), (first, last) in zip(heads, pairwise(limits), strict=True)
+    ]
+    for track, voice in zip(tracks, voices_of(tracks, columns), strict=True):
+        track.voice = voice
     return Score.from_columns(
         columns,
         tracks,
-        steps_per_quarter=parsed.ticks_per_quarter,
-        time_signatures=tuple(meters) or FOUR_FOUR,
-        tempos=tuple([Tempo(t.time, t.qpm) for t in parsed.tempos if 0 < t.qpm < 1e6]) or DEFAULT_TEMPO,
+        steps_per_quarter=ticks_per_quarter,
+        time_signatures=tuple([TimeSignature(*meter) for meter in meters]) or FOUR_FOUR,
+        tempos=tuple([Tempo(time, speed) for time, speed in tempos if 0 < speed < 1e6]) or DEFAULT_TEMPO,
     )
 
 

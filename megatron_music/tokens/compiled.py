@@ -11,7 +11,7 @@ import numpy as np
 from megatron_music.music.grid import MAX_STEPS, check_length, cut_at_bar_lines, on_grid, sounding_tracks
 from megatron_music.music.score import DEFAULT_VELOCITY, QuantizationReport, Score
 from megatron_music.tokens.compiled_windows import write_windows
-from megatron_music.tokens.compiling import compiled
+from megatron_music.music.compiling import compiled
 from megatron_music.tokens.density import MAX_COUNT, density_ids, open_bar_ids, open_track_ids
 from megatron_music.tokens.folder import Encoding
 from megatron_music.tokens.windows import EncodedStretch, Windows, attributes, first_bars_of, instrument_id

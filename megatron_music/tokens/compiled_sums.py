@@ -3,7 +3,7 @@
 import numpy as np
 
 from megatron_music.music.likeness import SEEDS
-from megatron_music.tokens.compiling import compiled
+from megatron_music.music.compiling import compiled
 
 _SEED, _OTHER_SEED = SEEDS  # plain integers, which compiled code takes as constants
 

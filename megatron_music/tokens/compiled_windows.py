@@ -7,7 +7,7 @@ as in a long piece with hardly a note.
 import numpy as np
 
 from megatron_music.tokens import vocabulary as v
-from megatron_music.tokens.compiling import compiled
+from megatron_music.music.compiling import compiled
 
 # Plain integers, which compiled code takes as constants.
 _PIECE_START, _TRACK_START, _TRACK_END, _DOCUMENT_END = v.PIECE_START, v.TRACK_START, v.TRACK_END, v.DOCUMENT_END
