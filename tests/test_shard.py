@@ -97,6 +97,8 @@ def test_a_shard_is_what_its_files_encode_to(midi, tmp_path):
             assert record[part] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         assert record["density"] == sum(file.density for file in files).tolist() and sum(record["density"])
         assert record["onset_error"] == sum(file.onset_error for file in files).tolist() and sum(record["onset_error"])
+        notes = [file.notes for file in files if file.notes]
+        assert record["notes"] == {name: [row[name] for row in notes] for name in notes[0]} and sum(record["notes"]["notes_out"])
         assert record["first"] == run.start
         ids, times = record["ids"]
         assert np.array_equal(np.repeat(ids, times), np.sort(np.concatenate([file.ids for file in files])))
@@ -105,7 +107,7 @@ def test_a_shard_is_what_its_files_encode_to(midi, tmp_path):
                 "digest": file.digest, "content": file.content, "documents": list(file.copies),
                 "tokens": [int(file.lengths.sum())] if len(file.lengths) else [],
                 "damage": file.damage, "left_out": file.left_out, "rescued": file.rescued,
-                "windows_left_out": file.windows_left_out, "notes": file.notes,
+                "windows_left_out": file.windows_left_out,
             }.items() if value}
             for file in files
         ]  # fmt: skip

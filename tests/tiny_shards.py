@@ -73,6 +73,7 @@ def _write_shard(path: Path, first: int, files: list[TinyFile]) -> None:
     record["ids"] = [values.tolist() for values in np.unique(np.frombuffer(parts["bin"], "<u2"), return_counts=True)]
     record["files"] = [_record(first + number, file) for number, file in enumerate(files)]
     record["density"] = [len(files)] + [0] * 127
+    record["notes"] = {name: [value] * sum(bool(file.copies) for file in files) for name, value in NOTES.items()}
     record["onset_error"] = [len(files)] + [0] * 9
     path.with_suffix(".json").write_text(json.dumps(record))
 
@@ -88,6 +89,5 @@ def _record(number: int, file: TinyFile) -> dict:
         "left_out": file.left_out,
         "rescued": False,
         "windows_left_out": {"too quiet": 1} if file.copies else {},
-        "notes": NOTES if file.copies else {},
     }
     return {name: value for name, value in record.items() if value}

@@ -40,7 +40,7 @@ from megatron_music.data.latents import (
     write_texts,
 )
 from megatron_music.data.latents_options import OOBLECK_SIZES, SPECTRAL, LatentsOptions
-from megatron_music.data.plan import held, sync_folder
+from megatron_music.data.plan import held, sync_path
 from megatron_music.data.splits import KEY_BYTES, assign_splits
 from megatron_music.whole_file import write_whole
 
@@ -106,7 +106,7 @@ def build_latents(
             if isinstance(encoders.music, MuQMuLanProcess):
                 encoders.music.close()
         os.rename(made, out)
-        sync_folder(out.absolute().parent)
+        sync_path(out.absolute().parent)
         for path in (building / "records", building / PLAN):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     return report
@@ -352,7 +352,7 @@ def _encode_all(
     }
     write_whole(made / REPORT, (json.dumps(report, indent=1) + "\n").encode())
     write_index(made, info, shards, written)
-    sync_folder(made)
+    sync_path(made)
     return report
 
 

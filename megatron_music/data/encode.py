@@ -26,7 +26,7 @@ from megatron_music.tokens.infill import infill_documents
 from megatron_music.tokens.windows import EncodedStretch, Windows
 
 _NUM_COUNTS = 6  # the first fields of a QuantizationReport, which count notes
-_NOTE_COUNTS = QuantizationReport._fields[:_NUM_COUNTS]
+NOTE_COLUMNS = (*QuantizationReport._fields[:_NUM_COUNTS], "onset_error_sum", "max_onset_error")  # of ``EncodedFile.notes``
 _MAX_DENSITY = 127
 NO_FILTERS = Filters()
 
@@ -285,7 +285,7 @@ def _pitches_within(written: Windows, bounds: tuple) -> np.ndarray | bool:
 
 def _summed(reports: list[QuantizationReport]) -> dict[str, float]:
     counts = reports[0] if len(reports) == 1 else [sum(column) for column in zip(*(report[:_NUM_COUNTS] for report in reports), strict=True)]
-    sums = dict(zip(_NOTE_COUNTS, counts or [0] * _NUM_COUNTS, strict=False))
+    sums = dict(zip(NOTE_COLUMNS, counts or [0] * _NUM_COUNTS, strict=False))
     sums["onset_error_sum"] = sum([report.mean_onset_error * report.notes_in for report in reports])
     sums["max_onset_error"] = max([report.max_onset_error for report in reports], default=0)
     return sums

@@ -213,8 +213,8 @@ def _write_plan(plan: Plan) -> None:
     }
     with _appearing(plan.building / PLAN_FILE) as file:
         file.write(json.dumps(values, indent=1).encode() + b"\n")
-    sync_folder(plan.building)
-    sync_folder(plan.building.parent)
+    sync_path(plan.building)
+    sync_path(plan.building.parent)
 
 
 @contextmanager
@@ -242,9 +242,9 @@ def is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Wait until a file is on the disk, or the names in a folder are."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -11,22 +11,21 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 
 from megatron_music.data.archives import Entry, EntryError
 from megatron_music.data.corpus import Reader
-from megatron_music.data.encode import EncodedFile, fastest_engine
+from megatron_music.data.encode import NOTE_COLUMNS, EncodedFile, fastest_engine
 from megatron_music.data.id_counts import as_json
 from megatron_music.tokens.density import NUM_IDS
-from megatron_music.data.plan import SHARDS_FOLDER, Plan, held, is_at, read_plan, sync_folder
+from megatron_music.data.plan import SHARDS_FOLDER, Plan, held, is_at, read_plan, sync_path
 from megatron_music.data.workers import run_shards
+from megatron_music.data.write_out import WriteOut
 
 RECORD = "json"
 PARTS = {"bin": np.dtype("<u2"), "lengths": np.dtype("<i4")}
 _TEMPORARY_SUFFIX = ".tmp"
-_SYNC_BYTES = 4 << 20
 _BLOCK_BYTES = 256 << 10  # written at a time: many calls for a few bytes each cost more than the bytes
 
 
@@ -107,7 +106,7 @@ def write_shard(
     Raises:
         OSError: the disk is full or not writable. Nothing is left behind.
     """
-    records, density, onset_error = [], np.zeros(128, np.int64), np.zeros(10, np.int64)
+    records, notes, density, onset_error = [], [], np.zeros(128, np.int64), np.zeros(10, np.int64)
     with _Part(plan.building, number, "bin") as ids, _Part(plan.building, number, "lengths") as lengths:
         for entry_number, entry in enumerate(plan.read_entries(number), start=plan.shards[number].first):
             tell(entry_number)
@@ -120,6 +119,8 @@ def write_shard(
             density += file.density
             onset_error += file.onset_error
             records.append(_file_record(file))
+            if file.notes:
+                notes.append(file.notes)
         tell(None)
         record = {
             "fingerprint": plan.fingerprint,
@@ -128,12 +129,13 @@ def write_shard(
             "ids": as_json(ids.counts),
             "density": density.tolist(),
             "onset_error": onset_error.tolist(),
+            "notes": {name: [row[name] for row in notes] for name in NOTE_COLUMNS},
             "files": records,
         }
     with _Part(plan.building, number, RECORD) as part:
         part.write(np.frombuffer(json.dumps(record, default=lambda value: value.item()).encode() + b"\n", np.uint8))
         part.finish()
-    sync_folder(plan.building / SHARDS_FOLDER)
+    sync_path(plan.building / SHARDS_FOLDER)
 
 
 def _encoded(entry: Entry, reader: Reader, encode: Callable[[Entry, bytes], EncodedFile]) -> EncodedFile:
@@ -169,7 +171,6 @@ def _file_record(file: EncodedFile) -> dict:
         "left_out": file.left_out,
         "rescued": file.rescued,
         "windows_left_out": file.windows_left_out,
-        "notes": file.notes,
     }
     return {name: value for name, value in record.items() if value}
 
@@ -187,8 +188,7 @@ class _Part:
         self._temporary = self._path.with_name(f".{self._path.name}.{os.uname().nodename}-{os.getpid()}{_TEMPORARY_SUFFIX}")
         self._file = _create_locked(self._temporary)
         self._hasher, self._bytes = hashlib.sha256(), 0
-        self._sync, self._synced = None, 0
-        self._failure: OSError | None = None
+        self._way = WriteOut(self._file)
         self._block: list[np.ndarray] = []
         self._block_bytes = 0
         self.counts = np.zeros(NUM_IDS if name == "bin" else 0, np.int64)
@@ -210,30 +210,15 @@ class _Part:
             fastest_engine().count_ids(values, self.counts)
         with self._naming():
             self._file.write(view)
-        if self._bytes - self._synced > _SYNC_BYTES and not (self._sync and self._sync.is_alive()):
-            self._synced = self._bytes
-            self._sync = Thread(target=self._write_out, daemon=True)
-            self._sync.start()
+        self._way.wrote(len(view))
 
     def finish(self) -> dict:
         """Give it its name once all is on the disk; its size and hash."""
         self._write_block()
         with self._naming():
-            self._file.flush()
-            if self._sync:
-                self._sync.join()
-            if self._failure:  # the system tells of a failed write once
-                raise self._failure
-            os.fsync(self._file.fileno())
+            self._way.finish()
             os.replace(self._temporary, self._path)
         return {"bytes": self._bytes, "sha256": self._hasher.hexdigest()}
-
-    def _write_out(self) -> None:
-        """Have the disk take what there is, while the next files are encoded."""
-        try:
-            os.fdatasync(self._file.fileno())
-        except OSError as error:
-            self._failure = error
 
     @contextmanager
     def _naming(self) -> Iterator[None]:
@@ -247,8 +232,7 @@ class _Part:
         return self
 
     def __exit__(self, *_) -> None:
-        if self._sync:
-            self._sync.join()
+        self._way.stop()
         self._temporary.unlink(missing_ok=True)
         with suppress(OSError):  # a full disk was said already, and close tries to write what is left
             self._file.close()

@@ -38,6 +38,7 @@ def read_record(plan: Plan, number: int) -> dict:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         sizes = {part: record[part]["bytes"] for part in PARTS}
+        record["notes"], record["density"], record["onset_error"], record["ids"]
         is_ours = record["fingerprint"] == plan.fingerprint and (record["first"], len(record["files"])) == (first, files)
     except FileNotFoundError:
         raise DamagedShard(f"{path} is missing: the shard is not finished; run `megatron-music build shard` again") from None

@@ -1,11 +1,11 @@
 """One split of a dataset in the making: ``.bin`` and ``.idx``, ``.txt``, and the figures that are known on the way."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from megatron_music.data.index_file import IndexWriter
+from megatron_music.data.write_out import WriteOut
 
 BUFFER_BYTES = 1 << 18  # for runs of a few documents; what is longer passes it by
 
@@ -24,6 +24,7 @@ class SplitWriter:
         self._bin = open(folder / f"{split}.bin", "xb", BUFFER_BYTES) if "megatron" in formats else None  # noqa: SIM115
         self._index = IndexWriter(folder / f"{split}.idx", documents) if "megatron" in formats else None
         self._text = open(folder / f"{split}.txt", "xb") if "text" in formats else None  # noqa: SIM115
+        self._ways = {file: WriteOut(file) for file in (self._bin, self._text) if file}
         self.tokens = 0
         self.bin_bytes = 0
         self.text_bytes = 0
@@ -38,6 +39,7 @@ class SplitWriter:
         self.tokens += len(ids)
         if self._bin is not None:
             self.bin_bytes += self._bin.write(ids.data)
+            self._ways[self._bin].wrote(ids.nbytes)
 
     def add_lengths(self, lengths: np.ndarray) -> None:
         """Say the tokens in each document (int32): of many at a time, before ``finish``."""
@@ -51,18 +53,20 @@ class SplitWriter:
         """Add whole lines."""
         self.text_bytes += len(text)
         self._text.write(text)
+        self._ways[self._text].wrote(len(text))
 
     def finish(self) -> None:
         """Wait until all is on the disk."""
         if self._index is not None:
             self._index.finish()
-        for file in filter(None, (self._bin, self._text)):
-            file.flush()
-            os.fsync(file.fileno())
+        for file, way in self._ways.items():
+            way.finish()
             file.close()
 
     def close(self) -> None:
         """Let go of the files of a merge that failed."""
+        for way in self._ways.values():
+            way.stop()
         for file in filter(None, (self._bin, self._index, self._text)):
             try:
                 file.close()

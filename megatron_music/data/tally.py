@@ -7,7 +7,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import TextIO
 
 import numpy as np
@@ -91,7 +90,7 @@ class Tally:
                 counts[given] = [(row[name][0], sum(row[name][1:])) for row in rows]
             self.contents[given] = _keys([row.get("content") or row["digest"] for row in rows])
             self.digests[given] = _keys([row["digest"] for row in rows])
-        self._add_notes([file["notes"] for file in record["files"] if "notes" in file])
+        self._add_notes(record["notes"])
         self.density += record["density"]
         self.onset_error += record["onset_error"]
         add_json(self.id_counts, record["ids"])
@@ -102,12 +101,12 @@ class Tally:
         self.quarantined += 1
         self.a_damage = self.a_damage or damage
 
-    def _add_notes(self, notes: list[dict]) -> None:
+    def _add_notes(self, notes: dict[str, list]) -> None:
         for name in NOTE_COUNTS:
-            self.notes[name] += sum(map(itemgetter(name), notes))
-        for one in notes:  # one by one: a sum of fractions taken shard by shard would depend on the shards
-            self.onset_error_sum += one["onset_error_sum"]
-            self.max_onset_error = max(self.max_onset_error, one["max_onset_error"])
+            self.notes[name] += sum(notes[name])
+        for one in notes["onset_error_sum"]:  # one by one: a sum of fractions taken shard by shard would depend on the shards
+            self.onset_error_sum += one
+        self.max_onset_error = max(self.max_onset_error, *notes["max_onset_error"], 0)
 
     def assign(self, seed: int, fractions: tuple[float, float, float], drop_duplicates: bool) -> None:
         """Send every file that gave documents to a split, or drop it."""
