@@ -174,6 +174,8 @@ def _read_chunk(content, place, notes, heads, meters, tempos, latest, num_notes,
 @compiled
 def _quantity(content, place):
     """A variable-length quantity and the place after it, which is -1 if it is cut off or longer than four bytes."""
+    if place < len(content) and content[place] < 128:  # as most are
+        return np.int64(content[place]), place + 1
     value = 0
     for at in range(place, min(place + 4, len(content))):
         value = value << 7 | np.int64(content[at]) & 127

@@ -161,8 +161,10 @@ class Score:
     @staticmethod
     def from_columns(columns: np.ndarray, tracks: Sequence[Track], **fields) -> "Score":
         """A score of tracks that were made of ``columns`` (see there) with ``rows_of_tracks``."""
-        score = Score(tracks, length_steps=fields.pop("length_steps", int(columns[2].max(initial=0))), **fields)
-        score.__dict__["columns"] = columns  # what the cached property would compute
+        score = object.__new__(Score)  # without __init__, which a frozen dataclass makes slow: builds do this twice a file
+        score.__dict__.update(fields, tracks=tuple(tracks), columns=columns)  # columns: what the cached property would compute
+        if "length_steps" not in fields:
+            score.__dict__["length_steps"] = score.last_end_step
         return score
 
     @cached_property
