@@ -1,9 +1,9 @@
 """MIDI files as a compiled loop: what ``music.midi.read_midi`` reads with symusic, faster, where a file is plain.
 
 Plain is a Standard MIDI File 1.0 of format 0 or 1 in which every chunk is a whole MTrk, every data byte is below 128 and every
-event is a channel's, a meta event or a system-exclusive one. What is not plain, or holds lyrics or a name that is not ASCII, goes
-to symusic. So symusic's word holds: what is refused, and how, is the same, and so is what is read. A track is the notes of a
-channel and program in an MTrk, and a NOTE_OFF ends the oldest note that sounds on its key.
+event is a channel's, a meta event or a system-exclusive one. What is not plain goes to symusic. So symusic's word holds: what is
+refused, and how, is the same, and so is what is read. A track is the notes of a channel and program in an MTrk, and a NOTE_OFF
+ends the oldest note that sounds on its key. Lyrics make a track, too: a silent one of channel 16.
 """
 
 import numpy as np
@@ -16,6 +16,7 @@ _MOST_TRACKS = 1024
 _MOST_UNORDERED = 23  # so few events of one time symusic keeps in their order
 _MTRK = int.from_bytes(b"MTrk", "big")
 _NOTE_OFF, _NOTE_ON, _PROGRAM, _PRESSURE, _SYSEX, _META = 0x8, 0x9, 0xC, 0xD, 0xF0, 0xFF
+_LYRIC_CHANNEL = 15  # counted from 0
 _TRACK_NAME, _LYRIC, _END_OF_TRACK, _SET_TEMPO, _TIME_SIGNATURE = 0x03, 0x05, 0x2F, 0x51, 0x58
 
 
@@ -23,12 +24,16 @@ def read_midi(content: bytes) -> Score:
     """``music.midi.read_midi`` of a file's bytes."""
     midi.check_header(content, "the file")
     is_plain, columns, limits, heads, meters, tempos = _read(np.frombuffer(content, np.uint8))
+    try:
+        tracks = [(is_drum, program, content[name:end].decode()) for is_drum, program, name, end in heads.tolist()]
+    except UnicodeDecodeError:  # symusic puts something in its place
+        is_plain = False
     if not is_plain:
         return midi.read_midi(content)
     score = midi.put_together(
         columns,
         limits.tolist(),
-        [(is_drum, program, content[name:end].decode("ascii")) for is_drum, program, name, end in heads.tolist()],
+        tracks,
         int.from_bytes(content[12:14], "big"),
         sorted(meters.tolist(), key=_time),
         sorted([(time, 60_000_000 / microseconds) for time, microseconds in tempos.tolist()], key=_time),
@@ -92,7 +97,7 @@ def _read_chunk(content, place, notes, heads, meters, tempos, latest, num_notes,
     programs = np.zeros(16, np.int64)
     first_note, first_track = num_notes, num_tracks
     time = status = name = name_end = 0
-    while place < limit:
+    while place < limit and num_tracks < _MOST_TRACKS:
         delta, place = _quantity(content, place)
         if place < 0 or place >= limit:
             return damaged
@@ -114,11 +119,7 @@ def _read_chunk(content, place, notes, heads, meters, tempos, latest, num_notes,
             if kind == _NOTE_ON and velocity:
                 group = channel << 7 | programs[channel]
                 if track_of[group] < first_track:
-                    if num_tracks == _MOST_TRACKS:
-                        return damaged
-                    track_of[group] = num_tracks
-                    heads[num_tracks, 0], heads[num_tracks, 1] = channel, programs[channel]
-                    num_tracks += 1
+                    num_tracks = _add_track(group, track_of, heads, num_tracks)
                 note = notes[num_notes]
                 note[0], note[1], note[2], note[3], note[4], note[5] = track_of[group], time, -1, pitch, velocity, -1
                 if oldest[key] < first_note:
@@ -161,14 +162,23 @@ def _read_chunk(content, place, notes, heads, meters, tempos, latest, num_notes,
                 meters[num_meters, 2] = 1 << np.int64(content[place + 1])
                 num_meters += 1
             elif kind == _LYRIC:
-                return damaged
+                if length == 0:
+                    return damaged
+                group = _LYRIC_CHANNEL << 7 | programs[_LYRIC_CHANNEL]
+                if track_of[group] < first_track:
+                    num_tracks = _add_track(group, track_of, heads, num_tracks)
             place += length
-    for byte in range(name, name_end):
-        if content[byte] >= 128:
-            return damaged
     for track in range(first_track, num_tracks):
         heads[track, 2], heads[track, 3] = name, name_end
-    return True, num_notes, num_tracks, num_meters, num_tempos
+    return num_tracks < _MOST_TRACKS, num_notes, num_tracks, num_meters, num_tempos
+
+
+@compiled
+def _add_track(group, track_of, heads, num_tracks):
+    """Begin the track of a channel and program; how many there are."""
+    track_of[group] = num_tracks
+    heads[num_tracks, 0], heads[num_tracks, 1] = group >> 7, group & 127
+    return num_tracks + 1
 
 
 @compiled
