@@ -160,6 +160,14 @@ def test_more_tracks_than_there_is_room_for():
     assert len(both(smf(notes + END)).tracks) == 2048
 
 
+def test_a_huge_file_takes_no_more_room_than_symusic_does(monkeypatch):
+    fill = b"\x00\xff\x01\x84\x80\x00" + bytes(1 << 16)
+    file = lambda times: smf(b"\x00\x90\x3c\x50\x60\x3c\x00" + fill * times + END)  # noqa: E731
+    most = (compiled_midi.MOST_BYTES >> 16) - 1
+    assert is_plain(file(most), monkeypatch) and not is_plain(file(most + 1), monkeypatch)
+    both(file(most + 1))
+
+
 @pytest.mark.parametrize("cut", [*range(14, 60)])
 def test_cut_files(cut):
     content = smf(b"\x00\xff\x51\x03\x07\xa1\x20" + END, b"\x00\x90\x3c\x50\x60\x3c\x00" + END)

@@ -12,6 +12,7 @@ from megatron_music.music import midi
 from megatron_music.music.compiling import compiled
 from megatron_music.music.score import Score
 
+MOST_BYTES = 8 << 20  # for whose events room is made beforehand: 14 times as many
 _MOST_TRACKS = 1024
 _MOST_UNORDERED = 23  # so few events of one time symusic keeps in their order
 _MTRK = int.from_bytes(b"MTrk", "big")
@@ -22,6 +23,8 @@ _TRACK_NAME, _LYRIC, _END_OF_TRACK, _SET_TEMPO, _TIME_SIGNATURE = 0x03, 0x05, 0x
 
 def read_midi(content: bytes) -> Score:
     """``music.midi.read_midi`` of a file's bytes."""
+    if len(content) > MOST_BYTES:
+        return midi.read_midi(content)
     midi.check_header(content, "the file")
     is_plain, columns, limits, heads, meters, tempos = _read(np.frombuffer(content, np.uint8))
     try:
