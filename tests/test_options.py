@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laws import check_file, split
-from megatron_music.data import merge
 from megatron_music.data.build import build_tokens
 from megatron_music.data.corpus import Reader
 from megatron_music.data.encode import EncodedFile, encode_content
@@ -177,8 +176,7 @@ def music(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _without_pictures_and_waiting(monkeypatch):
-    monkeypatch.setattr(merge, "_drawing", lambda: None)
+def _without_waiting(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a thousand builds wait for no disk
 
 
