@@ -17,14 +17,13 @@ from megatron.core.transformer.attention import (
 )
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
 from megatron_music.models.flow_sizes import MODULATIONS
-from megatron_music.models.layers import ColumnLinear, RowLinear, SDPACoreAttention, SequenceParallelNorm
+from megatron_music.models.layers import ColumnLinear, RowLinear, SDPACoreAttention, SequenceParallelNorm, feed_forward
 
 
 @dataclass
@@ -64,8 +63,7 @@ class ContextAttention(Attention):
         submodules: CrossAttentionSubmodules,
         layer_number: int,
         attn_mask_type: AttnMaskType = AttnMaskType.padding,
-        cp_comm_type: str | None = None,
-        pg_collection=None,
+        **options,
     ):
         config = _of_attention(config)
         config.num_query_groups = config.num_context_groups
@@ -75,13 +73,12 @@ class ContextAttention(Attention):
             layer_number=layer_number,
             attn_mask_type=attn_mask_type,
             attention_type="cross",
-            cp_comm_type=cp_comm_type,
-            pg_collection=pg_collection,
+            **options,
         )
         self.place_in_stage = 0  # FlowTransformer says which
         whole = copy.copy(config)
         whole.sequence_parallel = False
-        options = {
+        linear_options = {
             "init_method": config.init_method,
             "gather_output": False,
             "bias": config.add_bias_linear,
@@ -89,15 +86,15 @@ class ContextAttention(Attention):
             "is_expert": False,
             "tp_group": self.pg_collection.tp,
         }
-        self.linear_q = submodules.linear_q(config.hidden_size, self.query_projection_size, config=config, **options)
-        self.linear_kv = submodules.linear_kv(config.context_size, 2 * self.kv_projection_size, config=whole, **options)
+        self.linear_q = submodules.linear_q(config.hidden_size, self.query_projection_size, config=config, **linear_options)
+        self.linear_kv = submodules.linear_kv(config.context_size, 2 * self.kv_projection_size, config=whole, **linear_options)
 
     def key_values(self, context_TBC: Tensor) -> Tensor:
         """Keys and values of the context, [T, B, both of each head of this rank]."""
         return self.linear_kv(context_TBC)[0]
 
     def get_query_key_value_tensors(
-        self, hidden_states: Tensor, key_value_states: Tensor, output_gate: bool = False, split_qkv: bool = True
+        self, hidden_states: Tensor, key_value_states: Tensor, **unused
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of the positions, keys and values of the context: [S or T, B, heads of this rank, head size].
 
@@ -138,7 +135,7 @@ class ModulatedNorm(SequenceParallelNorm):
 
     scale_BH = shift_BH = None  # ModulatedLayer says which
 
-    def forward(self, hidden_SBH: Tensor) -> Tensor:
+    def forward(self, hidden_SBH: Tensor, **unused) -> Tensor:
         return super().forward(hidden_SBH) * (1 + self.scale_BH) + self.shift_BH
 
 
@@ -216,7 +213,7 @@ def flow_layer(has_self_attention: bool, is_modulated: bool) -> ModuleSpec:
             ),
             cross_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=norm,
-            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)),
+            mlp=feed_forward,
             mlp_bda=add,
         ),
     )

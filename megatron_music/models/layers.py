@@ -1,17 +1,23 @@
-"""The modules that stand in where Transformer Engine is not installed: core attention, linear layers and the norm.
+"""Our own core attention, linear layers and norm, for machines without Transformer Engine.
 
 Shapes: S sequence, B batch, N attention heads of this rank, G query groups of this rank, D head size, H hidden.
 Knows nothing about whole models: specs.py puts these into megatron-core's layer.
+
+megatron-core adds keyword arguments from version to version. Every class that it instantiates takes those it does not
+know: subclasses of megatron-core's classes pass them on to the base class, which judges them; the others ignore them.
 """
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
@@ -136,20 +142,20 @@ class ColumnLinear(ColumnParallelLinear):
     Without those each pass costs its memory traffic.
     """
 
-    def forward(self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None):
+    def forward(self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None, **options):
         """Map [S, B, H] to [S, B, outputs of this rank], and the bias that is still to be added, or None."""
-        if weight is not None or self.tp_group.size() > 1:
-            return super().forward(input_, weight, runtime_gather_output)
+        if options or weight is not None or self.tp_group.size() > 1:
+            return super().forward(input_, weight, runtime_gather_output, **options)
         return _linear(input_, self.weight, self.bias), None
 
 
 class RowLinear(RowParallelLinear):
     """As ColumnLinear, for the layer whose inputs are split."""
 
-    def forward(self, input_: Tensor):
+    def forward(self, input_: Tensor, **options):
         """Map [S, B, inputs of this rank] to [S, B, H], and the bias that is still to be added, or None."""
-        if self.tp_group.size() > 1:
-            return super().forward(input_)
+        if options or self.tp_group.size() > 1:
+            return super().forward(input_, **options)
         return _linear(input_, self.weight, self.bias), None
 
 
@@ -171,8 +177,17 @@ class SequenceParallelNorm(torch.nn.Module):
         for parameter in self.parameters():
             parameter.sequence_parallel = config.sequence_parallel
 
-    def forward(self, hidden_SBH: Tensor) -> Tensor:
+    def forward(self, hidden_SBH: Tensor, **unused) -> Tensor:
         """Normalize over H; same shape and dtype."""
         if self.bias is None:
             return F.rms_norm(hidden_SBH, (self.hidden_size,), self.weight, self.eps)
         return F.layer_norm(hidden_SBH, (self.hidden_size,), self.weight, self.bias, self.eps)
+
+
+_SUBMODULES = MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)
+# megatron-core's MLP of these layers. From 0.18 on a layer wants a callable, and warns once per layer of a ModuleSpec.
+feed_forward = (
+    partial(MLP.as_mlp_submodule, submodules=_SUBMODULES)
+    if hasattr(MLP, "as_mlp_submodule")
+    else ModuleSpec(module=MLP, submodules=_SUBMODULES)
+)

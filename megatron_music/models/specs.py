@@ -10,13 +10,12 @@ from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from megatron_music.models.layers import ColumnLinear, RowLinear, SDPACoreAttention, SequenceParallelNorm
+from megatron_music.models.layers import ColumnLinear, RowLinear, SDPACoreAttention, SequenceParallelNorm, feed_forward
 
 gpt_layer = ModuleSpec(
     module=TransformerLayer,
@@ -35,9 +34,7 @@ gpt_layer = ModuleSpec(
         ),
         self_attn_bda=get_bias_dropout_add,
         pre_mlp_layernorm=SequenceParallelNorm,
-        mlp=ModuleSpec(
-            module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)
-        ),
+        mlp=feed_forward,
         mlp_bda=get_bias_dropout_add,
         # Transformer Engine fuses the norm into the linear layer behind it. Under its names, one checkpoint loads
         # with and without Transformer Engine.
