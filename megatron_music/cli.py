@@ -21,6 +21,7 @@ from megatron_music import (
 )
 from megatron_music.commands import BAD_INPUT, FAILED, OK
 from megatron_music.dataset_options import NEGATIVE_NUMBER_OR_RANGE, add_build_options, add_encoding_options
+from megatron_music.models.backends import naming_transformer_engine
 
 # Which extra brings a module that a command needs.
 _EXTRAS = {
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def guarded(command: Callable[[], int | None]) -> int:
     """Run a command; what goes wrong becomes one sentence on stderr and an exit status."""
     try:
-        return command() or OK
+        with naming_transformer_engine():
+            return command() or OK
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
@@ -62,6 +64,8 @@ def guarded(command: Callable[[], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except OSError as error:
+        if error.errno is None and ".so" in str(error):  # from the dynamic loader, not from a disk
+            return _say(f"a library cannot be loaded ({error}); install the package it belongs to again", FAILED)
         place = f" ({error.filename})" if error.filename else ""
         return _say(f"{error.strerror or error}{place}; make room, or check the path and its permissions, then run the command again", FAILED)
     except KeyboardInterrupt as error:

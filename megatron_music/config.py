@@ -11,6 +11,7 @@ from pathlib import Path
 from megatron_music import contradictions
 from megatron_music.errors import ConfigError as ConfigError
 from megatron_music.errors import closest, divisors, either, refuse_unless
+from megatron_music.models.backends import ATTENTION_BACKENDS
 from megatron_music.models.sizes import SIZES, gpt_parameter_count
 from megatron_music.tokens import vocabulary
 
@@ -47,6 +48,7 @@ class ModelConfig:
     share_embeddings_and_output_weights: bool = True
     attention_dropout: float = 0.0
     hidden_dropout: float = 0.0
+    attention_backend: str = "auto"  # of Transformer Engine: auto, flash, fused or unfused; local: PyTorch's attention
     vocab_size: int = vocabulary.SIZE  # a run takes that of its data, which is larger where tokens are merged
 
     def __post_init__(self):
@@ -67,6 +69,7 @@ class ModelConfig:
         positive("model", self, "ffn_hidden_size", "seq_length", "vocab_size", "rotary_base")
         choice("model", self, "position_embedding_type", ("rope", "learned_absolute"))
         choice("model", self, "normalization", ("LayerNorm", "RMSNorm"))
+        choice("model", self, "attention_backend", ATTENTION_BACKENDS)
         refuse_unless(
             self.hidden_size % self.num_attention_heads == 0,
             f"model.hidden_size {self.hidden_size} does not divide into model.num_attention_heads "
@@ -85,7 +88,7 @@ class ModelConfig:
     @property
     def parameter_count(self) -> int:
         """Parameters of the whole model, whatever it is split over."""
-        without = ("size", "attention_dropout", "hidden_dropout", "rotary_base")
+        without = ("size", "attention_dropout", "hidden_dropout", "rotary_base", "attention_backend")
         names = [item.name for item in fields(self) if item.name not in without]
         return gpt_parameter_count(**{name: getattr(self, name) for name in names})
 

@@ -36,6 +36,7 @@ def check_run(config: RunConfig) -> None:
     _check_data(config)
     _check_sizes(config)
     _check_sequence(config)
+    _check_attention_backend(config)
     _check_overlap(config)
     _check_recompute(config)
     _check_batch(config)
@@ -206,6 +207,20 @@ def _check_sequence(config: RunConfig) -> None:
             f"{context}{f' on {tensor} sequence-parallel processes' if parallel.sequence_parallel else ''}; use a multiple of "
             f"{part}",
         )
+
+
+def _check_attention_backend(config: RunConfig) -> None:
+    backend, context = config.model.attention_backend, config.parallel.context_parallel_size
+    refuse_unless(
+        backend in ("auto", "local") or not config.data.reset_attention_mask,
+        f"model.attention_backend is {backend}, a kernel of Transformer Engine, and data.reset_attention_mask is true, whose "
+        "masks Transformer Engine's causal attention ignores; set model.attention_backend=auto or data.reset_attention_mask=false",
+    )
+    refuse_unless(
+        backend != "local" or context == 1,
+        f"model.attention_backend is local and parallel.context_parallel_size is {context}, which needs Transformer Engine's "
+        "attention; set model.attention_backend=auto or parallel.context_parallel_size=1",
+    )
 
 
 def _check_overlap(config: Run) -> None:

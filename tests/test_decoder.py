@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.gpt.gpt_model import GPTModel
 
 from megatron_music.config import ModelConfig, ParallelConfig
 from megatron_music.generation.decoder import Decoder, next_logits_of, reads
 from megatron_music.generation.sampling import CachedGPT, UncachedGPT
-from megatron_music.models.gpt import build_gpt
+from megatron_music.models.gpt import build_gpt, transformer_config
 from megatron_music.tokens import vocabulary as v
 from megatron_music.training import distributed
 
@@ -77,6 +79,21 @@ def test_in_half_precision_as_near_as_the_oracle(form):
     model = build(FORMS[form], torch.bfloat16)
     oracle, found = (read(kind(model, BATCH, LENGTH), some_ids(), 5).float() for kind in (CachedGPT, Decoder))
     assert (found - exact).abs().mean() < 1.2 * (oracle - exact).abs().mean()
+
+
+def test_attention_that_obeys_its_mask_type_reads_several_tokens_on_a_cache_rightly():
+    """megatron-core's own attention hides nothing where it is told so, as Transformer Engine's does."""
+    config = transformer_config(PLAIN, ParallelConfig())
+    config.persist_layer_norm = False
+    distributed.seed_for_building(1)
+    layers = get_gpt_layer_local_spec()
+    model = GPTModel(config, layers, v.SIZE, PLAIN.seq_length, position_embedding_type=PLAIN.position_embedding_type).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    ids_BS = some_ids()
+    found, exact = (read(kind(model, BATCH, LENGTH), ids_BS, 5, 4) for kind in (CachedGPT, UncachedGPT))
+    torch.testing.assert_close(found, exact, atol=1e-5, rtol=1e-5)
 
 
 class StaticBuffers:

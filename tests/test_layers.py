@@ -55,7 +55,7 @@ NEVER_TORCH = [
     "megatron_music.data.page", "megatron_music.data.plan", "megatron_music.data.report", "megatron_music.data.shard",
     "megatron_music.data.worker", "megatron_music.data.workers", "megatron_music.dataset_commands",
     "megatron_music.generation.infill", "megatron_music.generation.wishes", "megatron_music.hosts.megatron_lm",
-    "megatron_music.models.flow_sizes", "megatron_music.models.sizes",
+    "megatron_music.models.backends", "megatron_music.models.flow_sizes", "megatron_music.models.sizes",
     "megatron_music.music.midi", "megatron_music.music.grid", "megatron_music.music.likeness",
     "megatron_music.music.measures", "megatron_music.music.pianoroll",
     "megatron_music.profiling.compare", "megatron_music.profiling.flops", "megatron_music.profiling.flow_flops", "megatron_music.profiling.logs",

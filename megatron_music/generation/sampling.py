@@ -14,6 +14,7 @@ import torch
 from megatron.core.inference.contexts import StaticInferenceContext
 from torch import Tensor
 
+from megatron_music.models.layers import SDPACoreAttention
 from megatron_music.tokens.walk import Walk
 
 _BLOCK = 256  # random numbers drawn at a time
@@ -93,6 +94,10 @@ class CachedGPT:
 
     Works under tensor parallelism; every rank of the group makes the same calls and gets the same logits.
 
+    After the first call megatron-core declares that nothing is hidden, which is right for one token and wrong for
+    several: core attention that obeys, as Transformer Engine's does, lets a token see those behind it. Where it is not
+    our own, which stays causal, later calls are read token by token.
+
     Args:
         model: GPTModel on one pipeline stage, in eval mode.
         batch_size: B of every call.
@@ -102,9 +107,16 @@ class CachedGPT:
     def __init__(self, model: torch.nn.Module, batch_size: int, max_tokens: int):
         self._model = model
         self._context = StaticInferenceContext(batch_size, max_tokens)
+        layers = model.decoder.layers
+        self._stays_causal = all(isinstance(layer.self_attention.core_attention, SDPACoreAttention) for layer in layers)
 
     @torch.inference_mode()
     def __call__(self, ids_BS: Tensor) -> Tensor:
+        is_first = self._context.sequence_len_offset == 0
+        portions = [ids_BS] if is_first or self._stays_causal else ids_BS.split(1, dim=1)
+        return [self._read(portion_BS) for portion_BS in portions][-1]
+
+    def _read(self, ids_BS: Tensor) -> Tensor:
         batch_size, length = ids_BS.shape
         offset = self._context.sequence_len_offset
         positions_BS = torch.arange(offset, offset + length, device=ids_BS.device).expand(batch_size, length)

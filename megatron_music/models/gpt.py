@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_music.config import ModelConfig, ParallelConfig, TrainConfig
-from megatron_music.models.specs import gpt_block
+from megatron_music.models.backends import attention_backend
+from megatron_music.models.specs import gpt_block, why_own_layers
 
 
 def transformer_config(
@@ -35,6 +37,7 @@ def transformer_config(
         gated_linear_unit=model.swiglu,
         activation_func=F.silu if model.swiglu else F.gelu,
         add_bias_linear=model.add_bias_linear,
+        attention_backend=AttnBackend[model.attention_backend],
         attention_dropout=model.attention_dropout,
         hidden_dropout=model.hidden_dropout,
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
@@ -85,18 +88,23 @@ def build_gpt(
     Returns:
         A GPTModel. It maps token ids [B, S] and position ids [B, S] to logits [B, S, vocabulary of this
         tensor-parallel rank], and with labels [B, S] to the loss of every token [B, S].
+
+    Raises:
+        ConfigError: a ``model.attention_backend`` that cannot be had here, or a Transformer Engine that cannot be imported.
     """
     config = transformer_config(model, parallel, dtype, train)
+    own_layers_because = why_own_layers(config, explicit_attention_mask)
     stage = {"ignore_virtual": False, "vp_stage": vp_stage}
-    return GPTModel(
-        config,
-        gpt_block(config, explicit_attention_mask=explicit_attention_mask, vp_stage=vp_stage),
-        vocab_size=model.vocab_size,
-        max_sequence_length=model.seq_length,
-        pre_process=parallel_state.is_pipeline_first_stage(**stage) if pre_process is None else pre_process,
-        post_process=parallel_state.is_pipeline_last_stage(**stage) if post_process is None else post_process,
-        share_embeddings_and_output_weights=model.share_embeddings_and_output_weights,
-        position_embedding_type=model.position_embedding_type,
-        rotary_base=model.rotary_base,
-        vp_stage=vp_stage,
-    )
+    with attention_backend(model.attention_backend, own_layers_because):
+        return GPTModel(
+            config,
+            gpt_block(config, explicit_attention_mask=explicit_attention_mask, vp_stage=vp_stage),
+            vocab_size=model.vocab_size,
+            max_sequence_length=model.seq_length,
+            pre_process=parallel_state.is_pipeline_first_stage(**stage) if pre_process is None else pre_process,
+            post_process=parallel_state.is_pipeline_last_stage(**stage) if post_process is None else post_process,
+            share_embeddings_and_output_weights=model.share_embeddings_and_output_weights,
+            position_embedding_type=model.position_embedding_type,
+            rotary_base=model.rotary_base,
+            vp_stage=vp_stage,
+        )

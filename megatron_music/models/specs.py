@@ -4,17 +4,16 @@
 Megatron-LM. Knows nothing about sizes or data.
 """
 
-import importlib.util
-
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
-from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.enums import AttnBackend, AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
+from megatron_music.models.backends import why_no_transformer_engine
 from megatron_music.models.layers import ColumnLinear, RowLinear, SDPACoreAttention, SequenceParallelNorm, feed_forward
 
 gpt_layer = ModuleSpec(
@@ -46,6 +45,19 @@ gpt_layer = ModuleSpec(
 )
 
 
+def why_own_layers(config: TransformerConfig, explicit_attention_mask: bool) -> str | None:
+    """The reason why the GPT takes ``gpt_layer``, for a sentence; None where it takes Transformer Engine's layer.
+
+    Raises:
+        ConfigError: Transformer Engine is installed and cannot be imported.
+    """
+    if explicit_attention_mask:
+        return "attention masks are given, which Transformer Engine's causal attention ignores"
+    if config.attention_backend == AttnBackend.local:
+        return "model.attention_backend is local"
+    return why_no_transformer_engine()
+
+
 def gpt_block(
     config: TransformerConfig,
     *,
@@ -53,15 +65,18 @@ def gpt_block(
     vp_stage: int | None = None,
     pp_rank: int | None = None,
 ) -> TransformerBlockSubmodules:
-    """The layers of this pipeline stage and the final norm, from Transformer Engine where it is installed.
+    """The layers of this pipeline stage and the final norm: Transformer Engine's, unless ``why_own_layers`` names a reason.
 
     Args:
-        explicit_attention_mask: the model will be given attention masks. Transformer Engine's causal attention
-            ignores them, so this takes ``gpt_layer``.
-        pp_rank: the pipeline stage; left out: that of megatron-core's own groups.
+        config: with ``attention_backend`` local, the layers are ours on every machine.
+        explicit_attention_mask: the model will be given attention masks.
+        pp_rank: the pipeline stage; omitted: that of megatron-core's own groups.
+
+    Raises:
+        ConfigError: Transformer Engine is installed and cannot be imported.
     """
     layer, norm = gpt_layer, SequenceParallelNorm
-    if not explicit_attention_mask and importlib.util.find_spec("transformer_engine") is not None:
+    if why_own_layers(config, explicit_attention_mask) is None:
         from megatron.core.extensions.transformer_engine import TENorm
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 

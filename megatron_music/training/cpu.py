@@ -169,7 +169,7 @@ def install() -> bool:
     if torch.cuda.is_available():
         return False
     if _mode is None:
-        # There is no apex and no Transformer Engine for a machine without CUDA.
+        # Without CUDA neither apex nor Transformer Engine is used, installed or not.
         warnings.filterwarnings("ignore", message="(?i)(transformer engine and )?apex (is|are) not installed")
         for owner, name, replacement in _patches():
             _originals.append((owner, name, getattr(owner, name)))

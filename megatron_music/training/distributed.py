@@ -5,7 +5,6 @@ Knows nothing about models or data.
 """
 
 import gc
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_music.config import ConfigError, ParallelConfig
+from megatron_music.models.backends import why_no_transformer_engine
 from megatron_music.training import cpu
 
 T = TypeVar("T")
@@ -45,11 +45,10 @@ def start(parallel: ParallelConfig) -> None:
     Raises:
         ConfigError: context parallelism without Transformer Engine, or more processes than GPUs.
     """
-    if parallel.context_parallel_size > 1 and importlib.util.find_spec("transformer_engine") is None:
+    if parallel.context_parallel_size > 1 and (reason := why_no_transformer_engine()):
         raise ConfigError(
-            f"parallel.context_parallel_size is {parallel.context_parallel_size} and Transformer Engine, whose attention "
-            "alone passes keys between processes, is not installed; set parallel.context_parallel_size=1 or run in NVIDIA's "
-            "container"
+            f"parallel.context_parallel_size is {parallel.context_parallel_size}, which needs Transformer Engine's attention, "
+            f"and {reason}; set parallel.context_parallel_size=1 or run in NVIDIA's container on GPUs"
         )
     global _joins
     on_cuda = not cpu.install()

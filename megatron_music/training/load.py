@@ -51,7 +51,8 @@ def load_model(checkpoint: Path, tp: int = 1, pp: int = 1, *, own_layers: bool =
     def build(config, dtype):
         if not isinstance(config, RunConfig):
             raise ConfigError(f"{checkpoint} is of a {config.model.kind}, not of a GPT; name a run that writes MIDI")
-        return build_gpt(config.model, config.parallel, dtype=dtype, explicit_attention_mask=own_layers)
+        model = replace(config.model, attention_backend="auto")  # a choice for training, perhaps on another machine
+        return build_gpt(model, config.parallel, dtype=dtype, explicit_attention_mask=own_layers)
 
     model, config, _ = _load_for_inference(checkpoint, tp, pp, build)
     return model, config
