@@ -7,6 +7,8 @@ import shlex
 import subprocess
 import sys
 import tomllib
+import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -77,21 +79,100 @@ def test_scripts_are_sound(path):
     assert "set -euo pipefail" in text and not re.search(r"(?i)(api_key|password)=", text)
 
 
-def test_the_image_keeps_its_torch_and_is_not_root():
-    text = (NGC / "Dockerfile").read_text()
-    assert "ARG FROM_IMAGE_NAME=nvcr.io/nvidia/nemo:26.06\nFROM ${FROM_IMAGE_NAME}" in text
-    installs = re.findall(r"pip install [^&|;\n]*", text.replace("\\\n", " "))
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile's instructions in order, as (name, text), on one line each."""
+    text = "\n".join(line for line in (NGC / "Dockerfile").read_text().splitlines() if not line.startswith("#"))
+    return [tuple(line.split(None, 1)) for line in text.replace("\\\n", " ").splitlines() if line]
+
+
+def test_the_image_is_built_as_root_and_runs_as_a_user_under_nvidias_entry_point():
+    lines = instructions()
+    names = [name for name, _ in lines]
+    assert lines[0] == ("ARG", "FROM_IMAGE_NAME=nvcr.io/nvidia/nemo:26.06") and lines[1] == ("FROM", "${FROM_IMAGE_NAME}")
+    first_run, last_run = names.index("RUN"), len(names) - 1 - names[::-1].index("RUN")
+    assert [text for name, text in lines[:first_run] if name == "USER"] == ["0"], "root: some of NVIDIA's images end as a user"
+    assert [text for name, text in lines[last_run:] if name == "USER"] == ["10001"]
+    assert ("SHELL", '["/bin/bash", "-o", "pipefail", "-c"]') in lines[:first_run]
+    assert dict(lines)["ENTRYPOINT"] == '["/opt/nvidia/nvidia_entrypoint.sh", "megatron-music"]'
+
+
+def test_nothing_is_installed_but_under_the_constraint_and_compared_afterwards():
+    runs = [text for name, text in instructions() if name == "RUN"]
+    installs = [line for text in runs for line in re.findall(r"pip install [^&|;}]*", text)]
     assert installs and all("--no-deps" in line or "-c /image-constraints.txt" in line for line in installs)
     assert not any(re.search(r"\btorch\b", line) for line in installs)
-    assert text.index("torch-version") < text.index("pip install") < text.rindex('"$(cat /torch-version)"'), "asked before, compared after"
-    assert text.index("\nUSER music") > text.rindex("RUN ") and 'ENTRYPOINT ["megatron-music"]' in text
+    (written,) = [place for place, text in enumerate(runs) if "kept_packages.py write /image-constraints.txt" in text]
+    (checked,) = [place for place, text in enumerate(runs) if "kept_packages.py check /image-constraints.txt" in text]
+    places = [place for place, text in enumerate(runs) if "pip install" in text]
+    assert written < min(places) and max(places) < checked
+
+
+# What an image of NVIDIA's has: torch from a file, megatron-core editable, of which `pip freeze` names no version.
+IMAGE = {"torch": "2.12.0a0+5aff3928d8.nv26.4", "megatron_core": "0.18.0", "transformer_engine": "2.16.0", "numpy": "1.26.4"}
+
+
+def write_metadata(folder: Path, name: str, version: str, *requirements: str) -> None:
+    folder.mkdir(parents=True)
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {text}" for text in requirements)]
+    (folder / "METADATA").write_text("\n".join(lines) + "\n")
+    (folder / "RECORD").write_text("")
+    (folder / "WHEEL").write_text("Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+
+
+@pytest.fixture
+def image(tmp_path):
+    """A Python with the image's packages, and what its pip can find; runs kept_packages.py and pip there."""
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv" / "bin" / "python"
+    (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    for name, version in IMAGE.items():
+        write_metadata(site / f"{name}-{version}.dist-info", name, version)
+    for name in ("torch", "megatron_core"):
+        (site / f"{name}-{IMAGE[name]}.dist-info" / "direct_url.json").write_text('{"url": "file:///opt/x", "dir_info": {"editable": true}}')
+    index = tmp_path / "index"
+    index.mkdir()
+    wheels = (("newcomer", "1.0", ["megatron-core>=0.19"]), ("megatron_core", "0.19.2", []), ("modest", "1.0", ["numpy", "torch"]))
+    for name, version, requirements in wheels:
+        write_metadata(tmp_path / name / f"{name}-{version}.dist-info", name, version, *requirements)
+        with zipfile.ZipFile(index / f"{name}-{version}-py3-none-any.whl", "w") as file:
+            for path in (tmp_path / name).rglob("*.*/*"):
+                file.write(path, path.relative_to(tmp_path / name))
+
+    def run(*words):
+        if words[0] == "pip":
+            words = (sys.executable, "-m", "pip", "--isolated", "--python", python, "install", "--no-index", "--find-links", index, *words[1:])
+        else:
+            words = (python, NGC / "kept_packages.py", *words)
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_pip_cannot_replace_what_the_image_has(image, tmp_path):
+    file = tmp_path / "constraints.txt"
+    assert image("write", file).returncode == 0
+    assert file.read_text().splitlines() == [f"{name.replace('_', '-')}=={version}" for name, version in sorted(IMAGE.items())]
+    done = image("pip", "-c", file, "newcomer")
+    assert done.returncode != 0 and "megatron-core" in done.stdout + done.stderr, "without the constraint it would be replaced"
+    assert image("pip", "-c", file, "modest").returncode == 0, "what is content with the image's versions goes in"
+    assert image("check", file).returncode == 0
+
+
+def test_a_build_that_replaced_something_is_stopped_with_its_name(image, tmp_path):
+    file = tmp_path / "constraints.txt"
+    image("write", file)
+    assert image("pip", "newcomer").returncode == 0
+    done = image("check", file)
+    assert done.returncode == 1 and "megatron-core is 0.19.2, and was 0.18.0 in the image" in done.stderr
 
 
 def test_the_image_has_what_the_package_needs():
     """The package goes in without its dependencies, so each is named in the file or is the image's own."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["train"], *project["optional-dependencies"]["corpus"]]
-    text = (NGC / "Dockerfile").read_text()
+    for extra in ("fast", "bpe", "cluster", "huggingface", "audio", "notebook"):
+        wanted += project["optional-dependencies"][extra]
+    text = " ".join(text for name, text in instructions() if name == "RUN")
     for requirement in wanted:
         name = re.match(r"[\w-]+", requirement)[0]
         assert name == "torch" or re.search(rf"\b{re.escape(name)}\b", text), name

@@ -1,3 +1,4 @@
+import importlib
 import json
 
 import numpy as np
@@ -6,12 +7,12 @@ import transformers
 from megatron.core.tokenizers import MegatronTokenizer
 from megatron.core.tokenizers.base_tokenizer import MegatronTokenizerBase
 
-from megatron_music.tokens import tokenizer, vocabulary
+from megatron_music.tokens import vocabulary
 from megatron_music.tokens import vocabulary as v
 from megatron_music.tokens.bpe import Bpe
 from megatron_music.tokens.folder import ENCODING_FILE, Encoding, read_encoding, write_tokenizer_folder
 from megatron_music.tokens.mmmtrack import encode_piece
-from megatron_music.tokens.tokenizer import MusicTokenizer
+from megatron_music.tokens.tokenizer import MusicTokenizer, tokenizer_metadata
 from megatron_music.tokens.wording import read_wording
 from tiny import tiny_score
 
@@ -39,14 +40,22 @@ def test_megatron_sees_a_tokenizer(folder):
 
 
 def test_megatrons_own_loader_finds_it(folder):
-    metadata = {
-        "library": "megatron",
-        "tokenizer_class": True,
-        "tokenizer_class_path": tokenizer,
-        "tokenizer_class_name": "MusicTokenizer",
-    }
-    loaded = MegatronTokenizer.from_pretrained(str(folder), metadata)
-    assert isinstance(loaded, MusicTokenizer) and loaded.encoding == ENCODING
+    loaded = MegatronTokenizer.from_pretrained(str(folder), tokenizer_metadata())
+    assert type(loaded) is MusicTokenizer and loaded.encoding == ENCODING
+
+
+@pytest.mark.parametrize("names", [("tokenizer_class_path", "tokenizer_class_name"), ("class_path", "class_name")])
+def test_metadata_name_our_class_for_old_and_new_megatron(names):
+    """The newer names are those of Megatron-LM's main branch, which takes another tokenizer in silence without them."""
+    path, name = (tokenizer_metadata()[key] for key in names)
+    module = importlib.import_module(path) if isinstance(path, str) else path
+    assert getattr(module, name) is MusicTokenizer
+
+
+def test_where_the_names_are_not_read_the_tokenizer_has_our_ids(folder):
+    loaded = MegatronTokenizer.from_pretrained(str(folder), {"library": tokenizer_metadata()["library"]})
+    assert not isinstance(loaded, MusicTokenizer)
+    assert (loaded.vocab_size, loaded.eod, loaded.pad) == (768, 767, 0)
 
 
 def test_autotokenizer_loads_the_folder_with_identical_ids(folder):

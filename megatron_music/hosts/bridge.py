@@ -7,7 +7,7 @@ script calls ``pretrain(config=music_gpt_125m_pretrain_config("OUT"), forward_st
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar
 
 import torch
@@ -34,6 +34,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron_music.config import ConfigError, ModelConfig, ParallelConfig, RunConfig, closest, either
 from megatron_music.data.batches import check_folders, has_tokens
 from megatron_music.data.report import SPLITS
+from megatron_music.models.backends import has_gradient_fusion
 from megatron_music.models.gpt import transformer_config
 from megatron_music.models.specs import gpt_block
 from megatron_music.profiling.flops import PASSES, forward_flops
@@ -113,6 +114,8 @@ class MusicGPTProvider(MusicFlops, GPTModelProvider):
     # megatron-core's fused loss rounds the gradient of the logits to bfloat16, whatever the model's precision.
     cross_entropy_loss_fusion: bool = False
     explicit_attention_mask: bool = False
+    # Bridge turns it on wherever Transformer Engine is; megatron-core then demands apex's extension for the output layer.
+    gradient_accumulation_fusion: bool = field(default_factory=has_gradient_fusion)
 
 
 @dataclass(kw_only=True)
@@ -152,7 +155,7 @@ class MusicGPTModelBuilder(GPTModelBuilder):
 
 _TRANSFORMER = (
     "num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "ffn_hidden_size", "normalization",
-    "gated_linear_unit", "activation_func", "add_bias_linear", "attention_dropout", "hidden_dropout",
+    "gated_linear_unit", "activation_func", "add_bias_linear", "attention_backend", "attention_dropout", "hidden_dropout",
     "tensor_model_parallel_size", "pipeline_model_parallel_size", "sequence_parallel", "params_dtype", "pipeline_dtype",
     "bf16", "calculate_per_token_loss", "use_cpu_initialization",
 )  # fmt: skip
@@ -175,15 +178,16 @@ def model_config_of(
     model: ModelConfig, parallel: ParallelConfig | None = None, *, dtype: torch.dtype = torch.float32, **options
 ) -> MusicGPTModelConfig:
     """The same for Bridge's builders; ``options`` are fields of ``MusicGPTModelConfig``."""
-    transformer = TransformerConfig(**_transformer(model, parallel, dtype))
+    fusion = {"gradient_accumulation_fusion": has_gradient_fusion()}
+    transformer = TransformerConfig(**_transformer(model, parallel, dtype), **fusion)
     return MusicGPTModelConfig(transformer=transformer, **{**_shape(model), **options})
 
 
 def model_of(config: MusicGPTProvider | MusicGPTModelConfig) -> ModelConfig:
     """Our description of what Bridge will build."""
-    taken = {*(item.name for item in fields(ModelConfig))} - {"size", "swiglu"}
+    taken = {*(item.name for item in fields(ModelConfig))} - {"size", "swiglu", "attention_backend"}
     shape = {name: getattr(config, name) for name in taken}
-    return ModelConfig(**shape, swiglu=config.gated_linear_unit)
+    return ModelConfig(**shape, swiglu=config.gated_linear_unit, attention_backend=config.attention_backend.name)
 
 
 def _transformer(model: ModelConfig, parallel: ParallelConfig | None, dtype: torch.dtype) -> dict:

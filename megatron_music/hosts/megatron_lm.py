@@ -10,6 +10,7 @@ import shlex
 import sys
 
 from megatron_music.config import ConfigError, RunConfig, refuse_unless
+from megatron_music.models.backends import has_gradient_fusion
 from megatron_music.recipes import load_run
 from megatron_music.tokens import vocabulary
 from megatron_music.tokens.folder import read_encoding
@@ -45,11 +46,25 @@ def tokenizer_arguments(folder, tokenizer: str = "huggingface") -> list[str]:
     return ["--tokenizer-type", "NullTokenizer", "--vocab-size", str(vocabulary.DOCUMENT_END)]
 
 
+def _check_attention_backend(backend: str, local: bool) -> None:
+    refuse_unless(
+        not local or backend in ("auto", "local"),
+        f"model.attention_backend is {backend}, a kernel of Transformer Engine, and the flags take our own layers; set "
+        "model.attention_backend=auto, or call pretrain_gpt_arguments(run, local=False)",
+    )
+    refuse_unless(
+        local or backend != "local",
+        "model.attention_backend is local, and the flags take Transformer Engine's layers; set model.attention_backend=auto, or "
+        "call pretrain_gpt_arguments(run) for our own layers",
+    )
+
+
 def pretrain_gpt_arguments(run: RunConfig, *, tokenizer: str = "huggingface", local: bool = True) -> list[str]:
     """All flags of a run.
 
     Args:
         local: take ``gpt_layer`` of models/specs.py; else Transformer Engine's layers, which Megatron-LM chooses itself.
+            These fuse the accumulation of gradients where apex's extension for it can be imported on this machine.
 
     Raises:
         ValueError: the run names no data, or Megatron-LM has no flag for what it asks.
@@ -61,6 +76,7 @@ def pretrain_gpt_arguments(run: RunConfig, *, tokenizer: str = "huggingface", lo
         len(data.folders) == 1,
         f"data.path names {len(data.folders)} folders, and the splits of a blend have no weights in Megatron-LM; use one",
     )
+    _check_attention_backend(model.attention_backend, local)
     folder = data.folders[0]
     values = {
         "num-layers": model.num_layers,
@@ -102,6 +118,8 @@ def pretrain_gpt_arguments(run: RunConfig, *, tokenizer: str = "huggingface", lo
     }
     if model.num_query_groups != model.num_attention_heads:
         values["num-query-groups"] = model.num_query_groups
+    if not local:
+        values["attention-backend"] = model.attention_backend
     if run.checkpoint.save:
         values |= {"save": run.checkpoint.save, "load": run.checkpoint.save}
     switches = {
@@ -119,7 +137,8 @@ def pretrain_gpt_arguments(run: RunConfig, *, tokenizer: str = "huggingface", lo
         "calculate-per-token-loss": True,
         # These need kernels of apex or Transformer Engine, which our own layers do without.
         "no-persist-layer-norm": local,
-        "no-gradient-accumulation-fusion": local,
+        "no-gradient-accumulation-fusion": local or not has_gradient_fusion(),
+        "no-rope-fusion": local,
         "no-masked-softmax-fusion": local,
         "no-bias-swiglu-fusion": local,
         "no-bias-gelu-fusion": local,

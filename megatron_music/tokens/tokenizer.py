@@ -6,6 +6,7 @@ to tokenize a file.
 
 import hashlib
 import json
+import sys
 from collections import OrderedDict
 
 import numpy as np
@@ -14,6 +15,23 @@ from megatron.core.tokenizers.base_tokenizer import MegatronTokenizerBase
 from megatron_music.tokens import vocabulary
 from megatron_music.tokens.folder import Encoding
 from megatron_music.tokens.wording import Wording, read_wording
+
+
+def tokenizer_metadata() -> dict:
+    """Metadata under which every ``MegatronTokenizer.from_pretrained(folder, metadata)`` gives a ``MusicTokenizer``.
+
+    megatron-core 0.16 to 0.19 read the first three names, with a module; Megatron-LM's main branch, which has the version
+    number 0.20, reads the other two, with its name. Either takes a tokenizer of its own where it finds none of its names:
+    ``library`` sees to it that this has the same ids.
+    """
+    return {
+        "library": "huggingface",
+        "tokenizer_class": True,
+        "tokenizer_class_path": sys.modules[__name__],
+        "tokenizer_class_name": MusicTokenizer.__name__,
+        "class_path": __name__,
+        "class_name": MusicTokenizer.__name__,
+    }
 
 
 class MusicTokenizer(MegatronTokenizerBase):

@@ -14,11 +14,12 @@ from megatron.training.argument_utils import core_transformer_config_from_args
 from megatron.training.arguments import parse_args, validate_args
 from tiny_gpt import tiny_dataset, tiny_run
 
-from megatron_music.config import ConfigError
+from megatron_music.config import ConfigError, RunConfig
 from megatron_music.hosts.megatron_lm import pretrain_gpt_arguments, tokenizer_arguments
+from megatron_music.models.backends import has_gradient_fusion
 from megatron_music.models.gpt import transformer_config
 from megatron_music.models.specs import gpt_layer
-from megatron_music.recipes import load_run
+from megatron_music.recipes import load_run, recipe_names
 from megatron_music.tokens import vocabulary
 
 
@@ -67,8 +68,33 @@ def test_megatron_lm_takes_the_arguments_for_our_model(monkeypatch, data, overri
     assert arguments.create_attention_mask_in_dataloader is run.data.reset_attention_mask
     validate_args(plain := parsed(monkeypatch, pretrain_gpt_arguments(run, local=False), world_size=tensor))
     assert plain.spec is None and plain.transformer_impl == "transformer_engine"
+    # Megatron-LM's default, under which a model without apex's extension cannot be built.
+    assert plain.gradient_accumulation_fusion is has_gradient_fusion()
     build_tokenizer(arguments)
     assert arguments.padded_vocab_size == vocabulary.SIZE
+
+
+@pytest.mark.parametrize("recipe", [name for name in recipe_names() if isinstance(load_run(name), RunConfig)])
+def test_every_recipe_is_a_model_that_megatron_lm_can_build_without_transformer_engine(monkeypatch, data, recipe):
+    """Its defaults fuse RoPE, which Transformer Engine alone can."""
+    monkeypatch.setattr("megatron.training.arguments.get_device_arch_version", lambda: 9)
+    arguments = parsed(monkeypatch, pretrain_gpt_arguments(load_run(recipe, [f"data.path={data}"])))
+    validate_args(arguments)
+    assert core_transformer_config_from_args(arguments).apply_rope_fusion is False
+
+
+@pytest.mark.parametrize("backend", ["auto", "fused"])
+def test_the_attention_backend_goes_with_transformer_engines_layers(monkeypatch, data, backend):
+    run = load_run("article", [f"data.path={data}", f"model.attention_backend={backend}"])
+    validate_args(arguments := parsed(monkeypatch, pretrain_gpt_arguments(run, local=False)))
+    assert arguments.attention_backend.name == backend
+
+
+def test_an_attention_backend_that_the_layers_do_not_have_is_refused(data):
+    for backend, local, remedy in (("flash", True, "local=False"), ("local", False, "for our own layers")):
+        run = load_run("article", [f"data.path={data}", f"model.attention_backend={backend}"])
+        with pytest.raises(ConfigError, match=remedy):
+            pretrain_gpt_arguments(run, local=local)
 
 
 @pytest.mark.parametrize("route", ["huggingface", "null"])
