@@ -205,7 +205,8 @@ def check_loss(device: str) -> dict:
     """
     from megatron_music.training import distributed
 
-    config = run_config("tiny", 64, 2, "train.bf16=false", "optimizer.lr=0.003", "optimizer.lr_warmup_iters=0")
+    config = run_config("tiny", 64, 2, "train.bf16=false", "train.float32_matmul_precision=highest",
+                        "optimizer.lr=0.003", "optimizer.lr_warmup_iters=0")  # fmt: skip
     distributed.start(config.parallel)
     try:
         engine, tokens = our_engine(config), tokens_of(config, device)

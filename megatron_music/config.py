@@ -213,6 +213,8 @@ class TrainConfig:
     global_batch_size: int = 1  # sequences in one optimizer step of all processes
     seed: int = 1234
     bf16: bool = False
+    # On a GPU, of the float32 products that are left: "highest" is float32, "high" is TF32, as PyTorch names them.
+    float32_matmul_precision: str = "high"
     eval_interval: int = 0  # steps between evaluations; 0: only after the last step
     eval_iters: int = 10  # global batches in one evaluation; 0: no evaluation
     loss_spike_factor: float = 0.0  # skip a step whose loss is above so many times the median of late; 0: NaN and inf
@@ -233,6 +235,8 @@ class TrainConfig:
         for name in ("seed", "eval_interval", "eval_iters", "max_starts_without_progress"):
             value = getattr(self, name)
             refuse_unless(value >= 0, f"train.{name} is {value}, below 0; set train.{name}=0 or more")
+        refuse_unless(self.seed < 2**32, f"train.seed is {self.seed}, and random generators take 32 bits; set train.seed below {2**32}")
+        choice("train", self, "float32_matmul_precision", ("highest", "high", "medium"))
         if self.recompute_granularity is not None:
             choice("train", self, "recompute_granularity", ("full", "selective"))
         for name, default in (("recompute_method", "uniform"), ("recompute_num_layers", 1)):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from megatron_music.config import Run, RunConfig
 from megatron_music.data.latents import INDEX
 from megatron_music.profiling.logs import read_log, summarize
-from megatron_music.profiling.memory import estimate_memory, fit, parameters_of_stage
+from megatron_music.profiling.memory import checkpoint_memory, estimate_memory, fit, parameters_of_stage
 from megatron_music.profiling.peaks import peak_of
 from megatron_music.recipes import load_run
 
@@ -301,7 +301,8 @@ def _step_seconds(run: Run) -> float | None:
 
 def _memory(job: Job, run: RunConfig, where: str, gpu: str | None) -> Iterator[Finding]:
     known = peak_of(gpu, "fp16") if gpu else None
-    found = fit(estimate_memory(run, job.num_tasks), float(known.memory_gb) if known and known.memory_gb else None)
+    stages = estimate_memory(run, job.num_tasks)
+    found = fit(stages, float(known.memory_gb) if known and known.memory_gb else None)
     if found.fits is False:
         yield Finding(WRONG, found.sentence, where, "raise the parallel sizes, use train.recompute_granularity=selective or full, or the "
                       "distributed optimizer; see `megatron-music memory`")  # fmt: skip
@@ -309,6 +310,8 @@ def _memory(job: Job, run: RunConfig, where: str, gpu: str | None) -> Iterator[F
         yield Finding(NOTE, found.sentence, where, "name the GPU with --gpu to compare")
     else:
         yield Finding(OK, found.sentence, where)
+    if run.checkpoint.save:
+        yield Finding(OK, checkpoint_memory(stages, run, job.num_tasks), where)
 
 
 def _slurm(job: Job) -> Iterator[Finding]:

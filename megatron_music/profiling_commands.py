@@ -132,7 +132,7 @@ def add_memory(parser) -> None:
 
 def memory(options) -> None:
     from megatron_music.config import RunConfig
-    from megatron_music.profiling.memory import estimate_memory, fit
+    from megatron_music.profiling.memory import checkpoint_memory, estimate_memory, fit, host_copy
     from megatron_music.profiling.tables import format_table
     from megatron_music.recipes import load_run
 
@@ -145,7 +145,8 @@ def memory(options) -> None:
     answer = fit(stages, capacity)
     if options.form == "json":
         rows = [stage._asdict() | {"total": stage.total} for stage in stages]
-        print(json.dumps({"stages": rows, "num_gpus": options.num_gpus, **answer._asdict()}, indent=1))
+        copied = {"host_bytes_of_async_save": host_copy(stages, run, options.num_gpus)}
+        print(json.dumps({"stages": rows, "num_gpus": options.num_gpus, **answer._asdict(), **copied}, indent=1))
         return
     parts = ("weights", "gradients", "optimizer", "activations", "total")
     columns = {"stage": "", "parameters": ","} | dict.fromkeys(parts, ".2f")
@@ -156,6 +157,7 @@ def memory(options) -> None:
     print(format_table(columns, rows, options.form))
     if options.form != "csv":
         print(f"\nGB (10^9 bytes) of one rank of each pipeline stage, {options.num_gpus} GPUs; {answer.sentence}")
+        print(checkpoint_memory(stages, run, options.num_gpus))
 
 
 def capacity_gb(options) -> float | None:

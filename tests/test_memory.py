@@ -8,7 +8,7 @@ from tiny_gpt import launch, tiny_dataset, tiny_run
 
 from megatron_music.cli import main
 from megatron_music.config import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainConfig
-from megatron_music.profiling.memory import Stage, estimate_memory, fit
+from megatron_music.profiling.memory import Stage, estimate_memory, fit, host_copy
 
 WORKER = Path(__file__).parent / "memory_worker.py"
 TENSOR, SEQUENCE = "parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"
@@ -148,3 +148,16 @@ def test_bad_input_is_one_sentence(arguments, sentence, capsys):
     assert main(["memory", *arguments]) == 2
     told = capsys.readouterr().err
     assert sentence in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("overrides", [[], [DISTRIBUTED], ["train.bf16=true"], ["train.bf16=true", DISTRIBUTED]], ids=str)
+def test_the_host_memory_of_a_save_beside_training_is_one_share_of_the_state(overrides):
+    run = tiny_run("data", *overrides)
+    stages = estimate_memory(run, 4)
+    alone = 4 * host_copy(stages, run, 4)
+    assert alone == host_copy(stages, run, 1) == stages[0].weights + estimate_memory(run, 1)[0].optimizer
+
+
+def test_memory_says_what_saving_and_resuming_take(capsys):
+    assert main(["memory", "article", "train.global_batch_size=32", "--num-gpus", "8"]) == 0
+    assert "resuming needs no more than that; a save with checkpoint.async_save=true takes about" in capsys.readouterr().out

@@ -81,6 +81,25 @@ def estimate_memory(run: RunConfig, num_gpus: int) -> list[Stage]:
     return found
 
 
+def host_copy(stages: list[Stage], run: RunConfig, num_gpus: int) -> float:
+    """Bytes of host memory that one process needs for a save beside training (``checkpoint.async_save``).
+
+    A checkpoint holds weights, moments and float32 weights once, whatever optimizer there is, and the data-parallel processes
+    copy a share each. A save that training waits for copies one tensor at a time, and loading writes into what training holds.
+    """
+    saved = (2 + ADAM_BYTES + MAIN_BYTES) if run.train.bf16 else 4 + ADAM_BYTES
+    shares = run.parallel.data_parallel_size(num_gpus) * run.parallel.context_parallel_size
+    return saved * max(stage.parameters for stage in stages) / shares
+
+
+def checkpoint_memory(stages: list[Stage], run: RunConfig, num_gpus: int) -> str:
+    """What saving and resuming need beside training, as a sentence."""
+    return (
+        "resuming needs no more than that; a save with checkpoint.async_save=true takes about "
+        f"{host_copy(stages, run, num_gpus) / 1e9:.2f} GB of host memory per process while it is written"
+    )
+
+
 def parameters_of_stage(run: RunConfig, stage: int) -> int:
     """Parameters on one rank of a pipeline stage. A tied embedding lies on the first stage and on the last."""
     model, tensor, stages = run.model, run.parallel.tensor_model_parallel_size, run.parallel.pipeline_model_parallel_size

@@ -8,7 +8,7 @@ it, so a save that is killed leaves the one before untouched. Knows nothing abou
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing import ShardedTensor
-from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -38,8 +37,9 @@ from megatron_music.training.checkpoint_folder import (
 from megatron_music.training.engine import Engine
 from megatron_music.training.guard import GuardState
 from megatron_music.training.manifest import write_manifest
-from megatron_music.training.optimizer import MAIN_PARAMETER, MOMENTS, get_state, get_step, set_state
+from megatron_music.training.optimizer import MAIN_PARAMETER, get_step, own_state, set_step
 from megatron_music.training.reader import read_tensors
+from megatron_music.training.sharding import ShardedWeight, share_out, sharded_weights
 from megatron_music.training.writer import TensorsWriter
 
 AVERAGE = "average"  # before the names of averaged weights on disk
@@ -136,11 +136,15 @@ def begin_save(folder: Path, engine: Engine, progress: Progress, *, copies: bool
     """
     engine.gather_parameters()
     weights = sharded_weights(engine.modules)
-    state = get_state(engine.optimizer)
-    tensors = {"model": weights, "optimizer": _sharded_optimizer(weights, state), "rng": _sharded_rng_state()}
+    tensors = {"model": _pieces(weights), "optimizer": _sharded_optimizer(weights, engine), "rng": _sharded_rng_state()}
     if engine.averages:
         tensors["average"] = _sharded_average(weights, engine)
-    has_main = distributed.sum_over_processes([float(any(MAIN_PARAMETER in value for value in state.values()))])[0] > 0
+    replicated = [tensors["model"], tensors.get("average", {})]
+    if not engine.config.optimizer.use_distributed_optimizer:
+        replicated.append(tensors["optimizer"])
+    share_out(list(_leaves(replicated)))
+    keeps_main = any(MAIN_PARAMETER in kinds for kinds in tensors["optimizer"].values())
+    has_main = distributed.sum_over_processes([float(keeps_main)])[0] > 0
     steps = distributed.sum_over_processes([float(get_step(engine.optimizer))])[0] / dist.get_world_size()
     facts = {
         "optimizer_step": int(steps),
@@ -175,7 +179,8 @@ def save_weights(folder: Path, module, config: Run, files: dict[str, bytes]) -> 
     Returns:
         The checkpoint's folder, ``iter_0000000``.
     """
-    save = Save(folder, Progress(), {"model": sharded_weights([module])}, {"weights_only": True}, config, files, copies=False)
+    weights = _pieces(sharded_weights([module]))
+    save = Save(folder, Progress(), {"model": weights}, {"weights_only": True}, config, files, copies=False)
     checkpoint = save.finish(save.write)
     distributed.on_main(lambda: write_atomically(folder / CONFIG, lambda path: write_run(config, path)))
     return checkpoint
@@ -201,29 +206,31 @@ def load_checkpoint(checkpoint: Path, engine: Engine, *, resume: bool) -> Progre
     weights = sharded_weights(engine.modules)
     if facts.get("weights_only"):
         assert not resume, "starting_point refuses to go on with weights alone"
-        set_weights(engine.modules, load_tensors({"model": weights}, checkpoint)["model"])
+        load_tensors({"model": _pieces(weights)}, checkpoint)
         # Where the optimizer keeps float32 copies of the weights, they are still of the model as it was built.
         engine.optimizer.reload_model_params()
         if engine.averages:
             engine.begin_averages()
         return Progress()
-    request = {"model": weights, "optimizer": _sharded_optimizer(weights, _blank_state(engine, facts))}
+    # What is loaded lands where it is used: nothing of the state is there twice, on the device or beside it.
+    optimizer = _sharded_optimizer(weights, engine)
+    request = {"model": _pieces(weights), "optimizer": optimizer}
+    if not facts["has_main_parameters"]:
+        for kinds in optimizer.values():
+            kinds.pop(MAIN_PARAMETER, None)
     has_averages = bool(engine.averages) and "average_step" in facts
     if has_averages:
         request["average"] = _sharded_average(weights, engine)
     restores_generators = resume and facts["layout"] == _layout()
     if restores_generators:
         request["rng"] = _sharded_rng_state()
-    # The parameters of the model stand in the request by identity: remember them before they become tensors.
-    parameters = {name: item.data for name, item in weights.items()}
     loaded = load_tensors(request, checkpoint)
-    set_weights(engine.modules, loaded["model"])
-    state = {parameters[name]: tensors for name, tensors in loaded["optimizer"].items()}
-    set_state(engine.optimizer, state, facts["optimizer_step"])
+    if not facts["has_main_parameters"]:
+        engine.optimizer.reload_model_params()
+    set_step(engine.optimizer, facts["optimizer_step"])
     if has_averages:
-        for chunk, average in enumerate(engine.averages):
-            own = {name: loaded["average"][f"{chunk}.{name}"] for name in average.weights}
-            average.load_state_dict({"step": facts["average_step"], "weights": own})
+        for average in engine.averages:
+            average.step = facts["average_step"]
     elif engine.averages:
         engine.begin_averages()
     if not resume:
@@ -247,56 +254,49 @@ def load_tensors(request: dict, checkpoint: Path) -> dict:
         raise ConfigError(f"{checkpoint} cannot be loaded ({reason}); name an earlier iter_ folder of the run") from error
 
 
-def sharded_weights(modules: list) -> dict:
-    """The sharded state of a model's chunks by chunk and name, without the states that only FP8 fills.
-
-    The names stay in this process: on disk a layer goes by its number in the whole model.
-    """
-    return {
-        f"{chunk}.{name}": item
-        for chunk, module in enumerate(modules)
-        for name, item in module.sharded_state_dict(metadata={"singleton_local_shards": False}).items()
-        if not name.endswith("_extra_state")
-    }
+def load_weights(modules: list, checkpoint: Path) -> None:
+    """Load a model's weights, in place; what cannot be read is a ConfigError."""
+    load_tensors({"model": _pieces(sharded_weights(modules))}, checkpoint)
 
 
-def set_weights(modules: list, weights: dict) -> None:
-    """Give a model's chunks loaded weights, by the names of ``sharded_weights``."""
-    for chunk, module in enumerate(modules):
-        prefix = f"{chunk}."
-        own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-        module.load_state_dict(own, strict=False)
+def load_average(module, checkpoint: Path) -> None:
+    """Load the average of the weights into a model's parameters, in place; what cannot be read is a ConfigError."""
+    weights = sharded_weights([module])
+    names = [f"0.{name}" for name, _ in module.named_parameters()]
+    request = {name: weights[name].beside(AVERAGE, weights[name].tensor.detach().view(-1), is_replicated=True) for name in names}
+    load_tensors({"average": request}, checkpoint)
 
 
-def _sharded_optimizer(weights: dict, state: dict) -> dict:
-    """The optimizer's tensors split as the parameters are, by parameter name."""
+def _pieces(weights: dict[str, ShardedWeight]) -> dict[str, list[ShardedTensor]]:
+    return {name: weight.pieces for name, weight in weights.items()}
+
+
+def _sharded_optimizer(weights: dict[str, ShardedWeight], engine: Engine) -> dict[str, dict[str, list[ShardedTensor]]]:
+    """This process's part of the optimizer's state, in the optimizer's own memory, by name and kind."""
+    state = own_state(engine.optimizer)
+    of_weights = {name: state.pop(weight.tensor) for name, weight in weights.items() if weight.tensor in state}
+    assert not state, "a parameter in training is missing from the model's sharded state"
     return {
         name: {
-            kind: make_sharded_optimizer_tensor(item, tensor, prefix=f"optimizer.state.{kind}")
-            for kind, tensor in state[item.data].items()
+            kind: weights[name].beside(f"optimizer.state.{kind}", tensor, part.start, is_replicated=part.is_replicated)
+            for kind, tensor in part.tensors.items()
         }
-        for name, item in weights.items()
-        if item.data in state
+        for name, part in of_weights.items()
     }
 
 
-def _sharded_average(weights: dict, engine: Engine) -> dict:
-    """The averages of the weights, split as these are, by the same names."""
+def _sharded_average(weights: dict[str, ShardedWeight], engine: Engine) -> dict[str, list[ShardedTensor]]:
+    """The averages of the weights, in their own memory, by the same names."""
     return {
-        f"{chunk}.{name}": make_sharded_optimizer_tensor(weights[f"{chunk}.{name}"], tensor, prefix=AVERAGE)
+        f"{chunk}.{name}": weights[f"{chunk}.{name}"].beside(AVERAGE, tensor.view(-1), is_replicated=True)
         for chunk, average in enumerate(engine.averages)
         for name, tensor in average.weights.items()
     }
 
 
-def _blank_state(engine: Engine, facts: dict) -> dict:
-    names = [*MOMENTS, MAIN_PARAMETER] if facts["has_main_parameters"] and engine.config.train.bf16 else MOMENTS
-    return {
-        parameter: {name: torch.zeros_like(parameter, dtype=torch.float32) for name in names}
-        for module in engine.modules
-        for parameter in module.parameters()
-        if parameter.requires_grad
-    }
+def _leaves(tree: dict | list) -> Iterator[ShardedTensor]:
+    for item in tree.values() if isinstance(tree, dict) else tree:
+        yield from [item] if isinstance(item, ShardedTensor) else _leaves(item)
 
 
 def _layout() -> dict:

@@ -7,7 +7,7 @@ Knows nothing about models or data.
 import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
@@ -53,10 +53,7 @@ def start(parallel: ParallelConfig) -> None:
     global _joins
     on_cuda = not cpu.install()
     if on_cuda:
-        local_rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-        if local_rank >= count:
-            raise ConfigError(f"this is process {local_rank + 1} of this machine, which has {count} GPUs; start {count} or fewer a node")
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(own_gpu(os.environ, torch.cuda.device_count()))
     if not dist.is_initialized():
         backend = "nccl" if on_cuda else "gloo"
         timeout = timedelta(minutes=parallel.distributed_timeout_minutes)
@@ -81,6 +78,26 @@ def start(parallel: ParallelConfig) -> None:
         distributed_timeout_minutes=parallel.distributed_timeout_minutes,
         create_gloo_process_groups=False,
     )
+
+
+def own_gpu(environment: Mapping[str, str], count: int) -> int:
+    """This process's number among the ``count`` GPUs that it sees.
+
+    Raises:
+        ConfigError: there are more processes than GPUs.
+    """
+    local_rank = int(environment.get("LOCAL_RANK", "0"))
+    # Under `srun --gpus-per-task` each task sees its own GPUs alone, numbered from 0. A task that is a torchrun shares its own
+    # among several processes, and those keep to the rule.
+    is_task = environment.get("SLURM_LOCALID") == str(local_rank) and "SLURM_GPUS_PER_TASK" in environment
+    if local_rank >= count > 0 and is_task:
+        return local_rank % count
+    if local_rank >= count:
+        raise ConfigError(
+            f"this is process {local_rank + 1} of this machine and sees {count} GPU{'' if count == 1 else 's'}; start {count} or fewer "
+            "processes per node, and where there are more GPUs let each process see them all (--gpus-per-node, no CUDA_VISIBLE_DEVICES)"
+        )
+    return local_rank
 
 
 def _leave_groups() -> None:

@@ -54,6 +54,7 @@ class Engine:
     def __init__(self, config: Run, task: Task):
         if torch.cuda.is_available():
             check_capability(config, torch.cuda.get_device_capability(), torch.cuda.get_device_name())
+            set_float32_precision(config)
         distributed.seed_for_building(config.train.seed)
         self.config, self.task = config, task
         self.world_size = distributed.launched_size()
@@ -231,6 +232,18 @@ class Engine:
         if not reports or parallel_state.get_tensor_model_parallel_rank() != 0:
             return [0.0, 0.0]
         return torch.stack([report["loss"] for report in reports]).double().sum(0).tolist()
+
+
+def set_float32_precision(config: Run) -> None:
+    """Choose how this process's GPU multiplies float32 matrices, and say so where all of the run is in float32."""
+    precision = config.train.float32_matmul_precision
+    torch.set_float32_matmul_precision(precision)
+    if not config.train.bf16:
+        products = {"highest": "float32 units", "high": "TF32 units", "medium": "bfloat16 units"}[precision]
+        distributed.tell(
+            f"training is in float32 on {torch.cuda.get_device_name()}, matrix products on {products} "
+            f"(train.float32_matmul_precision={precision}); train.bf16=true is faster and takes half the activations"
+        )
 
 
 def check_messages(core_config: TransformerConfig) -> None:

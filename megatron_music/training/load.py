@@ -6,14 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
 
 from megatron_music.config import ConfigError, ParallelConfig, RunConfig
 from megatron_music.flow_run import FlowRunConfig
 from megatron_music.models.gpt import build_gpt
 from megatron_music.recipes import read_run
 from megatron_music.training import distributed
-from megatron_music.training.checkpoint import AVERAGE, load_tensors, read_state, set_weights, sharded_weights
+from megatron_music.training.checkpoint import load_average, load_weights, read_state
 from megatron_music.training.checkpoint_folder import CONFIG
 from megatron_music.training.newest import find_checkpoint
 from megatron_music.training.tasks import build_flow_model
@@ -77,16 +76,7 @@ def load_flow_model(checkpoint: Path, tp: int = 1, *, averaged: bool = True):
 
     model, config, facts = _load_for_inference(checkpoint, tp, 1, build)
     if averaged and "average_step" in facts:
-        weights = sharded_weights([model])
-        names = {f"0.{name}": parameter for name, parameter in model.named_parameters()}
-        request = {
-            name: make_sharded_optimizer_tensor(weights[name], torch.zeros_like(parameter, dtype=torch.float32), prefix=AVERAGE)
-            for name, parameter in names.items()
-        }
-        found = load_tensors({"average": request}, checkpoint)["average"]
-        with torch.no_grad():
-            for name, parameter in names.items():
-                parameter.copy_(found[name])
+        load_average(model, checkpoint)
     return model, config
 
 
@@ -100,5 +90,5 @@ def _load_for_inference(checkpoint: Path, tp: int, pp: int, build: Callable) -> 
     model = build(config, torch.bfloat16 if is_half else torch.float32)
     if torch.cuda.is_available():
         model = model.cuda(torch.cuda.current_device())
-    set_weights([model], load_tensors({"model": sharded_weights([model])}, checkpoint)["model"])
+    load_weights([model], checkpoint)
     return model.eval(), config, facts

@@ -1,9 +1,12 @@
-"""megatron-core's optimizer and schedule, and the optimizer's state as tensors shaped like the parameters.
+"""megatron-core's optimizer and schedule, and the state that this process keeps of the optimizer, by model parameter.
 
-The state in that form is the same whether or not the optimizer is distributed, so a checkpoint of one loads into the
-other. Knows nothing about files or models.
+Knows nothing about files or models.
 """
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import megatron.core.optimizer.clip_grads as megatron_clipping
 import torch
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
@@ -23,6 +26,7 @@ def build_optimizer(
     config: OptimizerConfig, chunks: list, dtype: torch.dtype, *, overlap_param_gather: bool = False
 ) -> MegatronOptimizer:
     """AdamW over a model's chunks (each wrapped in DistributedDataParallel), without decay on biases and norms."""
+    _measure_gradients_at_once()
     optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",
@@ -82,47 +86,56 @@ def get_step(optimizer: MegatronOptimizer) -> int:
     return 0
 
 
-def get_state(optimizer: MegatronOptimizer) -> dict[Parameter, dict[str, Tensor]]:
-    """The optimizer's tensors by model parameter, each in the parameter's shape, in float32.
+class Part(NamedTuple):
+    """What this process keeps of the optimizer's state of one model parameter.
 
-    With the distributed optimizer this gathers them over the data-parallel ranks: every rank must call it.
-
-    Returns:
-        ``exp_avg`` and ``exp_avg_sq``, and ``fp32_param`` where the optimizer keeps a float32 copy of the parameter.
+    Attributes:
+        start: the first element, in the flattened parameter.
+        tensors: of one axis each, float32, in the optimizer's own memory: ``exp_avg`` and ``exp_avg_sq``, and
+            ``fp32_param`` where the optimizer keeps a float32 copy of the parameter.
+        is_replicated: whether all data-parallel processes keep the same; else each keeps another range.
     """
+
+    start: int
+    tensors: dict[str, Tensor]
+    is_replicated: bool
+
+
+def own_state(optimizer: MegatronOptimizer) -> dict[Parameter, Part]:
+    """This process's part of the optimizer's state, by model parameter. Nothing is copied."""
     state = {}
     for inner in _inner_optimizers(optimizer):
         _allocate(inner)
-        if isinstance(inner, DistributedOptimizer):
-            state.update(_gather(inner))
-        else:
-            for parameter, main in _pairs(inner):
-                state[parameter] = {name: inner.optimizer.state[main][name] for name in MOMENTS}
-                if main is not parameter:
-                    state[parameter][MAIN_PARAMETER] = main
+        is_sharded = isinstance(inner, DistributedOptimizer)
+        for parameter, main, start in _shards(inner) if is_sharded else _pairs(inner):
+            tensors = {name: inner.optimizer.state[main][name].view(-1) for name in MOMENTS}
+            if parameter.dtype != torch.float32:
+                tensors[MAIN_PARAMETER] = main.detach().view(-1)
+            state[parameter] = Part(start, tensors, is_replicated=not is_sharded)
     return state
 
 
-def set_state(optimizer: MegatronOptimizer, state: dict[Parameter, dict[str, Tensor]], step: int) -> None:
-    """Put back what ``get_state`` and ``get_step`` gave; a missing ``fp32_param`` is taken from the parameter."""
-    optimizer.reload_model_params()
+def set_step(optimizer: MegatronOptimizer, step: int) -> None:
+    """Put back what ``get_step`` gave."""
     for inner in _inner_optimizers(optimizer):
         _allocate(inner)
-        if isinstance(inner, DistributedOptimizer):
-            places = [(parameter, *_shard(inner, parameter)) for parameter in inner.model_param_gbuf_map]
-        else:
-            places = [(parameter, main, slice(None)) for parameter, main in _pairs(inner)]
-        for parameter, main, part in places:
-            targets = {name: inner.optimizer.state[main][name] for name in MOMENTS}
-            if MAIN_PARAMETER in state[parameter]:
-                targets[MAIN_PARAMETER] = main.data
-            for name, target in targets.items():
-                target.copy_(state[parameter][name].flatten()[part].view_as(target))
-            if "step" in inner.optimizer.state[main]:
-                inner.optimizer.state[main]["step"].fill_(step)
+        for state in inner.optimizer.state.values():
+            if "step" in state:
+                state["step"].fill_(step)
         if not isinstance(inner.optimizer, torch.optim.AdamW):
             for group in inner.optimizer.param_groups:
                 group["step"] = step
+
+
+def l2_norm(chunk_size, noop_flag, tensor_lists: list[list[Tensor]], per_tensor: bool) -> tuple[Tensor, None]:
+    """The norm of all tensors together, [1], in the form of apex's ``multi_tensor_l2norm``; does not wait for a GPU."""
+    return torch.nn.utils.get_total_norm([tensor for tensors in tensor_lists for tensor in tensors]).view(1), None
+
+
+def _measure_gradients_at_once() -> None:
+    """Replace megatron-core's fallback without apex and Transformer Engine, which waits for the GPU once per parameter."""
+    if megatron_clipping.l2_norm_impl is getattr(megatron_clipping, "local_multi_tensor_l2_norm", None):
+        megatron_clipping.l2_norm_impl = l2_norm
 
 
 def _inner_optimizers(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
@@ -140,34 +153,20 @@ def _allocate(inner: MegatronOptimizer) -> None:
                     inner.optimizer.state[main]["step"] = torch.zeros((), dtype=torch.float32, device=main.device)
 
 
-def _pairs(inner: MegatronOptimizer) -> list[tuple[Parameter, Tensor]]:
-    """Model parameters beside the float32 parameters that Adam updates; the same object where there is no copy."""
+def _pairs(inner: MegatronOptimizer) -> Iterator[tuple[Parameter, Tensor, int]]:
+    """Model parameters, the float32 tensors that Adam updates for them (themselves where there is no copy), and 0."""
     if isinstance(inner, Float16OptimizerWithFloat16Params):
-        halves = zip(inner.float16_groups, inner.fp32_from_float16_groups)
-        pairs = [pair for models, mains in halves for pair in zip(models, mains)]
-        return pairs + [(parameter, parameter) for group in inner.fp32_from_fp32_groups for parameter in group]
-    return [(parameter, parameter) for group in inner.optimizer.param_groups for parameter in group["params"]]
+        for models, mains in zip(inner.float16_groups, inner.fp32_from_float16_groups, strict=True):
+            yield from ((model, main, 0) for model, main in zip(models, mains, strict=True))
+        groups = inner.fp32_from_fp32_groups
+    else:
+        groups = [group["params"] for group in inner.optimizer.param_groups]
+    yield from ((parameter, parameter, 0) for group in groups for parameter in group)
 
 
-def _shard(inner: DistributedOptimizer, parameter: Parameter) -> tuple[Tensor, slice]:
-    """This rank's part of a parameter, and its place in the flattened parameter."""
-    group, order = inner.model_param_group_index_map[parameter]
-    part = inner._get_model_param_range_map(parameter)["param"]
-    return inner.optimizer.param_groups[group]["params"][order], slice(part.start, part.end)
-
-
-def _gather(inner: DistributedOptimizer) -> dict[Parameter, dict[str, Tensor]]:
-    whole = inner.get_parameter_state_dp_zero(use_gloo_comm=False, return_on_all_ranks=True)
-    state = {}
-    for index, buffer in enumerate(inner.buffers):
-        (tensors,) = (value for key, value in whole[index].items() if isinstance(value, dict))
-        # In the buffer every bucket is padded at its end; what was gathered has the buckets without that.
-        sizes = [bucket.numel_unpadded for bucket in buffer.buckets]
-        shifts = [sum(sizes[:number]) - bucket.offset for number, bucket in enumerate(buffer.buckets)]
-        for parameter, (start, end, bucket) in buffer.param_index_map.items():
-            start, end = start + shifts[bucket], end + shifts[bucket]
-            names = {name: name for name in MOMENTS}
-            if parameter.dtype != torch.float32:
-                names[MAIN_PARAMETER] = "param"
-            state[parameter] = {name: tensors[key][start:end].view(parameter.shape) for name, key in names.items()}
-    return state
+def _shards(inner: DistributedOptimizer) -> Iterator[tuple[Parameter, Tensor, int]]:
+    """Model parameters of which this rank updates a part, that part, and its place in the flattened parameter."""
+    for parameter in inner.model_param_gbuf_map:
+        group, order = inner.model_param_group_index_map[parameter]
+        part = inner._get_model_param_range_map(parameter)["param"]
+        yield parameter, inner.optimizer.param_groups[group]["params"][order], part.start

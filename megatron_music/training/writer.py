@@ -33,6 +33,11 @@ class WriteFailed(RuntimeError):
     """Some process could not write its part; every process hears the same."""
 
 
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the CPU; from a GPU into page-locked memory, under way when this returns."""
+    return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda).copy_(tensor, non_blocking=True)
+
+
 class TensorsWriter:
     """One save of one process's part of a state.
 
@@ -53,9 +58,14 @@ class TensorsWriter:
                 if not isinstance(shard, ShardedTensor):
                     raise TypeError(f"{shard.key} is a {type(shard).__name__}; a checkpoint holds tensors alone, no pickles")
                 if copies:
-                    shard.data = torch.empty_like(shard.data, device="cpu").copy_(shard.data.detach())
+                    shard.data = _copy(shard.data.detach())
+        if copies and torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()
         self.together = _DistWrapper(None, True, 0)
-        self.storage = FileSystemWriter(folder, sync_files=True)
+        # With nothing left to copy, ``write`` must not ask for a GPU: in a new thread the current one is the machine's first,
+        # and each process would open a context there.
+        options = {"per_thread_copy_ahead": 0} if copies else {}
+        self.storage = FileSystemWriter(folder, sync_files=True, **options)
         # megatron-core has already left out all replicas but one.
         self.planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
         self.metadata = None
