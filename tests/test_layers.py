@@ -62,6 +62,8 @@ NEVER_TORCH = [
     "megatron_music.profiling.memory", "megatron_music.profiling.mfu", "megatron_music.profiling.peaks",
     "megatron_music.profiling.gpu_monitor", "megatron_music.profiling.intervals", "megatron_music.profiling.predict", "megatron_music.profiling.tables",
     "megatron_music.profiling.sweep", "megatron_music.sweep_commands",
+    "megatron_music.profiling.chrome_trace", "megatron_music.profiling.kernel_kinds", "megatron_music.profiling.log_facts",
+    "megatron_music.profiling.nsys_trace", "megatron_music.profiling.timeline",
     "megatron_music.profiling.trace", "megatron_music.profiling.trace_page", "megatron_music.profiling_commands",
     "megatron_music.trace_commands",
     "megatron_music.tokens.augment", "megatron_music.tokens.bpe", "megatron_music.tokens.compiled",
