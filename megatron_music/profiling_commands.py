@@ -170,12 +170,15 @@ def memory(options) -> None:
     if not isinstance(run, RunConfig):
         raise ValueError(f"{options.recipe} is a run of {run.model.kind}; memory is estimated of GPTs alone")
     positive("--num-gpus", options.num_gpus)
+    run.check_gpu(options.gpu or "")
     capacity = capacity_gb(options)
     stages = estimate_memory(run, options.num_gpus)
+    with_engine = max(stage.total for stage in estimate_memory(run, options.num_gpus, transformer_engine=True))
     answer = fit(stages, capacity)
     if options.form == "json":
         rows = [stage._asdict() | {"total": stage.total} for stage in stages]
-        print(json.dumps({"stages": rows, "num_gpus": options.num_gpus, **answer._asdict()}, indent=1))
+        print(json.dumps({"stages": rows, "num_gpus": options.num_gpus, **answer._asdict(),
+                          "gb_with_transformer_engine": with_engine / 1e9}, indent=1))  # fmt: skip
         return
     parts = ("weights", "gradients", "optimizer", "activations", "total")
     columns = {"stage": "", "parameters": ","} | dict.fromkeys(parts, ".2f")
@@ -186,6 +189,8 @@ def memory(options) -> None:
     print(format_table(columns, rows, options.form))
     if options.form != "csv":
         print(f"\nGB (10^9 bytes) of one rank of each pipeline stage, {options.num_gpus} GPUs; {answer.sentence}")
+        if with_engine < max(stage.total for stage in stages):
+            print(f"with Transformer Engine's layers, by what their code keeps and not measured: {with_engine / 1e9:.2f} GB")
 
 
 def capacity_gb(options) -> float | None:
