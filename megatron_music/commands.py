@@ -124,6 +124,11 @@ def train(options) -> int:
     from megatron_music.recipes import load_run
 
     run = load_run(options.recipe, options.overrides)
+    if options.profile_steps and options.profile_steps[0] > run.train.train_iters:
+        raise ValueError(
+            f"--profile-steps begins at iteration {options.profile_steps[0]}, and train.train_iters is {run.train.train_iters}; use a window "
+            "within it, or more iterations"
+        )
     from megatron_music.training.loop import train
 
     return train(run, profile_steps=options.profile_steps)

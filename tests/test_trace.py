@@ -236,6 +236,21 @@ def test_a_run_that_ends_within_the_window_is_written(tmp_path, capsys):
     assert "2 steps were profiled and 0 were not: too few to say what the profiler costs" in capsys.readouterr().err
 
 
+def test_a_window_that_no_step_falls_in_is_refused_or_said(tmp_path, capsys):
+    data = tiny_dataset(tmp_path / "data")
+    run = ["train", "tiny", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", "logging.tensorboard=false"]
+    assert main([*run, "train.train_iters=3", "--profile-steps", "10-12"]) == 2
+    assert "--profile-steps begins at iteration 10, and train.train_iters is 3" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main([*run, "train.train_iters=3"]) == 0
+    capsys.readouterr()
+    assert main([*run, "train.train_iters=5", "--profile-steps", "1-2"]) == 0
+    assert "no step was profiled: this start had none of the iterations 1-2" in capsys.readouterr().err
+    assert main([*run, "train.train_iters=8", "--profile-steps", "1-7"]) == 0
+    (timeline,) = read_trace(tmp_path / "run" / "trace-rank0.json")
+    assert {"iteration 6", "iteration 7"} <= set(timeline.ranges), "a window that a resumed run is within"
+
+
 def test_names_cannot_break_the_page(tmp_path):
     path = write_chrome(tmp_path / "trace.json", kernels=[("<script>alert(1)</script>", 0, 10, 1)])
     assert main(["trace", str(path), "--html", str(tmp_path / "page.html")]) == 0
