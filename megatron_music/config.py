@@ -230,6 +230,7 @@ class TrainConfig:
         for name in ("seed", "eval_interval", "eval_iters", "max_starts_without_progress"):
             value = getattr(self, name)
             refuse_unless(value >= 0, f"train.{name} is {value}, below 0; set train.{name}=0 or more")
+        refuse_unless(self.seed < 2**32, f"train.seed is {self.seed}, above what NumPy takes; use 0 to {2**32 - 1}")
         if self.recompute_granularity is not None:
             choice("train", self, "recompute_granularity", ("full", "selective"))
         for name, default in (("recompute_method", "uniform"), ("recompute_num_layers", 1)):

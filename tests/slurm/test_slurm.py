@@ -8,6 +8,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -341,3 +343,31 @@ def test_each_task_sees_all_gpus_of_its_node_though_one_was_asked_for_each(clust
     job = cluster.submit(tmp_path, "--nodes=1", "--ntasks=2", "--gpus-per-task=1", str(script(tmp_path, content)))
     assert cluster.wait(job)["JobState"] == "COMPLETED", said(tmp_path)
     assert sorted(re.findall(r"rank .*", said(tmp_path))) == ["rank 0 of 0 sees 0,1", "rank 1 of 1 sees 0,1"]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "--time=UNLIMITED", "--time=infinite", '--time="01:00:00"', "--time=00:30", "--time=0-02:00", "--time=05:00:00", "--partition=batch,high",
+        "--partition=nowhere", "-N 2 -n 8 --gpus-per-node=2 --time=01:00:00", "--gpus=2", "-G 2", "--ntasks=2 --gpus-per-task=1", "--gres=gpu:2",
+        "--gres=gpu:v100:2", "--gres=gpu:5", "--nodes=9", "--ntasks=2 --cpus-per-task=2", "--ntasks=2 --cpus-per-task=2 --partition=batch,high",
+        "--nodes=1 --export=NONE", "--nodes=2-3 --exclusive", "--job-name='a b' --comment=x  # a comment",
+    ],
+)  # fmt: skip
+def test_preflight_agrees_with_slurm_on_a_header(cluster, tmp_path, head):
+    """Wrong where sbatch refuses it or the job would wait for ever, and nowhere else."""
+    path = tmp_path / "job.sbatch"
+    path.write_text(f"#!/usr/bin/env bash\n#SBATCH {head}\nsrun true\n")
+    tested = subprocess.run(["sbatch", "--test-only", str(path)], env=cluster.environment, capture_output=True, check=False)
+    told = json.loads(cluster.run(sys.executable, "-m", "megatron_music", "preflight", str(path), "--json", check=False))
+    # Slurm takes a time above the partition's limit, and the job is never started.
+    waits_for_ever = any(time in head for time in ("UNLIMITED", "infinite", "05:00:00"))
+    assert any(finding["status"] == "wrong" for finding in told) == (tested.returncode != 0 or waits_for_ever), (tested.stderr, told)
+
+
+def test_preflight_takes_the_options_of_sbatch(cluster, data, tmp_path):
+    command = ("launch/train.sbatch", "tiny", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", TENSOR)
+    preflight = (sys.executable, "-m", "megatron_music", "preflight")
+    told = cluster.run(*preflight, "sbatch", *NODES, *command, check=False)
+    assert "2 tasks: tensor 2 x pipeline 1 x data 1" in told and "nothing wrong" in told, told
+    assert "sbatch --test-only refuses it" in cluster.run(*preflight, *command, check=False), "8 GPUs per node are not here"
