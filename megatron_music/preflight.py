@@ -89,7 +89,7 @@ def _text(job: Job) -> Iterator[Finding]:
     if "/" in output and not Path(output).parent.is_dir():
         yield Finding(WRONG, f"the folder of --output={output} is missing, and Slurm does not make it: the job fails without a word",
                       where, f"run: mkdir -p {Path(output).parent}")  # fmt: skip
-    yield Finding(OK, f"{len(lines)} lines, {len(job.options)} options of sbatch", where)
+    yield Finding(OK, f"{len(lines)} lines, {len(job.options)} option{'s' if len(job.options) != 1 else ''} of sbatch", where)
 
 
 def _shape(job: Job) -> Iterator[Finding]:

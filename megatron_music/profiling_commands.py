@@ -78,10 +78,11 @@ def mfu(options) -> None:
         return
     columns = {"formula": "", "recomputation": "", "model_tflops_per_gpu": _speed, "hardware_tflops_per_gpu": _speed, "mfu": ".2%",
                "hfu": ".2%", "counts": ""}  # fmt: skip
-    table = format_table(columns, [line._asdict() for line in found], options.form)
     if options.form == "csv":
-        print(table)
+        print(format_table(columns, [line._asdict() for line in found], "csv"))
         return
+    shown = [line if line.mfu is not None else line._replace(counts="not derived for this model") for line in found]
+    table = format_table(columns, [line._asdict() for line in shown], options.form)
     print("\n".join([*_mfu_head(run, seconds, measured, peak), "", table, *_mfu_foot(found, peak, facts, stated)]))
 
 
@@ -120,6 +121,9 @@ def _mfu_foot(found: list, peak, facts: dict, stated) -> list[str]:
         follows = f"counts {words[stated.follows]}" if stated.follows else "agrees with neither"
         said.append(f"the log's own {stated.stated:.1f} TFLOP/s per GPU {follows}: {stated.causal:.1f} with half of the scores, "
                     f"{stated.all_scores:.1f} with all")  # fmt: skip
+    refused = [line for line in found if line.mfu is None]
+    if refused:
+        said.append(f"{' and '.join(line.formula for line in refused)}: {refused[0].counts.partition(' is ')[2] or refused[0].counts}")
     best = max(line.mfu or 0 for line in found)
     low = facts.get("low_precision")
     if best > 1:

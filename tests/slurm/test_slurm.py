@@ -349,7 +349,7 @@ def test_each_task_sees_all_gpus_of_its_node_though_one_was_asked_for_each(clust
     "head",
     [
         "--time=UNLIMITED", "--time=infinite", '--time="01:00:00"', "--time=00:30", "--time=0-02:00", "--time=05:00:00", "--partition=batch,high",
-        "--partition=nowhere", "-N 2 -n 8 --gpus-per-node=2 --time=01:00:00", "--gpus=2", "-G 2", "--ntasks=2 --gpus-per-task=1", "--gres=gpu:2",
+        "--partition=nowhere", "-N 2 -n 4 --gpus-per-node=2 --time=01:00:00", "--gpus=2", "-G 2", "--ntasks=2 --gpus-per-task=1", "--gres=gpu:2",
         "--gres=gpu:v100:2", "--gres=gpu:5", "--nodes=9", "--ntasks=2 --cpus-per-task=2", "--ntasks=2 --cpus-per-task=2 --partition=batch,high",
         "--nodes=1 --export=NONE", "--nodes=2-3 --exclusive", "--job-name='a b' --comment=x  # a comment",
     ],
