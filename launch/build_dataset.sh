@@ -4,7 +4,8 @@
 #
 #   bash launch/build_dataset.sh JOBS OUT SOURCE... [options of `megatron-music build plan`]
 #
-# JOBS is how many array tasks share the shards. Given again it goes on: finished shards are found, not made anew. What comes
+# The plan is made by a Python on this machine, in container modes too (under apptainer, by the image's): it needs the package and its base
+# dependencies, no torch. JOBS is how many array tasks share the shards. Given again it goes on: finished shards are found, not made anew. What comes
 # out is the same, byte for byte, whatever JOBS is.
 set -euo pipefail
 source launch/env.sh
@@ -13,7 +14,15 @@ source launch/env.sh
 jobs=$1 out=$2
 [[ $jobs =~ ^[1-9][0-9]*$ ]] || fail "JOBS is $jobs; use a whole number from 1"
 shift 2
-PATH="${MEGATRON_MUSIC_VENV:+$MEGATRON_MUSIC_VENV/bin:}$PATH" python -m megatron_music build plan "$@" -o "$out"
+plan_here() { PATH="${MEGATRON_MUSIC_VENV:+$MEGATRON_MUSIC_VENV/bin:}$PATH" "$@"; }
+if [ "$MEGATRON_MUSIC_RUNTIME" = apptainer ] && [ -n "$MEGATRON_MUSIC_IMAGE" ] && command -v apptainer > /dev/null; then
+  plan_here() { apptainer exec --bind "$MEGATRON_MUSIC_MOUNTS" --pwd "$PWD" "$MEGATRON_MUSIC_IMAGE" "$@"; }
+fi
+plan_here python -c 'import megatron_music.data.build' 2> /dev/null || fail "the plan is made on this machine, and its python lacks this package \
+or what it needs (MEGATRON_MUSIC_RUNTIME=$MEGATRON_MUSIC_RUNTIME, MEGATRON_MUSIC_VENV=$MEGATRON_MUSIC_VENV); set MEGATRON_MUSIC_VENV to an environment \
+that has them: python3 -m venv .venv && .venv/bin/python -m pip install -c constraints.txt -e ."
+command -v sbatch > /dev/null || fail "sbatch is not on this machine; run this on a login node of the cluster"
+plan_here python -m megatron_music build plan "$@" -o "$out"
 read -ra more <<< "$MEGATRON_MUSIC_SBATCH"
 array=$(sbatch --parsable "${more[@]}" --array="0-$((jobs - 1))" launch/build_shards.sbatch "$out")
 merge=$(sbatch --parsable "${more[@]}" --dependency="afterok:${array%%;*}" --kill-on-invalid-dep=yes launch/merge_dataset.sbatch "$out")

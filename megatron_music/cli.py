@@ -229,8 +229,8 @@ def _parser() -> argparse.ArgumentParser:
     profiling_commands.add_compare(command(verbs, "compare", profiling_commands.compare, "whether the steps of two runs differ by more than noise"))
 
     preflight = command(verbs, "preflight", commands.preflight, "what would go wrong with a job, before it is queued")
-    preflight.add_argument("script", metavar="JOB.sbatch")
-    preflight.add_argument("recipe", nargs="*", metavar="RECIPE section.field=value", help="as the script will be given them")
+    preflight.add_argument("script", metavar="[sbatch OPTION...] JOB.sbatch", help="a job script, or sbatch and its options before it")
+    preflight.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG", help="what the script will be given")
     preflight.add_argument("--gpu", default=None, metavar="NAME", help="of the nodes, where the script does not name it")
     preflight.add_argument("--json", action="store_true")
 

@@ -124,6 +124,11 @@ def train(options) -> int:
     from megatron_music.recipes import load_run
 
     run = load_run(options.recipe, options.overrides)
+    if options.profile_steps and options.profile_steps[0] > run.train.train_iters:
+        raise ValueError(
+            f"--profile-steps begins at iteration {options.profile_steps[0]}, and train.train_iters is {run.train.train_iters}; use a window "
+            "within it, or more iterations"
+        )
     from megatron_music.training.loop import train
 
     return train(run, profile_steps=options.profile_steps)
@@ -219,11 +224,26 @@ def doctor(options) -> int:
     return FAILED if any(finding.status == "wrong" for finding in findings) else OK
 
 
-def preflight(options) -> int:
-    from megatron_music.preflight import NOTE, WRONG
-    from megatron_music.preflight import preflight as look
+def _own_options_out(options) -> list[str]:
+    """What follows the script, without --gpu and --json, which preflight takes wherever they stand."""
+    words, kept = iter(options.arguments), []
+    for word in words:
+        if word == "--json":
+            options.json = True
+        elif word == "--gpu" or word.startswith("--gpu="):
+            options.gpu = word.partition("=")[2] or next(words, None)
+        else:
+            kept.append(word)
+    return kept
 
-    findings = look(Path(options.script), options.recipe, gpu=options.gpu)
+
+def preflight(options) -> int:
+    from megatron_music.preflight import as_submitted
+    from megatron_music.preflight import preflight as look
+    from megatron_music.findings import NOTE, WRONG
+
+    script, sbatch, arguments = as_submitted([options.script, *_own_options_out(options)])
+    findings = look(script, arguments, sbatch=sbatch, gpu=options.gpu)
     num_wrong = sum(finding.status == WRONG for finding in findings)
     if options.json:
         print(json.dumps([finding._asdict() for finding in findings], indent=1))

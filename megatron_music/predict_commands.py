@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 
 from megatron_music.commands import check_output_file
 from megatron_music.profiling_commands import add_table_form, capacity_gb, positive
@@ -35,6 +36,7 @@ def numbers(text: str) -> list[int]:
 
 def predict(options) -> None:
     from megatron_music.config import RunConfig
+    from megatron_music.profiling.peaks import peak_of
     from megatron_music.profiling.predict import CLUSTERS
     from megatron_music.recipes import load_run
 
@@ -43,16 +45,20 @@ def predict(options) -> None:
         raise ValueError(f"{options.recipe} is a run of {run.model.kind}; steps are predicted of GPTs alone")
     positive("--num-gpus", options.num_gpus)
     positive("--top", options.top)
-    if options.gpu not in CLUSTERS:
+    run.check_gpu(options.gpu)
+    known = peak_of(options.gpu, "fp16")
+    name = re.sub(r"-\d+gb$", "", known.gpu if known else options.gpu)  # an A100 of 40 GB is as fast as one of 80
+    if name not in CLUSTERS:
         raise ValueError(f"what joins GPUs of {options.gpu!r} is not known; use one of {', '.join(CLUSTERS)}")
+    cluster = CLUSTERS[name]
     if options.output and not options.scaling:
         raise ValueError("--output is the picture of --scaling; give both")
     if options.search:
-        _predict_search(options, run, CLUSTERS[options.gpu])
+        _predict_search(options, run, cluster)
     elif options.scaling:
-        _predict_scaling(options, run, CLUSTERS[options.gpu])
+        _predict_scaling(options, run, cluster)
     else:
-        _predict_step(options, run, CLUSTERS[options.gpu])
+        _predict_step(options, run, cluster)
 
 
 def _predict_step(options, run, cluster) -> None:
@@ -67,7 +73,7 @@ def _predict_step(options, run, cluster) -> None:
     rows = [{"spent_on": name.replace("_", " "), "seconds": value, "share": value / found.seconds} for name, value in found._asdict().items()]
     _show(options, {"spent_on": "", "seconds": ".4g", "share": ".1%"}, rows, facts)
     if options.form in ("text", "markdown"):
-        print(f"\n{found.seconds:.4g} s a step, {facts['tokens_per_second']:,.0f} tokens/s; by the formula mcore MFU {shares[0]:.1%}, HFU "
+        print(f"\n{found.seconds:.4g} s per step, {facts['tokens_per_second']:,.0f} tokens/s; by the formula mcore MFU {shares[0]:.1%}, HFU "
               f"{shares[1]:.1%} of {cluster.gpu}'s {cluster.peak / 1e12:g} TFLOP/s; {_HOW_SURE}")  # fmt: skip
 
 

@@ -49,36 +49,52 @@ def add_mfu(parser) -> None:
 
 
 def mfu(options) -> None:
-    from megatron_music.profiling.logs import read_log, summarize
-    from megatron_music.profiling.mfu import find_peak, utilization_of, utilizations
+    from megatron_music.profiling.logs import after_warmup, read_log, summarize
+    from megatron_music.profiling.mfu import compare_stated, find_peak, utilization_of, utilizations
     from megatron_music.profiling.tables import format_table
 
     if (options.source is None) == (options.step_time is None):
         raise ValueError("mfu needs the time of a step, once; give --step-time SECONDS, or a run's folder or log")
     _check_warmup(options)
     peak = find_peak(options.gpu, options.peak, options.dtype)
-    facts, measured = {}, None
+    facts, measured, steps = {}, None, []
     if options.source is not None:
         path, log = Path(options.source), read_log(_log_of(options.source))
-        measured = summarize(log.steps, options.warmup)
         facts = log.facts | (_facts_of_run(path if path.is_dir() else path.parent) if log.kind == "metrics.jsonl" else {})
+        steps = after_warmup(_steps_of_batch(options, log.steps, facts), options.warmup)
+        measured = summarize(_steps_of_batch(options, log.steps, facts), options.warmup)
     seconds = positive("--step-time", measured.median if measured else options.step_time)
     run = _run_facts(options, facts)
     how = {"num_gpus": run["num_gpus"], "seconds": seconds, "peak_tflops": peak.tflops}
+    stated = None
     if "flow" in facts:
         found = [utilization_of(_flow_flops(facts["flow"], run), **how)]
     else:
-        found = utilizations(run["model"], global_batch_size=run["global_batch_size"], recomputation=run["recomputation"], **how)
+        shape = {"global_batch_size": run["global_batch_size"], "variant": run["variant"]}
+        found = utilizations(run["model"], recomputation=run["recomputation"], **shape, **how)
+        stated = compare_stated(steps, run["model"], num_gpus=run["num_gpus"], **shape)
     if options.form == "json":
-        print(json.dumps(_mfu_json(found, run, seconds, measured, peak), indent=1))
+        print(json.dumps(_mfu_json(found, run, seconds, measured, peak, stated), indent=1))
         return
-    columns = {"formula": "", "recomputation": "", "model_tflops_per_gpu": ".1f", "hardware_tflops_per_gpu": ".1f", "mfu": ".2%",
+    columns = {"formula": "", "recomputation": "", "model_tflops_per_gpu": _speed, "hardware_tflops_per_gpu": _speed, "mfu": ".2%",
                "hfu": ".2%", "counts": ""}  # fmt: skip
-    table = format_table(columns, [line._asdict() for line in found], options.form)
     if options.form == "csv":
-        print(table)
+        print(format_table(columns, [line._asdict() for line in found], "csv"))
         return
-    print("\n".join([*_mfu_head(run, seconds, measured, peak), "", table, *_mfu_foot(found)]))
+    shown = [line if line.mfu is not None else line._replace(counts="not derived for this model") for line in found]
+    table = format_table(columns, [line._asdict() for line in shown], options.form)
+    print("\n".join([*_mfu_head(run, seconds, measured, peak), "", table, *_mfu_foot(found, peak, facts, stated)]))
+
+
+def _speed(tflops: float) -> str:
+    return f"{tflops:.1f}" if tflops >= 1 else f"{tflops:.3g}"  # a CPU's as 0.0942
+
+
+def _steps_of_batch(options, steps: list, facts: dict) -> list:
+    """The steps of the batch size that is asked for, where a log has several."""
+    if "batch_sizes" not in facts or options.global_batch_size is None:
+        return steps
+    return [step for step in steps if step.global_batch_size in (None, options.global_batch_size)] or steps
 
 
 def _mfu_head(run: dict, seconds: float, measured, peak) -> list[str]:
@@ -90,28 +106,46 @@ def _mfu_head(run: dict, seconds: float, measured, peak) -> list[str]:
             f"{measured.upper_quartile:.4g}; {measured.num_warmup_lines} of warm-up left out"
         )
     return [
-        f"{run['title']}; {batch} {run['samples']} a step on {run['num_gpus']} GPUs",
+        f"{run['title']}; {batch} {run['samples']} per step on {run['num_gpus']} GPUs",
         f"step {seconds:.4g} s{spread}; {batch * run['tokens'] / seconds:,.0f} tokens/s",
-        f"peak {peak.tflops:g} TFLOP/s a GPU: {peak.gpu}, {peak.source}",
+        f"peak {peak.tflops:g} TFLOP/s per GPU: {peak.gpu}, {peak.source}",
     ]
 
 
-def _mfu_foot(found: list) -> list[str]:
+def _mfu_foot(found: list, peak, facts: dict, stated) -> list[str]:
     from megatron_music.profiling.mfu import LOW_MFU
 
+    said = []
+    if stated:
+        words = {"causal": "half of the scores, as mcore", "all scores": "all scores, as Megatron-LM until 2025"}
+        follows = f"counts {words[stated.follows]}" if stated.follows else "agrees with neither"
+        said.append(f"the log's own {stated.stated:.1f} TFLOP/s per GPU {follows}: {stated.causal:.1f} with half of the scores, "
+                    f"{stated.all_scores:.1f} with all")  # fmt: skip
+    refused = [line for line in found if line.mfu is None]
+    if refused:
+        said.append(f"{' and '.join(line.formula for line in refused)}: {refused[0].counts.partition(' is ')[2] or refused[0].counts}")
     best = max(line.mfu or 0 for line in found)
-    if best >= LOW_MFU:
-        return []
-    return ["", f"below {LOW_MFU:.0%} a step waits for launches of kernels or for memory, not for the matrix products"]
+    low = facts.get("low_precision")
+    if best > 1:
+        reason = f"the log has {low}" if low else "check --gpu, --num-gpus and the shape, and whether the run was in FP8 or FP4"
+        said.append(f"above 100% of a bf16 peak: {reason}; give the dense peak of that precision with --peak (FP8 on an H100: 1979)")
+    elif low:
+        said.append(f"the log has {low}, and the peak is that of bf16; give the dense peak of that precision with --peak (FP8 on an H100: 1979)")
+    if best < LOW_MFU:
+        said.append(f"below {LOW_MFU:.0%} a step waits for kernel launches or memory, not for the matrix products")
+    return ["", *said] if said else []
 
 
-def _mfu_json(found: list, run: dict, seconds: float, measured, peak) -> dict:
+def _mfu_json(found: list, run: dict, seconds: float, measured, peak, stated) -> dict:
     model = run["model"]
     shape = {name: getattr(model, name) for name in (*_SHAPE, "swiglu")} if model else {"title": run["title"]}
+    if model and any(run["variant"]):
+        shape |= {name: value for name, value in run["variant"]._asdict().items() if value}
     answer = {line.formula: {name: value for name, value in line._asdict().items() if name != "formula"} for line in found}
     return answer | {
         "step_seconds": seconds,
         "measured": measured._asdict() if measured else None,
+        "stated": stated._asdict() if stated else None,
         "peak_tflops": peak.tflops,
         "peak_source": peak.source,
         "gpu": peak.gpu,
@@ -140,13 +174,15 @@ def memory(options) -> None:
     if not isinstance(run, RunConfig):
         raise ValueError(f"{options.recipe} is a run of {run.model.kind}; memory is estimated of GPTs alone")
     positive("--num-gpus", options.num_gpus)
+    run.check_gpu(options.gpu or "")
     capacity = capacity_gb(options)
     stages = estimate_memory(run, options.num_gpus)
+    with_engine = max(stage.total for stage in estimate_memory(run, options.num_gpus, transformer_engine=True))
     answer = fit(stages, capacity)
     if options.form == "json":
         rows = [stage._asdict() | {"total": stage.total} for stage in stages]
-        copied = {"host_bytes_of_async_save": host_copy(stages, run, options.num_gpus)}
-        print(json.dumps({"stages": rows, "num_gpus": options.num_gpus, **answer._asdict(), **copied}, indent=1))
+        more = {"host_bytes_of_async_save": host_copy(stages, run, options.num_gpus), "gb_with_transformer_engine": with_engine / 1e9}
+        print(json.dumps({"stages": rows, "num_gpus": options.num_gpus, **answer._asdict(), **more}, indent=1))
         return
     parts = ("weights", "gradients", "optimizer", "activations", "total")
     columns = {"stage": "", "parameters": ","} | dict.fromkeys(parts, ".2f")
@@ -158,6 +194,8 @@ def memory(options) -> None:
     if options.form != "csv":
         print(f"\nGB (10^9 bytes) of one rank of each pipeline stage, {options.num_gpus} GPUs; {answer.sentence}")
         print(checkpoint_memory(stages, run, options.num_gpus))
+        if with_engine < max(stage.total for stage in stages):
+            print(f"with Transformer Engine's layers, by what their code keeps and not measured: {with_engine / 1e9:.2f} GB")
 
 
 def capacity_gb(options) -> float | None:
@@ -244,14 +282,27 @@ def _log_of(source: str) -> Path:
 
 
 def _run_facts(options, facts: dict) -> dict:
-    """The run that is spoken of: what the command line says, before what its log does."""
-    from megatron_music.config import ModelConfig
+    """The facts of the run: those of the command line before those of its log.
 
+    Raises:
+        ValueError: a fact is missing, or the log's architecture is one that no formula counts.
+    """
+    from megatron_music.config import ModelConfig
+    from megatron_music.profiling.flops import Variant
+
+    if "not_counted" in facts:
+        raise ValueError(
+            f"the model in the log has what no formula here counts ({facts['not_counted']}); use the TFLOP/s that the log itself prints"
+        )
     shape = [] if "flow" in facts else [*_SHAPE, "swiglu"]
     names = [*shape, "global_batch_size", "num_gpus", "recomputation"]
     facts = facts | {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     facts.setdefault("recomputation", "none")
     missing = [name for name in names if name not in facts and name not in _OPTIONAL]
+    if missing == ["global_batch_size"] and "batch_sizes" in facts:
+        sizes = facts["batch_sizes"]
+        listed = ", ".join(map(str, sizes)) if len(sizes) <= 6 else f"{sizes[0]} to {sizes[-1]}"
+        raise ValueError(f"the log has {len(sizes)} global batch sizes ({listed}); give the one to look at: --global-batch-size {sizes[-1]}")
     if missing:
         flags = ", ".join("--" + name.replace("_", "-") for name in missing)
         who = "the log does not say" if options.source else "missing are"
@@ -262,11 +313,14 @@ def _run_facts(options, facts: dict) -> dict:
     if "flow" in facts:
         return common | _flow_words(facts["flow"])
     model = ModelConfig(**{name: facts[name] for name in shape if name in facts})
-    title = (
-        f"{model.num_layers} layers x {model.hidden_size}, {model.num_attention_heads} heads, {model.seq_length} tokens, "
-        f"vocabulary {model.vocab_size}"
-    )
-    return common | {"model": model, "title": title, "samples": "sequences", "tokens": model.seq_length}
+    variant = Variant(**facts.get("variant", {}))
+    title = f"{model.num_layers} layers x {model.hidden_size}, {model.num_attention_heads} heads"
+    if variant.kv_channels:
+        title += f" of {variant.kv_channels} channels"
+    if variant.num_moe_layers:
+        title += f", {variant.num_moe_layers} layers of experts ({variant.moe_router_topk} per token)"
+    title += f", {model.seq_length} tokens, vocabulary {model.vocab_size}"
+    return common | {"model": model, "variant": variant, "title": title, "samples": "sequences", "tokens": model.seq_length}
 
 
 def _flow_words(flow: tuple) -> dict:

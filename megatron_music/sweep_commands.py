@@ -43,10 +43,22 @@ def add_sweep(parser) -> None:
 
 def _field_and_values(text: str) -> tuple[str, list[str]]:
     name, equals, values = text.partition("=")
-    found = [value.strip() for value in values.split(",")]
+    found = list(dict.fromkeys(_split_values(values)))  # a value given twice is one row
     if not equals or "." not in name or not all(found):
         raise argparse.ArgumentTypeError(f"{text!r} is not section.field=A,B; use e.g. train.micro_batch_size=1,2,4")
     return name, found
+
+
+def _split_values(text: str) -> list[str]:
+    """The parts between commas, but for those within brackets, as of data.path=[0.5,a,0.5,b]."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[{(") - (character in "]})")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
 
 
 def sweep(options) -> int:
@@ -257,7 +269,7 @@ def _show(options, planned, figures: list) -> None:
         print("\n" + format_table(heads, [row._asdict() for row in scaled], options.form))
     devices = sorted({row.device for row in figures if row.device})
     where = f"on {' and '.join(devices) or 'nothing yet'}" + (", where each process counts as a GPU" if devices == ["CPU"] else "")
-    print(f"\n{planned.name}; medians of {planned.steps} steps {where}; best: the most TFLOP/s a GPU by the formula "
+    print(f"\n{planned.name}; medians of {planned.steps} steps {where}; best: the most TFLOP/s per GPU by the formula "
           "mcore (of flow models: flow); eq3: equation 3 of arXiv:2104.04473, which counts full recomputation whatever was done")  # fmt: skip
 
 

@@ -33,11 +33,24 @@ def trace(options) -> None:
         return
     columns = {"rank": "", "device": "", "seconds": ".4g"} | dict.fromkeys((*KINDS, "idle"), ".1%")
     columns |= {"exposed_communication": ".1%", "hidden_communication": ".1%"}
-    print(format_table(columns, rows, options.form))
+    print(format_table(columns, rows, options.form, shorten="rank"))
     if options.form == "csv":
         return
     if ranges:
-        print("\n" + format_table({"range": "", "times": "", "seconds": ".4g", "skew": ".1%"}, ranges, options.form))
-    print("\n" + format_table({"kernel": "", "kind": "", "seconds": ".4g"}, kernels, options.form))
-    if any(share.device == "CPU" for share in shares):
-        print("\nno GPU in the trace: the innermost operators on the CPU stand in for kernels")
+        print("\n" + format_table({"range": "", "times": "", "seconds": ".4g", "skew": ".1%"}, ranges, options.form, shorten="range"))
+    print("\n" + format_table({"kernel": "", "kind": "", "seconds": ".4g"}, kernels, options.form, shorten="kernel"))
+    for note in _notes(timelines):
+        print(f"\n{note}")
+
+
+def _notes(timelines) -> list[str]:
+    """What a reader of the tables must bear in mind."""
+    notes = []
+    if any(timeline.device == "CPU" for timeline in timelines):
+        notes.append("no GPU in the trace: the innermost operators on the CPU stand in for kernels")
+    if graphs := sum(timeline.num_graphs for timeline in timelines):
+        notes.append(f"CUDA graphs traced as a whole, which count as other: {graphs}; `nsys profile --cuda-graph-trace=node` shows "
+                     "their kernels")  # fmt: skip
+    if left_out := sum(timeline.num_left_out for timeline in timelines):
+        notes.append(f"left out, without a name, a start or a length: {left_out} event{'s' if left_out > 1 else ''}")
+    return notes

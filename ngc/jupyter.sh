@@ -12,6 +12,7 @@ set -euo pipefail
 : "${PORT:=8888}"
 [[ $PORT =~ ^[0-9]{4,5}$ ]] || { echo "jupyter.sh: PORT is $PORT; use a number from 1024" >&2; exit 2; }
 
+command -v docker > /dev/null || { echo "jupyter.sh: docker is not on this machine; install Docker and the NVIDIA Container Toolkit, or use pyxis or apptainer (docs/slurm-and-ngc.md)" >&2; exit 2; }
 exec docker run --rm --gpus all --ipc=host --ulimit memlock=-1 --user "$(id -u):$(id -g)" --env HOME=/tmp \
   --publish "127.0.0.1:$PORT:$PORT" --volume "$PWD:/workspace/music" --entrypoint jupyter "$MEGATRON_MUSIC_IMAGE" \
   lab --ip=0.0.0.0 --port="$PORT" --no-browser --notebook-dir=/workspace/music \

@@ -185,9 +185,9 @@ def test_the_days_of_training_that_the_paper_estimates(row, billion_tokens, gpus
     ("name", "gpu", "tflops"),
     [
         ("NVIDIA A100-SXM4-80GB", "a100", 312),
-        ("NVIDIA A100-SXM4-40GB", "a100", 312),
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb", 312),
         ("NVIDIA A100 80GB PCIe", "a100", 312),
-        ("A100-SXM4-40GB", "a100", 312),
+        ("A100-SXM4-40GB", "a100-40gb", 312),
         ("NVIDIA A800-SXM4-80GB", "a800", 312),
         ("NVIDIA H100 80GB HBM3", "h100", 989),
         ("NVIDIA H100 PCIe", "h100-pcie", 756),

@@ -7,6 +7,7 @@ ENV goes before the job's, but for what is handed in by name. No container runs 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ IMAGE_ENVIRONMENT = {"CUDA_DEVICE_MAX_CONNECTIONS": "", "MASTER_ADDR": "of-the-i
 
 RECORDER = f"""\
 #!{sys.executable}
-import json, os, sys
+import json, os, re, sys
 name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
 with open(os.environ["RECORD"], "a") as file:
     file.write(json.dumps([name, *arguments]) + "\\n")
@@ -37,6 +38,10 @@ if name == "srun":
     count = next(place for place, argument in enumerate(arguments) if not argument.startswith("-"))
     options, payload = arguments[:count], arguments[count:]
     os.environ.update(SLURM_PROCID="3", SLURM_LOCALID="1", SLURM_STEP_NUM_TASKS="4", SLURM_STEP_TASKS_PER_NODE="2(x2)")
+    (output,) = [option.partition("=")[2] for option in options if option.startswith("--output=")] or [None]
+    for task in range(int(os.environ.get("TASKS_WITH_A_LOG", "4")) if output else 0):
+        said = {{"%x": "job", "%j": os.environ["SLURM_JOB_ID"], "%t": str(task), "%%": "%"}}
+        open(re.sub("%.", lambda code: said[code[0]], output), "a").close()
     named = [option.partition("=")[2].split(",") for option in options if option.startswith("--container-env=")]
     if any(option.startswith("--container-image=") for option in options):
         os.environ.update({{key: value for key, value in image.items() if not named or key not in named[0]}})
@@ -81,7 +86,8 @@ def job(tmp_path):
     return run
 
 
-STEP = f"set_rendezvous; set_gpu_environment; set_offline; run_tasks -- bash -c '{SHOW}'"
+TENSOR = "parallel.tensor_model_parallel_size=2"
+STEP = f"set_rendezvous; set_gpu_environment tiny {TENSOR}; set_offline; run_tasks -- bash -c '{SHOW}'"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +97,7 @@ def test_each_runtime_hands_every_variable_to_the_tasks(job, runtime, image):
     said, status, called = job(STEP, MEGATRON_MUSIC_RUNTIME=runtime, MEGATRON_MUSIC_IMAGE=image)
     assert (said, status) == (SEEN, 0)
     (srun,) = [call for call in called if call[0] == "srun"]
-    assert {"--kill-on-bad-exit=1", "--mpi=none", "--open-mode=append"} < set(srun)
+    assert {"--kill-on-bad-exit=1", "--mpi=none", "--open-mode=append", "--export=ALL"} < set(srun)
     assert any(re.fullmatch(r"--output=.*/logs/%x-%j-start0-rank%t\.log", option) for option in srun)
 
 
@@ -127,8 +133,100 @@ def test_the_address_is_found_on_the_batch_host(job):
 
 @pytest.mark.parametrize(("architecture", "connections"), [("volta", "1"), ("ampere", "1"), ("hopper", "1"), ("blackwell", "32"), ("none", "")])
 def test_settings_by_architecture(job, architecture, connections):
-    said, _, _ = job('set_gpu_environment; echo "${CUDA_DEVICE_MAX_CONNECTIONS:-}"', MEGATRON_MUSIC_ARCH=architecture)
+    said, _, _ = job(f'set_gpu_environment {TENSOR}; echo "${{CUDA_DEVICE_MAX_CONNECTIONS:-}}"', MEGATRON_MUSIC_ARCH=architecture)
     assert said == connections
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_split"),
+    [
+        ("article data.path=x", False),
+        ("article parallel.pipeline_model_parallel_size=2 parallel.tensor_model_parallel_size=1", False),
+        ("article parallel.tensor_model_parallel_size=16", True),
+        ("article parallel.context_parallel_size=2", True),
+        ("midi run --tensor-model-parallel-size 2", True),
+        ("midi run --tensor-model-parallel-size=1", False),
+        ("split.yaml", True),
+        ("whole.yaml", False),
+        ("sweep", True),
+    ],
+)
+def test_one_queue_only_where_layers_are_split(job, tmp_path, arguments, is_split):
+    """Elsewhere CUDA's own number holds, and what the user set always does."""
+    (tmp_path / "split.yaml").write_text("parallel:\n  tensor_model_parallel_size: 4\n")
+    (tmp_path / "whole.yaml").write_text("parallel:\n  tensor_model_parallel_size: 1\n")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "plan.json").write_text('{"rows": [{"settings": {"parallel.tensor_model_parallel_size": "2"}}]}')
+    lines = f'cd {tmp_path}; set_gpu_environment {arguments}; echo "${{CUDA_DEVICE_MAX_CONNECTIONS:-}}"'
+    assert job(lines)[0] == ("1" if is_split else "")
+    assert job(lines, CUDA_DEVICE_MAX_CONNECTIONS="16")[0] == "16"
+
+
+def test_no_setting_that_pytorch_warns_of(job):
+    show = 'set_gpu_environment; echo "${PYTORCH_ALLOC_CONF:-}|${PYTORCH_CUDA_ALLOC_CONF:-}|${TORCH_NCCL_AVOID_RECORD_STREAMS:-}"'
+    assert job(show)[0] == "expandable_segments:True||"
+    assert job(show, PYTORCH_ALLOC_CONF="backend:native")[0] == "backend:native||"
+    assert job(show, PYTORCH_CUDA_ALLOC_CONF="backend:native")[0] == "|backend:native|"
+
+
+def test_a_rank_without_a_log_fails_the_job(job):
+    """Slurm ends such a step with 0: of the four tasks three ran."""
+    said, status, _ = job(STEP, TASKS_WITH_A_LOG="3")
+    assert status == 2 and "only 3 of 4 tasks ran: the others could not open their logs" in said
+
+
+def test_a_percent_sign_in_the_folder_of_logs_is_one(job, tmp_path):
+    _, status, called = job(STEP, MEGATRON_MUSIC_LOGS=str(tmp_path / "100%x"))
+    assert status == 0 and any(option.startswith(f"--output={tmp_path}/100%%x/%x-") for option in called[-1])
+    assert len(list((tmp_path / "100%x").iterdir())) == 4
+
+
+def test_each_task_sees_all_gpus_of_its_node(job):
+    show = 'run_tasks -- bash -c \'echo "${SLURM_GPUS_PER_TASK:-none} ${SLURM_TRES_PER_TASK:-none} ${SLURM_GPU_BIND:-none}"\''
+    assert job(show, SLURM_GPUS_PER_TASK="1", SLURM_TRES_PER_TASK="gres/gpu=1", SLURM_GPU_BIND="per_task:1")[0] == "none none none"
+    assert job(show, SLURM_GPU_BIND="closest")[0] == "none none closest"
+
+
+@pytest.mark.parametrize(
+    ("script", "variables", "missing"),
+    [
+        ("train.sbatch tiny", {}, "SLURM_JOB_ID is not set: this is no Slurm job; submit it: sbatch launch/train.sbatch"),
+        ("train.sbatch tiny", {"SLURM_JOB_ID": "3"}, "SLURM_JOB_NODELIST is not set"),
+        ("generate.sbatch midi run", {}, "SLURM_JOB_ID is not set"),
+        ("profile_nsys.sbatch tiny", {}, "SLURM_JOB_ID is not set"),
+        ("merge_dataset.sbatch out", {}, "SLURM_JOB_ID is not set"),
+        ("build_shards.sbatch out", {"SLURM_JOB_ID": "3"}, "SLURM_ARRAY_TASK_ID is not set; submit this script as an array: sbatch --array=0-3"),
+        ("benchmark_sweep.sbatch sweep", {"SLURM_JOB_ID": "3"}, "SLURM_ARRAY_TASK_ID is not set; submit this script as an array"),
+    ],
+)
+def test_a_script_that_is_not_submitted_says_so(script, variables, missing):
+    name, *arguments = script.split()
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
+    done = subprocess.run(["bash", LAUNCH / name, *arguments], cwd=ROOT, env=kept | variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and missing in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize("runtime", ["bare", "pyxis", "apptainer"])
+def test_a_python_without_the_package_plans_nothing(tmp_path, runtime):
+    """One sentence in place of a traceback, in container modes too, and nothing is submitted."""
+    (tmp_path / "bin").mkdir()
+    for name, lines in (("python", "exit 1"), ("sbatch", f"touch {tmp_path}/submitted")):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "MEGATRON_MUSIC_VENV": "", "MEGATRON_MUSIC_RUNTIME": runtime}
+    command = ["bash", LAUNCH / "build_dataset.sh", "2", tmp_path / "out", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "its python lacks this package" in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "submitted").exists() and not (tmp_path / "out").exists()
+
+
+def test_shellcheck_finds_nothing():
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    scripts = [str(path.relative_to(ROOT)) for folder in ("launch", "ngc", "tests/slurm") for path in sorted((ROOT / folder).glob("*"))
+               if path.suffix in (".sh", ".sbatch")]  # fmt: skip
+    done = subprocess.run(["shellcheck", "-x", *scripts], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize(
@@ -179,9 +277,10 @@ def test_scripts_are_sound(path):
     text = path.read_bytes().decode()
     assert "\r" not in text and subprocess.run(["bash", "-n", path], check=False).returncode == 0
     assert not re.search(r"(?i)(api_key|token|password)=", text), "no secret"
+    assert text.startswith("#!/usr/bin/env bash\n")
     if path.name == "env.sh":
         return
-    assert text.startswith("#!/usr/bin/env bash\n") and "set -euo pipefail" in text
+    assert "set -euo pipefail" in text
     lines = text.splitlines()
     first_command = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
     assert all(number < first_command for number, line in enumerate(lines) if line.startswith("#SBATCH"))

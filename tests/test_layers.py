@@ -44,7 +44,8 @@ OWNERS = {
 NEVER_TORCH = [
     "megatron_music.cli", "megatron_music.commands", "megatron_music.config", "megatron_music.contradictions",
     "megatron_music.convert_commands", "megatron_music.doctor", "megatron_music.errors", "megatron_music.flow_run",
-    "megatron_music.predict_commands", "megatron_music.preflight", "megatron_music.recipes", "megatron_music.audio.captions", "megatron_music.audio.probe",
+    "megatron_music.predict_commands", "megatron_music.findings", "megatron_music.preflight", "megatron_music.preflight_run", "megatron_music.preflight_scripts",
+    "megatron_music.sbatch_options", "megatron_music.recipes", "megatron_music.audio.captions", "megatron_music.audio.probe",
     "megatron_music.audio.render", "megatron_music.audio.timbres", "megatron_music.audio.waveform",
     "megatron_music.audio_commands",
     "megatron_music.data.archives", "megatron_music.data.build", "megatron_music.data.captioned",
@@ -62,6 +63,8 @@ NEVER_TORCH = [
     "megatron_music.profiling.memory", "megatron_music.profiling.mfu", "megatron_music.profiling.peaks",
     "megatron_music.profiling.gpu_monitor", "megatron_music.profiling.intervals", "megatron_music.profiling.predict", "megatron_music.profiling.tables",
     "megatron_music.profiling.sweep", "megatron_music.sweep_commands",
+    "megatron_music.profiling.chrome_trace", "megatron_music.profiling.kernel_kinds", "megatron_music.profiling.log_facts",
+    "megatron_music.profiling.nsys_trace", "megatron_music.profiling.timeline",
     "megatron_music.profiling.trace", "megatron_music.profiling.trace_page", "megatron_music.profiling_commands",
     "megatron_music.trace_commands",
     "megatron_music.tokens.augment", "megatron_music.tokens.bpe", "megatron_music.tokens.compiled",

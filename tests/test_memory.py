@@ -134,8 +134,35 @@ def test_the_command(capsys):
 
 
 @pytest.mark.parametrize(
+    ("gpu", "gb"),
+    [("NVIDIA A100-SXM4-40GB", 40), ("a100-40gb", 40), ("A100 80GB", 80), ("NVIDIA A100-SXM4-80GB", 80), ("a100", 80), ("NVIDIA A800-SXM4-40GB", 40),
+     ("Tesla V100-SXM2-16GB", 16), ("V100-16GB", 16), ("Tesla V100-SXM2-32GB", 32), ("v100", 32), ("v100-32gb", 32)],
+)  # fmt: skip
+def test_a_gpu_has_the_memory_that_its_name_says(capsys, gpu, gb):
+    assert main(["memory", "tiny", "--gpu", gpu, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["gpu_memory_gb"] == gb
+
+
+def test_norms_of_transformer_engine_keep_one_tensor_less(capsys):
+    """RMSNorm alone: a micro batch of 2 x 64 tokens, 4 layers of two norms and the last one, in bf16."""
+    run = RunConfig(
+        ModelConfig(num_layers=4, hidden_size=32, num_attention_heads=2, seq_length=64, normalization="RMSNorm"),
+        train=TrainConfig(micro_batch_size=2, global_batch_size=2, bf16=True),
+    )
+    (own,), (engine,) = estimate_memory(run, 1), estimate_memory(run, 1, transformer_engine=True)
+    assert own.at_rest == engine.at_rest and own.activations - engine.activations == 2 * 2 * 64 * 32 * (2 * 4 + 1)
+    words = ["memory", "tiny", *LLAMA]
+    assert main(words) == 0
+    assert "with Transformer Engine's layers, by what their code keeps and not measured:" in capsys.readouterr().out
+    assert main(["memory", "tiny"]) == 0
+    assert "Transformer Engine" not in capsys.readouterr().out, "its LayerNorm keeps what ours does"
+
+
+@pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["tiny", "train.bf16=true", "--gpu", "v100"], "train.bf16 is true on v100, whose compute capability 7.0"),
+        (["tiny", "train.bf16=true", "--gpu", "Tesla V100-SXM2-16GB"], "train.bf16 is true on Tesla V100-SXM2-16GB"),
         (["nothing"], "recipe 'nothing' is neither"),
         (["tiny", "--num-gpus", "3"], "train.global_batch_size 8 does not divide"),
         (["tiny", "--num-gpus", "0"], "--num-gpus is 0"),

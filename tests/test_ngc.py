@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -201,3 +202,12 @@ def test_the_job_of_base_command():
     run = load_run(words[6], words[7:])
     run.check_world_size(num_gpus)
     assert not Path(run.checkpoint.save).is_absolute(), "below the workspace, which outlives the job"
+
+
+@pytest.mark.parametrize(("name", "missing"), [("run.sh", "docker"), ("jupyter.sh", "docker"), ("import.sh", "enroot")])
+def test_a_machine_without_the_tool_gets_a_sentence(tmp_path, name, missing):
+    (tmp_path / "bin").mkdir()
+    for tool in ("bash", "basename", "id", "rm"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
+    done = subprocess.run(["bash", NGC / name, "x.sqsh"], cwd=tmp_path, env={"PATH": f"{tmp_path}/bin"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and f"{name}: {missing} is not on this machine; " in done.stderr and done.stderr.count("\n") == 1

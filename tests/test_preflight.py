@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import write_corpus
 from tiny_gpt import tiny_dataset
 
 from megatron_music.cli import main
-from megatron_music.preflight import WRONG, preflight, seconds_of
+from megatron_music.findings import NOTE, WRONG
+from megatron_music.preflight import preflight
+from megatron_music.sbatch_options import read_job, seconds_of
 
 LAUNCH = Path(__file__).parent.parent / "launch"
 GOOD = """\
@@ -57,7 +60,7 @@ def test_a_good_job_has_nothing_wrong(data, tmp_path):
     findings = look(tmp_path, recipe=run_of(data, tmp_path, "parallel.tensor_model_parallel_size=2"))
     assert not wrong(findings)
     said = "\n".join(finding.what for finding in findings)
-    assert "4 tasks: tensor 2 x pipeline 1 x data 2, 2 micro batches a step" in said
+    assert "4 tasks: tensor 2 x pipeline 1 x data 2, 2 micro batches per step" in said
     assert "of 80 GB: it fits" in said and "sinfo is not on this machine" in said
 
 
@@ -79,7 +82,7 @@ def test_our_own_scripts_have_nothing_wrong(path):
         (GOOD.replace("01:00:00", "00:08:00"), "the signal comes 300 s before the end of 480 s"),
         (GOOD.replace("#SBATCH --time", "#SBATCH --requeue\n#SBATCH --time"), "--requeue without --open-mode=append"),
         (GOOD.replace("#SBATCH --time", "#SBATCH --output=missing/%j.out\n#SBATCH --time"), "the folder of --output=missing/%j.out is missing"),
-        (GOOD.replace("nodes=2", "nodes=two"), "an #SBATCH line has a value that is no number"),
+        (GOOD.replace("nodes=2", "nodes=two"), "sbatch's option --nodes=two cannot be read"),
     ],
 )
 def test_mistakes_of_a_script(tmp_path, text, sentence):
@@ -139,7 +142,7 @@ def test_containers(data, tmp_path):
 
 
 def test_a_folder_that_is_not_ours(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("megatron_music.preflight.os.access", lambda path, mode: str(path) != "/usr")  # root may write anywhere
+    monkeypatch.setattr("megatron_music.preflight_run.os.access", lambda path, mode: str(path) != "/usr")  # root may write anywhere
     assert any("cannot be written" in line for line in wrong(look(tmp_path, recipe=["tiny", f"data.path={data}", "checkpoint.save=/usr/run"])))
 
 
@@ -157,7 +160,7 @@ esac
     [
         (GOOD.replace("01:00:00", "05:00:00"), "true", "--time=05:00:00 is above the limit 04:00:00 of partition batch"),
         (GOOD.replace("#SBATCH --time", "#SBATCH --partition=fast\n#SBATCH --time"), "true", "there is no partition fast; use one of batch, long"),
-        (GOOD.replace("#SBATCH --time", "#SBATCH -p long\n#SBATCH -c 9\n#SBATCH --time"), "true", "18 cores a node are asked for"),
+        (GOOD.replace("#SBATCH --time", "#SBATCH -p long\n#SBATCH -c 9\n#SBATCH --time"), "true", "18 cores per node are asked for"),
         (GOOD, "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1", "sbatch --test-only refuses it (Requested node"),
         (GOOD, "echo 'sbatch: Job 7 to start at once' >&2", None),
     ],
@@ -177,6 +180,132 @@ def test_with_slurm_at_hand(tmp_path, monkeypatch, text, answer, sentence):
 def test_time_limits():
     cases = {"5": 300, "5:30": 330, "1:00:00": 3600, "2-3": 183600, "2-3:04": 183840, "1-00:00:05": 86405}
     assert {text: seconds_of(text) for text in cases} == cases
+
+
+def job_of(tmp_path, *lines: str, command_line=(), environment=None):
+    path = tmp_path / "head.sbatch"
+    path.write_text("\n".join(["#!/usr/bin/env bash", *(f"#SBATCH {line}" for line in lines), "srun true"]) + "\n")
+    return read_job(path, command_line, environment)
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["-N 2 -n 8 --gpus-per-node=2 --time=01:00:00"], {"num_nodes": 2, "num_tasks": 8, "gpus_per_node": 2, "seconds": 3600}),
+        (["-N2 -n8", '--job-name="a b" # a comment'], {"num_nodes": 2, "num_tasks": 8}),
+        (["--time=UNLIMITED"], {"seconds": None}),
+        (["--time=infinite"], {"seconds": None}),
+        (['--time="01:00:00"'], {"seconds": 3600}),
+        (["--time '2-3'"], {"seconds": 183600}),
+        (["--gres=gpu:2,craynetwork:1"], {"gpus_per_node": 2, "gpu": None}),
+        (["--gres=craynetwork:1,gpu:a100:4(S:0-1)"], {"gpus_per_node": 4, "gpu": "a100"}),
+        (["--gres=gpu"], {"gpus_per_node": 1}),
+        (["--gres=craynetwork:1"], {"gpus_per_node": None}),
+        (["--nodes=2", "--gpus=a100:16"], {"gpus_per_node": 8, "gpu": "a100", "num_gpus": 16}),
+        (["-G 4"], {"gpus_per_node": 4}),
+        (["--ntasks=8", "--nodes=2", "--gpus-per-task=1"], {"gpus_per_node": 4, "num_tasks": 8}),
+        (["--gpus=8", "--gpus-per-task=2"], {"num_tasks": 4}),
+        (["--gpus=8", "--ntasks-per-gpu=2"], {"num_tasks": 16}),
+        (["--ntasks=16", "--ntasks-per-node=8"], {"num_nodes": 2}),
+        (["--nodes=2-4", "--exclusive --ntasks-per-node 8"], {"num_nodes": 2, "num_tasks": 16}),
+        (["--partition=batch,high"], {"partitions": ["batch", "high"]}),
+        (["--signal=B:USR1"], {"lead_seconds": 60}),
+        (["--nodes=1 --ntasks=1", "hetjob", "--nodes=4 --ntasks=8"], {"num_parts": 2, "num_nodes": 1, "num_tasks": 1}),
+        (["--array=0-6:2,9%4"], {"array_tasks": {0, 2, 4, 6, 9}}),
+    ],
+    ids=str,
+)
+def test_headers_are_read_as_slurm_reads_them(tmp_path, lines, expected):
+    job = job_of(tmp_path, *lines)
+    job.check_numbers()
+    assert {name: getattr(job, name) for name in expected} == expected
+
+
+def test_the_command_line_goes_before_the_environment_and_that_before_the_script(tmp_path):
+    environment = {"SBATCH_TIMELIMIT": "2:00:00", "SBATCH_PARTITION": "long"}
+    job = job_of(tmp_path, "--nodes=2", "--time=1:00:00", "--partition=short", command_line=["-N", "4", "--time=3:00:00"], environment=environment)
+    assert (job.num_nodes, job.seconds, job.partitions) == (4, 3 * 3600, ["long"])
+
+
+def test_the_command_that_submits_can_be_given_whole(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MEGATRON_MUSIC_VENV", sys.prefix)
+    (tmp_path / "job.sbatch").write_text(GOOD)
+    command = ["preflight", "sbatch", "--nodes=1", "-J", "name", str(tmp_path / "job.sbatch"), *run_of(data, tmp_path), "--gpu", "a100"]
+    assert main(command) == 0
+    assert "2 tasks: tensor 1 x pipeline 1 x data 2" in capsys.readouterr().out
+    assert main(["preflight", "sbatch", "--nodes=4"]) == 2
+    assert "names no script" in capsys.readouterr().err
+
+
+def test_what_a_plain_srun_does_with_gpus_per_task_and_export_none_is_noted(tmp_path):
+    text = "#!/usr/bin/env bash\n#SBATCH --ntasks=2\n#SBATCH --gpus-per-task=1\n#SBATCH --export=NONE\n"
+    notes = {finding.what.partition(":")[0] for finding in look(tmp_path, text + "srun true\n") if finding.status == NOTE}
+    assert {"--gpus-per-task", "--export=NONE"} < notes
+    cared = look(tmp_path, text + "source launch/env.sh\nrun_tasks -- true\n")
+    assert not {finding.what.partition(":")[0] for finding in cared} & {"--gpus-per-task", "--export=NONE"}
+
+
+def given(script: str, *arguments, **options) -> list:
+    return preflight(LAUNCH / script, [str(argument) for argument in arguments], environment=HERE, **options)
+
+
+def test_a_script_that_is_not_known_says_so(data, tmp_path):
+    (note, *_) = [finding.what for finding in look(tmp_path, recipe=run_of(data, tmp_path)) if finding.status == NOTE]
+    assert note.startswith("job.sbatch runs none of this package's commands: its arguments are read as a recipe")
+    assert not any("none of this package's" in finding.what for finding in given("train.sbatch", *run_of(data, tmp_path)))
+
+
+def test_arguments_of_the_jobs_that_build_a_dataset(tmp_path):
+    source = tmp_path / "midi"
+    write_corpus(source)
+    planned = tmp_path / "out"
+    assert any(f"{planned} is not planned" in line for line in wrong(given("merge_dataset.sbatch", planned)))
+    assert main(["build", "plan", str(source), "-o", str(planned)]) == 0
+    assert not wrong(given("merge_dataset.sbatch", planned))
+    assert not wrong(given("build_shards.sbatch", planned, sbatch=["--array=0-3"]))
+    assert any("the job is no array" in line for line in wrong(given("build_shards.sbatch", planned)))
+    assert any("is not counted from 0 in ones" in line for line in wrong(given("build_shards.sbatch", planned, sbatch=["--array=1-4"])))
+    assert any("takes OUT alone" in line for line in wrong(given("merge_dataset.sbatch", planned, "x")))
+    assert not wrong(given("build_dataset.sh", 4, planned, source, "--meters", "all"))
+    assert any("JOBS, OUT and at least one SOURCE" in line for line in wrong(given("build_dataset.sh", "x", planned, source)))
+    assert any("--metres" in line for line in wrong(given("build_dataset.sh", 4, planned, source, "--metres", "all")))
+    assert any("nowhere is missing" in line for line in wrong(given("build_dataset.sh", 4, planned, tmp_path / "nowhere")))
+
+
+def test_arguments_of_a_sweep(tmp_path):
+    words = ["sweep", "tiny", "-o", str(tmp_path / "sweep"), "--num-gpus=1,2,16", "--sequences-per-gpu", "8", "--plan"]
+    assert main(words) == 0
+    assert not wrong(given("benchmark_sweep.sbatch", tmp_path / "sweep", sbatch=["--array=0-2", "--nodes=2"]))
+    assert any("a row of" in line and "takes 16 tasks, and the job has 8; submit with --nodes=2" in line
+               for line in wrong(given("benchmark_sweep.sbatch", tmp_path / "sweep", sbatch=["--array=0-2"])))  # fmt: skip
+    assert any("submit with --array=0-2" in line for line in wrong(given("benchmark_sweep.sbatch", tmp_path / "sweep")))
+    assert any("has task 3" in line for line in wrong(given("benchmark_sweep.sbatch", tmp_path / "sweep", sbatch=["--array=0-3", "--nodes=2"])))
+    assert any("holds no plan of a sweep" in line for line in wrong(given("benchmark_sweep.sbatch", tmp_path)))
+
+
+def test_arguments_of_generation(tmp_path):
+    (tmp_path / "run").mkdir()
+    assert not wrong(given("generate.sbatch", "midi", tmp_path / "run", "-o", tmp_path / "new", "--num", "64"))
+    assert any("run2 is missing" in line for line in wrong(given("generate.sbatch", "midi", tmp_path / "run2", "-o", tmp_path / "new")))
+    assert any("--numb" in line for line in wrong(given("generate.sbatch", "midi", tmp_path / "run", "-o", tmp_path / "new", "--numb=x")))
+
+
+def test_arguments_of_a_profiled_run(data):
+    found = given("profile_nsys.sbatch", "tiny", f"data.path={data}", "train.train_iters=3", "train.global_batch_size=16")
+    assert any("PROFILE_STEPS=10-12 begins after the last iteration" in line for line in wrong(found))
+    assert not wrong(given("profile_nsys.sbatch", "tiny", f"data.path={data}", "train.train_iters=15", "train.global_batch_size=16"))
+
+
+def test_the_article_runs_on_the_scripts_own_two_nodes(data, tmp_path):
+    found = given("train.sbatch", "article", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", gpu="a100")
+    assert not wrong(found) and any("16 tasks: tensor 1 x pipeline 1 x data 16" in finding.what for finding in found)
+    assert any(finding.what.startswith("train.bf16 is false: a100 computes in float32") for finding in found)
+    found = given("train.sbatch", "article", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", "train.bf16=true", gpu="a100")
+    assert not wrong(found) and not any("train.bf16" in finding.what for finding in found)
+
+
+def test_a_seed_that_no_generator_takes(data, tmp_path):
+    assert any("train.seed is 4294967296" in line for line in wrong(look(tmp_path, recipe=run_of(data, tmp_path, "train.seed=4294967296"))))
 
 
 def test_the_command(data, tmp_path, capsys, monkeypatch):

@@ -47,7 +47,7 @@ SURFACE = {
               "--gpu", "--peak", "--plot", "--plan", "--row", "--report", *TABLE],
     "trace": ["files", "--html", *TABLE],
     "compare": ["first", "second", "--warmup", *TABLE],
-    "preflight": ["script", "recipe", "--gpu", "--json"],
+    "preflight": ["script", "arguments", "--gpu", "--json"],
     "doctor": ["--json"],
 }  # fmt: skip
 

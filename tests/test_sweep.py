@@ -314,3 +314,11 @@ def _wait_for(path: Path) -> None:
     while not path.exists():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_a_value_given_twice_is_one_row_and_a_list_is_one_value(tmp_path):
+    words = ["sweep", "tiny", "--plan", "-o"]
+    assert main([*words, str(tmp_path / "twice"), "--vary", "train.micro_batch_size=1,2,2,1"]) == 0
+    assert [row.settings["train.micro_batch_size"] for row in read_sweep(tmp_path / "twice").rows] == ["1", "2"]
+    assert main([*words, str(tmp_path / "blends"), "--vary", "data.path=[0.5,a,0.5,b], [0.9,a,0.1,b],c"]) == 0
+    assert [row.settings["data.path"] for row in read_sweep(tmp_path / "blends").rows] == ["[0.5,a,0.5,b]", "[0.9,a,0.1,b]", "c"]

@@ -125,6 +125,26 @@ def test_an_export_without_a_table_is_no_error(tmp_path):
         ("aten::addmm", "gemm"),
         ("Memcpy HtoD (Pinned -> Device)", "memory"),
         ("void at::native::vectorized_elementwise_kernel<4, at::native::GeluCUDAKernelImpl>", "other"),
+        # What stands in template arguments and parameters is data, not work.
+        ("void split_embedding_codegen_forward_kernel<float>(at::PackedTensorAccessor64<float, 2>, fbgemm_gpu::FixedDivisor)", "other"),
+        ("void fbgemm_gpu::bounds_check_indices_kernel<long>(fbgemm_gpu::FixedDivisor)", "other"),
+        ("void vllm::rms_norm_kernel<cutlass::bfloat16_t>(cutlass::bfloat16_t*, float)", "other"),
+        ("void flashinfer::norm::RMSNormKernel<8u, __nv_bfloat16>(__nv_bfloat16*)", "other"),
+        ("void flashinfer::BatchDecodeWithPagedKVCacheKernel<true, 2u>(Params)", "attention"),
+        ("void vllm::reshape_and_cache_flash_kernel<__nv_bfloat16>(__nv_bfloat16 const*)", "memory"),
+        ("bmm_MxE4m3_MxE2m1E4m3_Fp32_bA32_bB16_t128x8x512u2_s4_et64x8_m128x8x32_cga1x1x1_16dp256b_TN_transOut_sm100f", "gemm"),
+        ("Cijk_Ailk_Bljk_BBS_BH_MT128x128x32_MI32x32x8x1_SN_1LDSB0", "gemm"),
+        ("sm80_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x64x64_stage3", "gemm"),
+        ("void cutlass::Kernel2<cutlass_80_wmma_tensorop_bf16_s161616gemm_bf16_16x16_128x1_tn_align8>(Params)", "gemm"),
+        ("void cutlass::device_kernel<flash::enable_sm90_or_later<flash::FlashAttnFwdSm90<cutlass::bfloat16_t>>>(Params)", "attention"),
+        ("_ZN5flash16flash_fwd_kernelI23Flash_fwd_kernel_traitsILi128ELi128EEEvv", "attention"),
+        ("void at::native::elementwise_kernel<128, 4, at::native::gpu_kernel_impl<at::native::direct_copy_kernel_cuda(int)>>(int)", "memory"),
+        ("void at::native::(anonymous namespace)::CatArrayBatchedCopy<float>(float*)", "memory"),
+        ("triton_poi_fused__to_copy_add_mul_3", "other"),
+        ("triton_tem_fused_mm_4", "gemm"),
+        ("void vllm::cross_device_reduce_1stage<__nv_bfloat16, 8>(RankData*)", "communication"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
+        ("aten::to", "memory"),
     ],
 )
 def test_kinds(name, kind):
@@ -216,6 +236,21 @@ def test_a_run_that_ends_within_the_window_is_written(tmp_path, capsys):
     assert "2 steps were profiled and 0 were not: too few to say what the profiler costs" in capsys.readouterr().err
 
 
+def test_a_window_that_no_step_falls_in_is_refused_or_said(tmp_path, capsys):
+    data = tiny_dataset(tmp_path / "data")
+    run = ["train", "tiny", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", "logging.tensorboard=false"]
+    assert main([*run, "train.train_iters=3", "--profile-steps", "10-12"]) == 2
+    assert "--profile-steps begins at iteration 10, and train.train_iters is 3" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main([*run, "train.train_iters=3"]) == 0
+    capsys.readouterr()
+    assert main([*run, "train.train_iters=5", "--profile-steps", "1-2"]) == 0
+    assert "no step was profiled: this start had none of the iterations 1-2" in capsys.readouterr().err
+    assert main([*run, "train.train_iters=8", "--profile-steps", "1-7"]) == 0
+    (timeline,) = read_trace(tmp_path / "run" / "trace-rank0.json")
+    assert {"iteration 6", "iteration 7"} <= set(timeline.ranges), "a window that a resumed run is within"
+
+
 def test_names_cannot_break_the_page(tmp_path):
     path = write_chrome(tmp_path / "trace.json", kernels=[("<script>alert(1)</script>", 0, 10, 1)])
     assert main(["trace", str(path), "--html", str(tmp_path / "page.html")]) == 0
@@ -241,3 +276,87 @@ def test_bad_input_is_one_sentence(tmp_path, capsys, content, sentence):
     assert main(["trace", str(path)]) == 2
     told = capsys.readouterr().err
     assert sentence in told and told.count("\n") == 1
+
+
+def test_kernels_of_long_names_fit_the_terminal_and_are_whole_for_programs(tmp_path, capsys, monkeypatch):
+    name = "void kernel_with_a_name<" + ", ".join(f"Argument{number}<float>" for number in range(60)) + ">(float*)::the_end"
+    path = write_chrome(tmp_path / "trace.json", kernels=[(name, 0, 10, 1)])
+    monkeypatch.setenv("COLUMNS", "90")
+    for form in ([], ["--markdown"]):
+        assert main(["trace", str(path), *form]) == 0
+        told = [line for line in capsys.readouterr().out.splitlines() if "kernel_with_a_name" in line]
+        assert all(len(line) <= 90 and "the_end" in line for line in told) and told
+    assert main(["trace", str(path), "--json", "--html", str(tmp_path / "page.html")]) == 0
+    assert json.loads(capsys.readouterr().out)["kernels"][0]["kernel"] == name
+    assert "Argument30&lt;float&gt;" in (tmp_path / "page.html").read_text()
+
+
+def test_cuda_graphs_of_nsys_are_no_idle_time(tmp_path, capsys):
+    """nsys's default has one row for a graph; here it fills the twenty microseconds that are idle otherwise."""
+    path = write_nsys(tmp_path / "report.sqlite", old=False)
+    with sqlite3.connect(path) as base:
+        (owner,) = base.execute("SELECT globalPid FROM CUPTI_ACTIVITY_KIND_KERNEL").fetchone()
+        (start,) = base.execute("SELECT min(start) FROM CUPTI_ACTIVITY_KIND_KERNEL").fetchone()
+        base.execute('CREATE TABLE CUPTI_ACTIVITY_KIND_GRAPH_TRACE (start INTEGER, "end" INTEGER, deviceId INTEGER, globalPid INTEGER, graphId INTEGER)')
+        base.execute("INSERT INTO CUPTI_ACTIVITY_KIND_GRAPH_TRACE VALUES (?, ?, 0, ?, 5)", (start + 60_000, start + 80_000, owner))
+    found = shares(path)
+    assert found["idle"] == pytest.approx(0) and found["other"] == pytest.approx(0.2)
+    assert main(["trace", str(path)]) == 0
+    assert "CUDA graphs traced as a whole, which count as other: 1;" in capsys.readouterr().out
+
+
+def test_calls_that_emit_nvtx_numbers_are_added_up(tmp_path):
+    path = write_nsys(tmp_path / "report.sqlite", old=True)
+    with sqlite3.connect(path) as base:
+        (owner,) = base.execute("SELECT globalTid FROM NVTX_EVENTS").fetchone()
+        for number, name in enumerate(("aten::to, op_id = 998949", "aten::to, op_id = 998950", "aten::to, seq = 7, op_id = 3")):
+            base.execute('INSERT INTO NVTX_EVENTS (start, "end", text, eventType, globalTid) VALUES (?, ?, ?, 59, ?)', (number * 10, number * 10 + 5, name, owner))
+    (row,) = [row for row in slowest_ranges(read_trace(path)) if row["range"].startswith("aten::to")]
+    assert (row["range"], row["times"]) == ("aten::to", 3)
+
+
+def test_ranks_of_nsys_come_in_the_order_of_their_gpus(tmp_path):
+    path = write_nsys(tmp_path / "report.sqlite", old=False, processes=2)
+    with sqlite3.connect(path) as base:
+        base.execute("ALTER TABLE CUPTI_ACTIVITY_KIND_KERNEL ADD COLUMN deviceId INTEGER")
+        base.execute("ALTER TABLE CUPTI_ACTIVITY_KIND_MEMCPY ADD COLUMN deviceId INTEGER")
+        for table in ("KERNEL", "MEMCPY"):
+            base.execute(f"UPDATE CUPTI_ACTIVITY_KIND_{table} SET deviceId = 1 - ((globalPid >> 24) & 1)")
+    assert [timeline.rank for timeline in read_trace(path)] == ["report:4001", "report:4000"]
+
+
+EVENT = '{"ph": "X", "cat": "kernel", "name": "%s", "pid": 0, "tid": 7, "ts": 100.0, "dur": 5.0}'
+
+
+@pytest.mark.parametrize(
+    ("text", "kernels", "left_out"),
+    [
+        ('{"traceEvents": [' + EVENT % "torch/x.py(0): \n\x01 sgemm" + "]}", ["torch/x.py(0): \n\x01 sgemm"], 0),
+        ('{"traceEvents": [' + EVENT % r"torch\cuda\__init__ sgemm" + "]}", [r"torch\cuda\__init__ sgemm"], 0),
+        ("[" + EVENT % "sgemm" + ",\n" + EVENT % "dgemm" + ",\n", ["sgemm", "dgemm"], 0),
+        ('{"traceEvents": [' + EVENT % "sgemm", ["sgemm"], 0),
+        ('[{"ph": "X", "cat": "Kernel", "name": "volta_sgemm", "ts": 100, "dur": 5}]', ["volta_sgemm"], 0),
+        ('[{"ph": "X", "cat": "kernel", "name": "sgemm", "ts": "100", "dur": "5"}]', ["sgemm"], 0),
+        ('{"traceEvents": [' + EVENT % "sgemm" + '], "distributedInfo": "x"}', ["sgemm"], 0),
+        ("[" + EVENT % "sgemm" + ', {"ph": "X", "cat": "kernel", "ts": 1, "dur": 5}]', ["sgemm"], 1),
+        ("[" + EVENT % "sgemm" + ', {"ph": "X", "cat": "kernel", "name": "x", "dur": 5}]', ["sgemm"], 1),
+        ("[" + EVENT % "sgemm" + ', {"ph": "X", "cat": "kernel", "name": "x", "ts": 1, "dur": null}]', ["sgemm"], 1),
+        ("[" + EVENT % "sgemm" + ', {"ph": "X", "cat": "kernel", "name": 3, "ts": [], "dur": {}}]', ["sgemm"], 1),
+    ],
+    ids=["control characters", "single backslashes", "array left open", "object left open", "torch 1.8", "numbers as strings",
+         "distributedInfo a string", "no name", "no ts", "dur null", "odd types"],
+)  # fmt: skip
+def test_what_profilers_really_write_is_read(tmp_path, capsys, text, kernels, left_out):
+    path = tmp_path / "host_1.json.gz"
+    path.write_bytes(gzip.compress(text.encode()))
+    (timeline,) = read_trace(path)
+    assert list(timeline.names) == kernels and timeline.num_left_out == left_out and timeline.rank == "host_1"
+    assert main(["trace", str(path)]) == 0
+    told = capsys.readouterr().out
+    assert "\x01" not in told and ("left out, without a name, a start or a length: 1 event\n" in told) == bool(left_out)
+
+
+def test_the_page_has_milliseconds(tmp_path):
+    path = write_chrome(tmp_path / "trace.json", kernels=[("sgemm", 0, 2032, 1)])
+    assert main(["trace", str(path), "--html", str(tmp_path / "page.html")]) == 0
+    assert '<td class="number">2.032</td>' in (tmp_path / "page.html").read_text()

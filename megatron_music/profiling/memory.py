@@ -3,7 +3,10 @@
 From the configuration alone. What lives as long as the run is counted exactly, up to the padding of megatron-core's buffers;
 activations are those the backward pass waits for at the fullest moment of the schedule, as megatron-core's layers with fused
 attention keep them (arXiv:2205.05198, table 2, has a layer's without what its pieces hold in common). Not counted: temporary
-buffers, fragments, the CUDA context and NCCL's buffers, which take some GB more. Knows nothing about torch or how much a GPU has.
+buffers, fragments, the CUDA context and NCCL's buffers, which take some GB more.
+
+Transformer Engine's layers, which `train` uses where they are installed, are counted by what their code keeps: the input of a norm and
+its output, so one tensor less for each RMSNorm; the rest of a layer keeps the same. This was not measured.
 """
 
 from typing import NamedTuple
@@ -27,8 +30,13 @@ class Stage(NamedTuple):
     activations: float
 
     @property
+    def at_rest(self) -> float:
+        """What lives as long as the run, which is counted exactly."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.at_rest + self.activations
 
 
 class Fit(NamedTuple):
@@ -53,8 +61,11 @@ def fit(stages: list[Stage], gpu_memory_gb: float | None) -> Fit:
     return Fit(gpu_memory_gb, share, fits, f"{said}, {share:.0%} of {gpu_memory_gb:g} GB: it {verdict}; {uncounted}")
 
 
-def estimate_memory(run: RunConfig, num_gpus: int) -> list[Stage]:
+def estimate_memory(run: RunConfig, num_gpus: int, *, transformer_engine: bool = False) -> list[Stage]:
     """The memory of one rank of each pipeline stage.
+
+    Args:
+        transformer_engine: its layers in place of this package's.
 
     Raises:
         ConfigError: the run does not divide over so many GPUs.
@@ -75,7 +86,7 @@ def estimate_memory(run: RunConfig, num_gpus: int) -> list[Stage]:
                 weights=float(weight_bytes * parameters),
                 gradients=float(MAIN_BYTES * parameters),
                 optimizer=(ADAM_BYTES + (MAIN_BYTES if bf16 else 0)) * parameters / shares,
-                activations=_activations(run, stage, run.num_microbatches(num_gpus)),
+                activations=_activations(run, stage, run.num_microbatches(num_gpus), transformer_engine),
             )
         )
     return found
@@ -125,7 +136,7 @@ def _layer_parameters(model: ModelConfig, norm: int, tensor: int) -> int:
     return split // tensor + 2 * bias * hidden + 2 * norm
 
 
-def _activations(run: RunConfig, stage: int, num_microbatches: int) -> float:
+def _activations(run: RunConfig, stage: int, num_microbatches: int, transformer_engine: bool) -> float:
     """Bytes that wait for the backward pass on one rank of a stage when the most do."""
     parallel, train = run.parallel, run.train
     virtual, stages = parallel.virtual_pipeline_model_parallel_size or 1, parallel.pipeline_model_parallel_size
@@ -133,22 +144,23 @@ def _activations(run: RunConfig, stage: int, num_microbatches: int) -> float:
     # Passes through one chunk of this stage whose backward pass has not begun.
     ahead = stages - stage - 1
     waiting = min(num_microbatches * virtual, ahead + 1 if virtual == 1 else 2 * ahead + (virtual - 1) * stages + 1)
-    head = _kept_of_head(run) if stage == stages - 1 else 0.0
+    kept_of_layer = _kept_of_layer(run, transformer_engine)
+    head = _kept_of_head(run, transformer_engine) if stage == stages - 1 else 0.0
     if train.recompute_granularity != "full":
-        return waiting * layers * _kept_of_layer(run) + head
+        return waiting * layers * kept_of_layer + head
     boundary = _tokens(run) * run.model.hidden_size * _element_bytes(run) / _sequence_parts(run)
     # What is recomputed has its own input among the boundaries; by then the head, and the layers behind it, have gone.
     if train.recompute_method == "uniform":
         kept = boundary * -(-layers // train.recompute_num_layers)
-        recomputed = train.recompute_num_layers * _kept_of_layer(run) - boundary
+        recomputed = train.recompute_num_layers * kept_of_layer - boundary
     else:
-        others = (layers - train.recompute_num_layers) * _kept_of_layer(run)
+        others = (layers - train.recompute_num_layers) * kept_of_layer
         kept = train.recompute_num_layers * boundary + others
-        recomputed = _kept_of_layer(run) - boundary - others
+        recomputed = kept_of_layer - boundary - others
     return waiting * kept + max(head, recomputed)
 
 
-def _kept_of_layer(run: RunConfig) -> float:
+def _kept_of_layer(run: RunConfig, transformer_engine: bool) -> float:
     """Bytes that one micro batch leaves in one layer that is not recomputed."""
     model, tensor = run.model, run.parallel.tensor_model_parallel_size
     hidden, key_value, tokens = model.hidden_size, _key_value_size(model), _tokens(run)
@@ -161,7 +173,7 @@ def _kept_of_layer(run: RunConfig) -> float:
     # What goes into the activation and comes out; a gated one keeps both halves, the second once more with its offset,
     # what the activation gives, and the product.
     feed_forward = model.ffn_hidden_size * (5 if model.swiglu else 2)
-    elements = tokens * (2 * _kept_of_norm(model) / _sequence_parts(run) + (attention + feed_forward) / tensor) + tables
+    elements = tokens * (2 * _kept_of_norm(model, transformer_engine) / _sequence_parts(run) + (attention + feed_forward) / tensor) + tables
     statistics = 2 * _norm_statistics(model) / _sequence_parts(run)
     if run.train.recompute_granularity != "selective":
         statistics += model.num_attention_heads / tensor  # the logarithm of each sum
@@ -169,17 +181,17 @@ def _kept_of_layer(run: RunConfig) -> float:
     return elements * _element_bytes(run) + tokens * (4 * statistics + masks)
 
 
-def _kept_of_head(run: RunConfig) -> float:
+def _kept_of_head(run: RunConfig, transformer_engine: bool) -> float:
     """Bytes that one micro batch leaves in the final norm, the output layer and the loss, whose logits are float32."""
     model, tensor = run.model, run.parallel.tensor_model_parallel_size
-    elements = _kept_of_norm(model) / _sequence_parts(run)
+    elements = _kept_of_norm(model, transformer_engine) / _sequence_parts(run)
     in_float32 = model.vocab_size / tensor + _norm_statistics(model) / _sequence_parts(run)
     return _tokens(run) * (elements * _element_bytes(run) + 4 * in_float32)
 
 
-def _kept_of_norm(model: ModelConfig) -> int:
-    """Elements a token: what goes in, and what comes out and into the linear layer; PyTorch's RMSNorm keeps one between."""
-    return model.hidden_size * (2 if model.normalization == "LayerNorm" else 3)
+def _kept_of_norm(model: ModelConfig, transformer_engine: bool) -> int:
+    """Elements per token: what goes in, and what comes out and into the linear layer; PyTorch's RMSNorm keeps one between."""
+    return model.hidden_size * (2 if transformer_engine or model.normalization == "LayerNorm" else 3)
 
 
 def _norm_statistics(model: ModelConfig) -> int:

@@ -3,20 +3,34 @@
 Knows nothing about where the time is from, or about torch.
 """
 
+import statistics
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from megatron_music.config import ModelConfig
-from megatron_music.profiling.flops import FORMULAS, StepFlops, step_flops, tflops_per_gpu, utilization
+from megatron_music.profiling.flops import (
+    FORMULAS,
+    PASSES,
+    PLAIN,
+    StepFlops,
+    Variant,
+    forward_flops,
+    step_flops,
+    tflops_per_gpu,
+    utilization,
+)
+from megatron_music.profiling.logs import Step
 from megatron_music.profiling.peaks import PEAKS, Peak, peak_of
 
 COUNTS = {
-    "mcore": "half of the attention's scores (causal); what Megatron-LM and NeMo print",
+    "mcore": "half of the attention's scores (causal); as Megatron-LM since 2025",
     "72-form": "all scores; arXiv:2205.05198",
     "flow": "all attention: no position is hidden",
     "paper-eq3": "all scores, and full recomputation, always; arXiv:2104.04473, equation 3",
 }
 # Below it the matrix products are not what a step waits for.
 LOW_MFU = 0.1
+SAME_FORMULA = 0.01  # a log's own figure is rounded to 0.1 TFLOP/s
 
 
 class Utilization(NamedTuple):
@@ -39,6 +53,7 @@ def utilizations(
     seconds: float,
     peak_tflops: float,
     recomputation: str = "none",
+    variant: Variant = PLAIN,
 ) -> list[Utilization]:
     """All formulas' figures of one training step of a GPT.
 
@@ -50,7 +65,7 @@ def utilizations(
     for formula in FORMULAS:
         counted = "full" if formula == "paper-eq3" else recomputation
         try:
-            flops = step_flops(model, global_batch_size, formula=formula, recomputation=counted)
+            flops = step_flops(model, global_batch_size, formula=formula, recomputation=counted, variant=variant)
         except ValueError as error:
             found.append(Utilization(formula, str(error), counted, None, None, None, None))
             continue
@@ -68,6 +83,37 @@ def utilization_of(flops: StepFlops, *, num_gpus: int, seconds: float, peak_tflo
         *(tflops_per_gpu(operations, seconds, num_gpus) for operations in both),
         *(utilization(operations, seconds, num_gpus, peak_tflops) for operations in both),
     )
+
+
+class StatedSpeed(NamedTuple):
+    """The TFLOP/s per GPU that a log prints, beside what each way of counting attention gives for the same lines."""
+
+    stated: float  # median over the lines
+    causal: float  # by mcore: half of the scores
+    all_scores: float
+    follows: str | None  # "causal", "all scores", or None: neither within 1 %
+
+
+def compare_stated(
+    steps: Sequence[Step], model: ModelConfig, *, global_batch_size: int, num_gpus: int, variant: Variant = PLAIN
+) -> StatedSpeed | None:
+    """Which formula a log's own TFLOP/s per GPU follow; None where its lines state none.
+
+    Megatron-LM counted all of the attention's scores until 2025, and half of them since; NeMo and its benchmark scripts have both.
+    """
+    stated = [(step.tflops_per_gpu, step.seconds) for step in steps if step.tflops_per_gpu]
+    if not stated:
+        return None
+    operations = statistics.median(tflops * seconds for tflops, seconds in stated)  # free of the spread of times
+    counts = []
+    for causal in (True, False):
+        layers, _, logits = forward_flops(model, causal=causal, variant=variant)
+        counts.append(tflops_per_gpu(PASSES * global_batch_size * (layers + logits), 1.0, num_gpus))
+    distances = [abs(operations / count - 1) for count in counts]
+    nearest = min(range(2), key=lambda number: distances[number])
+    follows = ("causal", "all scores")[nearest] if distances[nearest] < SAME_FORMULA else None
+    seconds = statistics.median(seconds for _, seconds in stated)
+    return StatedSpeed(statistics.median(tflops for tflops, _ in stated), counts[0] / seconds, counts[1] / seconds, follows)
 
 
 def find_peak(gpu: str | None, peak_tflops: float | None, dtype: str | None = None) -> Peak:

@@ -19,17 +19,22 @@ class Peak(NamedTuple):
     tflops: float  # dense, bf16 and fp16 alike
     source: str
     device_name: str  # regular expression over the whole of what torch calls it
-    memory_gb: int | None = None  # 10^9 bytes, of the largest there is, as recalled from data sheets
+    memory_gb: int | None = None  # 10^9 bytes; of a short name, the largest there is; as recalled from data sheets
     has_bf16: bool = True
 
+
+_OTHER_NAMES = {"v100-32gb": "v100", "a100-80gb": "a100", "a800-80gb": "a800"}
 
 PEAKS: dict[str, Peak] = {
     peak.gpu: peak
     for peak in (
-        Peak("v100", 125, DATA_SHEET + ", SXM2, fp16", r"Tesla V100-SXM[23]-(16|32)GB", 32, has_bf16=False),
+        Peak("v100", 125, DATA_SHEET + ", SXM2, fp16", r"Tesla V100-SXM[23]-32GB(-LS)?", 32, has_bf16=False),
+        Peak("v100-16gb", 125, DATA_SHEET + ", SXM2, fp16", r"Tesla V100-SXM2-16GB", 16, has_bf16=False),
         Peak("v100-dgx2h", 130, "NVIDIA's DGX-2H, 450 W a GPU, fp16", r"Tesla V100-SXM3-32GB-H", 32, has_bf16=False),
-        Peak("a100", 312, DATA_SHEET, r"(NVIDIA )?A100-(SXM4|SXM|PCIE|PCIe)-(40|80)GB|NVIDIA A100 80GB PCIe", 80),
-        Peak("a800", 312, DATA_SHEET, r"NVIDIA A800-(SXM4|PCIE)-(40|80)GB|NVIDIA A800 80GB PCIe", 80),
+        Peak("a100", 312, DATA_SHEET, r"(NVIDIA )?A100-(SXM4|SXM|PCIE|PCIe)-80GB|NVIDIA A100 80GB PCIe", 80),
+        Peak("a100-40gb", 312, DATA_SHEET, r"(NVIDIA )?A100-(SXM4|SXM|PCIE|PCIe)-40GB", 40),
+        Peak("a800", 312, DATA_SHEET, r"NVIDIA A800-(SXM4|PCIE)-80GB|NVIDIA A800 80GB PCIe", 80),
+        Peak("a800-40gb", 312, DATA_SHEET, r"NVIDIA A800-(SXM4|PCIE)-40GB( Active)?", 40),
         Peak("h100", 989, DATA_SHEET + ", SXM", r"NVIDIA H100 80GB HBM3", 80),
         Peak("h100-pcie", 756, DATA_SHEET, r"NVIDIA H100 PCIe", 80),
         Peak("h100-nvl", 835, DATA_SHEET, r"NVIDIA H100 NVL", 94),
@@ -57,7 +62,8 @@ def peak_of(gpu: str, dtype: str = "bf16") -> Peak | None:
     if dtype not in ("bf16", "fp16"):
         raise ValueError(f"dtype is {dtype!r}; peaks are known for bf16 and fp16, give the number for another")
     name = gpu.strip()
-    found = PEAKS.get(name.lower()) or next((peak for peak in PEAKS.values() if re.fullmatch(peak.device_name, name)), None)
+    short = re.sub(r"[ _]", "-", name.lower())
+    found = PEAKS.get(_OTHER_NAMES.get(short, short)) or next((peak for peak in PEAKS.values() if re.fullmatch(peak.device_name, name)), None)
     if found and dtype == "bf16" and not found.has_bf16:
         raise ValueError(f"{name} does not compute in bf16; use fp16, or a GPU from the A100 on")
     return found

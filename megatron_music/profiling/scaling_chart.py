@@ -17,8 +17,8 @@ def plot_scaling(num_gpus: Sequence[int], tokens_per_second: Sequence[float], pa
     axes = figure.subplots()
     axes.plot(num_gpus, tokens_per_second, marker="o", color=BLUE, label="predicted")
     first = tokens_per_second[0] / num_gpus[0]
-    axes.plot(num_gpus, [first * number for number in num_gpus], color=BROWN, linestyle="--", label="as the first")
-    axes.set(xscale="log", yscale="log", xlabel="GPUs", ylabel="tokens a second", title=title)
+    axes.plot(num_gpus, [first * number for number in num_gpus], color=BROWN, linestyle="--", label="ideal")
+    axes.set(xscale="log", yscale="log", xlabel="GPUs", ylabel="tokens per second", title=title)
     axes.set_xticks(num_gpus, labels=[f"{number:,}" for number in num_gpus])
     axes.minorticks_off()
     axes.legend(frameon=False)
@@ -26,8 +26,8 @@ def plot_scaling(num_gpus: Sequence[int], tokens_per_second: Sequence[float], pa
 
 
 def plot_sweep(figures: Sequence[Figures], path: str | os.PathLike, *, title: str) -> None:
-    """A bar a row: TFLOP/s of a GPU, the best marked, and why a row has none. Beside it, where their number varies, tokens a
-    second over GPUs, a line for each precision and batch."""
+    """A bar for each row: model TFLOP/s per GPU, the best in orange, and why a row has none. Beside it, where the number of GPUs varies,
+    tokens per second over GPUs, a line for each precision and batch."""
     scales = len({row.num_gpus for row in figures if row.status == MEASURED}) > 1
     figure = Figure(figsize=(11 if scales else 7, max(3, 1 + 0.3 * len(figures))), layout="constrained")
     bars, *rest = figure.subplots(1, 2 if scales else 1, squeeze=False)[0]
@@ -38,9 +38,9 @@ def plot_sweep(figures: Sequence[Figures], path: str | os.PathLike, *, title: st
         for row in scaling(figures):
             groups.setdefault((row.what, row.precision, row.sequences_per_gpu), []).append(row)
         for (what, precision, sequences), rows in groups.items():
-            name = ", ".join(filter(None, [what, precision, f"{sequences:g} sequences a GPU"]))
+            name = ", ".join(filter(None, [what, precision, f"{sequences:g} sequences per GPU"]))
             rest[0].plot([row.num_gpus for row in rows], [row.tokens_per_second for row in rows], marker="o", label=name)
-        rest[0].set(xlabel="GPUs", ylabel="tokens a second", xticks=sorted({row.num_gpus for rows in groups.values() for row in rows}))
+        rest[0].set(xlabel="GPUs", ylabel="tokens per second", xticks=sorted({row.num_gpus for rows in groups.values() for row in rows}))
         rest[0].set_ylim(bottom=0)
         rest[0].yaxis.set_major_formatter("{x:,.0f}")
         rest[0].legend(frameon=False, fontsize="small")
@@ -59,5 +59,5 @@ def _draw_rows(axes, figures: Sequence[Figures]) -> None:
     ]
     axes.set_yticks(list(places), labels=names, fontsize="small")
     axes.invert_yaxis()
-    axes.set(xlabel="TFLOP/s of a GPU, that the model needs")
+    axes.set(xlabel="model TFLOP/s per GPU")
 

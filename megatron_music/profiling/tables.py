@@ -1,20 +1,25 @@
-"""A table as a person reads it, as Markdown, or as CSV for another program. Knows nothing about what is in it."""
+"""Tables as text for a terminal, as Markdown, or as CSV for another program."""
 
 import csv
 import io
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 
 FORMS = ("text", "markdown", "csv")
 ABSENT = "-"  # to people; an empty field of CSV
+Format = str | Callable[[float], str]
+WIDTH_WITHOUT_TERMINAL = 160  # of a table with a long column that goes to a file or another program
+_NARROWEST = 24  # a shortened name is never narrower, however narrow the terminal
 
 
-def format_table(columns: dict[str, str], rows: Sequence[dict], form: str = "text") -> str:
+def format_table(columns: dict[str, Format], rows: Sequence[dict], form: str = "text", *, shorten: str | None = None) -> str:
     """Rows as lines, without a last line end.
 
     Args:
-        columns: the key of each column and how its numbers are written for people, as for ``format``; empty: as ``str`` does.
+        columns: the key of each column and the format of its numbers for people, as for ``format``; empty: as ``str`` does.
         rows: a value for each key; a missing one or None is left empty. CSV has them in full, whatever the format.
         form: ``text``, ``markdown`` or ``csv``.
+        shorten: the column whose long texts lose their middle, in text and Markdown, so that lines fit the terminal.
 
     Raises:
         ValueError: another form.
@@ -30,6 +35,12 @@ def format_table(columns: dict[str, str], rows: Sequence[dict], form: str = "tex
     cells = format_cells(columns, rows)
     is_number = [any(isinstance(row.get(key), int | float) for row in rows) for key in columns]
     heads = [key.replace("_", " ") for key in columns]
+    if shorten is not None:
+        place = list(columns).index(shorten)
+        others = sum(max(map(len, column)) + 3 for number, column in enumerate(zip(heads, *cells, strict=True)) if number != place)
+        room = max(_NARROWEST, terminal_width() - others - 3)
+        for line in cells:
+            line[place] = shortened(line[place], room)
     if form == "markdown":
         rules = ["---:" if right else "---" for right in is_number]
         return "\n".join(f"| {' | '.join(line)} |" for line in [heads, rules, *cells])
@@ -41,12 +52,29 @@ def format_table(columns: dict[str, str], rows: Sequence[dict], form: str = "tex
     return "\n".join(line.rstrip() for line in aligned)
 
 
-def format_cells(columns: dict[str, str], rows: Sequence[dict]) -> list[list[str]]:
+def terminal_width() -> int:
+    """Columns of the terminal that standard output goes to; ``COLUMNS`` decides where it is set."""
+    return shutil.get_terminal_size((WIDTH_WITHOUT_TERMINAL, 0)).columns
+
+
+def shortened(text: str, width: int) -> str:
+    """A text in ``width`` characters: its middle gives way to an ellipsis; its start, which names a kernel, keeps more."""
+    if len(text) <= width:
+        return text
+    end = (width - 1) // 3
+    return f"{text[: width - 1 - end]}\N{HORIZONTAL ELLIPSIS}{text[len(text) - end :]}"
+
+
+def format_cells(columns: dict[str, Format], rows: Sequence[dict]) -> list[list[str]]:
     """What stands in each row's cells, for people."""
     return [[_cell(row.get(key), how) for key, how in columns.items()] for row in rows]
 
 
-def _cell(value, how: str) -> str:
+def _cell(value, how: Format) -> str:
     if value is None:
         return ABSENT
-    return format(value, how) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    if callable(how):
+        return how(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return format(value, how)
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in str(value))  # for a terminal

@@ -18,6 +18,9 @@ td:first-child{overflow-wrap:anywhere;min-width:4rem}
 .key i{display:inline-block;width:.8rem;height:.8rem;margin-right:.3rem}"""
 
 
+_MS = ",.3f"
+
+
 def trace_page(title: str, shares: Sequence[Share], ranges: Sequence[dict], kernels: Sequence[dict]) -> str:
     """The page as HTML.
 
@@ -27,17 +30,21 @@ def trace_page(title: str, shares: Sequence[Share], ranges: Sequence[dict], kern
     """
     key = "".join(f'<span><i style="background:{colour}"></i>{kind}</span>' for kind, colour in _COLOURS.items())
     bars = "".join(_bar(share) for share in shares)
-    share_columns = {"rank": "", "device": "", "seconds": ".4g"} | dict.fromkeys(
+    share_columns = {"rank": "", "device": "", "ms": _MS} | dict.fromkeys(
         (*KINDS, "idle", "exposed_communication", "hidden_communication"), ".1%"
     )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
         f'<h1>{escape(title)}</h1><p class="key">{key}</p>{bars}'
         f"<h2>Shares of the time of each rank</h2><p>Lengths of unions: kinds that run at once each count.</p>"
-        f"{_table(share_columns, [share._asdict() for share in shares])}"
-        f"<h2>Ranges</h2>{_table({'range': '', 'times': '', 'seconds': '.4g', 'skew': '.1%'}, ranges)}"
-        f"<h2>Kernels</h2>{_table({'kernel': '', 'kind': '', 'seconds': '.4g'}, kernels)}</html>\n"
+        f"{_table(share_columns, _in_ms([share._asdict() for share in shares]))}"
+        f"<h2>Ranges</h2>{_table({'range': '', 'times': '', 'ms': _MS, 'skew': '.1%'}, _in_ms(ranges))}"
+        f"<h2>Kernels</h2>{_table({'kernel': '', 'kind': '', 'ms': _MS}, _in_ms(kernels))}</html>\n"
     )
+
+
+def _in_ms(rows: Sequence[dict]) -> list[dict]:
+    return [row | {"ms": 1e3 * row["seconds"]} for row in rows]
 
 
 def _bar(share: Share) -> str:
@@ -47,7 +54,7 @@ def _bar(share: Share) -> str:
     pieces = "".join(
         f'<div style="width:{100 * scale * part:.2f}%;background:{_COLOURS[kind]}" title="{kind} {part:.1%}"></div>' for kind, part in parts.items()
     )
-    return f'<p>rank {escape(share.rank)}: {share.seconds:.4g} s of the {share.device}</p><div class="bar">{pieces}</div>'
+    return f'<p>rank {escape(share.rank)}: {1e3 * share.seconds:{_MS}} ms of the {share.device}</p><div class="bar">{pieces}</div>'
 
 
 def _table(columns: dict[str, str], rows: Sequence[dict]) -> str:

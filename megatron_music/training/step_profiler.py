@@ -44,7 +44,7 @@ class StepProfiler:
     @contextmanager
     def step(self, iteration: int) -> Iterator[None]:
         """Around one step."""
-        if self._window and iteration == self._window[0]:
+        if self._window and not self._is_open and self._window[0] <= iteration <= self._window[1]:
             self._open()
         name, begin = f"iteration {iteration}", time.perf_counter()
         if self._on_gpu:
@@ -63,10 +63,10 @@ class StepProfiler:
             self.close()
 
     def cost(self) -> str | None:
-        """What profiling does to the times in a trace, in a sentence; None where nothing was profiled."""
+        """What profiling does to the times in a trace, in a sentence; None where nothing was to be profiled."""
         profiled, others = self._seconds[True], self._seconds[False][1:]  # the first step of a run warms up
         if not profiled:
-            return None
+            return f"no step was profiled: this start had none of the iterations {self._window[0]}-{self._window[1]}" if self._window else None
         if min(len(profiled), len(others)) < FEWEST:
             return f"{len(profiled)} steps were profiled and {len(others)} were not: too few to say what the profiler costs"
         slower = median(profiled) / median(others) - 1

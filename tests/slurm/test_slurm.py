@@ -8,6 +8,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -275,3 +277,97 @@ def script(folder: Path, content: str, *, strict: bool = True) -> Path:
     path = folder / "job.sbatch"
     path.write_text(f"#!/usr/bin/env bash\n{'set -euo pipefail' if strict else ''}\n{content}\n")
     return path
+
+
+def test_a_percent_sign_in_the_folder_of_logs_is_one(cluster, tmp_path):
+    """Slurm would read %x as the job's name, find no such folder, run nothing and end with 0."""
+    content = f"cd {Path.cwd()}; source launch/env.sh; run_tasks -- bash -c 'echo ran $RANK'"
+    logs = tmp_path / "ranks%x"
+    job = cluster.submit(tmp_path, "--nodes=2", "--ntasks=2", str(script(tmp_path, content)), MEGATRON_MUSIC_LOGS=str(logs))
+    assert cluster.wait(job)["JobState"] == "COMPLETED"
+    assert sorted(path.read_text() for path in logs.iterdir()) == ["ran 0\n", "ran 1\n"]
+
+
+@pytest.mark.parametrize(("careful", "runs_train"), [(False, False), (True, False), (True, True)], ids=["naive", "run_tasks", "train.sbatch"])
+def test_tasks_that_cannot_open_their_logs_fail_the_job(cluster, data, tmp_path, careful, runs_train):
+    """Slurm itself ends such a step with 0, and no task has run: a COMPLETED job of nothing."""
+    (tmp_path / "ranks").mkdir()
+    # A folder in the place of each rank's log cannot be opened as a file, whoever asks.
+    remove = f"for rank in 0 1; do mkdir -p {tmp_path}/ranks/$SLURM_JOB_NAME-$SLURM_JOB_ID-start0-rank$rank.log; done"
+    naive = f"{remove}; srun --output={tmp_path}/ranks/%x-%j-start0-rank%t.log touch {tmp_path}/ran"
+    cared = f"{remove}; cd {Path.cwd()}; source launch/env.sh; run_tasks -- touch {tmp_path}/ran"
+    if runs_train:
+        text = Path("launch/train.sbatch").read_text().replace("set -euo pipefail\n", f"set -euo pipefail\n{remove}\ncd {Path.cwd()}\n", 1)
+        (tmp_path / "job.sbatch").write_text(text)
+        job = cluster.submit(tmp_path, *NODES, str(tmp_path / "job.sbatch"), "tiny", f"data.path={data}", f"checkpoint.save={tmp_path}/run", TENSOR)
+    else:
+        job = cluster.submit(tmp_path, "--nodes=2", "--ntasks=2", str(script(tmp_path, cared if careful else naive)))
+    facts = cluster.wait(job, until=lambda facts: facts["JobState"] in ("COMPLETED", "FAILED"))
+    told = "\n".join(path.read_text(errors="replace") for path in tmp_path.glob("*.out"))
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "run").exists()
+    assert facts["ExitCode"] == ("2:0" if careful else "0:0"), told
+    assert ("could not open their logs" in told) == careful
+
+
+@pytest.mark.parametrize("careful", [False, True])
+def test_a_job_without_the_submitters_environment_still_gives_its_tasks_a_path(cluster, tmp_path, careful):
+    command = "env echo reached"
+    cared = f"cd {Path.cwd()}; source launch/env.sh; MEGATRON_MUSIC_LOGS={tmp_path}/ranks; MEGATRON_MUSIC_VENV=; run_tasks -- {command}"
+    naive = f"srun --output={tmp_path}/ranks.log {command}"
+    job = cluster.submit(tmp_path, "--export=NONE", str(script(tmp_path, cared if careful else naive)))
+    facts = cluster.wait(job, until=lambda facts: facts["JobState"] in ("COMPLETED", "FAILED"))
+    assert (facts["JobState"] == "COMPLETED") == careful, said(tmp_path)
+    assert ("reached" in said(tmp_path)) == careful
+
+
+def test_one_task_of_an_array_queues_itself_again_and_no_other(cluster, data, tmp_path):
+    """The number of an array's last task is the array's own: requeued by that, all would start anew."""
+    wanted = (f"data.path={data}", "parallel.tensor_model_parallel_size=1", *QUIET)
+    body = Path("launch/train.sbatch").read_text().replace('"${@:2}"', '"${@:2}" "checkpoint.save=$RUNS/$SLURM_ARRAY_TASK_ID"')
+    body = body.replace("set -euo pipefail\n", f"set -euo pipefail\ncd {Path.cwd()}\n", 1)
+    (tmp_path / "job.sbatch").write_text(body)
+    one = ("--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--mem=500", "--oversubscribe")
+    array = cluster.submit(tmp_path, *one, "--array=0-1", str(tmp_path / "job.sbatch"), "tiny", *wanted, ENDLESS, RUNS=str(tmp_path / "runs"))
+    wait_for(lambda: all(steps_of(tmp_path / "runs" / str(task)) > 5 for task in (0, 1)), 120, "the fifth step of both tasks")
+    cluster.run("scancel", "--batch", "--signal=USR1", f"{array}_1")
+    cluster.wait(f"{array}_1", 90, until=lambda facts: facts["Restarts"] == "1")
+    assert cluster.facts(f"{array}_0")["Restarts"] == "0", "its neighbour goes on undisturbed"
+    assert cluster.facts(f"{array}_0")["JobState"] == "RUNNING"
+    cluster.run("scancel", array)
+
+
+def test_each_task_sees_all_gpus_of_its_node_though_one_was_asked_for_each(cluster, tmp_path):
+    """As LOCAL_RANK counts on: with --gpus-per-task alone each task sees a single GPU."""
+    show = 'echo "rank $RANK of $LOCAL_RANK sees $CUDA_VISIBLE_DEVICES"'
+    content = f"cd {Path.cwd()}; source launch/env.sh; run_tasks -- bash -c '{show}'"
+    job = cluster.submit(tmp_path, "--nodes=1", "--ntasks=2", "--gpus-per-task=1", str(script(tmp_path, content)))
+    assert cluster.wait(job)["JobState"] == "COMPLETED", said(tmp_path)
+    assert sorted(re.findall(r"rank .*", said(tmp_path))) == ["rank 0 of 0 sees 0,1", "rank 1 of 1 sees 0,1"]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "--time=UNLIMITED", "--time=infinite", '--time="01:00:00"', "--time=00:30", "--time=0-02:00", "--time=05:00:00", "--partition=batch,high",
+        "--partition=nowhere", "-N 2 -n 4 --gpus-per-node=2 --time=01:00:00", "--gpus=2", "-G 2", "--ntasks=2 --gpus-per-task=1", "--gres=gpu:2",
+        "--gres=gpu:v100:2", "--gres=gpu:5", "--nodes=9", "--ntasks=2 --cpus-per-task=2", "--ntasks=2 --cpus-per-task=2 --partition=batch,high",
+        "--nodes=1 --export=NONE", "--nodes=2-3 --exclusive", "--job-name='a b' --comment=x  # a comment",
+    ],
+)  # fmt: skip
+def test_preflight_agrees_with_slurm_on_a_header(cluster, tmp_path, head):
+    """Wrong where sbatch refuses it or the job would wait for ever, and nowhere else."""
+    path = tmp_path / "job.sbatch"
+    path.write_text(f"#!/usr/bin/env bash\n#SBATCH {head}\nsrun true\n")
+    tested = subprocess.run(["sbatch", "--test-only", str(path)], env=cluster.environment, capture_output=True, check=False)
+    told = json.loads(cluster.run(sys.executable, "-m", "megatron_music", "preflight", str(path), "--json", check=False))
+    # Slurm takes a time above the partition's limit, and the job is never started.
+    waits_for_ever = any(time in head for time in ("UNLIMITED", "infinite", "05:00:00"))
+    assert any(finding["status"] == "wrong" for finding in told) == (tested.returncode != 0 or waits_for_ever), (tested.stderr, told)
+
+
+def test_preflight_takes_the_options_of_sbatch(cluster, data, tmp_path):
+    command = ("launch/train.sbatch", "tiny", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", TENSOR)
+    preflight = (sys.executable, "-m", "megatron_music", "preflight")
+    told = cluster.run(*preflight, "sbatch", *NODES, *command, check=False)
+    assert "2 tasks: tensor 2 x pipeline 1 x data 1" in told and "nothing wrong" in told, told
+    assert "sbatch --test-only refuses it" in cluster.run(*preflight, *command, check=False), "8 GPUs per node are not here"

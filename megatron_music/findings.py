@@ -1,0 +1,20 @@
+"""One finding of a check: what it is about, and what to do."""
+
+from typing import NamedTuple
+
+OK, NOTE, WRONG = "ok", "note", "wrong"
+
+
+class Finding(NamedTuple):
+    """One thing that was checked."""
+
+    status: str  # ok, note or wrong
+    what: str
+    where: str
+    remedy: str = ""
+
+
+def finding_of(error: Exception, where: str) -> Finding:
+    """A refusal as a finding: its last clause is the remedy."""
+    what, _, remedy = str(error).rpartition("; ")
+    return Finding(WRONG, what or remedy, where, remedy if what else "")
