@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -74,6 +76,8 @@ def add_build_latents(parser) -> None:
     for item in fields(LatentsOptions):
         name = f"--{item.name.replace('_', '-')}"
         parser.add_argument(name, type=item.type, default=item.default, help=f"{_LATENTS_HELP[item.name]} (%(default)s)")
+    parser.add_argument("--rank", type=int, default=None, metavar="R", help="of several processes that share the work, from 0; under torchrun its own")
+    parser.add_argument("--world-size", type=int, default=None, metavar="W", help="how many processes share the work")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
@@ -82,22 +86,59 @@ def build_latents(options) -> None:
     from megatron_music.data.latents_options import LatentsOptions
 
     wanted = LatentsOptions(**{item.name: getattr(options, item.name) for item in fields(LatentsOptions)})
-    say = (lambda line: None) if options.json else (lambda line: print(line, flush=True))
+    rank, world_size, launched = _share(options)
+    silent = options.json or (launched and rank)  # under torchrun one process speaks
+    was_there = Path(options.output).exists()
+    say = (lambda line: None) if silent else (lambda line: print(line, flush=True))
+    progress = (lambda items, total: items) if launched and rank else progress_over("sound")
     try:
-        report = build_latents(options.audio_dir, options.output, wanted, progress_over("shard"), say)
+        report = build_latents(
+            options.audio_dir, options.output, wanted, progress, say, rank=rank, world_size=world_size, device=_device()
+        )
     except KeyboardInterrupt:
         sentence = f"stopped; what is finished is kept in {options.output}.building, and the same command goes on"
         raise KeyboardInterrupt(sentence) from None
+    if report is None:
+        say(f"rank {rank} of {world_size} has encoded its shards; the rank that finishes last writes {options.output}")
+        return
+    if launched and rank and was_there:
+        return
+    unread = report.get("captions_of_unknown_words", {"count": 0})
+    if unread["count"]:
+        _say(
+            f"{unread['count']:,} of {report['captions']:,} captions hold no word that the text encoder knows, such as "
+            f"{unread['first'][:60]!r}; a model learns nothing from them"
+        )
     if options.json:
         print(json.dumps(report, indent=1))
         return
     samples = ", ".join(f"{count:,} {split}" for split, count in report["samples"].items())
-    print(f"samples   {samples}, of {report['seconds_a_sample']:.3f} s, with {report['captions']:,} captions")
     reasons = ", ".join(f"{count:,} {kind}" for kind, count in report["left_out"].items())
-    print(f"sounds    {report['sounds']['listed']:,} listed, {report['sounds']['left_out']:,} left out" + (f" ({reasons})" if reasons else ""))
-    for kind, encoder in report["encoders"].items():
-        print(f"{kind:10}{encoder['name']}")
-    print(f"in        {options.output}")
+    lines = {
+        "samples": f"{samples}, of {report['seconds_a_sample']:.3f} s, with {report['captions']:,} captions",
+        "sounds": f"{report['sounds']['listed']:,} listed, {report['sounds']['left_out']:,} left out" + (f" ({reasons})" if reasons else ""),
+        **{kind: encoder["name"] for kind, encoder in report["encoders"].items()},
+        "in": options.output,
+    }
+    for name, line in lines.items():
+        print(f"{name:13}{line}")
+
+
+def _share(options) -> tuple[int, int, bool]:
+    """This process's rank and how many there are, and whether a launcher says so and not the user."""
+    if (options.rank is None) != (options.world_size is None):
+        raise ValueError("--rank and --world-size go together: which process this is, of how many; give both")
+    if options.rank is not None:
+        return options.rank, options.world_size, False
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), "RANK" in os.environ
+
+
+def _device() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
 def add_generate_audio(parser) -> None:
@@ -154,12 +195,17 @@ def generate_audio(options) -> None:
             negative=options.negative, towards=options.towards, share=options.share if options.towards else 0.0,
             given=_given(options, maker.autoencoder), batch_size=options.batch_size, free_bytes=_free_bytes(),
         )  # fmt: skip
-        _write_sounds(options, sounds, names, maker, speaks=distributed.is_main())
+        _write_sounds(options, sounds, names, maker, prompts, speaks=distributed.is_main())
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise ValueError("memory is out; use a shorter --seconds, a smaller --batch-size or fewer samples at a time") from None
     finally:
         distributed.stop()
 
 
 _LIST = "sounds.jsonl"
+LEAST_CLIPPED = 1e-3  # of a sound's samples: from there on it is said
 
 
 def _prompts(options) -> list[str]:
@@ -197,10 +243,11 @@ def _given(options, autoencoder):
     """The sound to keep something of, as the autoencoder takes it."""
     if not options.source:
         return None
-    from megatron_music.audio.waveform import read_waveform, resampled, with_channels
+    from megatron_music.audio.reading import read_quietly
+    from megatron_music.audio.waveform import resampled, with_channels
     from megatron_music.generation.audio import Given
 
-    found = resampled(with_channels(read_waveform(options.source), autoencoder.channels), autoencoder.sample_rate)
+    found = resampled(with_channels(read_quietly(options.source), autoencoder.channels), autoencoder.sample_rate)
     return Given(found.samples, options.keep, 1.0 if options.variation is None else options.variation)
 
 
@@ -222,14 +269,41 @@ def _free_bytes() -> int:
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
 
 
-def _write_sounds(options, sounds, names: list[str], maker, speaks: bool) -> None:
+def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error) or "array is too big" in str(error)
+
+
+def _say(sentence: str) -> None:
+    print(f"megatron-music: {sentence}", file=sys.stderr, flush=True)
+
+
+def _say_unknown_words(prompts: list[str], maker) -> None:
+    """Name the words of prompts that the model has never seen."""
+    for prompt in dict.fromkeys(prompts):
+        unknown = maker.unknown_words(prompt)
+        if unknown:
+            count = "1 word" if len(unknown) == 1 else f"{len(unknown)} words"
+            _say(f"the model does not know {count} of the prompt {prompt[:60]!r}: {', '.join(unknown[:8])}")
+
+
+def _write_sounds(options, sounds, names: list[str], maker, prompts: list[str], speaks: bool) -> None:
     from megatron_music.audio.waveform import Waveform, write_waveform
     from megatron_music.whole_file import write_whole
 
-    folder, rate, lines = Path(options.output), maker.autoencoder.sample_rate, []
+    folder, rate, lines, loud = Path(options.output), maker.autoencoder.sample_rate, [], 0
+    said = not speaks
     with progress_bar("sound", len(names)) as bar:
         for name, sound in zip(names, sounds, strict=True):
-            facts = sound.facts
+            if not said:  # here, since what is asked wrongly has been refused by now
+                bar.clear()
+                _say_unknown_words([*prompts, *filter(None, (options.negative.strip(), options.towards.strip()))], maker)
+                said = True
+            clipped = int((abs(sound.samples) > 1).sum())
+            facts = sound.facts | {"clipped_samples": clipped}
+            loud += clipped > LEAST_CLIPPED * sound.samples.size
             if options.rank:
                 heard = maker.music_encoder.embed_audio([Waveform(sound.samples, rate)])[0]
                 facts = facts | {"similarity": round(float(heard @ maker.music_encoder.embed_text([sound.prompt])[0]), 4)}
@@ -246,4 +320,10 @@ def _write_sounds(options, sounds, names: list[str], maker, speaks: bool) -> Non
         for line in lines:
             print(f"{line['similarity']:7.3f}  {line['file']}  {line['prompt']}")
     write_whole(folder / _LIST, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    if loud:
+        most = max(line["clipped_samples"] for line in lines)
+        _say(
+            f"{loud} of {len(names)} sounds are too loud and were clipped, one in {most:,} samples; lower --guidance-scale, or see "
+            f"clipped_samples in {folder / _LIST}"
+        )
     print(f"{len(names)} sounds in {folder}")

@@ -27,6 +27,7 @@ FEWEST_HERTZ = 30.0
 CONFIG, WEIGHTS = "spectral.json", "spectral.safetensors"
 _WIDTH = CHANNELS * BANDS * FOLD
 _FITTED_FRAMES = 40_000
+_SPECTRA_AT_ONCE = 6  # complex ones, while phases are found
 
 
 class SpectralAutoencoder(torch.nn.Module):
@@ -71,6 +72,10 @@ class SpectralAutoencoder(torch.nn.Module):
         """The same sound: spectra of minutes are small, and phases want to be found together."""
         return self.decode(latents_BCT)
 
+    def decoding_bytes(self, frames: int, chunk: int) -> int:
+        """About the most memory that ``decode_in_chunks`` takes for a sample of so many latent frames."""
+        return frames * FOLD * CHANNELS * (WINDOW // 2 + 1) * 8 * _SPECTRA_AT_ONCE
+
     def _sound_of(self, latents_CT: Tensor) -> Tensor:
         length = latents_CT.size(1)
         loudness_TD = latents_CT.T @ self.decode_CD + self.mean_D
@@ -91,7 +96,7 @@ class SpectralAutoencoder(torch.nn.Module):
         """Write the folder, the configuration last."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / WEIGHTS, save({name: value.contiguous() for name, value in self.state_dict().items()}))
+        write_whole(folder / WEIGHTS, save({name: value.cpu().contiguous() for name, value in self.state_dict().items()}))
         write_whole(folder / CONFIG, (json.dumps({"format": 1, "latent_channels": self.latent_channels}) + "\n").encode())
 
 
