@@ -91,7 +91,7 @@ def _has_whole_bars(part: music21.stream.Part) -> bool:
     for number, measure in enumerate(measures):
         length, bar = float(measure.duration.quarterLength), float(measure.barDuration.quarterLength)
         is_upbeat, is_last = number == 0 and length < bar, number == len(measures) - 1
-        if half + length > bar or (half and half + length < bar and not is_last):
+        if (half + length > bar and not is_last) or (half and half + length < bar and not is_last):
             return False
         half = 0.0 if is_upbeat or half + length == bar else half + length
     return True
