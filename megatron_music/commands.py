@@ -35,7 +35,7 @@ def tokenize(options) -> None:
     from megatron_music.tokens.mmmtrack import encode_piece
 
     encoding = encoding_of(options)
-    score = read_midi(options.file)
+    score = read_midi(options.file, voices=encoding.voices, pedal=encoding.pedal)
     if encoding.bars or encoding.writes_meters:
         found = encode_score(score, encoding)
         if found.left_out:
@@ -44,7 +44,7 @@ def tokenize(options) -> None:
             print(vocabulary.to_text(document[:-1]))
         return
     unknown = [tuple(map(int, meter.split("/"))) for meter in encoding.unknown_meters]
-    if [stretch.length_steps for stretch in sections(score, unknown=unknown)] != [score.length_steps]:
+    if [stretch.length_steps for stretch in sections(score, ((4, 4),), unknown, encoding.steps_per_quarter)] != [score.length_steps]:
         print(f"megatron-music: {options.file} is not all in 4/4; its bars are written as if it were", file=sys.stderr)
     quantized = quantize(score, encoding.steps_per_quarter, velocity=encoding.velocity, tempo=encoding.tempo)
     print(vocabulary.to_text(encode_piece(quantized, encoding)))
@@ -55,7 +55,7 @@ def detokenize(options) -> None:
 
     from megatron_music.music.midi import write_midi
     from megatron_music.tokens import vocabulary
-    from megatron_music.tokens.mmmtrack import decode_piece
+    from megatron_music.tokens.mmmtrack import check_grid, decode_piece
     from megatron_music.tokens.wording import read_wording
 
     if options.file == "-":
@@ -82,6 +82,9 @@ def detokenize(options) -> None:
     number = options.piece or 1
     if not 1 <= number <= len(pieces):
         raise ValueError(f"--piece {number} is not in 1..{len(pieces)}")
+    doubt = check_grid(pieces[number - 1], steps_per_quarter)
+    if doubt:
+        print(f"megatron-music: {doubt}", file=sys.stderr)
     write_midi(decode_piece(pieces[number - 1], steps_per_quarter), options.output)
 
 

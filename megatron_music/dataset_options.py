@@ -40,6 +40,10 @@ def add_encoding_options(parser, bars: int) -> None:
     add("--unknown-meters", default="", metavar="M,M", help="read these as not declared, such as 1/4 (POP909)")
     add("--velocity", action="store_true", help="a VELOCITY before each note")
     add("--tempo", action="store_true", help="TEMPO at the start and where it changes")
+    add("--voices", default="auto", choices=("auto", "names", "off"),
+        help="tracks as SOPRANO .. BASS: named so or four unnamed lines of a choir, piano or organ (auto), or only named")  # fmt: skip
+    add("--pedal", default="auto", choices=("auto", "extend", "ignore"),
+        help="notes as long as the sustain pedal holds them: on keyboards (auto), on every instrument, or never")  # fmt: skip
 
 
 def add_build_options(parser: argparse.ArgumentParser) -> None:
@@ -93,6 +97,8 @@ def encoding_of(options: argparse.Namespace, **more):
         _listed(options.unknown_meters),
         options.velocity,
         options.tempo,
+        voices=options.voices,
+        pedal=options.pedal,
         **more,
     )
 

@@ -90,7 +90,7 @@ def test_tempo_and_meter_survive(tmp_path):
     (midi_bytes(b"\x00\xff\x58\x04\x00\x02\x18\x08", NOTE), "the meter 0/4"),
     (midi_bytes(b"\x00\xff\x58\x04\x04\xff\x18\x08", NOTE), "the meter 4/0"),
     (midi_bytes(), "has no notes"),
-    (midi_bytes(b"\xff\xff\xff\x7f\x90\x3c\x50", b"\x60\x80\x3c\x00"), "more than 10,000"),
+    (midi_bytes(b"\xff\xff\xff\x7f\x90\x3c\x50", b"\x60\x80\x3c\x00"), "in which no note begins: a damaged time"),
     (midi_bytes(NOTE)[:30], "is damaged|has no notes"),
 ])  # fmt: skip
 def test_what_is_no_music_is_refused_with_a_reason(tmp_path, content, sentence):

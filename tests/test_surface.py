@@ -5,7 +5,8 @@ import argparse
 from megatron_music.cli import _parser
 from megatron_music.recipes import recipe_names
 
-ENCODING = ["--bars", "--hop", "--bar-line", "--steps-per-quarter", "--meters", "--unknown-meters", "--velocity", "--tempo"]
+ENCODING = ["--bars", "--hop", "--bar-line", "--steps-per-quarter", "--meters", "--unknown-meters", "--velocity", "--tempo",
+            "--voices", "--pedal"]
 BUILD = [
     "sources", "-o/--output", *ENCODING, "--density", "--bar-density", "--infill", "--labels", "--bpe",
     "--copies", "--transpose", "--permute-tracks",

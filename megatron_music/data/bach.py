@@ -23,7 +23,8 @@ def write_chorales(folder: str | os.PathLike, workers: int | None = None) -> Ite
     """Write every four-voice chorale to ``folder`` as ``<name>.mid``; files already there are kept.
 
     Yields:
-        How many scores are done, and how many there are. Several scores have other voices and give no file.
+        How many scores are done, and how many there are. Several scores have other voices, or bars that are not whole (see
+        ``chorale_score``), and give no file.
 
     Raises:
         ValueError: the folder holds other MIDI files.
@@ -53,7 +54,10 @@ def _write_chorale(path: Path, target: Path) -> bool:
 
 
 def chorale_score(stream: music21.stream.Score) -> Score | None:
-    """The four voices of a music21 score on 480 ticks a quarter; None where it has not exactly these four.
+    """The four voices of a music21 score on 480 ticks a quarter.
+
+    None where it has not exactly these four, or where bar lines could not fall where the edition has them: a measure is longer
+    or shorter than its meter, and is neither the upbeat, nor the last, nor one half of a bar with the measure after it.
 
     An opening upbeat is moved to the end of a first full bar, so that bar lines fall where the edition has them.
     """
@@ -61,7 +65,7 @@ def chorale_score(stream: music21.stream.Score) -> Score | None:
     if not all(voice in parts for voice in VOICE_NAMES):
         return None
     first_measure = parts["SOPRANO"].getElementsByClass(music21.stream.Measure).first()
-    if first_measure is None:
+    if first_measure is None or not _has_whole_bars(parts["SOPRANO"]):
         return None
     upbeat = first_measure.barDuration.quarterLength - first_measure.duration.quarterLength
     offset = max(float(upbeat), 0.0)
@@ -78,6 +82,19 @@ def chorale_score(stream: music21.stream.Score) -> Score | None:
         ),
         tempos=(Tempo(0, QUARTERS_PER_MINUTE),),
     )
+
+
+def _has_whole_bars(part: music21.stream.Part) -> bool:
+    """Whether measures, laid end to end after a first bar that the upbeat ends, are whole bars."""
+    measures = list(part.getElementsByClass(music21.stream.Measure))
+    half = 0.0  # of a bar that the measure before has begun
+    for number, measure in enumerate(measures):
+        length, bar = float(measure.duration.quarterLength), float(measure.barDuration.quarterLength)
+        is_upbeat, is_last = number == 0 and length < bar, number == len(measures) - 1
+        if (half + length > bar and not is_last) or (half and half + length < bar and not is_last):
+            return False
+        half = 0.0 if is_upbeat or half + length == bar else half + length
+    return True
 
 
 def _signatures(part: music21.stream.Part) -> list[tuple[float, music21.meter.TimeSignature]]:

@@ -15,7 +15,7 @@ MAX_ROLL_BARS = 16
 
 def text(value: object) -> str:
     """A value for HTML. Names are strangers' words: markup is escaped, and what cannot be printed is replaced."""
-    return escape("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(value)))
+    return escape(printable(str(value)))
 
 
 def draw_chart(chart: Chart) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from megatron_music.music import likeness
 from megatron_music.data.id_counts import count_ids
 from megatron_music.data.options import BuildOptions, Filters
+from megatron_music.data.unheld import count_unheld
 from megatron_music.music.grid import sections
 from megatron_music.music.midi import read_midi
 from megatron_music.music.score import QuantizationReport, Score
@@ -47,6 +48,7 @@ class EncodedFile:
         windows_left_out: windows that a filter dropped, by reason.
         notes: what quantising changed, summed over the stretches that gave documents.
         density: int64 [128], tracks of documents (of copy 0) by their number of notes; the last bin is 127 and more.
+        unheld: what the file holds and its documents do not, counted by kind: see ``data.unheld``.
         onset_error: int64 [10], onsets by how far they moved, in twentieths of a step.
     """
 
@@ -62,6 +64,7 @@ class EncodedFile:
     notes: dict[str, float] = field(default_factory=dict)
     density: np.ndarray = field(default_factory=lambda: np.zeros(_MAX_DENSITY + 1, np.int64))
     onset_error: np.ndarray = field(default_factory=lambda: np.zeros(10, np.int64))
+    unheld: dict[str, int] = field(default_factory=dict)
 
 
 class Engine(NamedTuple):
@@ -99,7 +102,7 @@ def encode_content(content: bytes, options: BuildOptions, label_ids: tuple[int, 
     """
     digest = hashlib.sha256(content).hexdigest()
     try:
-        score, rescued = _read(content, options.sanitize)
+        score, rescued = _read(content, options.sanitize, options.encoding)
         return _encode(digest, score, rescued, options, label_ids)
     except MemoryError:
         damage = "needs more memory than a worker may use"
@@ -110,17 +113,15 @@ def encode_content(content: bytes, options: BuildOptions, label_ids: tuple[int, 
     return EncodedFile(digest, damage=damage)
 
 
-def _read(content: bytes, sanitize: bool) -> tuple[Score, bool]:
-    """The score, and whether its bytes had to be clamped for it."""
+def _read(content: bytes, sanitize: bool, encoding: Encoding) -> tuple[Score, bool]:
+    """The score, and whether its bytes had to be clamped for it. What stopped the second try is the reason, not the first."""
+    read = fastest_engine().read_midi
     try:
-        return fastest_engine().read_midi(content), False
-    except ValueError as damage:
+        return read(content, False, encoding.voices, encoding.pedal), False
+    except ValueError:
         if not sanitize:
             raise
-        try:
-            return read_midi(content, sanitize=True), True
-        except ValueError:
-            raise damage from None
+    return read(content, True, encoding.voices, encoding.pedal), True
 
 
 def _encode(digest: str, score: Score, rescued: bool, options: BuildOptions, label_ids: tuple[int, ...]) -> EncodedFile:
@@ -143,6 +144,7 @@ def _encode(digest: str, score: Score, rescued: bool, options: BuildOptions, lab
         windows_left_out=dict(found.windows_left_out),
         notes=_summed(found.reports),
         density=np.bincount(np.minimum(found.track_notes, _MAX_DENSITY), minlength=_MAX_DENSITY + 1),
+        unheld={} if found.left_out else count_unheld(score, options.encoding),
         onset_error=np.array(errors[0] if len(errors) == 1 else [*map(sum, zip(*errors, strict=True))] or [0] * 10),
     )
 
@@ -182,7 +184,8 @@ def encode_score(
     engine: Engine = ARRAYS,
 ) -> EncodedScore:
     """Every window of every stretch in the encoding's meters; whole stretches where the encoding has no windows."""
-    stretches = [stretch for stretch in sections(score, *_meters_on_grid(encoding)) if stretch.num_notes]
+    meters, unknown = _meters_on_grid(encoding)
+    stretches = [stretch for stretch in sections(score, meters, unknown, encoding.steps_per_quarter) if stretch.num_notes]
     dropped: Counter = Counter()
     made, numbers, reports = [], [], []
     for place, stretch in enumerate(stretches):

@@ -15,6 +15,7 @@ import numpy as np
 from megatron_music.data.charts import Chart, charts
 from megatron_music.data.drawings import draw_chart, draw_roll, text
 from megatron_music.data.index_file import HEADER, HEADER_BYTES
+from megatron_music.data.unheld import unheld_in_words
 from megatron_music.data.report import (
     OLDER,
     QUARANTINE_FILE,
@@ -115,6 +116,7 @@ def page(folder: str | os.PathLike, documents: int = 4) -> str:
         _pair(_chart(drawn, "document_tokens"), _chart(drawn, "density")),
         _pair(_chart(drawn, "instruments"), _chart(drawn, "onset_error") + _notes(report)),
         _pair(_chart(drawn, "exclusions"), _files(report)),
+        _unheld(report),
         _quarantine(folder),
         _section("Encoding", _table(["what", "how"], encoding_in_words(report["encoding"])), _training_words(report)),
         f'</main><footer><p>Fingerprint of files and options: <code>{text(report["fingerprint"])}</code></p></footer>',
@@ -210,6 +212,11 @@ def _files(report: dict) -> str:
 
 def _notes(report: dict) -> str:
     return _section("Notes", _table(["notes", "count"], notes_in_words(report["quantization"])))
+
+
+def _unheld(report: dict) -> str:
+    rows = unheld_in_words(report)
+    return _section("What these files hold that the tokens do not", _table(["what", "how many", "in files"], rows)) if rows else ""
 
 
 def _quarantine(folder: Path) -> str:

@@ -8,7 +8,9 @@ import os
 from pathlib import Path
 
 from megatron_music.data.charts import charts, excluded_files, megabytes
+from megatron_music.data.unheld import PEDAL_NOTES, unheld_in_words
 from megatron_music.music.instruments import instrument_name
+from megatron_music.music.names import printable
 from megatron_music.whole_file import write_whole
 
 SPLITS = ("train", "valid", "test")
@@ -54,6 +56,7 @@ def describe(report: dict, out: str | os.PathLike) -> str:
         f"notes    {notes.get('notes_in', 0):,} read, {notes.get('notes_lost', 0):,} lost, "
         f"onsets moved {notes['mean_onset_error_steps']:.3f} steps on average",
     ]
+    lines += pedal_in_words(report)
     if report.get("bpe"):
         lines.append(f"bpe      {bpe_in_words(report['bpe'])}")
     if "labelled" in files:
@@ -132,6 +135,9 @@ def markdown(report: dict) -> str:
                   "anything of their order has a lower loss.", ""]  # fmt: skip
     section("Notes", "onset_error")
     lines += _table(["notes", "count"], notes_in_words(notes))
+    if report.get("unheld"):
+        section("What these files hold that the tokens do not")
+        lines += _table(["what", "how many", "in files"], unheld_in_words(report))
     if {"document_tokens", "instruments", "density"} & pictures.keys():
         section("Histograms", "document_tokens", "density", "instruments")
     if "instruments" in pictures:
@@ -177,6 +183,9 @@ def encoding_in_words(encoding: dict) -> list[tuple[str, str]]:
         rows.append(("meters", ", ".join(encoding["meters"])))
     if encoding.get("unknown_meters"):
         rows.append(("meters read as if not declared", ", ".join(encoding["unknown_meters"])))
+    if encoding.get("voices", "auto") != "auto":
+        rows.append(("voices", encoding["voices"]))
+    rows.append(("sustain pedal", encoding.get("pedal", "ignore")))
     for name in ("velocity", "tempo", "infill"):
         if encoding.get(name):
             rows.append((name, "written"))
@@ -220,6 +229,17 @@ def notes_in_words(notes: dict) -> list[tuple[str, int | float]]:
     return [*counts, *((text, float(notes[f"{name}_onset_error_steps"])) for text, name in moved)]
 
 
+def pedal_in_words(report: dict) -> list[str]:
+    """A line on the notes that the sustain pedal holds, if it does."""
+    notes, unheld = report["quantization"].get("notes_in", 0), report.get("unheld", {})
+    lines = []
+    for is_applied, does in ((True, "makes"), (False, "would make")):
+        count = unheld.get(PEDAL_NOTES[is_applied], {}).get("events", 0)
+        if count:
+            lines.append(f"pedal    {does} {min(count / max(notes, 1), 1):.1%} of the notes longer by a step or more")
+    return lines
+
+
 def number_in_words(value: object) -> str:
     """A value of a table: whole numbers with commas, others with three places, words as they are, nothing for None."""
     if isinstance(value, int | float):
@@ -248,8 +268,8 @@ def _shortened(text: str, width: int) -> str:
 
 
 def _visible(text: object) -> str:
-    """A name on one line: what cannot be printed, which strangers' file names may hold, is replaced."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(text))
+    """A name on one line, which strangers' files may fill with control characters."""
+    return printable(str(text))
 
 
 def _cell(value: object) -> str:

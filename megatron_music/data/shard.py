@@ -171,6 +171,7 @@ def _file_record(file: EncodedFile) -> dict:
         "left_out": file.left_out,
         "rescued": file.rescued,
         "windows_left_out": file.windows_left_out,
+        "unheld": file.unheld,
     }
     return {name: value for name, value in record.items() if value}
 

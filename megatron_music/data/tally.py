@@ -43,6 +43,8 @@ class Tally:
     kept_tokens: np.ndarray
     left_out: Counter = field(default_factory=Counter)
     windows_left_out: Counter = field(default_factory=Counter)
+    unheld: Counter = field(default_factory=Counter)  # events that files hold and documents do not, by kind
+    unheld_files: Counter = field(default_factory=Counter)  # and in how many files they are
     notes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(NOTE_COUNTS, 0))
     onset_error_sum: float = 0.0
     max_onset_error: float = 0.0
@@ -83,6 +85,9 @@ class Tally:
                 rows.append(file)
             if "rescued" in file:
                 self.rescued += 1
+            if "unheld" in file:
+                self.unheld.update(file["unheld"])
+                self.unheld_files.update(file["unheld"].keys())
             if "windows_left_out" in file:
                 self.windows_left_out.update(file["windows_left_out"])
         if rows:

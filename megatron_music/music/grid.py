@@ -142,7 +142,8 @@ def on_grid(
     return quantized
 
 
-def _round_half_up(ticks: np.ndarray, new: int, old: int) -> np.ndarray:
+def _round_half_up(ticks, new: int, old: int):
+    """Times (integers or an array of them) on another grid: the nearest step, halves up."""
     return (2 * new * ticks + old) // (2 * old)
 
 
@@ -150,7 +151,7 @@ def _meters_on_grid(score: Score, steps_per_quarter: int, last_step: int) -> tup
     """The changes of meter while notes sound, on the new grid; each must fall on a bar line."""
     kept = [] if score.time_signatures[0].start_step == 0 else list(FOUR_FOUR)
     for start, numerator, denominator in score.time_signatures:
-        step = start * steps_per_quarter // score.steps_per_quarter
+        step = int(_round_half_up(start, steps_per_quarter, score.steps_per_quarter))
         if kept and step >= last_step:
             break
         bar = 4 * steps_per_quarter * numerator
@@ -168,25 +169,49 @@ def _meters_on_grid(score: Score, steps_per_quarter: int, last_step: int) -> tup
 
 def _tempos_of_bars(bars: np.ndarray, steps_per_quarter: int, score: Score) -> tuple[Tempo, ...]:
     """The tempo at the start of each bar, in bins, where it changes."""
-    events = [(-(-t.start_step * steps_per_quarter // score.steps_per_quarter), t[1]) for t in sorted(score.tempos)]
-    places = np.searchsorted([step for step, _ in events], bars, side="right") - 1
+    places = tempo_places(score, bars, steps_per_quarter)
+    speeds = [tempo.quarters_per_minute for tempo in _by_time(score.tempos)]
     tempos: list[Tempo] = []
     for step, place in zip(bars.tolist(), places.tolist(), strict=True):
-        bin_ = tempo_bin(events[place][1] if place >= 0 else DEFAULT_TEMPO[0].quarters_per_minute)
+        bin_ = tempo_bin(speeds[place] if place >= 0 else DEFAULT_TEMPO[0].quarters_per_minute)
         if not tempos or tempo_bin(tempos[-1].quarters_per_minute) != bin_:
             tempos.append(Tempo(step, tempo_of_bin(bin_)))
     return tuple(tempos)
 
 
+def tempo_places(score: Score, steps: np.ndarray, steps_per_quarter: int) -> np.ndarray:
+    """Which of the score's tempos, by time, holds at each step of another grid; -1 before the first (int64, [steps]).
+
+    Tempos go to the nearest step, as notes do; of several at one step the last in the file holds.
+    """
+    starts = np.array([tempo.start_step for tempo in _by_time(score.tempos)], np.int64)
+    return np.searchsorted(_round_half_up(starts, steps_per_quarter, score.steps_per_quarter), steps, side="right") - 1
+
+
+def _by_time(events):
+    """The events by time; those of one time stay in their order, so that the last one holds."""
+    return sorted(events, key=lambda event: event.start_step)
+
+
 def tempo_bin(quarters_per_minute: float) -> int:
-    """One of 32 bins, geometric from 30 to 240 quarters a minute; the nearest."""
+    """One of 32 bins, geometric from 30 to 240 quarters per minute; the nearest."""
     place = np.log(max(quarters_per_minute, 1e-9) / SLOWEST) / np.log(FASTEST / SLOWEST) * (TEMPO_BINS - 1)
     return int(min(max(round(place), 0), TEMPO_BINS - 1))
 
 
 def tempo_of_bin(bin_: int) -> float:
-    """Quarters a minute, to a tenth: what a file can say."""
-    return round(SLOWEST * (FASTEST / SLOWEST) ** (bin_ / (TEMPO_BINS - 1)), 1)
+    """Quarters per minute: the roundest number in the bin, so that 60, 90, 100, 120 or 140 come back as they were."""
+    return _BIN_TEMPOS[bin_]
+
+
+def _roundest(bin_: int) -> float:
+    """The number of a bin divisible by the most of 20, 10, 5 and 2; of equals the nearest to its middle."""
+    middle = SLOWEST * (FASTEST / SLOWEST) ** (bin_ / (TEMPO_BINS - 1))
+    inside = [speed for speed in range(int(SLOWEST), int(FASTEST) + 1) if tempo_bin(speed) == bin_]
+    return float(min(inside, key=lambda speed: (-sum(speed % by == 0 for by in (20, 10, 5, 2)), abs(np.log(speed / middle)))))
+
+
+_BIN_TEMPOS = tuple(map(_roundest, range(TEMPO_BINS)))
 
 
 def cut_at_bar_lines(
@@ -249,8 +274,8 @@ def slice_steps(score: Score, start_step: int, end_step: int) -> Score:
     return replace(
         score,
         tracks=tuple(tracks),
-        time_signatures=_events_in(score.time_signatures, start_step, end_step, FOUR_FOUR[0]),
-        tempos=_events_in(score.tempos, start_step, end_step, DEFAULT_TEMPO[0]),
+        time_signatures=_events_in(_by_time(score.time_signatures), start_step, end_step, FOUR_FOUR[0]),
+        tempos=_events_in(_by_time(score.tempos), start_step, end_step, DEFAULT_TEMPO[0]),
         length_steps=end_step - start_step,
     )
 
@@ -270,7 +295,10 @@ def slice_bars(score: Score, first_bar: int, bars: int) -> Score:
 
 
 def sections(
-    score: Score, meters: Sequence[tuple[int, int]] = ((4, 4),), unknown: Sequence[tuple[int, int]] = ()
+    score: Score,
+    meters: Sequence[tuple[int, int]] = ((4, 4),),
+    unknown: Sequence[tuple[int, int]] = (),
+    steps_per_quarter: int = 12,
 ) -> list[Score]:
     """The stretches of the piece whose meters are all among ``meters``, each from step 0 on.
 
@@ -278,35 +306,26 @@ def sections(
     meter within a stretch, one inside a bar begins a new stretch. Before the first event the meter is 4/4, as MIDI
     has it. An event that repeats the meter on a bar line changes nothing.
 
+    A note belongs to the stretch in which its onset lies on the new grid; of one that sounds on into another stretch, what
+    rounds to no step is dropped there.
+
     Args:
         meters: (numerator, denominator) of those that are wanted.
         unknown: those that are read as if they were not declared.
+        steps_per_quarter: of the grid that the stretches are for: an event nearer to a bar line than half a step is on it.
     """
     if (4, 4) in meters and score.length_steps:
         declared = [signature for signature in score.time_signatures if signature[1:] not in unknown]
         if not declared or declared == [FOUR_FOUR[0]]:  # as most pieces are
-            return [_stretch(score, 0, score.length_steps, list(FOUR_FOUR))]
-    changes = list(FOUR_FOUR)
-    breaks = [True]  # whether a stretch begins at this change
-    for signature in sorted(score.time_signatures, key=lambda signature: signature.start_step):
-        if signature[1:] in unknown:
-            continue
-        last = changes[-1]
-        if signature.start_step <= last.start_step:
-            changes[-1] = signature
-            continue
-        beats = (signature.start_step - last.start_step) * last.denominator  # 0 modulo a bar on a bar line
-        on_bar_line = beats % (4 * score.steps_per_quarter * last.numerator) == 0
-        if signature[1:] != last[1:] or not on_bar_line:
-            changes.append(signature)
-            breaks.append(not on_bar_line)
+            return [_stretch(score, 0, score.length_steps, list(FOUR_FOUR), steps_per_quarter)]
+    changes, breaks = meter_changes(score, unknown, steps_per_quarter)
     found, start, inside = [], None, []
     for change, is_break in zip((*changes, None), (*breaks, True), strict=True):
         wanted = change is not None and change[1:] in meters
         if start is not None and (is_break or not wanted):
             end = score.length_steps if change is None else change.start_step
             if end > start:
-                found.append(_stretch(score, start, end, inside))
+                found.append(_stretch(score, start, end, inside, steps_per_quarter))
             start = None
         if wanted:
             inside = [change] if start is None else [*inside, change]
@@ -314,11 +333,37 @@ def sections(
     return found
 
 
-def _stretch(score: Score, start: int, end: int, signatures: list[TimeSignature]) -> Score:
+def meter_changes(
+    score: Score, unknown: Sequence[tuple[int, int]], steps_per_quarter: int
+) -> tuple[list[TimeSignature], list[bool]]:
+    """The meters of a piece from its beginning on, each once, and whether it begins inside a bar of the one before.
+
+    Arguments as of ``sections``. An event nearer to a bar line than half a step is put on it.
+    """
+    changes, breaks = list(FOUR_FOUR), [True]  # a stretch begins at the first
+    for signature in _by_time(score.time_signatures):
+        if signature[1:] in unknown:
+            continue
+        last = changes[-1]
+        ticks, unit = 4 * score.steps_per_quarter * last.numerator, last.denominator  # ticks in so many bars
+        bars = (2 * (signature.start_step - last.start_step) * unit + ticks) // (2 * ticks)
+        line = last.start_step + bars * ticks // unit
+        distance = abs((signature.start_step - last.start_step) * unit - bars * ticks)
+        on_bar_line = 2 * distance * steps_per_quarter < score.steps_per_quarter * unit
+        signature = signature._replace(start_step=line) if on_bar_line else signature
+        if signature.start_step <= last.start_step:
+            changes[-1] = signature
+        elif signature[1:] != last[1:] or not on_bar_line:
+            changes.append(signature)
+            breaks.append(not on_bar_line)
+    return changes, breaks
+
+
+def _stretch(score: Score, start: int, end: int, signatures: list[TimeSignature], steps_per_quarter: int) -> Score:
     whole = start == 0 and end == score.length_steps
     if whole and tuple(signatures) == score.time_signatures:
         return score
-    stretch = score if whole else slice_steps(score, start, end)
+    stretch = score if whole else _cut_out(score, start, end, steps_per_quarter)
     return Score.from_columns(
         stretch.columns,
         stretch.tracks,
@@ -327,4 +372,31 @@ def _stretch(score: Score, start: int, end: int, signatures: list[TimeSignature]
         tempos=stretch.tempos,
         length_steps=stretch.length_steps,
         quantization=stretch.quantization,
+        content=stretch.content,
+    )
+
+
+def _cut_out(score: Score, start: int, end: int, steps_per_quarter: int) -> Score:
+    """As ``slice_steps``; but notes go where their onset lies on the new grid, and what rounds to no step is dropped."""
+    old = score.steps_per_quarter
+    track, first, last, pitch, velocity = score.columns
+    onset = _round_half_up(first - start, steps_per_quarter, old)
+    length = _round_half_up(end - start, steps_per_quarter, old)
+    is_inside = (onset >= 0) & ((onset < length) | (end == score.length_steps))
+    sounds_on = (onset < 0) & (_round_half_up(last - start, steps_per_quarter, old) > 0)
+    kept = is_inside | sounds_on
+    columns = np.stack([
+        track, np.clip(first - start, 0, end - start), np.clip(last - start, 0, end - start), pitch, velocity
+    ])[:, kept]  # fmt: skip
+    return Score.from_columns(
+        columns,
+        [
+            Track(rows, t.program, t.is_drum, t.voice, t.name)
+            for t, rows in zip(score.tracks, rows_of_tracks(columns, len(score.tracks)), strict=True)
+        ],
+        steps_per_quarter=old,
+        time_signatures=FOUR_FOUR,
+        tempos=_events_in(_by_time(score.tempos), start, end, DEFAULT_TEMPO[0]),
+        length_steps=end - start,
+        content=score.content,
     )

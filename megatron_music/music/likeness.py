@@ -13,7 +13,7 @@ def content_hash(score: Score, sums=None) -> str:
 
     Onsets count in 16ths from the first one, pitches in semitones from the lowest, drums for themselves. Nothing else
     matters: neither the order of tracks, nor instruments, tempo, note lengths, velocities, ticks a quarter, leading
-    silence, or the key it stands in. Made to find copies, not to withstand somebody who forges them.
+    silence of whole 16ths, or the key it stands in. Made to find copies, not to withstand somebody who forges them.
 
     Args:
         sums: ``note_sums``, or a faster function that gives the same.

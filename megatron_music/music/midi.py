@@ -1,21 +1,57 @@
-"""MIDI files in and out. The one owner of symusic and miditoolkit.
+"""MIDI files in and out. The one owner of symusic, which writes, and of miditoolkit.
 
-symusic reads; it accepts files that are no music (no ticks in a quarter, a meter of 0/4), so the guards here
-refuse them. Knows nothing about tokens.
+Reading is the loop of ``music.midi_bytes``, and what is made of its tables here. Knows nothing about tokens.
 """
 
 import os
-from collections.abc import Sequence
+import struct
+from array import array
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import miditoolkit
 import numpy as np
 import symusic
 
+from megatron_music.music.midi_bytes import (
+    CHUNK,
+    CONTROL_FIELDS,
+    CONTROLS,
+    CUT,
+    DATA,
+    DRUM_CHANNEL,
+    FULL,
+    HANGING,
+    HEAD_FIELDS,
+    LATE,
+    LONG,
+    MARK_FIELDS,
+    MARKS,
+    METER,
+    NO_CHUNK,
+    NOTE_FIELDS,
+    NOTES,
+    NUM_NUMBERS,
+    NUM_STATE,
+    PLACE,
+    SET_PEDAL,
+    SHORT,
+    STATUS,
+    TABLE_LENGTHS,
+    TEMPO,
+    TRACKS,
+    UNKNOWN,
+    order_tracks,
+    read_file,
+)
+from megatron_music.music.midi_text import decode_text
+from megatron_music.music.pedal import NUM_KEYBOARD_PROGRAMS, lengthening
 from megatron_music.music.score import (
     DEFAULT_TEMPO,
     FOUR_FOUR,
+    FileContent,
     Score,
     Tempo,
     TimeSignature,
@@ -24,40 +60,52 @@ from megatron_music.music.score import (
     voices_of,
 )
 
-MAX_QUARTERS = 40_000  # 10,000 bars of 4/4: five and a half hours at 120 quarters a minute
+MAX_QUARTERS = 40_000  # 10,000 bars of 4/4, five and a half hours at 120 quarters per minute: longer pieces are looked at twice
+MAX_SILENT_QUARTERS = 4_000
 TICKS_PER_QUARTER = 480
+FIRST_ROOM = 1 << 18  # rows of each table, before more are asked for
+MAX_TRACKS = 1 << 14
+_NONE_LONGER = np.empty(0, np.int64)
+
+# Names of what ``midi_bytes`` counts, in its order.
+CONTENT_COUNTS = (
+    "pitch bends", "pedal", "other controllers", "aftertouch", "key signatures", "lyrics", "texts and markers", "track names",
+    "system exclusive", "silent tracks", "notes never switched off",
+)  # fmt: skip
 
 
 class MidiError(ValueError):
     """A file is no MIDI, is damaged, or holds what music cannot."""
 
 
-def read_midi(source: str | os.PathLike | bytes | miditoolkit.MidiFile, sanitize: bool = False) -> Score:
+def read_midi(
+    source: str | os.PathLike | bytes | miditoolkit.MidiFile, sanitize: bool = False, voices: str = "auto", pedal: str = "ignore"
+) -> Score:
     """A score on the file's own ticks, with the four voices named where it is four-voice music.
 
+    Events of one kind at one time stay in the file's order, so that the last one holds.
+
     Args:
-        source: a path, the file's bytes, or a loaded ``miditoolkit.MidiFile`` (left as it is).
-        sanitize: instead of refusing a damaged file, clamp its data bytes above 127 and leave out meters that cannot be.
+        source: a path, the file's bytes, or a loaded ``miditoolkit.MidiFile`` (left as it is, its pedals ignored).
+        sanitize: instead of refusing a damaged file, clamp its data bytes above 127, leave out meters that cannot be, and do
+            without the last few bytes of its last track.
+        voices: which tracks become SOPRANO .. BASS: see ``score.voices_of``.
+        pedal: ``extend`` has notes end as the sustain pedal lets them, ``auto`` those of keyboards (programs 0-7), ``ignore``
+            none.
 
     Raises:
         MidiError: the file is missing, damaged or not music; the sentence names it.
     """
     if isinstance(source, miditoolkit.MidiFile):
-        return name_voices(checked(_from_miditoolkit(source), "the MidiFile"))
+        return name_voices(checked(_from_miditoolkit(source), "the MidiFile"), voices)
     if isinstance(source, bytes):
-        content, where = source, "the file"
-    else:
-        where = os.fspath(source)
-        try:
-            content = Path(source).read_bytes()
-        except OSError as error:
-            raise MidiError(f"{where} cannot be read ({error.strerror}); check the path") from None
-    check_header(content, where)
+        return read_bytes(source, "the file", sanitize, voices, pedal, PLAIN)
+    where = os.fspath(source)
     try:
-        parsed = symusic.Score.from_midi(content, sanitize_data=sanitize)
-    except Exception as error:  # symusic raises RuntimeError, ValueError and others for damaged files
-        raise MidiError(f"{where} is damaged ({_one_line(error)}); repair it or leave it out") from None
-    return checked(_from_symusic(parsed, leave_out_impossible_meters=sanitize), where)
+        content = Path(source).read_bytes()
+    except OSError as error:
+        raise MidiError(f"{where} cannot be read ({error.strerror}); check the path") from None
+    return read_bytes(content, where, sanitize, voices, pedal, PLAIN)
 
 
 def write_midi(score: Score, path: str | os.PathLike) -> None:
@@ -97,17 +145,41 @@ def to_miditoolkit(score: Score) -> miditoolkit.MidiFile:
     return midi
 
 
-def check_header(content: bytes, where: str) -> None:
-    """Refuse bytes that are no MIDI file in ticks a quarter."""
+class Header(NamedTuple):
+    """Of a MIDI file: the bytes without a RIFF wrapper, where the first chunk after the header begins, and what it says."""
+
+    content: bytes
+    place: int
+    form: int  # format 0, 1 or 2
+    chunks: int
+    ticks_per_quarter: int
+
+
+def read_header(content: bytes, where: str) -> Header:
+    """Refuse bytes that are no MIDI file in ticks per quarter note. A header may be long, and an unknown format is read as 1."""
     if not content:
         raise MidiError(f"{where} is empty; leave it out")
+    if content[:4] == b"RIFF" and content[8:12] == b"RMID":
+        content = _inside_riff(content)
     if content[:4] != b"MThd" or len(content) < 14:
         raise MidiError(f"{where} is no MIDI file (it does not begin with MThd); leave it out")
-    division = int.from_bytes(content[12:14], "big")
+    length, form, chunks, division = struct.unpack(">IHHH", content[4:14])
     if division >= 0x8000:
         raise MidiError(f"{where} counts time in SMPTE frames, not quarters; export it with ticks per quarter note")
     if division == 0:
         raise MidiError(f"{where} has 0 ticks in a quarter note, so no note has a length; leave it out")
+    return Header(content, 8 + max(length, 6), form if form <= 2 else 1, chunks, division)
+
+
+def _inside_riff(content: bytes) -> bytes:
+    """What the data chunk of a RIFF file holds; empty if there is none."""
+    place = 12
+    while place + 8 <= len(content):
+        (length,) = struct.unpack("<I", content[place + 4 : place + 8])
+        if content[place : place + 4] == b"data":
+            return content[place + 8 : place + 8 + length]
+        place += 8 + length + length % 2
+    return b""
 
 
 def checked(score: Score, where: str) -> Score:
@@ -121,65 +193,152 @@ def checked(score: Score, where: str) -> Score:
             )
     if score.num_notes == 0:
         raise MidiError(f"{where} has no notes; leave it out")
-    quarters = score.length_steps / score.steps_per_quarter
-    if quarters > MAX_QUARTERS:
-        raise MidiError(
-            f"{where} lasts {quarters / 4:,.0f} bars of 4/4, more than {MAX_QUARTERS // 4:,}: a damaged time; leave it out"
-        )
+    if score.length_steps > MAX_QUARTERS * score.steps_per_quarter:
+        starts = np.sort(score.columns[1])
+        silence = int(np.diff(starts, prepend=0, append=score.length_steps).max())
+        if silence > MAX_SILENT_QUARTERS * score.steps_per_quarter:
+            bars = silence / 4 / score.steps_per_quarter
+            raise MidiError(f"{where} has {bars:,.0f} bars of 4/4 in which no note begins: a damaged time; leave it out")
     return score
 
 
-def _from_symusic(parsed: symusic.Score, leave_out_impossible_meters: bool = False) -> Score:
-    notes, limits, heads = symusic.core.NoteTickList(), [0], []
-    for track in parsed.tracks:
-        notes.extend(track.notes)
-        limits.append(len(notes))
-        heads.append((track.is_drum, track.program, track.name))
-    fields = notes.numpy()  # one call for all tracks: each costs as much as a hundred notes
-    columns = np.empty((5, limits[-1]), np.int64)
-    numbers, start, end, pitch, velocity = columns
-    start[:], pitch[:], velocity[:] = fields["time"], fields["pitch"], fields["velocity"]
-    np.add(start, fields["duration"], out=end)
-    for number, (first, last) in enumerate(pairwise(limits)):
-        numbers[first:last] = number
-    meters = [(s.time, s.numerator, s.denominator) for s in parsed.time_signatures]
-    if leave_out_impossible_meters:
-        meters = [meter for meter in meters if _is_meter(*meter[1:])]
-    tempos = [(tempo.time, tempo.qpm) for tempo in parsed.tempos]
-    return put_together(columns, limits, heads, parsed.ticks_per_quarter, meters, tempos)
+Tables = tuple[int, Sequence[int], np.ndarray, Sequence[int], list[list[int]], list[list[int]], np.ndarray]
 
 
-def put_together(
-    columns: np.ndarray,
-    limits: Sequence[int],
-    heads: Sequence[tuple[bool, int, str]],
-    ticks_per_quarter: int,
-    meters: Sequence[tuple[int, int, int]],
-    tempos: Sequence[tuple[int, float]],
+class Engine(NamedTuple):
+    """The loops of reading."""
+
+    read_tables: Callable[[Header, bool], Tables]
+    lengthening: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # of columns, heads and controls
+
+
+def read_bytes(
+    content: bytes, where: str, sanitize: bool, voices: str, pedal: str, engine: Engine
 ) -> Score:
-    """The score of a file's content, with its voices named.
+    """``read_midi`` of a file's bytes.
 
     Args:
-        columns: as ``Score.columns``.
-        limits: where each track begins in them, and the end of the last.
-        heads: of each track: whether it is drums, its program, its name.
-        meters: time, numerator and denominator; by time.
-        tempos: time and quarters a minute, those that cannot be included; by time.
+        where: what errors call it.
+        engine: ``PLAIN``, or faster functions that give the same.
     """
+    header = read_header(content, where)
+    error, numbers, columns, limits, heads, marks, controls = engine.read_tables(header, sanitize)
+    if error:
+        raise MidiError(f"{where} is damaged ({_damage(error, numbers, header)}); repair it or leave it out")
+    if any([first == last for first, last in pairwise(limits)]):  # tracks of notes that are never switched off are none
+        sounding = [number for number, (first, last) in enumerate(pairwise(limits)) if first < last]
+        heads, limits = [heads[number] for number in sounding], [0, *(limits[number + 1] for number in sounding)]
+        columns[0] = np.repeat(np.arange(len(heads)), np.diff(limits))
+    found = _file_content(columns, heads, numbers, controls, pedal, engine)
+    meters = [(time, count, unit) for kind, time, count, unit in marks if kind == METER]
+    if sanitize:
+        meters = [meter for meter in meters if _is_meter(*meter[1:])]
+    tempos = [(time, 60_000_000 / speed) for kind, time, speed, _ in marks if kind == TEMPO and speed]
     rows = columns[1:].T
     tracks = [
-        Track(rows[first:last], 0 if is_drum else program, is_drum, name=name)
-        for (is_drum, program, name), (first, last) in zip(heads, pairwise(limits), strict=True)
+        Track(
+            rows[first:last],
+            0 if head[0] & 15 == DRUM_CHANNEL else head[1],
+            head[0] & 15 == DRUM_CHANNEL,
+            name=decode_text(header.content[head[2] : head[3]]) if head[3] else "",
+        )
+        for head, (first, last) in zip(heads, pairwise(limits), strict=True)
     ]
-    for track, voice in zip(tracks, voices_of(tracks, columns), strict=True):
+    for track, voice in zip(tracks, voices_of(tracks, columns, voices), strict=True):
         track.voice = voice
-    return Score.from_columns(
+    score = Score.from_columns(
         columns,
         tracks,
-        steps_per_quarter=ticks_per_quarter,
-        time_signatures=tuple([TimeSignature(*meter) for meter in meters]) or FOUR_FOUR,
-        tempos=tuple([Tempo(time, speed) for time, speed in tempos if 0 < speed < 1e6]) or DEFAULT_TEMPO,
+        steps_per_quarter=header.ticks_per_quarter,
+        time_signatures=tuple([TimeSignature(*meter) for meter in sorted(meters, key=_time)]) or FOUR_FOUR,
+        tempos=tuple([Tempo(*tempo) for tempo in sorted(tempos, key=_time)]) or DEFAULT_TEMPO,
+        content=found,
     )
+    return checked(score, where)
+
+
+def _time(event: tuple) -> int:
+    return event[0]
+
+
+def _file_content(
+    columns: np.ndarray, heads: list[list[int]], numbers: Sequence[int], controls: np.ndarray, pedal: str, engine: Engine
+) -> FileContent:
+    """What else the file holds. Notes that the pedal lengthens get their ends in ``columns``, if they are to have them."""
+    counts = {name: number for name, number in zip(CONTENT_COUNTS, numbers[NUM_STATE:], strict=True) if number}
+    if "pedal" not in counts or not heads:
+        return FileContent(counts, _NONE_LONGER, False)
+    rows = np.array(heads)
+    longer = engine.lengthening(columns, rows, controls)
+    if pedal == "auto":
+        columns[2] += np.where((rows[:, 1] < NUM_KEYBOARD_PROGRAMS)[columns[0]], longer, 0)
+    elif pedal == "extend":
+        columns[2] += longer
+    return FileContent(counts, longer[longer > 0], pedal != "ignore")
+
+
+def _lengthening(columns: np.ndarray, heads: np.ndarray, controls: np.ndarray) -> np.ndarray:
+    return lengthening(columns, heads, controls[controls[:, 0] == SET_PEDAL, 1:4])
+
+
+def read_tables(header: Header, lenient: bool) -> Tables:
+    """The content of a file as tables.
+
+    Returns:
+        What is wrong, or 0 (an error of ``midi_bytes``); its ``numbers``; ``Score.columns``; where each track begins in them,
+        and the end of the last; a row for each track, tempo or meter, and controller (int64 [C, 5]), in its order of fields.
+    """
+    size = len(header.content)
+    room = min(size // 3 + 1, FIRST_ROOM)
+    while True:
+        notes, marks = array("i", bytes(4 * NOTE_FIELDS * room)), array("i", bytes(4 * MARK_FIELDS * room))
+        heads = array("i", bytes(4 * HEAD_FIELDS * min(room, MAX_TRACKS)))
+        controls = array("i", bytes(4 * CONTROL_FIELDS * room))
+        numbers = [0] * NUM_NUMBERS
+        tables = tuple([-1] * length for length in TABLE_LENGTHS)
+        error = read_file(*header[:4], lenient, notes, marks, controls, heads, numbers, tables)
+        if error != FULL or room > size // 3:
+            break
+        room = min(4 * room, size // 3 + 1)
+    new = array("i", bytes(4 * numbers[TRACKS]))
+    order_tracks(heads, numbers[TRACKS], new)
+    rows = np.frombuffer(notes, np.int32)[: NOTE_FIELDS * numbers[NOTES]].reshape(-1, NOTE_FIELDS)
+    is_whole = rows[:, 2] >= 0
+    numbers[HANGING] = len(rows) - int(np.count_nonzero(is_whole))
+    rows = rows[is_whole]
+    track = np.frombuffer(new, np.int32)[rows[:, 0]] if len(rows) else rows[:, 0]
+    order = np.argsort(track, kind="stable")
+    columns = np.empty((5, len(rows)), np.int64)
+    columns[0], columns[1:] = track[order], rows[order, 1:5].T
+    limits = columns[0].searchsorted(np.arange(numbers[TRACKS] + 1)).tolist()
+    return (
+        error, numbers, columns, limits, _rows(heads, HEAD_FIELDS, numbers[TRACKS]).tolist(),
+        _rows(marks, MARK_FIELDS, numbers[MARKS]).tolist(), _rows(controls, CONTROL_FIELDS, numbers[CONTROLS]),
+    )  # fmt: skip
+
+
+PLAIN = Engine(read_tables, _lengthening)
+
+
+def _rows(table: array, fields: int, count: int) -> np.ndarray:
+    return np.frombuffer(table, np.int32)[: fields * count].reshape(-1, fields).astype(np.int64)
+
+
+def _damage(error: int, numbers: Sequence[int], header: Header) -> str:
+    """What is wrong with a file's bytes, in words."""
+    place, chunk = int(numbers[PLACE]), int(numbers[CHUNK]) + 1
+    byte = header.content[place] if place < len(header.content) else 0
+    return {
+        FULL: "it has more tracks than can be read",
+        CUT: f"track chunk {chunk} ends inside an event",
+        DATA: f"track chunk {chunk} has a data byte above 127 at byte {place:,}",
+        STATUS: f"track chunk {chunk} has a data byte where an event should begin, at byte {place:,}",
+        UNKNOWN: f"track chunk {chunk} has the undefined status byte 0x{byte:02x} at byte {place:,}",
+        LONG: f"track chunk {chunk} has a length of more than four bytes",
+        LATE: f"track chunk {chunk} goes beyond {1 << 31:,} ticks",
+        NO_CHUNK: f"no chunk begins at byte {place:,}, where track chunk {chunk} should",
+        SHORT: f"track chunk {chunk} is cut off by the end of the file",
+    }[error]
 
 
 def _is_meter(numerator: int, denominator: int) -> bool:
@@ -234,7 +393,3 @@ def _tick_scale(score: Score) -> tuple[int, int]:
     if TICKS_PER_QUARTER % score.steps_per_quarter == 0:
         return TICKS_PER_QUARTER // score.steps_per_quarter, TICKS_PER_QUARTER
     return 1, score.steps_per_quarter
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__

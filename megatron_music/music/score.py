@@ -12,10 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from megatron_music.music.names import printable
+
 DEFAULT_VELOCITY = 80
 DEFAULT_QUARTERS_PER_MINUTE = 120.0
 VOICE_NAMES = ("SOPRANO", "ALTO", "TENOR", "BASS")
 VOICE_PROGRAM = 52  # choir aahs: what a named voice plays
+VOICE_MODES = ("auto", "names", "off")
+CHOIR_PROGRAMS = frozenset({52, 53, 54})
+_UNNAMED_VOICE_PROGRAMS = frozenset({0, *range(16, 21)})  # the default piano, and organs
 _VOICE_SET = frozenset(VOICE_NAMES)
 
 
@@ -100,8 +105,8 @@ class Track:
 
     @property
     def label(self) -> str:
-        """What a person calls the track: its voice, its name, or its program."""
-        return self.voice.capitalize() or self.name or ("Drums" if self.is_drum else f"Program {self.program}")
+        """What a person calls the track: its voice, its name (printable), or its program."""
+        return self.voice.capitalize() or printable(self.name) or ("Drums" if self.is_drum else f"Program {self.program}")
 
 
 def _in_order(rows: np.ndarray) -> np.ndarray:
@@ -135,6 +140,14 @@ class QuantizationReport(NamedTuple):
     onset_errors: tuple[int, ...] = ()  # how many onsets moved by 0-0.05, 0.05-0.1, ... 0.45-0.5 steps
 
 
+class FileContent(NamedTuple):
+    """What a file holds beside notes, programs, tempos and meters."""
+
+    counts: dict[str, int]  # events by kind, those there are
+    pedal_lengthening: np.ndarray  # int64: by how many ticks the sustain pedal lengthens each note that it lengthens
+    pedal_is_applied: bool  # whether the notes have these lengths
+
+
 @dataclass(frozen=True)
 class Score:
     """A piece: tracks on one grid.
@@ -143,7 +156,8 @@ class Score:
         tracks: in the file's order.
         steps_per_quarter: grid steps in a quarter note.
         length_steps: the end of the piece; by default the end of its last note.
-        quantization: what ``quantize`` changed; no part of equality.
+        quantization: what ``quantize`` changed; not part of equality.
+        content: what else its file holds; not part of equality.
     """
 
     tracks: tuple[Track, ...]
@@ -152,6 +166,7 @@ class Score:
     tempos: tuple[Tempo, ...] = DEFAULT_TEMPO
     length_steps: int = -1
     quantization: QuantizationReport | None = field(default=None, compare=False, repr=False)
+    content: FileContent | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
         object.__setattr__(self, "tracks", tuple(self.tracks))
@@ -225,9 +240,9 @@ def bar_lines(time_signatures: Sequence[TimeSignature], steps_per_quarter: int, 
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def name_voices(score: Score) -> Score:
+def name_voices(score: Score, mode: str = "auto") -> Score:
     """The score with SOPRANO, ALTO, TENOR, BASS named, where it is music for voices: see ``voices_of``."""
-    voices = voices_of(score.tracks, score.columns)
+    voices = voices_of(score.tracks, score.columns, mode)
     if not any(voices):
         return score
     tracks = [
@@ -237,23 +252,31 @@ def name_voices(score: Score) -> Score:
     return replace(score, tracks=tracks)
 
 
-def voices_of(tracks: Sequence[Track], columns: np.ndarray) -> list[str]:
+def voices_of(tracks: Sequence[Track], columns: np.ndarray, mode: str = "auto") -> list[str]:
     """The voice of each track, or empty.
 
-    It is music for voices when no sounding track is drums and one of these holds: there are four, named as the four
-    voices in any order and case; there are four, all of one program, never two notes at a time, and their mean pitches
-    fall from first to last; all play choir aahs and have a voice's name, as ``write_midi`` leaves them.
+    It is music for voices when no sounding track is drums and one of these holds:
+
+    - there are four, named as the four voices in any order and case;
+    - all play a choir program (52-54) and have a voice's name, as ``write_midi`` leaves them;
+    - there are four of one program, never two notes at a time, their mean pitches fall from first to last, and the program is
+      a choir, or it is the default piano (0) or an organ (16-20) and no track has a name.
+
+    Args:
+        mode: ``auto`` is all of this, ``names`` the first two, ``off`` none.
     """
     none = [""] * len(tracks)
     sounding = [track for track in tracks if len(track.rows)]
     four = len(sounding) == len(VOICE_NAMES)
     programs = {track.program for track in sounding}
-    if not sounding or not (four or programs == {VOICE_PROGRAM}) or any([track.is_drum or track.voice for track in sounding]):
+    are_choirs = CHOIR_PROGRAMS.issuperset(programs)
+    if not sounding or not (four or are_choirs) or mode == "off" or any([track.is_drum or track.voice for track in sounding]):
         return none
     names = [track.name.strip().upper() if track.name else "" for track in sounding]
     are_voices = _VOICE_SET.issuperset(names)
-    if not (are_voices and (programs == {VOICE_PROGRAM} or len(set(names)) == len(VOICE_NAMES))):
-        if not (four and len(programs) == 1 and _are_falling_lines(sounding, columns)):
+    if not (are_voices and (are_choirs or len(set(names)) == len(VOICE_NAMES))):
+        may_be_voices = are_choirs or (_UNNAMED_VOICE_PROGRAMS.issuperset(programs) and not any(names))
+        if not (mode == "auto" and four and len(programs) == 1 and may_be_voices and _are_falling_lines(sounding, columns)):
             return none
         names = list(VOICE_NAMES)
     named = iter(names)

@@ -9,6 +9,8 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from megatron_music.music.pedal import PEDAL_MODES
+from megatron_music.music.score import VOICE_MODES
 from megatron_music.tokens import vocabulary
 from megatron_music.tokens.bpe import MAX_MERGES, Bpe
 from megatron_music.tokens.labels import LabelNames, label_ids
@@ -40,6 +42,9 @@ class Encoding:
         infill: whether some documents have FILL_IN bars.
         labels: the names of each label, frozen: ``(("GENRE", ("JAZZ", "ROCK")), ("MOOD", ("HAPPY",)))``.
         bpe: merged tokens above the vocabulary's own; 0 for none.
+        voices: which tracks are read as SOPRANO .. BASS, ``auto``, ``names`` or ``off``: see ``music.score.voices_of``.
+        pedal: whether notes are read as long as the sustain pedal lets them sound: ``auto`` on keyboards (programs 0-7),
+            ``extend`` on every instrument but drums, ``ignore`` on none.
     """
 
     steps_per_quarter: int = 4
@@ -57,6 +62,8 @@ class Encoding:
     infill: bool = False
     labels: LabelNames = ()
     bpe: int = 0
+    voices: str = "auto"
+    pedal: str = "auto"
     vocabulary_name: str = vocabulary.NAME
     vocabulary_hash: str = vocabulary.HASH
 
@@ -80,6 +87,9 @@ class Encoding:
                 raise ValueError(f"{name}_bins is {bins}; give {max(levels - 1, 0)} rising note counts, one fewer than {name}")
         if not 0 <= self.bpe <= MAX_MERGES:
             raise ValueError(f"bpe is {self.bpe}; use 0 for none, at most {MAX_MERGES:,} merged tokens: ids are uint16")
+        for name, modes in (("voices", VOICE_MODES), ("pedal", PEDAL_MODES)):
+            if getattr(self, name) not in modes:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(modes)}")
         label_ids(self.labels)  # raises
         if self.vocabulary_hash != vocabulary.HASH:
             raise ValueError(
@@ -194,6 +204,7 @@ def read_encoding(folder: str | os.PathLike) -> Encoding:
         for name in ("meters", "unknown_meters", "density_bins", "bar_density_bins"):
             fields[name] = tuple(fields.get(name, getattr(Encoding, name)))
         fields["labels"] = tuple((label, tuple(names)) for label, names in fields.get("labels", ()))
+        fields.setdefault("pedal", "ignore")  # as older versions read
         fields.setdefault("density", len(fields["density_bins"]) + 1 if fields["density_bins"] else 0)
         wrong = [name for name, value in fields.items() if type(value) is not type(getattr(Encoding, name, None))]
         if missing or wrong:

@@ -99,6 +99,44 @@ def decode_piece(token_ids, steps_per_quarter: int = 4) -> Score:
     )
 
 
+def check_grid(token_ids, steps_per_quarter: int) -> str:
+    """Whether ids of one piece fit the grid they are to be decoded on.
+
+    Returns:
+        A doubt in words, where every bar ends within its first third, as those of 4 steps do on 12; else nothing.
+
+    Raises:
+        ValueError: a bar is longer than its meter.
+    """
+    token_ids = np.asarray(token_ids, np.int64)
+    if (token_ids == v.FILL_IN).any():
+        token_ids = put_back(token_ids)
+    head, *bodies = np.split(token_ids, np.flatnonzero(token_ids == v.TRACK_START))
+    bars = _bar_lines(head, bodies, steps_per_quarter)
+    reached = [0] * max(len(bars.starts) - 1, 1)
+    for body in bodies:
+        bar = -1
+        for token_id in body.tolist():
+            if token_id == v.BAR_START:
+                bar, step = bar + 1, 0
+            elif v.TIME_DELTA < token_id <= v.TIME_DELTA + v.MAX_TIME_DELTA and bar >= 0:
+                step += token_id - v.TIME_DELTA
+                reached[bar] = max(reached[bar], step)
+    lengths = np.diff(bars.starts).tolist()
+    for bar, (steps, length) in enumerate(zip(reached, lengths, strict=False)):
+        if steps > length:
+            count, unit = [s for s in bars.time_signatures if s.start_step <= bars.starts[bar]][-1][1:]
+            remedy = "use --steps-per-quarter 12" if steps_per_quarter == 4 else "the tokens are damaged, or of another program"
+            raise ValueError(
+                f"bar {bar + 1} has {steps} steps where a bar of {count}/{unit} at {steps_per_quarter} steps per quarter note "
+                f"has {length}; {remedy}"
+            )
+    fit_a_third = [3 * steps == length for steps, length in zip(reached, lengths, strict=False)]
+    if steps_per_quarter == 12 and sum(fit_a_third) > 1 and all(3 * s <= n for s, n in zip(reached, lengths, strict=False)):
+        return "every bar ends within its first third, as if the tokens were of 4 steps per quarter note; use --steps-per-quarter 4"
+    return ""
+
+
 class _BarLines(NamedTuple):
     starts: list[int]  # of each bar, and the end of the last
     time_signatures: tuple[TimeSignature, ...]

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from megatron_music.music.grid import TEMPO_BINS, tempo_of_bin
 from megatron_music.music.score import VOICE_NAMES
 
 NAME = "mmmtrack-1"
@@ -123,12 +124,13 @@ def markdown() -> str:
         "NOTE_ON": "a note begins; the value is the MIDI pitch",
         "NOTE_OFF": "it ends",
         "TIME_SIGNATURE": "the meter of the first bar, or of a bar in which it changes",
-        "TEMPO": "its tempo: k is 30 * 8^(k/31) quarters a minute, 30 to 240",
+        "TEMPO": "its tempo: bin k is around 30 * 8^(k/31) quarter notes per minute, 30 to 240; read as below",
         "VELOCITY": "how hard the next note is struck: k is MIDI velocity 4k to 4k + 3, read as 4k + 2",
         "GENRE": "label; the numbers stand for names that a dataset freezes",
         "STYLE": "label, likewise",
         "RESERVED": "all other labels of a dataset, such as `MOOD=HAPPY`",
     }
+    tempos = ", ".join(f"{tempo_of_bin(bin_):g}" for bin_ in range(TEMPO_BINS))
     rows, first = [], 0
     for block in BLOCKS:
         tokens = block.tokens()
@@ -173,7 +175,10 @@ brackets, no label, no fill, and 4/4 bars alone.
 - A window begins by striking what sounds on, and ends by closing it.
 - **Meter.** A bar of n/d has 4n/d quarters, which must be whole steps: at 4 steps a quarter 16 steps in 4/4, 12 in 3/4
   and 6/8; at 12 steps three times as many. With `meters` beyond 4/4 the head has the TIME_SIGNATURE of the first bar.
-- **Tempo.** With `tempo` the head has the TEMPO of the first bar.
+  A count above 16, such as 24/16, has no token: the range is full, and ids never move. Such parts are left out and counted.
+- **Tempo.** With `tempo` the head has the TEMPO of the first bar. A tempo goes to the bin nearest to it, and a bin is read as
+  the roundest number in it ([decision 0012](decisions/0012-what-reading-settles.md)), so that 120 stays 120. TEMPO=0 to 31 are
+  {tempos} quarter notes per minute.
 - A later bar has TIME_SIGNATURE or TEMPO where it differs from the bar before it in this document. All tracks have the
   same ones at the same bars.
 - **Velocity.** With `velocity` each NOTE_ON has one VELOCITY directly before it.
