@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 from generation_worker import MAX_TOKENS, pieces
+from raw_midi import events_of
+from test_continuing import SONGS
 from tiny_gpt import RandomModel, launch, tiny_dataset, tiny_run
 
 from megatron_music.cli import main
@@ -335,6 +337,25 @@ def test_the_command(trained, tmp_path, capsys):
     assert main(arguments) == 0 and "1 pieces of 5 bars" in capsys.readouterr().out
     given, more = (Score(read_midi(path).tracks, 480) for path in (tmp_path / "given.mid", tmp_path / "more" / "001.mid"))
     assert quantize(slice_steps(more, 0, 3 * 1920)).tracks == quantize(given).tracks
+
+
+def test_the_command_leaves_a_song_as_it_is(trained, tmp_path, capsys):
+    """Continued and filled, more than one of each: the events of the file are in the files that are written."""
+    song = tmp_path / "song.mid"
+    song.write_bytes(SONGS[1])
+    for number, options in enumerate((["--continue", str(song), "--bars", "2"], ["--infill", "bar 5", "--from", str(song)])):
+        folder = tmp_path / str(number)
+        assert main(["generate", "midi", str(trained), "-o", str(folder), "--num", "2", *options]) == 0
+        assert f"2 pieces of {8 if number == 0 else 6} bars" in capsys.readouterr().out
+        for path in sorted(folder.iterdir()):
+            for old, new in zip(events_of(SONGS[1]), events_of(path.read_bytes()), strict=True):
+                lost = [(tick, message) for tick, message in old if (tick, message) not in new]
+                assert not lost if number == 0 else all(message[0] >> 4 in (8, 9) for _, message in lost)
+    waltz = tmp_path / "waltz.mid"
+    write_midi(Score(tiny_score(6).tracks, 4, (TimeSignature(0, 3, 4),)), waltz)
+    assert main(["generate", "midi", str(trained), "-o", str(tmp_path / "none"), "--continue", str(waltz)]) == 2
+    assert "the piece ends in 3/4 (bar 8), and the model knows 4/4 alone" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_command_that_fills_bars(trained, tmp_path, capsys):
