@@ -199,11 +199,13 @@ def _check_given_piece(options) -> None:
 
 
 def _write_pieces(options, composer, given, holes, targets: list[Path], speaks: bool) -> None:
-    from megatron_music.generation.midi import prepare_continuation
-    from megatron_music.music.midi import write_midi
+    from megatron_music.generation.continuing import Continuation
+    from megatron_music.music.midi import write_midi, write_midi_bytes
+    from megatron_music.music.midi_edits import written_into
+    from megatron_music.music.midi_events import read_events
 
-    if given is not None and not holes:
-        given = prepare_continuation(given, composer.encoding)
+    file = None if given is None else read_events(options.continued or options.source)
+    song = None if given is None or holes else Continuation(given, composer.encoding)
     instruments = options.instruments.split(",") if options.instruments else None
     bars = options.bars or composer.encoding.bars
     with progress_bar("piece", options.num) as bar:
@@ -212,8 +214,9 @@ def _write_pieces(options, composer, given, holes, targets: list[Path], speaks: 
             tell = lambda tokens: bar.set_postfix(tokens=tokens, refresh=False) or bar.update(0)  # noqa: E731
             if holes:
                 scores = composer.fill(given, holes, seeds, tell, labels=options.label)
-            elif given is not None:
-                scores = composer.continue_scores([given] * len(seeds), bars, seeds, tell, labels=options.label)
+            elif song:
+                scores = composer.continue_scores([song.opening] * len(seeds), bars, seeds, tell, labels=options.label)
+                scores = [song.extended(score) for score in scores]
             else:
                 wishes = {"meter": options.meter, "tempo": options.tempo, "labels": options.label}
                 wishes |= {"density": options.density, "bar_density": options.bar_density}
@@ -221,7 +224,11 @@ def _write_pieces(options, composer, given, holes, targets: list[Path], speaks: 
             for path, score in zip(targets[first:], scores, strict=False):
                 if speaks:
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    write_midi(score, path)
+                    if file is None:
+                        write_midi(score, path)
+                    else:
+                        edited = written_into(file, given, score, release_at=song.join if song else None)
+                        write_midi_bytes(edited.to_bytes(), path)
             bar.update(len(scores))
     if speaks:
         print(f"{options.num} pieces of {scores[0].num_bars} bars in {options.output}")

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from megatron_music.cli import main
 from megatron_music.generation.infill import Filling, parse_bars
 from megatron_music.generation.midi import Composer
-from megatron_music.music.score import Note, Score, TimeSignature, Track
+from megatron_music.music.grid import tempo_bin
+from megatron_music.music.score import Note, Score, Tempo, TimeSignature, Track
 from megatron_music.tokens import vocabulary as v
 from megatron_music.tokens.folder import Encoding
 from tiny import encodings, scores, tiny_score
@@ -36,8 +37,9 @@ def test_all_else_stays_note_for_note(score, encoding, data):
     ]  # fmt: skip
     assume(whole)
     bars = data.draw(st.sets(
-        st.tuples(st.integers(0, len(score.tracks) - 1), st.sampled_from(whole)), min_size=1, max_size=8
+        st.tuples(st.integers(0, sum(map(bool, map(len, score.tracks))) - 1), st.sampled_from(whole)), min_size=1, max_size=8
     ))  # fmt: skip
+    instruments = [number for number, track in enumerate(score.tracks) if len(track)]
     before = [track.notes.copy() for track in score.tracks]
     (filled,) = composer(encoding).fill(score, bars, [data.draw(st.integers(0, 1000))])
     assert all((track.notes == notes).all() for track, notes in zip(score.tracks, before, strict=True))
@@ -46,7 +48,7 @@ def test_all_else_stays_note_for_note(score, encoding, data):
     )  # fmt: skip
     for number, (old, new) in enumerate(zip(score.tracks, filled.tracks, strict=True)):
         assert (old.program, old.is_drum, old.voice, old.name) == (new.program, new.is_drum, new.voice, new.name)
-        chosen = sorted(bar for track, bar in bars if track == number)
+        chosen = sorted(bar for track, bar in bars if instruments[track] == number)
         kept = []
         for start, end, pitch, velocity in old.notes.tolist():
             bar = bar_of(score, start, encoding.steps_per_quarter)
@@ -108,14 +110,37 @@ def test_where_a_model_has_little_room_the_window_is_smaller():
         filling.next_window(20)
 
 
-def test_silence_is_filled_and_silent_tracks_are_not_shown():
-    silent = Score((*tiny_score(4).tracks, Track((), 40), Track((), 41)), 4)
-    filling = Filling(silent, [(4, 1)], Encoding(infill=True))
+def test_a_silent_stretch_is_filled_and_tracks_without_notes_are_not_counted():
+    late = Track(tiny_score(1).tracks[0].notes + (48, 48, 0, 0), 40)
+    score = Score((Track((), 41), *tiny_score(4).tracks, late), 4)
+    filling = Filling(score, [(4, 1)], Encoding(bars=2, infill=True))  # the fifth that has notes, which is silent there
     instruments = [token_id for token_id in filling.next_window(4000).prompt if v.INST <= token_id < v.DENSITY]
     assert instruments[4:] == [v.INST + 40]
-    assert filling._window[2] == [0, 1, 2, 3, 4]
-    (filled,) = composer(Encoding(infill=True)).fill(silent, [(4, 1)], [0])
-    assert len(filled.tracks[4]) and not len(filled.tracks[5])
+    assert filling._window[2] == [1, 2, 3, 4, 5]
+    (filled,) = composer(Encoding(bars=2, infill=True)).fill(score, [(4, 1)], [0])
+    assert len(filled.tracks[5]) > len(late) and not len(filled.tracks[0])
+    assert {track for track, _ in Filling(score, [(None, 1)], Encoding(infill=True)).left} == {1, 2, 3, 4, 5}
+
+
+def test_of_two_meters_at_one_tick_the_last_holds():
+    signatures = (TimeSignature(0, 4, 4), TimeSignature(0, 3, 4))
+    score = Score(tiny_score(3).tracks[:1], 4, signatures)
+    filling = Filling(score, [(0, 1)], Encoding(meters=("3/4", "4/4"), infill=True))
+    left = set(score.tracks[0].notes[:, 0].tolist()) - set(filling.score.tracks[0].notes[:, 0].tolist())
+    assert left == {12, 16, 20}
+
+
+def test_of_two_tempos_at_one_tick_the_last_is_told_to_the_model():
+    score = Score(tiny_score(3).tracks[:1], 4, tempos=(Tempo(0, 120.0), Tempo(0, 80.0)))
+    prompt = Filling(score, [(0, 1)], Encoding(tempo=True, infill=True)).next_window(4000).prompt
+    assert prompt[1] == v.TEMPO + tempo_bin(80.0)
+
+
+def test_names_are_listed_without_what_a_terminal_acts_on():
+    score = Score((Track(), Track(tiny_score(1).tracks[0].notes, 3, name="\x1b[31mPiano\nno")), 4)
+    with pytest.raises(ValueError) as error:
+        Filling(score, [(5, 0)], Encoding(infill=True))
+    assert str(error.value) == r"track 6 is not in the piece; its tracks are 1 \x1b[31mPiano\nno"
 
 
 def test_as_many_notes_are_asked_for_as_there_were():

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 from generation_worker import MAX_TOKENS, pieces
+from raw_midi import events_of
+from test_continuing import SONGS
 from tiny_gpt import RandomModel, launch, tiny_dataset, tiny_run
 
 from megatron_music.cli import main
@@ -95,7 +97,7 @@ def test_a_continuation_starts_from_the_last_part_in_four_four():
     score = Score(tiny_score(8).tracks, 4, (TimeSignature(0, 3, 4), TimeSignature(48, 4, 4)))
     assert prepare_continuation(score, Encoding()).num_bars == 5
     in_three = Score(score.tracks, 4, (TimeSignature(0, 3, 4),))
-    with pytest.raises(ValueError, match="no part of the piece is in 4/4; the model knows no other meter"):
+    with pytest.raises(ValueError, match="the piece ends in 3/4 .bar 11., and the model knows 4/4 alone; continue a piece that"):
         prepare_continuation(in_three, Encoding())
     assert prepare_continuation(in_three, Encoding(meters=("3/4", "4/4"))).num_bars == 11
 
@@ -133,7 +135,7 @@ def test_a_meter_a_tempo_and_labels():
     assert score.time_signatures == (TimeSignature(0, 6, 8),) and score.num_bars == 9 and score.length_steps == 108
     ((_, tempo),) = score.tempos
     assert tempo == pytest.approx(96, rel=0.04) and len({note.velocity for note in score.tracks[0]}) > 1
-    assert score.tracks != other.tracks and len(recorder.documents) == 8
+    assert score.tracks != other.tracks and len(recorder.documents) == 12
     head = [v.PIECE_START, v.IDS["GENRE=0"], v.IDS["RESERVED=1"]]
     assert all(document[:3] == head and document[3] >= v.TEMPO for document in recorder.documents)
 
@@ -168,6 +170,63 @@ def test_a_continuation_in_other_meters(window):
         assert slice_steps(score, 0, given.length_steps) == given
 
 
+class Holding:
+    """``NextLogits`` that want each bar to rest for a quarter, end the note of the bar before there, strike one and hold it."""
+
+    def __init__(self, model, batch_size: int, max_tokens: int):
+        self.table = torch.zeros((v.SIZE, v.SIZE))
+        self.table[v.BAR_START, v.TIME_DELTA + 4] = 10
+        self.table[v.TIME_DELTA + 4, v.NOTE_OFF + 60] = 20
+        self.table[[v.TIME_DELTA + 4, v.NOTE_OFF + 60], v.NOTE_ON + 60] = 10
+        self.table[[v.NOTE_ON + 60, v.NOTE_OFF + 60], v.BAR_END] = 9
+        self.table[v.NOTE_ON + 60, v.TIME_DELTA + 12] = 8
+
+    def __call__(self, ids_BS):
+        return self.table[ids_BS[:, -1]]
+
+    def keep(self, rows):
+        pass
+
+
+@pytest.mark.parametrize("window", [3, 4, 7])
+def test_notes_are_held_over_every_bar_line_of_a_long_piece(window):
+    composer = Composer(None, Encoding(bars=window), 400, Sampler(temperature=0), next_logits=Holding)
+    held = [(16 * bar + 4, 16 * bar + 20) for bar in range(14)]
+    held[-1] = (212, 224)
+    for score in composer.compose([0, 1], 14, ["0", "1"]):
+        for track in score.tracks:
+            assert [tuple(note)[:2] for note in track] == held and score.num_bars == 14
+    given = Score((Track([(0, 16, 60, 80)] + [(16 * bar, 16 * bar + 16, 50, 80) for bar in range(1, 3)]),), 4)
+    (score,) = composer.continue_scores([given], 11, [0])
+    assert [tuple(note)[:2] for note in score.tracks[0]][3:] == held[3:]
+
+
+def test_a_long_piece_whose_notes_end_with_the_bar_is_written_with_no_more_windows():
+    recorder = Recorder(Encoding(bars=4, bar_line="clip"))
+    recorder.compose([0], 10, ["0"])
+    assert len(recorder.documents) == 4
+
+
+def test_a_note_is_not_lost_or_doubled_where_windows_meet():
+    """What one window leaves on, the next one ends: a pitch never sounds twice at a time."""
+    composer = Composer(None, Encoding(bars=4), 700, next_logits=RandomModel)
+    for score in composer.compose(range(4), 13, ["0", "1"]):
+        assert score.num_bars == 13 and score.last_end_step <= score.length_steps
+        for track in score.tracks:
+            for pitch in set(track.notes[:, 2].tolist()):
+                one = track.notes[track.notes[:, 2] == pitch]
+                assert (one[1:, 0] >= one[:-1, 1]).all() and (one[:, 1] > one[:, 0]).all()
+        again = decode_piece(encode_piece(score))
+        assert again.tracks == score.tracks
+
+
+def test_notes_held_into_a_window_fit_its_budget_of_tokens():
+    recorder = Recorder(Encoding(bars=4))
+    recorder.max_tokens = 130
+    recorder.compose(range(6), 12, ["0", "1"])
+    assert max(map(len, recorder.documents)) <= 130 and any(len(document) > 110 for document in recorder.documents)
+
+
 def densities_of(document: list[int]) -> list[list[int]]:
     """The levels of each track: its own, then its bars'."""
     tracks = np.split(document, np.flatnonzero(np.array(document) == v.TRACK_START))[1:]
@@ -177,7 +236,7 @@ def densities_of(document: list[int]) -> list[list[int]]:
 def test_densities():
     recorder = Recorder(EVERYTHING)
     recorder.compose([0, 1], 9, ["0", "DRUMS"], meter="4/4", density=[2, 0], bar_density=1)
-    assert len(recorder.documents) == 8
+    assert len(recorder.documents) == 12
     # Given bars say what they said in the window before, which is the level that was asked for unless they are cut.
     for document in recorder.documents[:2]:
         assert densities_of(document) == [[2, 1, 1, 1, 1], [0, 1, 1, 1, 1]]
@@ -278,6 +337,25 @@ def test_the_command(trained, tmp_path, capsys):
     assert main(arguments) == 0 and "1 pieces of 5 bars" in capsys.readouterr().out
     given, more = (Score(read_midi(path).tracks, 480) for path in (tmp_path / "given.mid", tmp_path / "more" / "001.mid"))
     assert quantize(slice_steps(more, 0, 3 * 1920)).tracks == quantize(given).tracks
+
+
+def test_the_command_leaves_a_song_as_it_is(trained, tmp_path, capsys):
+    """Continued and filled, more than one of each: the events of the file are in the files that are written."""
+    song = tmp_path / "song.mid"
+    song.write_bytes(SONGS[1])
+    for number, options in enumerate((["--continue", str(song), "--bars", "2"], ["--infill", "bar 5", "--from", str(song)])):
+        folder = tmp_path / str(number)
+        assert main(["generate", "midi", str(trained), "-o", str(folder), "--num", "2", *options]) == 0
+        assert f"2 pieces of {8 if number == 0 else 6} bars" in capsys.readouterr().out
+        for path in sorted(folder.iterdir()):
+            for old, new in zip(events_of(SONGS[1]), events_of(path.read_bytes()), strict=True):
+                lost = [(tick, message) for tick, message in old if (tick, message) not in new]
+                assert not lost if number == 0 else all(message[0] >> 4 in (8, 9) for _, message in lost)
+    waltz = tmp_path / "waltz.mid"
+    write_midi(Score(tiny_score(6).tracks, 4, (TimeSignature(0, 3, 4),)), waltz)
+    assert main(["generate", "midi", str(trained), "-o", str(tmp_path / "none"), "--continue", str(waltz)]) == 2
+    assert "the piece ends in 3/4 (bar 8), and the model knows 4/4 alone" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_command_that_fills_bars(trained, tmp_path, capsys):

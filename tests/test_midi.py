@@ -1,6 +1,8 @@
+import io
 import struct
 
 import miditoolkit
+import mido
 import pytest
 from hypothesis import HealthCheck, given, settings
 
@@ -133,3 +135,42 @@ def test_voices_are_named_by_order_or_by_name():
     chords = (*unnamed[:3], Track([Note(0, 8, 40), Note(4, 12, 43)]))
     assert [t.voice for t in name_voices(Score(chords, 4)).tracks] == [""] * 4
     assert Score(unnamed, 4).time_signatures == FOUR_FOUR
+
+
+def programs_by_channel(content: bytes) -> dict[tuple[int, int], set[int]]:
+    """Programs of each port and channel, as mido reads them."""
+    found: dict[tuple[int, int], set[int]] = {}
+    for track in mido.MidiFile(file=io.BytesIO(content)).tracks:
+        port = next((message.port for message in track if message.type == "midi_port"), 0)
+        for message in track:
+            if message.type == "program_change":
+                found.setdefault((port, message.channel), set()).add(message.program)
+    return found
+
+
+@pytest.mark.parametrize("programs", [
+    range(19), [*range(15)], [*range(16)], [0] * 40, [0, 1, 2] * 10, [*range(128)], [5] * 14 + [6, 7],
+])  # fmt: skip
+def test_no_channel_of_a_port_plays_two_programs(programs, tmp_path):
+    tracks = [Track([Note(480 * n, 480 * n + 480, 60, 80)], program) for n, program in enumerate(programs)]
+    drums = Track([Note(0, 480, 36, 80)], is_drum=True)
+    score = Score((*tracks[:3], drums, *tracks[3:]), 480)
+    write_midi(score, tmp_path / "x.mid")
+    found = programs_by_channel((tmp_path / "x.mid").read_bytes())
+    melodic = {place: programs for place, programs in found.items() if place[1] != 9}
+    assert all(len(programs) == 1 for programs in melodic.values()) and 9 in {channel for _, channel in found}
+    has_ports = any(port for port, _ in found)
+    assert has_ports == (len(programs) > 15 and len(set(programs)) > 15)
+    if len(programs) <= 15:
+        assert len(melodic) == len(programs)
+    read = read_midi(tmp_path / "x.mid")
+    assert [(t.program, t.is_drum, t.notes.tolist()) for t in read.tracks] == [
+        (t.program, t.is_drum, t.notes.tolist()) for t in score.tracks
+    ]
+
+
+def test_names_are_written_in_utf_8(tmp_path):
+    write_midi(Score((Track([Note(0, 480, 60, 80)], 73, name="Flöte 笛"),), 480), tmp_path / "x.mid")
+    track = mido.MidiFile(tmp_path / "x.mid", charset="utf-8").tracks[0]
+    assert [message.name for message in track if message.type == "track_name"] == ["Flöte 笛"]
+    assert read_midi(tmp_path / "x.mid").tracks[0].name == "Flöte 笛"

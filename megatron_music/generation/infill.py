@@ -1,7 +1,7 @@
 """Bars of a person's piece to be written anew: which ones, what a model is shown of the piece, and how its fills come back.
 
 The piece stays on its own ticks and all of it that is not in the chosen bars stays as it is; only what the model is shown is
-quantised. Knows nothing about models.
+quantised. Tracks are counted as a person hears them: one without notes (a file's lyrics, say) is not among them.
 """
 
 import re
@@ -10,18 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from megatron_music.music.grid import quantize_columns, slice_steps, tempo_bin, tempo_of_bin
-from megatron_music.music.score import (
-    DEFAULT_QUARTERS_PER_MINUTE,
-    DEFAULT_TEMPO,
-    DEFAULT_VELOCITY,
-    FOUR_FOUR,
-    VOICE_PROGRAM,
-    Score,
-    Tempo,
-    TimeSignature,
-    Track,
-)
+from megatron_music.generation.given_bars import GivenBars
+from megatron_music.music.names import printable
+from megatron_music.music.score import DEFAULT_VELOCITY, Score, Track
 from megatron_music.tokens import vocabulary as v
 from megatron_music.tokens.folder import Encoding
 from megatron_music.tokens.fills import FillGrammar
@@ -68,7 +59,8 @@ class Filling:
 
     Args:
         score: as read from a file, on its own ticks; it is not changed.
-        bars: (track, bar) of each chosen bar, from 0; None for every track, or for every bar in a meter of the encoding.
+        bars: (track, bar) of each chosen bar, from 0, of the tracks that have notes; None for every one of them, or for every
+            bar in a meter of the encoding.
         encoding: of the model.
         labels: label ids to say of the piece.
 
@@ -79,14 +71,11 @@ class Filling:
     def __init__(self, score: Score, bars: Iterable[Place], encoding: Encoding, labels: Sequence[int] = ()):
         self._encoding = encoding
         self._labels = tuple(labels)
-        unknown = [tuple(map(int, meter.split("/"))) for meter in encoding.unknown_meters]
-        signatures = tuple(s for s in sorted(score.time_signatures) if s[1:] not in unknown) or FOUR_FOUR
-        self._original = replace(score, time_signatures=signatures)
-        self._lines = self._original.bar_starts  # in ticks
-        self._meters = _meters_of_bars(signatures, self._lines)
-        self._steps = _steps_of_bars(self._lines, self._meters, score.steps_per_quarter, encoding)
-        self.left = self._all_of(bars, len(score.tracks))
-        self._check(score)
+        self._bars = GivenBars(score, encoding)
+        self._original = self._bars.score
+        self._lines, self._meters, self._steps = self._bars.lines, self._bars.meters, self._bars.steps  # lines in ticks
+        self._instruments = [number for number, track in enumerate(score.tracks) if len(track)]
+        self.left = self._all_of(bars)
         self.score = replace(score, tracks=self._emptied(score))
         self._window: tuple[int, int, list[int], set[tuple[int, int]]] | None = None
 
@@ -130,25 +119,29 @@ class Filling:
         self.left -= holes
         self._window = None
 
-    def _all_of(self, places: Iterable[Place], num_tracks: int) -> set[tuple[int, int]]:
+    def _all_of(self, places: Iterable[Place]) -> set[tuple[int, int]]:
+        """The chosen places, with the numbers that the tracks have in the score.
+
+        Raises:
+            ValueError: there are none, or one cannot be filled.
+        """
+        places, num_instruments = list(places), len(self._instruments)
+        for track in (track for track, _ in places if track is not None):
+            if not 0 <= track < num_instruments:
+                raise ValueError(f"track {track + 1} is not in the piece; its tracks are {self._listed()}")
         whole = [bar for bar, steps in enumerate(self._steps) if steps]
-        return {
-            (number, place)
+        chosen = {
+            (self._instruments[number], place)
             for track, bar in places
-            for number in (range(num_tracks) if track is None else [track])
+            for number in (range(num_instruments) if track is None else [track])
             for place in (whole if bar is None else [bar])
         }
-
-    def _check(self, score: Score) -> None:
-        if not self.left:
+        if not chosen:
             raise ValueError(
                 "there is no bar to fill; name one of the piece, in a meter that the model knows: "
                 f"{' '.join(self._encoding.meters)}"
             )
-        for track, bar in sorted(self.left):
-            if not 0 <= track < len(score.tracks):
-                there = ", ".join(f"{number} {track.label}" for number, track in enumerate(score.tracks, start=1))
-                raise ValueError(f"track {track + 1} is not in the piece; its tracks are {there}")
+        for bar in sorted({bar for _, bar in chosen}):
             if not 0 <= bar < len(self._meters):
                 raise ValueError(f"bar {bar + 1} is not in the piece; it has {len(self._meters)} bars")
             if not self._steps[bar]:
@@ -157,6 +150,11 @@ class Filling:
                     f"bar {bar + 1} is in {numerator}/{denominator} or not a whole bar of it, and cannot be filled by a "
                     f"model of {' '.join(self._encoding.meters)}; choose other bars"
                 )
+        return chosen
+
+    def _listed(self) -> str:
+        labels = [printable(self._original.tracks[number].label) for number in self._instruments]
+        return ", ".join(f"{number} {label}" for number, label in enumerate(labels, start=1))
 
     def _emptied(self, score: Score) -> list[Track]:
         """The tracks without the notes of the chosen bars."""
@@ -187,7 +185,7 @@ class Filling:
 
     def _prompt(self, first: int, after: int, holes: Collection[tuple[int, int]]) -> tuple[np.ndarray, list[int]]:
         """The window's ids up to the fills, and the numbers of the tracks in it: those that sound or are to be filled."""
-        now, before = (self._quantized(score, first, after) for score in (self.score, self._original))
+        now, before = (self._bars.on_grid(score, first, after) for score in (self.score, self._original))
         to_fill = {track for track, _ in holes}
         tracks = [number for number, track in enumerate(now.tracks) if len(track) or number in to_fill]
         ids, wanted = (
@@ -197,56 +195,6 @@ class Filling:
         places = [(tracks.index(track), bar - first) for track, bar in holes]
         ids = take_out(_with_density(ids, wanted, places, self._encoding), places)
         return ids[: np.flatnonzero(ids == v.FILL_START)[0]], tracks
-
-    def _quantized(self, score: Score, first: int, after: int) -> Score:
-        """Some bars of a score, on the model's grid; silent tracks stay."""
-        encoding = self._encoding
-        lines = np.append(0, np.cumsum(self._steps[first:after]))
-        part = slice_steps(score, int(self._lines[first]), int(self._lines[after]))
-        columns = part.columns
-        if columns.shape[1]:
-            columns, _ = quantize_columns(columns, encoding.steps_per_quarter, score.steps_per_quarter, encoding.velocity)
-            columns[2] = np.minimum(columns[2], lines[-1])
-            columns = columns[:, columns[1] < lines[-1]]  # what the grid moves into the next bar is not here
-        starts, ticks = lines[:-1].tolist(), self._lines[first:after].tolist()
-        signatures = [TimeSignature(start, *meter) for start, meter in zip(starts, self._meters[first:after], strict=True)]
-        tempos = list(DEFAULT_TEMPO)
-        if encoding.tempo:
-            bins = [tempo_bin(_tempo_at(score, tick)) for tick in ticks]
-            tempos = [Tempo(start, tempo_of_bin(bin_)) for start, bin_ in zip(starts, bins, strict=True)]
-        return Score(
-            tuple(
-                Track(columns[1:, columns[0] == number].T, VOICE_PROGRAM if t.voice else t.program, t.is_drum, t.voice)
-                for number, t in enumerate(part.tracks)
-            ),
-            encoding.steps_per_quarter,
-            _changes(signatures),
-            _changes(tempos),
-            int(lines[-1]),
-        )
-
-
-def _changes(events: list) -> tuple:
-    """Meters or tempos without those that repeat the one before."""
-    return tuple(event for place, event in enumerate(events) if not place or event[1:] != events[place - 1][1:])
-
-
-def _meters_of_bars(signatures: Sequence[TimeSignature], lines: np.ndarray) -> list[tuple[int, int]]:
-    starts = np.array([signature.start_step for signature in signatures])
-    places = np.searchsorted(starts, lines[:-1], side="right") - 1
-    return [signatures[place][1:] if place >= 0 else FOUR_FOUR[0][1:] for place in places.tolist()]
-
-
-def _steps_of_bars(
-    lines: np.ndarray, meters: list[tuple[int, int]], ticks_per_quarter: int, encoding: Encoding
-) -> list[int]:
-    """Steps of each bar on the encoding's grid; 0 for bars it does not encode, and for those that are cut short."""
-    steps = []
-    for length, (numerator, denominator) in zip(np.diff(lines).tolist(), meters, strict=True):
-        whole = length * denominator == 4 * ticks_per_quarter * numerator
-        count, rest = divmod(encoding.steps_per_bar * numerator, denominator)
-        steps.append(count if whole and not rest and (numerator, denominator) in encoding.meter_set else 0)
-    return steps
 
 
 def _with_density(ids: np.ndarray, wanted: np.ndarray, holes: list[tuple[int, int]], encoding: Encoding) -> np.ndarray:
@@ -275,11 +223,6 @@ def _with_density(ids: np.ndarray, wanted: np.ndarray, holes: list[tuple[int, in
             usual = others[len(others) // 2] if len(others) else v.DENSITY + encoding.bar_density // 2
             ids[places[track, first_bar + bar]] = level if level > v.DENSITY else usual
     return ids
-
-
-def _tempo_at(score: Score, tick: int) -> float:
-    before = [tempo for tempo in sorted(score.tempos) if tempo.start_step <= tick]
-    return before[-1].quarters_per_minute if before else DEFAULT_QUARTERS_PER_MINUTE
 
 
 def _usual_velocity(track: Track) -> int:

@@ -1,7 +1,8 @@
 """New pieces from a GPT: from nothing, going on from a given one, or with bars of a given one written anew.
 
-Pieces longer than the model's window are written window by window: the last bars are given, new ones follow. Given a
-model (ids to logits); knows nothing about checkpoints or datasets.
+Pieces longer than the model's window are written window by window: the last bars are given, new ones follow. A window ends all
+its notes at its end; so where more is to come its last bar is written only for the notes that are held into it, and left out.
+Given a model (ids to logits); knows nothing about checkpoints or datasets.
 """
 
 import hashlib
@@ -11,11 +12,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from megatron_music.generation.infill import Filling, Place
+from megatron_music.generation.continuing import Continuation
 from megatron_music.generation.decoder import next_logits_of
+from megatron_music.generation.infill import Filling, Place
 from megatron_music.generation.sampling import Draft, NextLogits, Sampler, write_drafts
 from megatron_music.generation.wishes import bar_density_id, density_ids, instrument_ids, label_ids, meter_id, tempo_id
-from megatron_music.music.grid import quantize, sections, slice_steps, tempo_bin
+from megatron_music.music.grid import slice_steps, tempo_bin
 from megatron_music.music.score import Score, Track
 from megatron_music.tokens import vocabulary as v
 from megatron_music.tokens.folder import Encoding
@@ -100,11 +102,9 @@ class Composer:
         named = label_ids(labels, self.encoding) or None
         grammars = [Grammar(self.encoding, self.max_tokens, ids, labels=named, **wishes) for _ in seeds]
         documents = self._write(grammars, seeds, 0, on_token)
-        scores = [self._decode(document) for document in documents]
-        if bars > window:
-            said = [_labels_of(document, self.encoding) for document in documents]
-            scores = self._go_on(scores, bars - window, seeds, on_token, said, wishes)
-        return [_cut(score, bars) for score in scores]
+        scores = [_opened(self._decode(document), self._num_kept(window, bars)) for document in documents]
+        said = [{"labels": _labels_of(document, self.encoding), **wishes} for document in documents]
+        return self._go_on(scores, [bars] * len(scores), seeds, on_token, said)
 
     def continue_scores(
         self,
@@ -115,13 +115,13 @@ class Composer:
         *,
         labels: Sequence[str] = (),
     ) -> list[Score]:
-        """Each quantised score with ``bars`` new bars after its last, for the instruments it has.
+        """Each quantised score with ``bars`` new bars after its last, for the instruments it has, in its last meter and tempo.
 
         Half a window is given at a time, or all of a shorter score, and the rest of the window is new. A model of
         1-bar windows is given nothing but the meter and tempo.
         """
-        said = [label_ids(labels, self.encoding) or None for _ in scores]
-        return self._go_on(scores, bars, seeds, on_token, said, {})
+        wishes = [{"labels": label_ids(labels, self.encoding) or None, **self._last_said(score)} for score in scores]
+        return self._go_on(scores, [score.num_bars + bars for score in scores], seeds, on_token, wishes)
 
     def fill(
         self,
@@ -156,30 +156,36 @@ class Composer:
         return [piece.score for piece in pieces]
 
     def _go_on(
-        self, scores: Sequence[Score], bars: int, seeds: Sequence[int], on_token: OnToken, labels: list, wishes: dict
+        self, scores: Sequence[Score], lengths: Sequence[int], seeds: Sequence[int], on_token: OnToken, wishes: list[dict]
     ) -> list[Score]:
-        """``continue_scores`` with label ids (or None) for each score; a label the model chooses stays."""
-        lengths = [score.num_bars + bars for score in scores]
-        turn = 0
-        while any(score.num_bars < length for score, length in zip(scores, lengths, strict=True)):
+        """Each score, whose last notes may be held over its end, up to its length in bars.
+
+        Args:
+            wishes: what is asked of each in the words of ``Grammar``; labels that the model chooses stay.
+        """
+        scores, wishes, turn = list(scores), list(wishes), 0
+        while unfinished := [number for number, score in enumerate(scores) if score.num_bars < lengths[number]]:
             turn += 1
-            openings = [
-                self._opening(score, may_be_empty=turn > 1, labels=said, **wishes)
-                for score, said in zip(scores, labels, strict=True)
-            ]
-            documents = self._write([grammar for grammar, _ in openings], seeds, turn, on_token)
-            labels = [_labels_of(document, self.encoding) for document in documents]
-            scores = [
-                _append(score, self._decode(document), given)
-                for score, document, (_, given) in zip(scores, documents, openings, strict=True)
-            ]
-        return [_cut(score, length) for score, length in zip(scores, lengths, strict=True)]
+            openings = [self._opening(scores[number], may_be_empty=turn > 1, **wishes[number]) for number in unfinished]
+            grammars = [grammar for grammar, _ in openings]
+            documents = self._write(grammars, [seeds[number] for number in unfinished], turn, on_token)
+            for number, document, (_, given) in zip(unfinished, documents, openings, strict=True):
+                wishes[number] = wishes[number] | {"labels": _labels_of(document, self.encoding)}
+                kept = self._num_kept(self.encoding.bars - given, lengths[number] - scores[number].num_bars)
+                scores[number] = _append(scores[number], self._decode(document), given, kept)
+        return [slice_steps(score, 0, score.length_steps) for score in scores]
+
+    def _num_kept(self, written: int, wanted: int) -> int:
+        """How many of a window's new bars are kept: not its last, into which notes are held, where more are to come."""
+        if wanted <= written:
+            return wanted
+        return max(written - (self.encoding.bar_line == "carry"), 1)
 
     def _opening(self, score: Score, may_be_empty: bool, **wishes) -> tuple[Grammar, int]:
         """A grammar that begins with the score's last bars, and how many: half a window, fewer where notes are many."""
         instruments = tuple(instrument_id(track) for track in score.tracks)
         for bars in range(min(self.encoding.bars // 2, score.num_bars), -1, -1):
-            given = encode_piece(_last_bars(score, bars), self.encoding) if bars else ()
+            given = _last_bars(score, bars, self.encoding) if bars else ()
             if not bars:
                 wishes |= self._last_said(score)
             try:
@@ -219,18 +225,12 @@ class Composer:
 
 
 def prepare_continuation(score: Score, encoding: Encoding) -> Score:
-    """The last part of a score as read that is in the model's meters, quantised: what ``continue_scores`` goes on from.
+    """What ``continue_scores`` goes on from, of a score as read; ``Continuation`` leads back to its ticks.
 
     Raises:
-        ValueError: no part of it is in these meters.
+        ValueError: it ends in a meter that the model does not know.
     """
-    meters = [meter for meter in encoding.meter_set if encoding.steps_per_bar * meter[0] % meter[1] == 0]
-    unknown = [tuple(map(int, meter.split("/"))) for meter in encoding.unknown_meters]
-    parts = [part for part in sections(score, meters, unknown) if part.num_notes]
-    if not parts:
-        raise ValueError(f"no part of the piece is in {' '.join(encoding.meters)}; the model knows no other meter")
-    options = {"meters": encoding.writes_meters, "velocity": encoding.velocity, "tempo": encoding.tempo}
-    return quantize(parts[-1], encoding.steps_per_quarter, **options)
+    return Continuation(score, encoding).opening
 
 
 def _stream(seed: int, turn: int) -> int:
@@ -243,20 +243,44 @@ def _labels_of(document: Sequence[int], encoding: Encoding) -> list[int]:
     return [token_id for token_id in document if token_id in known]
 
 
-def _last_bars(score: Score, bars: int) -> Score:
-    """The last bars of all tracks, silent ones included."""
+def _last_bars(score: Score, bars: int, encoding: Encoding) -> np.ndarray:
+    """Ids of the last bars of all tracks, silent ones included; notes held over the end are left on."""
     lines = score.bar_starts
-    return slice_steps(score, int(lines[-1 - bars]), int(lines[-1]))
+    first, end = int(lines[-1 - bars]), int(lines[-1])
+    if score.last_end_step <= end:
+        return encode_piece(slice_steps(score, first, end), encoding)
+    ids = encode_piece(slice_steps(score, first, 2 * end - int(lines[-2])), encoding)  # and the bar in which they end
+    is_kept = np.ones(len(ids), bool)
+    for last in np.flatnonzero(ids == v.TRACK_END):
+        is_kept[np.flatnonzero(ids[:last] == v.BAR_START)[-1] : last] = False
+    return ids[is_kept]
 
 
-def _append(score: Score, window: Score, given_bars: int) -> Score:
-    """The score followed by the window's bars after the given ones."""
-    end = int(score.bar_starts[-1])
-    new = slice_steps(window, int(window.bar_starts[given_bars]), window.length_steps)
-    tracks = tuple(
-        Track(np.concatenate([old.notes, more.notes + (end, end, 0, 0)]), old.program, old.is_drum, old.voice)
-        for old, more in zip(score.tracks, new.tracks, strict=True)
-    )
+def _opened(score: Score, bars: int) -> Score:
+    """The first bars of a score; notes held over their end keep their length."""
+    end = int(score.bar_starts[bars])
+    tracks = [
+        Track(track.notes[track.notes[:, 0] < end], track.program, track.is_drum, track.voice, track.name)
+        for track in score.tracks
+    ]
+    return replace(slice_steps(score, 0, end), tracks=tracks)
+
+
+def _append(score: Score, window: Score, given_bars: int, kept_bars: int) -> Score:
+    """The score followed by so many of the window's bars after the given ones.
+
+    A note that was held over the score's end ends where the window ends it; notes may be held over the new end.
+    """
+    end, line = score.length_steps, int(window.bar_starts[given_bars])
+    window = _opened(window, given_bars + kept_bars)
+    new = slice_steps(window, line, window.length_steps)
+    tracks = []
+    for old, more in zip(score.tracks, window.tracks, strict=True):
+        notes, moved = old.notes.copy(), more.notes + (end - line, end - line, 0, 0)
+        ends = {pitch: stop for start, stop, pitch, _ in moved.tolist() if start < end < stop}
+        for note in np.flatnonzero(notes[:, 1] > end):
+            notes[note, 1] = ends.get(int(notes[note, 2]), end)
+        tracks.append(Track(np.concatenate([notes, moved[moved[:, 0] >= end]]), old.program, old.is_drum, old.voice))
     return replace(
         score,
         tracks=tracks,
@@ -270,7 +294,3 @@ def _followed(events: tuple, new: tuple, end: int) -> tuple:
     """Meters or tempos up to a step, and new ones counted from there; one that repeats the last is left out."""
     moved = [event._replace(start_step=event.start_step + end) for event in new]
     return (*events, *(moved[1:] if moved[0][1:] == events[-1][1:] else moved))
-
-
-def _cut(score: Score, bars: int) -> Score:
-    return slice_steps(score, 0, int(score.bar_starts[bars])) if bars < score.num_bars else score

@@ -1,6 +1,7 @@
-"""MIDI files in and out. The one owner of symusic, which writes, and of miditoolkit.
+"""MIDI files in and out. The one owner of miditoolkit.
 
-Reading is the loop of ``music.midi_bytes``, and what is made of its tables here. Knows nothing about tokens.
+Reading is the loop of ``music.midi_bytes``, and what is made of its tables here; ``music.midi_events`` writes. Knows nothing about
+tokens.
 """
 
 import os
@@ -13,7 +14,6 @@ from typing import NamedTuple
 
 import miditoolkit
 import numpy as np
-import symusic
 
 from megatron_music.music.midi_bytes import (
     CHUNK,
@@ -21,7 +21,6 @@ from megatron_music.music.midi_bytes import (
     CONTROLS,
     CUT,
     DATA,
-    DRUM_CHANNEL,
     FULL,
     HANGING,
     HEAD_FIELDS,
@@ -48,6 +47,22 @@ from megatron_music.music.midi_bytes import (
 )
 from megatron_music.music.midi_text import decode_text
 from megatron_music.music.pedal import NUM_KEYBOARD_PROGRAMS, lengthening
+from megatron_music.music.midi_events import (
+    DRUM_CHANNEL,
+    NOTE_OFF,
+    NOTE_ON,
+    PORT,
+    PROGRAM,
+    SET_TEMPO,
+    TIME_SIGNATURE,
+    TRACK_NAME,
+    Event,
+    EventTrack,
+    MidiEvents,
+    meta,
+    tempo_data,
+    time_signature_data,
+)
 from megatron_music.music.score import (
     DEFAULT_TEMPO,
     FOUR_FOUR,
@@ -72,6 +87,7 @@ CONTENT_COUNTS = (
     "pitch bends", "pedal", "other controllers", "aftertouch", "key signatures", "lyrics", "texts and markers", "track names",
     "system exclusive", "silent tracks", "notes never switched off",
 )  # fmt: skip
+_MELODIC_CHANNELS = [channel for channel in range(16) if channel != DRUM_CHANNEL]
 
 
 class MidiError(ValueError):
@@ -111,14 +127,22 @@ def read_midi(
 def write_midi(score: Score, path: str | os.PathLike) -> None:
     """Write a Standard MIDI File, under a temporary name first; ``path`` never holds half a file.
 
+    Every track is an MTrk chunk. Up to 15 tracks that are not drums have a channel each; of more, those of one program share a
+    channel, and more than 15 programs are spread over MIDI ports. Names are UTF-8.
+
     Raises:
         ValueError: a pitch or velocity is outside 0..127, or a time is before 0.
     """
+    write_midi_bytes(to_events(score).to_bytes(), path)
+
+
+def write_midi_bytes(content: bytes, path: str | os.PathLike) -> None:
+    """Write a file's bytes under a temporary name first; ``path`` never holds half a file."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(_to_symusic(score).dumps_midi())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -367,25 +391,52 @@ def _from_miditoolkit(midi: miditoolkit.MidiFile) -> Score:
     )
 
 
-def _to_symusic(score: Score) -> symusic.Score:
+def to_events(score: Score) -> MidiEvents:
+    """The score as the events of a MIDI file of format 1; meters and tempos are in the first track.
+
+    Raises:
+        ValueError: a pitch or velocity is outside 0..127, or a time is before 0.
+    """
     scale, ticks_per_quarter = _tick_scale(score)
-    midi = symusic.Score(ticks_per_quarter)
-    midi.tempos = symusic.core.TempoTickList(
-        [symusic.Tempo(t.start_step * scale, t.quarters_per_minute) for t in score.tempos]
-    )
-    midi.time_signatures = symusic.core.TimeSignatureTickList(
-        [symusic.TimeSignature(s.start_step * scale, s.numerator, s.denominator) for s in score.time_signatures]
-    )
-    for number, track in enumerate(score.tracks, start=1):
+    head = [
+        *((s.start_step, 0, meta(TIME_SIGNATURE, time_signature_data(s.numerator, s.denominator))) for s in score.time_signatures),
+        *((t.start_step, 1, meta(SET_TEMPO, tempo_data(t.quarters_per_minute))) for t in score.tempos),
+    ]
+    tracks = []
+    for number, (track, (port, channel)) in enumerate(zip(score.tracks, channels_of(score.tracks), strict=True), start=1):
         if len(track) and (track.notes.min() < 0 or track.notes[:, 2:].max() > 127):
             raise ValueError(f"track {number} has a pitch or velocity outside 0..127 or a time before 0; mend it first")
-        part = symusic.Track(track.name or track.voice, track.program, track.is_drum)
-        start, end, pitch, velocity = track.notes.astype(np.int32).T
-        part.notes = symusic.Note.from_numpy(
-            start * scale, (end - start) * scale, pitch.astype(np.int8), velocity.astype(np.int8)
-        )
-        midi.tracks.append(part)
-    return midi
+        opening = [meta(PORT, bytes((port,)))] if port is not None else []
+        if name := track.name or track.voice:
+            opening.append(meta(TRACK_NAME, name.encode("utf-8", "replace")))
+        opening.append(bytes((PROGRAM | channel, track.program)))
+        notes = track.notes.tolist()
+        placed = [
+            *head,
+            *((0, 2, message) for message in opening),
+            *((start, 4, bytes((NOTE_ON | channel, pitch, velocity))) for start, _, pitch, velocity in notes),
+            # Those that end come before those that begin, but not before their own beginning.
+            *((end, 3 + 2 * (start == end), bytes((NOTE_OFF | channel, pitch, velocity))) for start, end, pitch, velocity in notes),
+        ]
+        head = []
+        events = [Event(tick * scale, message) for tick, _, message in sorted(placed, key=lambda event: event[:2])]
+        tracks.append(EventTrack(()).edited(events, events[-1].tick + 1))
+    header = b"".join(number.to_bytes(2, "big") for number in (1, len(tracks), ticks_per_quarter))
+    return MidiEvents(header, tuple(tracks))
+
+
+def channels_of(tracks: Sequence[Track]) -> list[tuple[int | None, int]]:
+    """MIDI port (None where one is enough) and channel of each track; no channel of a port plays two programs."""
+    melodic = [number for number, track in enumerate(tracks) if not track.is_drum]
+    is_many = len(melodic) > len(_MELODIC_CHANNELS)
+    seats = {number: tracks[number].program if is_many else number for number in melodic}
+    order = {seat: place for place, seat in enumerate(dict.fromkeys(seats.values()))}
+    has_ports = len(order) > len(_MELODIC_CHANNELS)
+    found = []
+    for number, track in enumerate(tracks):
+        port, place = (0, None) if track.is_drum else divmod(order[seats[number]], len(_MELODIC_CHANNELS))
+        found.append((port if has_ports else None, DRUM_CHANNEL if place is None else _MELODIC_CHANNELS[place]))
+    return found
 
 
 def _tick_scale(score: Score) -> tuple[int, int]:

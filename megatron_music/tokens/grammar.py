@@ -26,7 +26,8 @@ class Grammar(Walk):
         instruments: the INST ids of the tracks in order, e.g. the four voices; then the piece has just these tracks.
             None leaves tracks to the model, at least one.
         given: ids of a piece of fewer bars, from ``encode_piece`` without labels: its tempo, meters, tracks and bars are the
-            only ones allowed in their places. Its instruments are the piece's.
+            only ones allowed in their places. Its instruments are the piece's. Notes that it leaves on sound on in the bar
+            that follows.
         labels: label ids, such as that of GENRE=JAZZ; then the piece has just these. None leaves them to the model.
         meters: the TIME_SIGNATURE ids to choose from, for the first bar and for changes; None for the encoding's. With one
             of them the meter never changes.
@@ -54,6 +55,7 @@ class Grammar(Walk):
         if encoding.bars < 1:
             raise ValueError("the encoding has whole pieces, not windows of some bars; name the number of bars")
         self._given = read_document(given) if len(given) else None
+        self._held = [held_notes(track.bars) for track in self._given.tracks] if self._given else []
         if self._given:
             instruments = [track.instrument for track in self._given.tracks]
         if instruments is not None and not len(instruments):
@@ -143,7 +145,7 @@ class Grammar(Walk):
             levels = range(v.DENSITY, v.DENSITY + self._encoding.density)
             yield only(*levels) if chosen is None else only(chosen[track] if len(chosen) > 1 else chosen[0])
         given = self._given.tracks[track].bars if self._given else ()
-        sounding: set[int] = set()
+        sounding = self._held[track] if self._given else set()
         for bar in range(self._encoding.bars):
             if bar < len(given):
                 yield from self._exactly(given[bar])
@@ -209,6 +211,8 @@ class Grammar(Walk):
                     total += len(given[place])
                 else:
                     total += 2 + bool(self._encoding.bar_density) + len(self._changes[place])
+                if given and place == len(given) and self._held[number]:
+                    total += 1 + len(self._held[number])  # a rest, and every release
         return total
 
 
@@ -236,6 +240,17 @@ def read_document(ids: Sequence[int]) -> GivenDocument:
         bars = [bar.tolist() for bar in bars]
         taken_apart.append(GivenTrack(int(track[1]), [bar[: bar.index(v.BAR_END) + 1] for bar in bars]))
     return GivenDocument(said, taken_apart)
+
+
+def held_notes(bars: Sequence[Sequence[int]]) -> set[int]:
+    """The pitches that a track's bars leave on."""
+    held: set[int] = set()
+    for token_id in (token_id for bar in bars for token_id in bar):
+        if v.NOTE_ON <= token_id < v.NOTE_ON + 128:
+            held.add(token_id - v.NOTE_ON)
+        elif v.NOTE_OFF <= token_id < v.NOTE_OFF + 128:
+            held.discard(token_id - v.NOTE_OFF)
+    return held
 
 
 @cache
