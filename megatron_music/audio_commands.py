@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -154,12 +155,17 @@ def generate_audio(options) -> None:
             negative=options.negative, towards=options.towards, share=options.share if options.towards else 0.0,
             given=_given(options, maker.autoencoder), batch_size=options.batch_size, free_bytes=_free_bytes(),
         )  # fmt: skip
-        _write_sounds(options, sounds, names, maker, speaks=distributed.is_main())
+        _write_sounds(options, sounds, names, maker, prompts, speaks=distributed.is_main())
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise ValueError("memory is out; use a shorter --seconds, a smaller --batch-size or fewer samples at a time") from None
     finally:
         distributed.stop()
 
 
 _LIST = "sounds.jsonl"
+LEAST_CLIPPED = 1e-3  # of a sound's samples: from there on it is said
 
 
 def _prompts(options) -> list[str]:
@@ -197,10 +203,11 @@ def _given(options, autoencoder):
     """The sound to keep something of, as the autoencoder takes it."""
     if not options.source:
         return None
-    from megatron_music.audio.waveform import read_waveform, resampled, with_channels
+    from megatron_music.audio.reading import read_quietly
+    from megatron_music.audio.waveform import resampled, with_channels
     from megatron_music.generation.audio import Given
 
-    found = resampled(with_channels(read_waveform(options.source), autoencoder.channels), autoencoder.sample_rate)
+    found = resampled(with_channels(read_quietly(options.source), autoencoder.channels), autoencoder.sample_rate)
     return Given(found.samples, options.keep, 1.0 if options.variation is None else options.variation)
 
 
@@ -222,14 +229,41 @@ def _free_bytes() -> int:
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
 
 
-def _write_sounds(options, sounds, names: list[str], maker, speaks: bool) -> None:
+def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error) or "array is too big" in str(error)
+
+
+def _say(sentence: str) -> None:
+    print(f"megatron-music: {sentence}", file=sys.stderr, flush=True)
+
+
+def _say_unknown_words(prompts: list[str], maker) -> None:
+    """Name the words of prompts that the model has never seen."""
+    for prompt in dict.fromkeys(prompts):
+        unknown = maker.unknown_words(prompt)
+        if unknown:
+            count = "1 word" if len(unknown) == 1 else f"{len(unknown)} words"
+            _say(f"the model does not know {count} of the prompt {prompt[:60]!r}: {', '.join(unknown[:8])}")
+
+
+def _write_sounds(options, sounds, names: list[str], maker, prompts: list[str], speaks: bool) -> None:
     from megatron_music.audio.waveform import Waveform, write_waveform
     from megatron_music.whole_file import write_whole
 
-    folder, rate, lines = Path(options.output), maker.autoencoder.sample_rate, []
+    folder, rate, lines, loud = Path(options.output), maker.autoencoder.sample_rate, [], 0
+    said = not speaks
     with progress_bar("sound", len(names)) as bar:
         for name, sound in zip(names, sounds, strict=True):
-            facts = sound.facts
+            if not said:  # here, since what is asked wrongly has been refused by now
+                bar.clear()
+                _say_unknown_words([*prompts, *filter(None, (options.negative.strip(), options.towards.strip()))], maker)
+                said = True
+            clipped = int((abs(sound.samples) > 1).sum())
+            facts = sound.facts | {"clipped_samples": clipped}
+            loud += clipped > LEAST_CLIPPED * sound.samples.size
             if options.rank:
                 heard = maker.music_encoder.embed_audio([Waveform(sound.samples, rate)])[0]
                 facts = facts | {"similarity": round(float(heard @ maker.music_encoder.embed_text([sound.prompt])[0]), 4)}
@@ -246,4 +280,10 @@ def _write_sounds(options, sounds, names: list[str], maker, speaks: bool) -> Non
         for line in lines:
             print(f"{line['similarity']:7.3f}  {line['file']}  {line['prompt']}")
     write_whole(folder / _LIST, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    if loud:
+        most = max(line["clipped_samples"] for line in lines)
+        _say(
+            f"{loud} of {len(names)} sounds are too loud and were clipped, one in {most:,} samples; lower --guidance-scale, or see "
+            f"clipped_samples in {folder / _LIST}"
+        )
     print(f"{len(names)} sounds in {folder}")

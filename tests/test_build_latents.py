@@ -201,14 +201,14 @@ def test_listings(tmp_path):
     assert [tuple(sound) for sound in found] == [("a/a.wav", ("y z",), "a/a.wav"), ("b.wav", ("x", "w"), "g")]
     for text, sentence in (
         ("path,caption\n../b.wav,x\n", "lies outside its folder"),
-        ("caption\nx\n", "line 2, has no path and caption"),
-        (b"path,caption\n\xff\xfe,x\n", "cannot be read near line"),
+        ("caption\nx\n", "has no column path or file_name"),
+        (b"path,caption\n\xff\xfe,x\n", "line 2, is not UTF-8"),
     ):
         (tmp_path / "captions.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(ValueError, match=sentence):
             read_captioned(tmp_path)
     (tmp_path / "captions.jsonl").write_text('{"path": "a.wav", "captions": ["x", "x", "y"]}\n\n[1]\n')
-    with pytest.raises(ValueError, match="near line 4|near line 3"):
+    with pytest.raises(ValueError, match="line 3, is no JSON object"):
         read_captioned(tmp_path)
 
 

@@ -163,3 +163,49 @@ def test_other_checkpoints_are_refused(runs, tmp_path, capsys):
     (tmp_path / "out" / "01-001.wav").write_text("mine")
     assert generate(runs, tmp_path / "out", "--prompt", "a") == 2
     assert "is there already" in capsys.readouterr().err and (tmp_path / "out" / "01-001.wav").read_text() == "mine"
+
+
+def test_the_length_is_exact_to_the_sample(runs, tmp_path):
+    assert generate(runs, tmp_path / "out", "--prompt", "slow bell", "--seconds", "0.5251") == 0
+    sound = read_waveform(tmp_path / "out" / "01-001.wav")
+    assert sound.samples.shape[1] == round(0.5251 * 16000), "not rounded to latent frames of 256 samples"
+    assert read_metadata(tmp_path / "out" / "01-001.wav")["seconds"] == sound.seconds
+    given = read_waveform(runs / "sounds" / "000.wav").samples[:, :8100]
+    write_waveform(tmp_path / "given.wav", given, 16000)
+    varied = ["--prompt", "slow bell", "--from", str(tmp_path / "given.wav"), "--variation", "0.5"]
+    assert generate(runs, tmp_path / "varied", *varied) == 0
+    assert read_waveform(tmp_path / "varied" / "01-001.wav").samples.shape == given.shape
+
+
+@pytest.mark.parametrize("seconds", ["1e12", "1e8"])
+def test_a_length_beyond_memory_is_refused_with_the_longest_that_fits(runs, tmp_path, capsys, seconds):
+    assert generate(runs, tmp_path / "out", "--prompt", "slow bell", "--seconds", seconds) == 2
+    said = capsys.readouterr().err
+    assert "GiB are free; use" in said and said.count("\n") == 1
+    longest = float(said.split("; use ")[1].split(" s or less")[0].replace(",", ""))
+    assert 10 < longest < float(seconds) and not (tmp_path / "out").exists()
+
+
+def test_clipped_samples_are_counted_and_said(runs, tmp_path, capsys):
+    assert generate(runs, tmp_path / "loud", "--prompt", "slow bell", "--guidance-scale", "1e5") == 0
+    line = json.loads((tmp_path / "loud" / "sounds.jsonl").read_text())
+    written = np.abs(read_waveform(tmp_path / "loud" / "01-001.wav").samples)
+    assert line["clipped_samples"] == pytest.approx((written > 0.9999).sum(), abs=20) and line["clipped_samples"] > 1000
+    assert "1 of 1 sounds are too loud and were clipped" in capsys.readouterr().err
+    assert generate(runs, tmp_path / "quiet", "--prompt", "slow bell") == 0
+    assert "clipped" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [("--prompt", "ピアノ"), ("--prompt", "🎹"), ("--prompt", "slow bell", "--negative", "barabane"),
+                                   ("--prompt", "slow bell", "--towards", "zither")])  # fmt: skip
+def test_a_prompt_of_unknown_words_alone_is_refused(runs, tmp_path, capsys, wrong):
+    assert generate(runs, tmp_path / "out", *wrong) == 2
+    said = capsys.readouterr().err
+    assert f"no word of the prompt {wrong[-1]!r} is known" in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_words_of_a_prompt_are_named(runs, tmp_path, capsys):
+    assert generate(runs, tmp_path / "out", "--prompt", "slow zither ピアノ", "--prompt", "fast bell") == 0
+    said = capsys.readouterr().err
+    assert "does not know 3 words of the prompt 'slow zither ピアノ': zither, ピア, アノ" in said and said.count("does not know") == 1

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megatron_music.audio.text_encoder import (
     CONFIG,
@@ -135,3 +137,65 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no text encoder that transformers can load") as error:
         load_text_encoder(tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("Café Zoë", ["café", "zoë"]),
+        ("Cafe\u0301", ["café"]),
+        ("МЕДЛЕННЫЙ орган", ["медленный", "орган"]),
+        ("موسيقى بطيئة", ["موسيقى", "بطيئة"]),
+        ("हिन्दी संगीत", ["हिन्दी", "संगीत"]),
+        ("느린 피아노", ["느린", "피아노"]),
+        ("静かなピアノの曲", ["静", "かな", "ピア", "アノ", "の", "曲"]),
+        ("ﾋﾟｱﾉ", ["ピア", "アノ"]),
+        ("慢鋼琴，三拍", ["慢鋼", "鋼琴", "三拍"]),
+        ("เปียโนช้า", ["เปี", "ปีย", "ยโ", "โน", "นช้", "ช้า"]),
+        ("٩٦ نبضة في ٣/٤", ["90", "نبضة", "في", "3/4"]),
+        ("🎹 !", []),
+    ],
+)
+def test_words_of_every_script_are_read(text, wanted):
+    assert words_of(text) == wanted
+
+
+@given(st.text(alphabet="abZ19/ _'.,-", max_size=30))
+def test_ascii_texts_have_the_words_they_had_before_other_scripts_were_read(text):
+    assert words_of(text) == words_of(text, rule=1)
+    assert words_of(text + " é") == [*words_of(text), "é"], "whatever else stands beside them"
+
+
+@given(st.text(max_size=40))
+def test_a_text_that_was_cut_has_the_first_words_of_the_whole(text):
+    encoder = WordTextEncoder([], torch.zeros(2, 4), torch.zeros(3, 4))
+    assert words_of(encoder.cut(text)) == words_of(text)[:3]
+
+
+def test_prompts_in_other_scripts_differ_and_meanings_are_learned():
+    texts = ["遅いオルガン", "速いオルガン", "遅いフルート", "速いフルート", "медленный орган", "быстрый орган"]
+    encoder = fit_words(texts, np.stack([target("fast" if text[0] in "速б" else "") for text in texts]), size=16, length=12)
+    states, keeps = encoder.encode(["遅いオルガン", "速いオルガン", ""])
+    assert not torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2]) and keeps[0].sum() > 1
+    assert encoder.reads("速い 🎹 zither орган") == (("速", "い", "орган"), ("zither",))
+
+
+def test_an_encoder_saved_by_the_old_rule_reads_as_it_did(words, tmp_path):
+    words.save(tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    assert config["format"] == 2
+    (tmp_path / CONFIG).write_text(json.dumps(config | {"format": 1}))
+    old = load_text_encoder(tmp_path)
+    assert torch.equal(old.encode(TEXTS)[0], words.encode(TEXTS)[0])
+    assert old.encode(["slow örgan"])[1].sum() == 2 and old.reads("ピアノ") == ((), ()), "by the rule of its vocabulary"
+    old.save(tmp_path / "again")
+    assert load_text_encoder(tmp_path / "again").rule == 1
+    (tmp_path / CONFIG).write_text(json.dumps(config | {"format": 9}))
+    with pytest.raises(ValueError, match="its format is 9"):
+        load_text_encoder(tmp_path)
+
+
+def test_an_encoder_of_hugging_face_says_which_words_are_unknown_tokens(tmp_path):
+    encoder = HuggingFaceTextEncoder(str(hugging_face_folder(tmp_path / "local", "t5")), length=5)
+    assert encoder.reads("slow ピアノ organ") == (("slow", "organ"), ("ピアノ",))
+    assert encoder.reads(" ") == ((), ())

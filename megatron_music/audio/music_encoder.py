@@ -19,8 +19,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from megatron_music.audio.text_encoder import words_of
 from megatron_music.audio.waveform import Waveform, resampled, with_channels
+from megatron_music.audio.words import RULE, Read, words_of
 from megatron_music.whole_file import write_whole
 
 SIZE = 512
@@ -81,11 +81,13 @@ class SmallMusicEncoder:
         mean_F, map_FE: of features to the embedding before it gets length 1.
         words: those known.
         map_WE: from counts of words (and a 1 for none) to it.
+        rule: by which texts fall into words; see ``words_of``.
     """
 
     name = "small"
 
-    def __init__(self, mean_F: np.ndarray, map_FE: np.ndarray, words: Sequence[str], map_WE: np.ndarray):
+    def __init__(self, mean_F: np.ndarray, map_FE: np.ndarray, words: Sequence[str], map_WE: np.ndarray, rule: int = RULE):
+        self.rule = rule
         self._mean_F, self._map_FE, self._map_WE = mean_F, map_FE, map_WE
         self._numbers = {word: number for number, word in enumerate(words)}
 
@@ -97,7 +99,12 @@ class SmallMusicEncoder:
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of texts (float32 [N, 512], of length 1)."""
-        return _of_length_1(_counts(texts, self._numbers) @ self._map_WE)
+        return _of_length_1(_counts(texts, self._numbers, self.rule) @ self._map_WE)
+
+    def reads(self, text: str) -> Read:
+        """Which of the text's words are known, and which are not."""
+        words = dict.fromkeys(words_of(text, self.rule))
+        return Read(tuple(word for word in words if word in self._numbers), tuple(word for word in words if word not in self._numbers))
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write the folder."""
@@ -105,7 +112,7 @@ class SmallMusicEncoder:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {"mean": self._mean_F, "map": self._map_FE, "words": self._map_WE}
         write_whole(folder / WEIGHTS, save({name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}))
-        write_whole(folder / CONFIG, (json.dumps({"format": 1, "words": list(self._numbers)}) + "\n").encode())
+        write_whole(folder / CONFIG, (json.dumps({"format": self.rule, "words": list(self._numbers)}) + "\n").encode())
 
 
 def fit_music_encoder(features_NF: np.ndarray, captions: Sequence[Sequence[str]]) -> SmallMusicEncoder:
@@ -136,12 +143,12 @@ def fit_music_encoder(features_NF: np.ndarray, captions: Sequence[Sequence[str]]
     return SmallMusicEncoder(mean_F.astype(np.float32), map_FE.astype(np.float32), words, map_WE.astype(np.float32))
 
 
-def _counts(texts: Sequence[str], numbers: dict[str, int]) -> np.ndarray:
+def _counts(texts: Sequence[str], numbers: dict[str, int], rule: int = RULE) -> np.ndarray:
     """How often each text has each word, and a 1 (float32 [N, W + 1])."""
     found = np.zeros((len(texts), len(numbers) + 1), np.float32)
     found[:, -1] = 1
     for row, text in zip(found, texts, strict=True):
-        for word, count in Counter(words_of(text)).items():
+        for word, count in Counter(words_of(text, rule)).items():
             if word in numbers:
                 row[numbers[word]] = min(count, 2)
     return found
@@ -183,6 +190,10 @@ class MuQMuLanProcess:
         """See SmallMusicEncoder."""
         found = [self._ask({"text": np.frombuffer(text.encode(), np.uint8)}) for text in texts]
         return np.stack(found) if found else np.zeros((0, SIZE), np.float32)
+
+    def reads(self, text: str) -> Read:
+        """See SmallMusicEncoder; its multilingual tokenizer knows every word."""
+        return Read(tuple(dict.fromkeys(words_of(text))), ())
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write the folder: the weights stay where they are."""
@@ -240,10 +251,13 @@ def load_music_encoder(folder: str | os.PathLike) -> MusicEncoder:
         if (folder / MUQ).exists():
             found = json.loads((folder / MUQ).read_text(encoding="utf-8"))
             return MuQMuLanProcess(found["python"], found["model"])
-        words = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["words"]
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        words, rule = config["words"], config["format"]
+        if rule not in range(1, RULE + 1):
+            raise ValueError(f"its format is {rule!r}, where this version reads 1 to {RULE}")
         tensors = load_file(folder / WEIGHTS)
         if tensors["words"].shape != (len(words) + 1, SIZE) or tensors["map"].shape != (len(tensors["mean"]), SIZE):
             raise ValueError("its tensors have other shapes")
-        return SmallMusicEncoder(tensors["mean"], tensors["map"], words, tensors["words"])
+        return SmallMusicEncoder(tensors["mean"], tensors["map"], words, tensors["words"], rule)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"{folder} holds no whole encoder of music ({error}); copy it again") from None

@@ -130,6 +130,10 @@ class OobleckAutoencoder(torch.nn.Module):
             parts.append(sound[..., (first - begin) * hop : (last - begin) * hop])
         return torch.cat(parts, dim=-1)
 
+    def decoding_bytes(self, frames: int, chunk: int) -> int:
+        """About the memory that ``decode_in_chunks`` takes for a sample of so many latent frames: its audio, twice."""
+        return 2 * 4 * frames * self.downsampling * self.channels
+
     def save(self, folder: str | os.PathLike) -> None:
         """Write the folder, the configuration last."""
         folder = Path(folder)

@@ -27,6 +27,7 @@ FEWEST_HERTZ = 30.0
 CONFIG, WEIGHTS = "spectral.json", "spectral.safetensors"
 _WIDTH = CHANNELS * BANDS * FOLD
 _FITTED_FRAMES = 40_000
+_SPECTRA_AT_ONCE = 6  # complex ones, while phases are found
 
 
 class SpectralAutoencoder(torch.nn.Module):
@@ -70,6 +71,10 @@ class SpectralAutoencoder(torch.nn.Module):
     def decode_in_chunks(self, latents_BCT: Tensor, chunk: int, overlap: int) -> Tensor:
         """The same sound: spectra of minutes are small, and phases want to be found together."""
         return self.decode(latents_BCT)
+
+    def decoding_bytes(self, frames: int, chunk: int) -> int:
+        """About the most memory that ``decode_in_chunks`` takes for a sample of so many latent frames."""
+        return frames * FOLD * CHANNELS * (WINDOW // 2 + 1) * 8 * _SPECTRA_AT_ONCE
 
     def _sound_of(self, latents_CT: Tensor) -> Tensor:
         length = latents_CT.size(1)

@@ -1,12 +1,11 @@
 """Captions to states that models attend to: any encoder of Hugging Face, or a small one of words that needs no download.
 
-Every encoder has ``size`` (C), ``length`` (L, the most states of a text), ``name``, ``cut``, ``encode`` and ``save``. The one
-owner of transformers in this column. Shapes: N texts, L states each, C numbers in a state.
+Every encoder has ``size`` (C), ``length`` (L, the most states of a text), ``name``, ``cut``, ``reads``, ``encode``, ``to`` and
+``save``. The one owner of transformers in this column. Shapes: N texts, L states each, C numbers in a state.
 """
 
 import json
 import os
-import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -18,22 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from megatron_music.audio.words import RULE, Read
+from megatron_music.audio.words import words_of as words_of
 from megatron_music.whole_file import write_whole
 
 CONFIG, WEIGHTS = "words.json", "words.safetensors"
 HUB = "hub.json"  # of an encoder that is loaded by its name again
 SIZE, LENGTH = 64, 32
 UNKNOWN, NOTHING = 0, 1  # rows before those of words: what is not known, and what an empty text has
-_WORD = re.compile(r"[a-z0-9]+(?:/[0-9]+)?")
-
-
-def words_of(text: str) -> list[str]:
-    """A text's words in small letters; a meter such as 3/4 is one, a number is its first digits and tens.
-
-    >>> words_of("Slow piano, at 96 beats; 3/4")
-    ['slow', 'piano', 'at', '90', 'beats', '3/4']
-    """
-    return [str(int(word) // 10 * 10) if word.isdigit() and len(word) < 10 else word for word in _WORD.findall(text.lower())]
 
 
 class WordTextEncoder:
@@ -43,11 +34,13 @@ class WordTextEncoder:
         words: those known.
         vectors_WC: of the unknown word, of an empty text, and of each word.
         places_LC: of first, second, ... word.
+        rule: by which texts fall into words; see ``words_of``.
     """
 
     name = "words"
 
-    def __init__(self, words: Sequence[str], vectors_WC: Tensor, places_LC: Tensor):
+    def __init__(self, words: Sequence[str], vectors_WC: Tensor, places_LC: Tensor, rule: int = RULE):
+        self.rule = rule
         self._numbers = {word: number for number, word in enumerate(words, start=NOTHING + 1)}
         self._vectors_WC, self._places_LC = vectors_WC, places_LC
 
@@ -61,8 +54,20 @@ class WordTextEncoder:
 
     def cut(self, text: str) -> str:
         """The text, or as many of its words as are read."""
-        words = words_of(text)
-        return text if len(words) <= self.length else " ".join(words[: self.length])
+        words = words_of(text, self.rule)
+        if len(words) <= self.length:
+            return text
+        return " ".join(words[: self.length])
+
+    def reads(self, text: str) -> Read:
+        """Which of the text's words are known, and which are not: those are all one to the encoder."""
+        words = dict.fromkeys(words_of(text, self.rule))
+        return Read(tuple(word for word in words if word in self._numbers), tuple(word for word in words if word not in self._numbers))
+
+    def to(self, device: torch.device | str) -> "WordTextEncoder":
+        """This encoder with its vectors on a device, where its states are then made."""
+        self._vectors_WC, self._places_LC = self._vectors_WC.to(device), self._places_LC.to(device)
+        return self
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """States [N, L, C] in float32, zero behind the words, and which are words [N, L].
@@ -78,20 +83,22 @@ class WordTextEncoder:
                     f"the text {text[:40]!r}... has {len(row_numbers):,} words, where this encoder reads {self.length}; shorten it"
                 )
             row[: len(row_numbers)] = torch.tensor(row_numbers)
+        numbers_NL = numbers_NL.to(self._vectors_WC.device)
         keeps_NL = numbers_NL >= 0
         states_NLC = self._vectors_WC[numbers_NL.clamp_min(0)] + self._places_LC
         return states_NLC * keeps_NL[..., None], keeps_NL
 
     def numbers(self, text: str) -> list[int]:
         """Rows of the text's words; an empty text has one."""
-        return [self._numbers.get(word, UNKNOWN) for word in words_of(text)] or [NOTHING]
+        return [self._numbers.get(word, UNKNOWN) for word in words_of(text, self.rule)] or [NOTHING]
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write the folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / WEIGHTS, save({"vectors": self._vectors_WC.contiguous(), "places": self._places_LC.contiguous()}))
-        write_whole(folder / CONFIG, (json.dumps({"format": 1, "words": list(self._numbers)}) + "\n").encode())
+        tensors = {"vectors": self._vectors_WC, "places": self._places_LC}
+        write_whole(folder / WEIGHTS, save({name: value.cpu().contiguous() for name, value in tensors.items()}))
+        write_whole(folder / CONFIG, (json.dumps({"format": self.rule, "words": list(self._numbers)}) + "\n").encode())
 
 
 def fit_words(
@@ -167,10 +174,28 @@ class HuggingFaceTextEncoder:
         """The text: what is too long is cut in tokens when it is encoded."""
         return text
 
+    def reads(self, text: str) -> Read:
+        """Which of the text's words its tokenizer has tokens for, and which are nothing but unknown tokens to it."""
+        words = tuple(dict.fromkeys(text.split()))
+        if not words:
+            return Read((), ())
+        nothing = {self._tokenizer.unk_token_id, *self._tokenizer("", add_special_tokens=False)["input_ids"]}
+        blank = set(self._tokenizer(" ", add_special_tokens=False)["input_ids"])  # as SentencePiece marks a word's beginning
+        blank |= {self._tokenizer.convert_tokens_to_ids("\u2581")}
+        rows = self._tokenizer(list(words), add_special_tokens=False)["input_ids"]
+        known = [bool(set(row) - nothing - blank) for row in rows]
+        return Read(*(tuple(word for word, is_known in zip(words, known, strict=True) if is_known is wanted) for wanted in (True, False)))
+
+    def to(self, device: torch.device | str) -> "HuggingFaceTextEncoder":
+        """See WordTextEncoder."""
+        self._model = self._model.to(device)
+        return self
+
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """See WordTextEncoder."""
         found = self._tokenizer(list(texts), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt")
+        found = {name: value.to(self._model.device) for name, value in found.items()}
         keeps_NL = found["attention_mask"].bool()
         keeps_NL[:, 0] = True  # an encoder without marks has none for an empty text, and attention needs something
         states_NLC = self._model(input_ids=found["input_ids"], attention_mask=keeps_NL.long()).last_hidden_state
@@ -201,11 +226,14 @@ def load_text_encoder(where: str | os.PathLike) -> TextEncoder:
     folder = Path(where)
     if (folder / CONFIG).exists():
         try:
-            words = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["words"]
+            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            words, rule = config["words"], config["format"]
+            if rule not in range(1, RULE + 1):
+                raise ValueError(f"its format is {rule!r}, where this version reads 1 to {RULE}")
             tensors = load_file(folder / WEIGHTS)
             if len(tensors["vectors"]) != len(words) + NOTHING + 1:
                 raise ValueError(f"{len(tensors['vectors'])} vectors for {len(words)} words")
-            return WordTextEncoder(words, tensors["vectors"], tensors["places"])
+            return WordTextEncoder(words, tensors["vectors"], tensors["places"], rule)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ValueError(f"{folder} holds no whole encoder of words ({error}); copy it again") from None
     if (folder / HUB).exists():

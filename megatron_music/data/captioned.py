@@ -5,12 +5,16 @@
 - MusicBench: its ``MusicBench*.json``, one object a line, with ``location``, ``main_caption`` and ``alt_caption``.
 - Music4All: ``audios/<id>.mp3``, and genres and tags in ``id_genres.csv`` and ``id_tags.csv``, of which a caption is made.
 
-Reads no sound.
+A CSV is UTF-8 with commas, a header in any case, and quotes around captions that have commas. What would lose a caption is
+refused with its line. Reads no audio.
 """
 
 import csv
+import io
 import json
-from collections.abc import Iterator
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +50,29 @@ def read_captioned(folder: Path) -> list[Captioned]:
     )
 
 
-def _by_path(sounds: Iterator[Captioned]) -> list[Captioned]:
+def with_names_on_disk(folder: Path, sounds: Iterable[Captioned]) -> list[Captioned]:
+    """The sounds under the names that their files have, where a listing writes an accent as another Unicode sequence.
+
+    Archives made on a Mac hold decomposed names (NFD), most editors write composed ones (NFC). Sounds that turn out to be one
+    file are merged; groups, hence splits, stay those of the listing.
+    """
+    names: dict[Path, dict[str, str]] = {}
+
+    def on_disk(path: str) -> str:
+        if path.isascii() or (folder / path).exists():
+            return path
+        found = folder
+        for part in path.split("/"):
+            if found not in names:
+                there = os.listdir(found) if found.is_dir() else []
+                names[found] = {unicodedata.normalize("NFC", name): name for name in sorted(there)}
+            found = found / names[found].get(unicodedata.normalize("NFC", part), part)
+        return found.relative_to(folder).as_posix()
+
+    return _by_path(sound._replace(path=on_disk(sound.path)) for sound in sounds)
+
+
+def _by_path(sounds: Iterable[Captioned]) -> list[Captioned]:
     found: dict[str, Captioned] = {}
     for sound in sounds:
         if sound.path in found:  # several lines of one sound are several captions of it
@@ -57,13 +83,13 @@ def _by_path(sounds: Iterator[Captioned]) -> list[Captioned]:
 
 
 def _own(path: Path) -> Iterator[Captioned]:
-    for line, row in _rows(path):
+    for line, row in _rows(path, columns=(("path", "file_name"), ("caption", "captions"))):
         where = row.get("path") or row.get("file_name")
         captions = row.get("captions") or row.get("caption") or ""
         captions = [captions] if isinstance(captions, str) else captions
-        if not isinstance(where, str) or not all(isinstance(caption, str) for caption in captions):
+        if not isinstance(where, str) or not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
             raise ValueError(f"{path}, line {line}, has no path and caption; give each line both")
-        yield _sound(where, captions, row.get("group"))
+        yield _sound(where.strip(), captions, row.get("group"))
 
 
 def _musicbench(path: Path, folder: Path) -> Iterator[Captioned]:
@@ -78,8 +104,8 @@ def _musicbench(path: Path, folder: Path) -> Iterator[Captioned]:
 
 
 def _music4all(folder: Path) -> Iterator[Captioned]:
-    tags = {row["id"]: row["tags"] for _, row in _rows(folder / "id_tags.csv", "\t", ("id", "tags"))}
-    for _, row in _rows(folder / "id_genres.csv", "\t", ("id", "genres")):
+    tags = {row["id"]: row["tags"] for _, row in _rows(folder / "id_tags.csv", "\t", (("id",), ("tags",)))}
+    for _, row in _rows(folder / "id_genres.csv", "\t", (("id",), ("genres",))):
         genres = ", ".join(genre.strip() for genre in row["genres"].split(",") if genre.strip())
         found = ", ".join(tag.strip() for tag in tags.get(row["id"], "").split(",") if tag.strip())
         yield _sound(f"audios/{row['id']}.mp3", [f"{genres} music", f"{genres} music: {found}" if found else ""], None)
@@ -93,27 +119,97 @@ def _sound(path: str, captions: list[str], group) -> Captioned:
     return Captioned(path, captions, str(group) if group not in (None, "") else path)
 
 
-def _rows(path: Path, delimiter: str = ",", columns: tuple[str, ...] = ()) -> Iterator[tuple[int, dict]]:
-    """Lines and what they say by name."""
-    line = 0
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
+Columns = tuple[tuple[str, ...], ...]  # those that are needed, each under any of its names
+
+
+def _rows(path: Path, delimiter: str = ",", columns: Columns = ()) -> Iterator[tuple[int, dict]]:
+    """Lines, by their number, with their values by name in small letters.
+
+    Raises:
+        ValueError: what cannot be read, or would be lost; one sentence with the line.
+    """
+    text = _text(path)
+    if path.suffix == ".csv":
+        yield from _csv_rows(path, text, delimiter, columns)
+        return
+    for line, content in enumerate(text.split("\n"), start=1):
+        if not content.strip():
+            continue
+        try:
+            row = json.loads(content)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {line}, is not JSON ({error}); write one object per line") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {line}, is no JSON object; write one per line")
+        row = {name.strip().casefold(): value for name, value in row.items()}
+        for names in columns:
+            if not row.keys() & set(names):
+                raise ValueError(f"{path}, line {line}, has no {names[0]}; give each line {' and '.join(each[0] for each in columns)}")
+        yield line, row
+
+
+def _text(path: Path) -> str:
+    """The text of a file with \\n as the end of each line."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".csv":
-                reader = csv.DictReader(file, delimiter=delimiter)
-                missing = [name for name in columns if name not in (reader.fieldnames or ())]
-                if missing:
-                    raise ValueError(f"it has no column {missing[0]}")
-                for row in reader:
-                    line = reader.line_num
-                    yield line, {name: value or "" for name, value in row.items() if isinstance(name, str)}
-                return
-            for line, text in enumerate(file, start=1):  # noqa: B007
-                if text.strip():
-                    row = json.loads(text)
-                    if not isinstance(row, dict):
-                        raise ValueError("it is no JSON object")
-                    yield line, row
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
-        if str(path) in str(error):
-            raise
-        raise ValueError(f"{path} cannot be read near line {line + 1} ({error}); mend it") from None
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from None
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        before = content[: len(content) - len(error.object) + error.start].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        line, byte = before.count(b"\n") + 1, error.object[error.start]
+        raise ValueError(f"{path}, line {line}, is not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8") from None
+
+
+def _csv_rows(path: Path, text: str, delimiter: str, columns: Columns) -> Iterator[tuple[int, dict]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+    header: list[str] | None = None
+    while True:
+        line = reader.line_num + 1  # a quoted caption may have several
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(
+                f"{path}, line {line}, opens a quote that is not closed where its cell ends ({error}); close it, or write a "
+                "quote within quotes twice"
+            ) from None
+        if row is None:
+            break
+        if not any(cell.strip() for cell in row):
+            continue
+        if header is None:
+            header = _header(path, row, delimiter, columns)
+            continue
+        extra = [cell for cell in row[len(header) :] if cell.strip()]
+        if extra:
+            raise ValueError(
+                f"{path}, line {line}, has {len(row)} cells and its header {len(header)} columns; put what has a "
+                f"{'comma' if delimiter == ',' else 'tab'} in it between double quotes"
+            )
+        if len(row) < len(columns):
+            _refuse_other_separator(f"{path}, line {line},", row[0], delimiter, len(columns))
+        yield line, dict(zip(header, [*row, *[""] * (len(header) - len(row))], strict=False))
+    if header is None:
+        raise ValueError(f"{path} is empty; write a header and a line for each sound")
+
+
+def _header(path: Path, row: list[str], delimiter: str, columns: Columns) -> list[str]:
+    """The names of the columns in small letters."""
+    header = [name.strip().casefold() for name in row]
+    for names in columns:
+        if not set(names) & set(header):
+            _refuse_other_separator(str(path), delimiter.join(row), delimiter, len(columns))
+            raise ValueError(f"{path} has no column {' or '.join(names)}; its header has {', '.join(header)}: name the columns in line 1")
+    twice = [name for name in header if name and header.count(name) > 1]
+    if twice:
+        raise ValueError(f"{path} has two columns named {twice[0]}; keep one, and give a sound with two captions two lines")
+    return header
+
+
+def _refuse_other_separator(where: str, text: str, delimiter: str, count: int) -> None:
+    """Refuse a line that falls into columns by another separator than the one that is read."""
+    for separator, plural in _SEPARATORS.items():
+        if separator != delimiter and len(text.split(separator)) >= count > 1:
+            raise ValueError(f"{where} is separated by {plural}, where {_SEPARATORS[delimiter]} are read; save it with {_SEPARATORS[delimiter]}")

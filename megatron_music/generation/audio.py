@@ -4,6 +4,7 @@ Is given models and encoders; knows nothing about checkpoints, files or the comm
 prompt, the seed and i alone. Shapes: B samples, C latent channels, T frames.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from megatron_music.generation.flow_sampling import (
     FlowSampler,
     batch_size_within,
     between,
+    sample_bytes,
     sample_embeddings,
     sample_latents,
 )
@@ -79,6 +81,22 @@ class SoundMaker:
     def seconds_per_frame(self) -> float:
         return self.autoencoder.downsampling / self.autoencoder.sample_rate
 
+    def unknown_words(self, prompt: str) -> tuple[str, ...]:
+        """Words of a prompt that the text encoder does not know.
+
+        Raises:
+            ValueError: it knows none of them, so that any sound at all would come out.
+        """
+        known, unknown = self.text_encoder.reads(prompt)
+        if not known and self.text2muq is None and self.music_encoder is not None:
+            known = self.music_encoder.reads(prompt).known  # which then embeds the prompt itself
+        if not known:
+            raise ValueError(
+                f"no word of the prompt {prompt[:60]!r} is known to this model's text encoder ({self.text_encoder.name}); use words "
+                "of the captions that it was trained on"
+            )
+        return unknown
+
     def words(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """States [B, L, C] and which of them are words [B, L], on the models' device."""
         states, keeps = self.text_encoder.encode(list(prompts))
@@ -135,7 +153,8 @@ class SoundMaker:
             batch_size: of stage 2; left out: from an estimate of what fits into half of ``free_bytes``.
 
         Raises:
-            ValueError: no samples, no length, or a given sound that does not fit.
+            ValueError: no samples, no length or one beyond memory, a prompt of unknown words alone, or a given sound that does
+                not fit.
         """
         if num < 1:
             raise ValueError(f"the number of samples is {num}; use 1 or more")
@@ -144,7 +163,10 @@ class SoundMaker:
         if towards and not self.dit.hears_music:
             raise ValueError("this model is told no embedding of music, between two of which another could lie; leave towards out")
         stage1, stage2 = stage1.as_trained(self.objectives[0]), stage2.as_trained(self.objectives[1])
-        frames, given_CT, known_T = self._frames(seconds, given)
+        frames, given_CT, known_T = self._frames(seconds, given, stage2, free_bytes)
+        for prompt in filter(None, (*prompts, negative.strip(), towards.strip())):
+            self.text_encoder.encode([prompt])  # which refuses what is too long
+            self.unknown_words(prompt)
         wanted = [(prompt, number) for prompt in prompts for number in range(num)]
         numbers = [number for _, number in wanted]
         texts = [prompt for prompt, _ in wanted]
@@ -164,7 +186,7 @@ class SoundMaker:
         if not self.dit.hears_music and not negative:
             null["keeps_BL"] = torch.zeros_like(null["keeps_BL"])  # of the published model: no words at all
         settings = self.models | {
-            "seed": seed, "seconds": round(frames * self.seconds_per_frame, 3), "negative": negative,
+            "seed": seed, "seconds": self._num_samples(frames, seconds, given) / self.autoencoder.sample_rate, "negative": negative,
             "towards": towards, "share": share,
             "steps": stage2.num_steps, "solver": stage2.solver, "guidance_scale": stage2.guidance_scale, "shift": stage2.shift,
             "embedding_steps": stage1.num_steps, "embedding_solver": stage1.solver,
@@ -189,18 +211,49 @@ class SoundMaker:
                 prompt, number = wanted[place]
                 facts = {"prompt": prompt, "sample": number, **settings, "embedding_length": round(float(lengths_B[place]), 4)}
                 embedding = embeddings_BE[place].cpu().numpy()
-                yield Sound(prompt, number, self._decoded(latents_CT, seconds), embedding, facts)
+                yield Sound(prompt, number, self._decoded(latents_CT, self._num_samples(frames, seconds, given)), embedding, facts)
 
-    def _frames(self, seconds: float | None, given: Given | None) -> tuple[int, Tensor | None, Tensor | None]:
+    def _num_samples(self, frames: int, seconds: float | None, given: Given | None) -> int:
+        """Samples of audio in each channel: as many as were asked for or given, not rounded to latent frames."""
+        if seconds is not None:
+            return max(round(seconds * self.autoencoder.sample_rate), 1)
+        return frames * self.autoencoder.downsampling if given is None else given.samples.shape[1]
+
+    def _check_memory(self, seconds: float, stage2: FlowSampler, free_bytes: int) -> None:
+        """Refuse a length of which not even one sample fits into memory."""
+        guided, width = stage2.guidance_scale != 1, self.dit.config.params_dtype.itemsize
+
+        def needed(frames: int) -> int:
+            model = sample_bytes(self.dit.size, frames, 0, guided, width, scores=False)
+            return max(model, self.autoencoder.decoding_bytes(frames, _DECODED_FRAMES))
+
+        frames = math.ceil(seconds / self.seconds_per_frame)
+        if needed(frames) <= free_bytes:
+            return
+        least, most = 1, frames
+        while most - least > 1:
+            middle = (least + most) // 2
+            least, most = (middle, most) if needed(middle) <= free_bytes else (least, middle)
+        raise ValueError(
+            f"{seconds:g} s of audio take about {needed(frames) / 2**30:,.0f} GiB and {free_bytes / 2**30:,.1f} GiB are free; use "
+            f"{least * self.seconds_per_frame:,.0f} s or less"
+        )
+
+    def _frames(
+        self, seconds: float | None, given: Given | None, stage2: FlowSampler, free_bytes: int
+    ) -> tuple[int, Tensor | None, Tensor | None]:
         """Latent frames to make, the given latents [C, T] filled up to them, and which of them are known [T]."""
         if seconds is not None and not 0 < seconds < float("inf"):
             raise ValueError(f"the length is {seconds} seconds; use more than 0")
+        wanted = given.samples.shape[1] / self.autoencoder.sample_rate if given is not None and seconds is None else seconds
+        if wanted is not None:
+            self._check_memory(wanted, stage2, free_bytes)
         own = self.latent_length
         if given is not None:
             with torch.no_grad():
                 latents_CT = self.autoencoder.encode(torch.from_numpy(given.samples)[None].to(self.device))[0].float()
             own = latents_CT.shape[1]
-        frames = own if seconds is None else max(round(seconds / self.seconds_per_frame), 1)
+        frames = own if seconds is None else max(math.ceil(seconds / self.seconds_per_frame - 1e-6), 1)
         if given is None:
             return frames, None, None
         latents_CT = torch.nn.functional.pad(latents_CT[:, :frames], (0, max(frames - latents_CT.shape[1], 0)))
@@ -225,8 +278,7 @@ class SoundMaker:
             "seconds_total_B": torch.full((count,), frames * self.seconds_per_frame, device=self.device),
         }
 
-    def _decoded(self, latents_CT: Tensor, seconds: float | None) -> np.ndarray:
+    def _decoded(self, latents_CT: Tensor, num_samples: int) -> np.ndarray:
         with torch.no_grad():
             samples = self.autoencoder.decode_in_chunks(latents_CT[None], _DECODED_FRAMES, _OVERLAP_FRAMES)[0]
-        samples = samples.float().cpu().numpy()
-        return samples if seconds is None else samples[:, : round(seconds * self.autoencoder.sample_rate)]
+        return samples[:, :num_samples].float().cpu().numpy()

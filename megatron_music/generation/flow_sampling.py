@@ -198,17 +198,18 @@ def batch_size_within(free_bytes: int, size: DiTSize, frames: int, tokens: int, 
     return max(1, int(_SHARE_OF_MEMORY * free_bytes) // sample_bytes(size, frames, tokens, guided, bytes_per_number))
 
 
-def sample_bytes(size: DiTSize, frames: int, tokens: int, guided: bool, bytes_per_number: int) -> int:
+def sample_bytes(
+    size: DiTSize, frames: int, tokens: int, guided: bool, bytes_per_number: int, *, scores: bool = True
+) -> int:
     """The most memory that one sample of stage 2 takes at a time, beside the weights: in its feed-forward layer or attention.
 
     Per position: the residual stream, its norm, and there the gate, the value, their product and the output; or queries, keys,
-    values, and the scores of attention, where no fused kernel spares them.
+    values, and the scores of attention, where no fused kernel spares them (``scores=False``: where one does).
     """
     positions = frames + size.num_extra_positions
     stream = 3 * size.hidden_size
     feed_forward = 4 * size.ffn_hidden_size
-    scores = 2 * size.num_attention_heads * max(positions, tokens)
-    attention = 5 * size.hidden_size + scores
+    attention = 5 * size.hidden_size + scores * 2 * size.num_attention_heads * max(positions, tokens)
     per_position = (stream + max(feed_forward, attention)) * bytes_per_number
     state = 8 * size.latent_channels * 4  # the solver's, in float32
     return (1 + guided) * positions * (per_position + state)

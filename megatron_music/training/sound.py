@@ -59,7 +59,7 @@ def load_sound_maker(checkpoints: Sequence[str | os.PathLike], *, averaged: bool
     return SoundMaker(
         loaded.get("text2muq"),
         loaded["dit"],
-        load_text_encoder(folder / "text"),
+        load_text_encoder(folder / "text").to(device),
         load_music_encoder(folder / "music") if loaded["dit"].hears_music else None,
         load_autoencoder(folder / "autoencoder").to(device),
         indices[0]["latent_length"],
