@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -75,6 +76,8 @@ def add_build_latents(parser) -> None:
     for item in fields(LatentsOptions):
         name = f"--{item.name.replace('_', '-')}"
         parser.add_argument(name, type=item.type, default=item.default, help=f"{_LATENTS_HELP[item.name]} (%(default)s)")
+    parser.add_argument("--rank", type=int, default=None, metavar="R", help="of several processes that share the work, from 0; under torchrun its own")
+    parser.add_argument("--world-size", type=int, default=None, metavar="W", help="how many processes share the work")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
@@ -83,22 +86,59 @@ def build_latents(options) -> None:
     from megatron_music.data.latents_options import LatentsOptions
 
     wanted = LatentsOptions(**{item.name: getattr(options, item.name) for item in fields(LatentsOptions)})
-    say = (lambda line: None) if options.json else (lambda line: print(line, flush=True))
+    rank, world_size, launched = _share(options)
+    silent = options.json or (launched and rank)  # under torchrun one process speaks
+    was_there = Path(options.output).exists()
+    say = (lambda line: None) if silent else (lambda line: print(line, flush=True))
+    progress = (lambda items, total: items) if launched and rank else progress_over("sound")
     try:
-        report = build_latents(options.audio_dir, options.output, wanted, progress_over("shard"), say)
+        report = build_latents(
+            options.audio_dir, options.output, wanted, progress, say, rank=rank, world_size=world_size, device=_device()
+        )
     except KeyboardInterrupt:
         sentence = f"stopped; what is finished is kept in {options.output}.building, and the same command goes on"
         raise KeyboardInterrupt(sentence) from None
+    if report is None:
+        say(f"rank {rank} of {world_size} has encoded its shards; the rank that finishes last writes {options.output}")
+        return
+    if launched and rank and was_there:
+        return
+    unread = report.get("captions_of_unknown_words", {"count": 0})
+    if unread["count"]:
+        _say(
+            f"{unread['count']:,} of {report['captions']:,} captions hold no word that the text encoder knows, such as "
+            f"{unread['first'][:60]!r}; a model learns nothing from them"
+        )
     if options.json:
         print(json.dumps(report, indent=1))
         return
     samples = ", ".join(f"{count:,} {split}" for split, count in report["samples"].items())
-    print(f"samples   {samples}, of {report['seconds_a_sample']:.3f} s, with {report['captions']:,} captions")
     reasons = ", ".join(f"{count:,} {kind}" for kind, count in report["left_out"].items())
-    print(f"sounds    {report['sounds']['listed']:,} listed, {report['sounds']['left_out']:,} left out" + (f" ({reasons})" if reasons else ""))
-    for kind, encoder in report["encoders"].items():
-        print(f"{kind:10}{encoder['name']}")
-    print(f"in        {options.output}")
+    lines = {
+        "samples": f"{samples}, of {report['seconds_a_sample']:.3f} s, with {report['captions']:,} captions",
+        "sounds": f"{report['sounds']['listed']:,} listed, {report['sounds']['left_out']:,} left out" + (f" ({reasons})" if reasons else ""),
+        **{kind: encoder["name"] for kind, encoder in report["encoders"].items()},
+        "in": options.output,
+    }
+    for name, line in lines.items():
+        print(f"{name:13}{line}")
+
+
+def _share(options) -> tuple[int, int, bool]:
+    """This process's rank and how many there are, and whether a launcher says so and not the user."""
+    if (options.rank is None) != (options.world_size is None):
+        raise ValueError("--rank and --world-size go together: which process this is, of how many; give both")
+    if options.rank is not None:
+        return options.rank, options.world_size, False
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), "RANK" in os.environ
+
+
+def _device() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
 def add_generate_audio(parser) -> None:

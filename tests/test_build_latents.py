@@ -11,14 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny_sounds import RATE, tiny_sounds
 
 from megatron_music.audio.autoencoder import load_autoencoder
 from megatron_music.audio.music_encoder import load_music_encoder
 from megatron_music.audio.waveform import Waveform, read_waveform, write_waveform
-from megatron_music.data.build_latents import build_latents
+from megatron_music.cli import main
+from megatron_music.data.build_latents import _fill_in, _shared, build_latents
 from megatron_music.data.captioned import read_captioned
-from megatron_music.data.latents import LatentDataset
+from megatron_music.data.latents import LatentDataset, LatentItem
 from megatron_music.data.latents_options import LatentsOptions
 from megatron_music.data.plan import held
 
@@ -62,8 +64,6 @@ def test_samples_are_what_the_encoders_make_of_their_crops(sounds, built):
             captions = tuple(dataset.caption(caption) for caption in item.captions)
             first = round(item.seconds_start * RATE)
             crops = [wave.samples[:, first : first + 8192] for wave in by_caption[captions]]
-            import torch
-
             latents = [autoencoder.encode(torch.from_numpy(crop)[None])[0].numpy() for crop in crops]
             errors = [np.abs(each - item.latents).max() for each in latents]
             assert min(errors) < 1e-4
@@ -236,3 +236,132 @@ def test_music4all(tmp_path):
     (tmp_path / "id_genres.csv").write_text("id\tgenre\n")
     with pytest.raises(ValueError, match="has no column genres"):
         read_captioned(tmp_path)
+
+
+def start_rank(sounds: Path, out: Path, *options: str, **environment: str) -> subprocess.Popen:
+    named = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
+    command = [sys.executable, "-m", "megatron_music", "build", "latents", str(sounds), "-o", str(out), *named, *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def test_ranks_share_the_shards_and_give_the_bytes_of_one_process(sounds, undisturbed, tmp_path):
+    out = tmp_path / "latents"
+    ranks = [start_rank(sounds, out, "--rank", str(rank), "--world-size", "3") for rank in range(3)]
+    said = [rank.communicate()[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0, 0], said
+    assert files_of(out) == undisturbed and not (tmp_path / "latents.building").exists()
+    assert sum("samples" in text for text in said) == 1, "the last one to finish tells what was written"
+    assert sum("in 2 of 2 shards" in text or "in 1 of 1 shards" in text for text in said) >= 2, said
+
+
+def test_ranks_one_after_the_other_and_one_that_was_killed(sounds, undisturbed, tmp_path):
+    out = tmp_path / "latents"
+    share = ("--rank", "1", "--world-size", "2")
+    killed = start_rank(sounds, out, *share)
+    while killed.poll() is None and not (tmp_path / "latents.building" / "records").exists():
+        time.sleep(0.002)
+    killed.kill()
+    killed.communicate()
+    for rank, expected in ((share, "the rank that finishes last writes"), (("--rank", "0", "--world-size", "2"), "samples")):
+        process = start_rank(sounds, out, *rank)
+        assert expected in process.communicate()[0] and process.returncode == 0
+    assert files_of(out) == undisturbed and not (tmp_path / "latents.building").exists()
+
+
+def test_under_torchrun_the_processes_share_the_work_and_one_speaks(sounds, undisturbed, tmp_path):
+    named = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "-m", "megatron_music"]
+    command += ["build", "latents", str(sounds), "-o", str(tmp_path / "latents"), *named]
+    for _ in range(2):  # the second time it is there already
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("samples") == 1, done.stdout
+    assert files_of(tmp_path / "latents") == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--rank", "2", "--world-size", "2"], "rank is 2 of 2; use 0 to 1"),
+        (["--rank", "0"], "--rank and --world-size go together"),
+    ],
+)
+def test_a_wrong_rank_is_one_sentence(sounds, tmp_path, options, sentence):
+    process = start_rank(sounds, tmp_path / "out", *options)
+    said = process.communicate()[1]
+    assert process.returncode == 2 and sentence in said and said.count("\n") == 1
+
+
+def test_a_rank_that_is_at_work_is_not_started_twice(sounds, tmp_path):
+    with _shared(tmp_path / "out.building", 0, 2):
+        with pytest.raises(ValueError, match="another process works as rank-0-of-2"):
+            build_latents(sounds, tmp_path / "out", LatentsOptions(**OPTIONS), rank=0, world_size=2)
+        with pytest.raises(ValueError, match="another build works in"):
+            build_latents(sounds, tmp_path / "out", LatentsOptions(**OPTIONS))
+
+
+def test_batches_over_sounds_that_memory_cuts_give_each_sound_its_own_latents(built, sounds):
+    """What a GPU does, on the CPU's device type: more sounds than a batch holds, and memory for fewer than one batch."""
+    autoencoder = load_autoencoder(built / "encoders" / "autoencoder")
+    waves = [read_waveform(path).samples[:, :8192] for path in sorted(sounds.glob("*.wav"))]
+
+    class Small:
+        """Memory for three sounds at a time."""
+
+        @staticmethod
+        def encode(samples):
+            if len(samples) > 3:
+                raise torch.OutOfMemoryError("out of memory")
+            return autoencoder.encode(samples)
+
+    items = [LatentItem(None, None, (), float(number), 0.0) for number in range(len(waves) + 1)]
+    _fill_in(items, waves, Small, "cpu")
+    assert items[0].latents is None, "an item before those that wait stays as it is"
+    for item, wave in zip(items[1:], waves, strict=True):
+        assert np.abs(item.latents - autoencoder.encode(torch.from_numpy(wave)[None])[0].numpy()).max() < 1e-4
+
+
+def test_captions_that_hold_no_word_are_counted_and_said(tmp_path, capsys):
+    folder = tiny_sounds(tmp_path / "audio", 6)
+    lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
+    for line, captions in zip(lines, [["🎹"], ["!?"], ["遅いピアノ"], ["медленно"], ["بطيء"], ["slow"]], strict=True):
+        line |= {"captions": captions}
+    (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in (OPTIONS | {"valid_fraction": 0, "test_fraction": 0}).items()]
+    assert main(["build", "latents", str(folder), "-o", str(tmp_path / "out"), *options]) == 0
+    told = capsys.readouterr()
+    assert "2 of 6 captions hold no word that the text encoder knows, such as '🎹'" in told.err
+    assert "autoencoder  Oobleck" in told.out and "samples      " in told.out
+    words = json.loads((tmp_path / "out" / "encoders" / "text" / "words.json").read_text())["words"]
+    assert {"медленно", "ピア", "بطيء", "slow"} <= set(words)
+
+
+def test_notes_of_the_mp3_decoder_do_not_reach_the_terminal(tmp_path):
+    folder = tiny_sounds(tmp_path / "audio", 6)
+    import soundfile
+
+    wave = read_waveform(folder / "000.wav")
+    soundfile.write(folder / "broken.mp3", wave.samples.T, wave.sample_rate, format="MP3")
+    content = bytearray((folder / "broken.mp3").read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 300] = bytes(range(256)) + bytes(44)
+    (folder / "broken.mp3").write_bytes(bytes(content))
+    noisy = subprocess.run(
+        [sys.executable, "-c", "import soundfile, sys; soundfile.read(sys.argv[1])", str(folder / "broken.mp3")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert "mpg123" in noisy.stderr, "the decoder writes notes about this file"
+    with open(folder / "captions.jsonl", "a") as file:
+        file.write(json.dumps({"path": "broken.mp3", "caption": "slow"}) + "\n")
+    process = start_rank(folder, tmp_path / "out")
+    assert process.communicate()[1] == "" and process.returncode == 0
+
+
+def test_a_name_with_an_accent_is_found_in_either_form(tmp_path):
+    import unicodedata
+
+    folder = tiny_sounds(tmp_path / "audio", 6)
+    (folder / "000.wav").rename(folder / unicodedata.normalize("NFD", "café.wav"))
+    text = (folder / "captions.jsonl").read_text()
+    (folder / "captions.jsonl").write_text(text.replace("000.wav", unicodedata.normalize("NFC", "café.wav")))
+    assert build_latents(folder, tmp_path / "out", LatentsOptions(**OPTIONS))["left_out"] == {}

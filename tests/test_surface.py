@@ -27,7 +27,7 @@ SURFACE = {
     "inspect": ["dataset", "--split", "--document", "-o/--output", "--html", "--json"],
     "build latents": ["audio_dir", "-o/--output", "--seconds", "--autoencoder", "--autoencoder-steps", "--music-encoder",
                       "--text-encoder", "--min-seconds", "--crops-per-file", "--files-per-shard", "--valid-fraction",
-                      "--test-fraction", "--seed", "--json"],
+                      "--test-fraction", "--seed", "--rank", "--world-size", "--json"],
     "recipes": [],
     "train": ["recipe", "overrides", "--profile-steps"],
     "generate midi": ["checkpoint", "-o/--output", "--num", "--seed", "--bars", "--continue", "--infill", "--from",

@@ -44,14 +44,16 @@ def fit_oobleck(
     seconds: float = 0.256,
     learning_rate: float = 1e-3,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
+    device: torch.device | str = "cpu",
 ) -> OobleckAutoencoder:
     """An autoencoder of these sounds (float32 [channels, frames] each, at the size's rate).
 
-    The result depends on the seed and on torch's number of threads alone.
+    The result depends on the seed, on the device, and on torch's number of threads alone.
 
     Args:
         seconds: of each example, cut out where chance wants.
         on_step: is told the step and its loss.
+        device: of the training, and of the autoencoder that is returned.
 
     Raises:
         ValueError: no sound is as long as an example.
@@ -62,7 +64,7 @@ def fit_oobleck(
         raise ValueError(f"an autoencoder needs steps and a sound of {seconds} s or more to learn from; give longer ones")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = build_network(size)
+        network = build_network(size).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), learning_rate, betas=(0.8, 0.99), weight_decay=1e-3)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(steps, 2), pct_start=0.1)
     chance, noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
@@ -74,9 +76,9 @@ def fit_oobleck(
         for number in chance.choice(len(sounds), batch_size, p=weights):
             first = int(chance.integers(sounds[number].shape[1] - length + 1))
             cuts.append(sounds[number][:, first : first + length])
-        target = torch.from_numpy(np.stack(cuts))
+        target = torch.from_numpy(np.stack(cuts)).to(device)
         latents = network.encode(target).latent_dist
-        found = network.decode(latents.mean + latents.std * torch.randn(latents.mean.shape, generator=noise)).sample
+        found = network.decode(latents.mean + latents.std * torch.randn(latents.mean.shape, generator=noise).to(device)).sample
         distance = spectral_distance(found, target) + WAVE_WEIGHT * (found - target).abs().mean() / target.abs().mean().clamp_min(1e-4)
         loss = distance + KL_WEIGHT * latents.kl()
         optimizer.zero_grad()
@@ -93,7 +95,7 @@ def fit_oobleck(
 def _scaled(network, sounds: Sequence[np.ndarray], length: int, chance: np.random.Generator) -> OobleckAutoencoder:
     """With the mean and deviation of each channel of the latents of some of the sounds."""
     parts = [
-        network.encode(torch.from_numpy(sounds[number][None, :, : 4 * length])).latent_dist.mean[0]
+        network.encode(torch.from_numpy(sounds[number][None, :, : 4 * length]).to(network.device)).latent_dist.mean[0]
         for number in chance.choice(len(sounds), min(len(sounds), 64), replace=False)
     ]
     latents_CT = torch.cat(parts, dim=1)

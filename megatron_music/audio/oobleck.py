@@ -138,7 +138,7 @@ class OobleckAutoencoder(torch.nn.Module):
         """Write the folder, the configuration last."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.contiguous() for name, value in self.network.state_dict().items()}
+        weights = {name: value.cpu().contiguous() for name, value in self.network.state_dict().items()}
         scales = {"mean": self.mean_C.tolist(), "scale": self.scale_C.tolist()}
         write_whole(folder / WEIGHTS, save(weights))
         write_whole(folder / SCALES, (json.dumps(scales) + "\n").encode())

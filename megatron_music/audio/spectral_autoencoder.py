@@ -96,7 +96,7 @@ class SpectralAutoencoder(torch.nn.Module):
         """Write the folder, the configuration last."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / WEIGHTS, save({name: value.contiguous() for name, value in self.state_dict().items()}))
+        write_whole(folder / WEIGHTS, save({name: value.cpu().contiguous() for name, value in self.state_dict().items()}))
         write_whole(folder / CONFIG, (json.dumps({"format": 1, "latent_channels": self.latent_channels}) + "\n").encode())
 
 

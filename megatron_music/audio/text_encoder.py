@@ -165,6 +165,8 @@ class HuggingFaceTextEncoder:
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token or self._tokenizer.unk_token
         self._tokenizer.padding_side = "right"
+        # Unknown words, and what SentencePiece puts before any word.
+        self._nothing = {self._tokenizer.unk_token_id, *self._tokenizer.convert_tokens_to_ids(["\u2581", " "])}
 
     @property
     def size(self) -> int:
@@ -179,11 +181,8 @@ class HuggingFaceTextEncoder:
         words = tuple(dict.fromkeys(text.split()))
         if not words:
             return Read((), ())
-        nothing = {self._tokenizer.unk_token_id, *self._tokenizer("", add_special_tokens=False)["input_ids"]}
-        blank = set(self._tokenizer(" ", add_special_tokens=False)["input_ids"])  # as SentencePiece marks a word's beginning
-        blank |= {self._tokenizer.convert_tokens_to_ids("\u2581")}
         rows = self._tokenizer(list(words), add_special_tokens=False)["input_ids"]
-        known = [bool(set(row) - nothing - blank) for row in rows]
+        known = [bool(set(row) - self._nothing) for row in rows]
         return Read(*(tuple(word for word, is_known in zip(words, known, strict=True) if is_known is wanted) for wanted in (True, False)))
 
     def to(self, device: torch.device | str) -> "HuggingFaceTextEncoder":

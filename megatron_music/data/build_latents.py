@@ -1,15 +1,18 @@
 """Captioned sound to a folder of latents: ``build latents``.
 
 Everything is made in ``OUT.building/out``, shard by shard, and gets its name in one rename when it is whole. Stopped at any
-moment, the same command goes on. Knows nothing about training.
+moment, the same command goes on. Several processes may share the shards: each encodes ``shards[rank::world_size]``, and the
+one that finishes last puts the dataset together. Knows nothing about training.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -27,9 +30,10 @@ from megatron_music.audio.music_encoder import (
     fit_music_encoder,
     load_music_encoder,
 )
+from megatron_music.audio.reading import read_quietly
 from megatron_music.audio.text_encoder import TextEncoder, fit_words, load_text_encoder
-from megatron_music.audio.waveform import Waveform, read_waveform, resampled, with_channels
-from megatron_music.data.captioned import Captioned, read_captioned
+from megatron_music.audio.waveform import Waveform, resampled, with_channels
+from megatron_music.data.captioned import Captioned, read_captioned, with_names_on_disk
 from megatron_music.data.latents import (
     ENCODERS,
     SPLITS,
@@ -40,7 +44,7 @@ from megatron_music.data.latents import (
     write_texts,
 )
 from megatron_music.data.latents_options import OOBLECK_SIZES, SPECTRAL, LatentsOptions
-from megatron_music.data.plan import held, sync_path
+from megatron_music.data.plan import LOCK_FILE, held, sync_path
 from megatron_music.data.splits import KEY_BYTES, assign_splits
 from megatron_music.whole_file import write_whole
 
@@ -48,7 +52,9 @@ PLAN, REPORT, QUARANTINE = "plan.json", "report.json", "quarantine.jsonl"
 SILENCE = 1e-4  # of the loudest moment
 FITTED_SOUNDS = 256  # that the autoencoder learns from at most
 FITTED_CROPS = 4096  # that the encoders of music and words learn from at most
-_BATCH = 8
+_BATCH = 8  # crops of one sound on a CPU
+_CUDA_BATCH = 32  # crops of several sounds on a GPU; halved where its memory is too small
+_FIT, _MERGE = "encoders.lock", "merge.lock"
 
 
 class Encoders(NamedTuple):
@@ -68,48 +74,97 @@ def build_latents(
     options: LatentsOptions,
     progress: Progress = lambda items, total: items,
     say: Callable[[str], None] = lambda line: None,
-) -> dict:
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+) -> dict | None:
     """Encode all captioned sounds of a folder. A folder that is there already, of the same sounds and options, stays.
 
     Args:
-        progress: wraps the shards.
+        progress: wraps the sounds of this rank.
         say: is told what is begun.
+        rank, world_size: this process, from 0, of those that share the work in one ``OUT.building``. Any of them may start at
+            any time; one that was stopped is started again.
+        device: of the autoencoder and of the text encoder.
 
     Returns:
-        The report, as in ``report.json``.
+        The report, as in ``report.json``; None where another rank puts the dataset together.
 
     Raises:
         ValueError: no captions, no sound for training, another build in the same folder, or one of other options.
     """
     folder, out = Path(audio_dir), Path(out)
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank is {rank} of {world_size}; use 0 to {max(world_size - 1, 0)}")
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; name one of sounds with captions")
-    sounds = read_captioned(folder)
+    sounds = with_names_on_disk(folder, read_captioned(folder))
     fingerprint = _fingerprint(folder, sounds, options)
     building = out.with_name(f"{out.name}.building")
     if out.exists():
         return _finished(out, fingerprint)
     if not out.absolute().parent.is_dir():
         raise ValueError(f"{out.absolute().parent} does not exist; make the folder first")
-    with held(building):
-        _check_plan(building, fingerprint)
-        made = building / "out"
-        made.mkdir(exist_ok=True)
-        for path in made.rglob(".*.tmp"):  # of a build that was killed
-            path.unlink()
-        splits = _splits(sounds, options)
-        crops = _Crops(folder, options)
-        encoders = _encoders(made / ENCODERS, [sounds[n] for n in splits["train"]], crops, options, say)
+    with _shared(building, rank, world_size):
+        with _locked(building / _FIT):
+            if out.exists():  # other ranks were quicker
+                return None
+            _check_plan(building, fingerprint)
+            made = building / "out"
+            made.mkdir(exist_ok=True)
+            splits = _splits(sounds, options)
+            crops = _Crops(folder, options)
+            encoders = _encoders(made / ENCODERS, [sounds[n] for n in splits["train"]], crops, options, say, device)
+        jobs = [
+            _Job(split, number, [sounds[n] for n in files[first : first + options.files_per_shard]])
+            for split, files in splits.items()
+            for number, first in enumerate(range(0, len(files), options.files_per_shard))
+        ]
+        texts = ["", *dict.fromkeys(encoders.text.cut(caption) for sound in sounds for caption in sound.captions)]
         try:
-            report = _encode_all(building, sounds, splits, crops, encoders, options, fingerprint, progress, say)
+            _encode_jobs(building, jobs[rank::world_size], texts, crops, encoders, options, device, progress, say)
+            with _locked(building / _MERGE):
+                if out.exists() or not all(job.record(building).exists() for job in jobs):
+                    return None
+                report = _merge(building, sounds, jobs, texts, crops, encoders, options, fingerprint, say)
+                os.rename(made, out)
+                sync_path(out.absolute().parent)
+                for path in (building / "records", building / PLAN, *building.glob("*.lock")):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
         finally:
             if isinstance(encoders.music, MuQMuLanProcess):
                 encoders.music.close()
-        os.rename(made, out)
-        sync_path(out.absolute().parent)
-        for path in (building / "records", building / PLAN):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if world_size > 1 and os.listdir(building) == [LOCK_FILE]:
+        shutil.rmtree(building, ignore_errors=True)
     return report
+
+
+@contextmanager
+def _shared(building: Path, rank: int, world_size: int) -> Iterator[None]:
+    """Hold ``OUT.building``: alone, or as one rank of several, of which no two have the same number."""
+    if world_size == 1:
+        with held(building):
+            yield
+        return
+    building.mkdir(parents=True, exist_ok=True)
+    with held(building, shared=True), _locked(building / f"rank-{rank}-of-{world_size}.lock", waits=False):
+        yield
+
+
+@contextmanager
+def _locked(path: Path, waits: bool = True) -> Iterator[None]:
+    """Hold a lock file, which the system lets go of when the process dies.
+
+    Raises:
+        ValueError: another process holds it, where ``waits`` is False.
+    """
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise ValueError(f"another process works as {path.stem} of {path.parent}; give each its own --rank") from None
+        yield
 
 
 def _fingerprint(folder: Path, sounds: Sequence[Captioned], options: LatentsOptions) -> str:
@@ -177,7 +232,7 @@ class _Crops:
         if not sound.captions:
             raise _LeftOut("no caption", f"{sound.path} has an empty caption; describe it")
         try:
-            found = with_channels(read_waveform(self.folder / sound.path), channels)
+            found = with_channels(read_quietly(self.folder / sound.path), channels)
         except ValueError as error:
             is_there = (self.folder / sound.path).exists()
             raise _LeftOut("unreadable" if is_there else "missing", str(error)) from None
@@ -218,12 +273,14 @@ class _Crops:
         return found[:count]
 
 
-def _encoders(folder: Path, sounds: Sequence[Captioned], crops: _Crops, options: LatentsOptions, say: Callable) -> Encoders:
-    """The encoders, those to be fitted fitted once; what is in the folder is whole."""
+def _encoders(
+    folder: Path, sounds: Sequence[Captioned], crops: _Crops, options: LatentsOptions, say: Callable, device: torch.device | str
+) -> Encoders:
+    """The encoders on a device, those to be fitted fitted once; what is in the folder is whole."""
     folder.mkdir(exist_ok=True)
     if not (folder / "autoencoder").exists():
-        _keep(_autoencoder(sounds, crops, options, say), folder / "autoencoder")
-    autoencoder = load_autoencoder(folder / "autoencoder")
+        _keep(_autoencoder(sounds, crops, options, say, device), folder / "autoencoder")
+    autoencoder = load_autoencoder(folder / "autoencoder").to(device)
     length = _length(options, autoencoder) * autoencoder.downsampling
 
     def with_captions(sound: Captioned) -> list:
@@ -253,10 +310,12 @@ def _encoders(folder: Path, sounds: Sequence[Captioned], crops: _Crops, options:
         else:
             text = load_text_encoder(options.text_encoder)
         _keep(text, folder / "text")
-    return Encoders(autoencoder, music, load_text_encoder(folder / "text"))
+    return Encoders(autoencoder, music, load_text_encoder(folder / "text").to(device))
 
 
-def _autoencoder(sounds: Sequence[Captioned], crops: _Crops, options: LatentsOptions, say: Callable) -> Autoencoder:
+def _autoencoder(
+    sounds: Sequence[Captioned], crops: _Crops, options: LatentsOptions, say: Callable, device: torch.device | str
+) -> Autoencoder:
     """The one that is asked for, fitted or read."""
     wanted = options.autoencoder
 
@@ -274,7 +333,8 @@ def _autoencoder(sounds: Sequence[Captioned], crops: _Crops, options: LatentsOpt
 
     say(f"fitting the Oobleck autoencoder {wanted} in {options.autoencoder_steps} steps")
     size = SIZES[wanted]
-    return fit_oobleck(learned(size.sample_rate, size.channels), size, steps=options.autoencoder_steps, seed=options.seed)
+    found = learned(size.sample_rate, size.channels)
+    return fit_oobleck(found, size, steps=options.autoencoder_steps, seed=options.seed, device=device)
 
 
 def _keep(encoder, folder: Path) -> None:
@@ -290,33 +350,60 @@ def _length(options: LatentsOptions, autoencoder: Autoencoder) -> int:
     return max(round(options.seconds * autoencoder.sample_rate / autoencoder.downsampling), 1)
 
 
-def _encode_all(
+class _Job(NamedTuple):
+    """One shard."""
+
+    split: str
+    number: int
+    files: list[Captioned]
+
+    def record(self, building: Path) -> Path:
+        """Where it stands that the shard is whole, and what became of its sounds."""
+        return building / "records" / f"{self.split}-{self.number:05}.json"
+
+
+def _encode_jobs(
+    building: Path,
+    jobs: Sequence[_Job],
+    texts: Sequence[str],
+    crops: _Crops,
+    encoders: Encoders,
+    options: LatentsOptions,
+    device: torch.device | str,
+    progress: Progress,
+    say: Callable,
+) -> None:
+    """Encode those of the shards that are not whole yet."""
+    (building / "records").mkdir(exist_ok=True)
+    numbers = {text: number for number, text in enumerate(texts)}
+    missing = [job for job in jobs if not job.record(building).exists()]
+    total = sum(len(job.files) for job in missing)
+    where = "" if torch.device(device).type == "cpu" else f" on {torch.cuda.get_device_name(device)}"
+    say(f"encoding {total:,} sounds in {len(missing):,} of {len(jobs):,} shards{where}")
+    done = iter(progress(range(total), total))
+    for job in missing:
+        path = building / "out" / job.split / f"{job.number:05}.safetensors"
+        found = _encode_shard(path, job.files, numbers, crops, encoders, options, device, lambda: next(done, None))
+        write_whole(job.record(building), (json.dumps(found) + "\n").encode())
+    next(done, None)  # which ends a bar
+
+
+def _merge(
     building: Path,
     sounds: Sequence[Captioned],
-    splits: dict[str, list[int]],
+    jobs: Sequence[_Job],
+    texts: Sequence[str],
     crops: _Crops,
     encoders: Encoders,
     options: LatentsOptions,
     fingerprint: str,
-    progress: Progress,
     say: Callable,
 ) -> dict:
-    made, records = building / "out", building / "records"
-    records.mkdir(exist_ok=True)
-    texts = ["", *dict.fromkeys(encoders.text.cut(caption) for sound in sounds for caption in sound.captions)]
-    numbers = {text: number for number, text in enumerate(texts)}
-    jobs = [
-        (split, number, [sounds[n] for n in files[first : first + options.files_per_shard]])
-        for split, files in splits.items()
-        for number, first in enumerate(range(0, len(files), options.files_per_shard))
-    ]
-    say(f"encoding {len(sounds):,} sounds in {len(jobs)} shards")
-    for split, number, files in progress(jobs, len(jobs)):
-        record = records / f"{split}-{number:05}.json"
-        if not record.exists():
-            found = _encode_shard(made / split / f"{number:05}.safetensors", files, numbers, crops, encoders, options)
-            write_whole(record, (json.dumps(found) + "\n").encode())
-    found = {job[:2]: json.loads((records / f"{job[0]}-{job[1]:05}.json").read_text(encoding="utf-8")) for job in jobs}
+    """Encode the captions and write what is of the dataset as a whole, the index last."""
+    made = building / "out"
+    for path in made.rglob(".*.tmp"):  # of processes that were killed; the others have written theirs
+        path.unlink()
+    found = {job[:2]: json.loads(job.record(building).read_text(encoding="utf-8")) for job in jobs}
     shards = {
         split: [record["shard"] for (of, _), record in found.items() if of == split and record["shard"]] for split in SPLITS
     }
@@ -324,9 +411,10 @@ def _encode_all(
     if not shards["train"]:
         why = left_out[0]["reason"] if left_out else "there is none"
         raise ValueError(f"no sound of {crops.folder} can be trained on ({why}); mend the folder and remove {building}")
+    say(f"encoding {len(texts) - 1:,} captions")
     states, keeps = zip(*(encoders.text.encode(texts[first : first + 256]) for first in range(0, len(texts), 256)), strict=True)
-    lengths = torch.cat(keeps).sum(1).numpy()
-    write_texts(made, texts, torch.cat(states).numpy(), lengths)
+    lengths = torch.cat(keeps).sum(1).cpu().numpy()
+    write_texts(made, texts, torch.cat([part.cpu() for part in states]).numpy(), lengths)
     info = LatentsInfo(
         latent_channels=encoders.autoencoder.latent_channels,
         latent_length=_length(options, encoders.autoencoder),
@@ -347,6 +435,7 @@ def _encode_all(
         "left_out": dict(Counter(entry["kind"] for entry in left_out)),
         "samples": {split: sum(shard["count"] for shard in shards[split]) for split in SPLITS},
         "captions": len(texts) - 1,
+        "captions_of_unknown_words": _unreadable(texts[1:], encoders.text),
         "seconds_a_sample": info.seconds,
         "encoders": written,
     }
@@ -354,6 +443,12 @@ def _encode_all(
     write_index(made, info, shards, written)
     sync_path(made)
     return report
+
+
+def _unreadable(captions: Sequence[str], encoder: TextEncoder) -> dict:
+    """How many captions hold no word that the text encoder knows, and the first of them."""
+    found = [caption for caption in captions if not encoder.reads(caption).known]
+    return {"count": len(found), "first": found[0] if found else None}
 
 
 def hash_of(folder: Path) -> str:
@@ -365,13 +460,22 @@ def hash_of(folder: Path) -> str:
 
 
 def _encode_shard(
-    path: Path, files: Sequence[Captioned], numbers: dict[str, int], crops: _Crops, encoders: Encoders, options: LatentsOptions
+    path: Path,
+    files: Sequence[Captioned],
+    numbers: dict[str, int],
+    crops: _Crops,
+    encoders: Encoders,
+    options: LatentsOptions,
+    device: torch.device | str,
+    tick: Callable[[], object],
 ) -> dict:
     """Write the samples of some sounds, and tell what became of them."""
     autoencoder = encoders.autoencoder
     length = _length(options, autoencoder) * autoencoder.downsampling
-    items, left_out = [], []
+    items, left_out, waiting = [], [], []  # items lack their latents until ``encode``
+    on_cpu = torch.device(device).type == "cpu"
     for sound in files:
+        tick()
         try:
             found = crops.of(sound, autoencoder.sample_rate, autoencoder.channels, length)
         except _LeftOut as error:
@@ -379,10 +483,31 @@ def _encode_shard(
             continue
         captions = tuple(numbers[encoders.text.cut(caption)] for caption in sound.captions)
         embeddings = encoders.music.embed_audio([crop.waveform for crop in found])
-        for place in range(0, len(found), _BATCH):
-            part = found[place : place + _BATCH]
-            latents = autoencoder.encode(torch.from_numpy(np.stack([crop.waveform.samples for crop in part]))).numpy()
-            for latents_CT, embedding, crop in zip(latents, embeddings[place : place + _BATCH], part, strict=True):
-                items.append(LatentItem(latents_CT, embedding, captions, crop.seconds_start, crop.seconds_total))
+        for crop, embedding in zip(found, embeddings, strict=True):
+            items.append(LatentItem(None, embedding, captions, crop.seconds_start, crop.seconds_total))
+            waiting.append(crop.waveform.samples)
+        # On a CPU a sound's crops are a batch, so that its latents depend on no other sound.
+        if on_cpu or len(waiting) >= _CUDA_BATCH:
+            _fill_in(items, waiting, autoencoder, device)
+            waiting = []
+    _fill_in(items, waiting, autoencoder, device)
     path.parent.mkdir(exist_ok=True)
     return {"shard": write_samples(path, items) if items else None, "left_out": left_out}
+
+
+def _fill_in(items: list[LatentItem], samples: list[np.ndarray], autoencoder: Autoencoder, device: torch.device | str) -> None:
+    """Give the last items the latents of their audio [channels, N] each, in batches that the device's memory holds."""
+    batch_size = _BATCH if torch.device(device).type == "cpu" else _CUDA_BATCH
+    first = 0
+    while first < len(samples):
+        part = torch.from_numpy(np.stack(samples[first : first + batch_size])).to(device)
+        try:
+            latents_BCT = autoencoder.encode(part).cpu().numpy()
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+            batch_size //= 2
+            continue
+        for place, latents_CT in enumerate(latents_BCT, start=len(items) - len(samples) + first):
+            items[place] = items[place]._replace(latents=latents_CT)
+        first += len(part)
