@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from megatron_music.config import Run
-from megatron_music.training import distributed
+from megatron_music.errors import refuse_unless
+from megatron_music.training import distributed, messages
 from megatron_music.training.checkpoint import Progress, load_checkpoint
 from megatron_music.training.engine import Engine
 from megatron_music.training.guard import iterations_as_words, reason_to_skip
@@ -43,6 +44,11 @@ def train(config: Run, *, profile_steps: tuple[int, int] | None = None) -> int:
         ValueError: the run cannot be; one sentence, and nothing was written.
     """
     config.check_world_size(distributed.launched_size())
+    refuse_unless(
+        profile_steps is None or profile_steps[0] <= config.train.train_iters,
+        f"--profile-steps begin at {profile_steps and profile_steps[0]}, after the last step: train.train_iters is "
+        f"{config.train.train_iters}; profile earlier steps",
+    )
     distributed.start(config.parallel)
     try:
         status = _train(config, profile_steps)
@@ -63,18 +69,23 @@ def _train(config: Run, profile_steps: tuple[int, int] | None) -> int:
     folder = Path(config.checkpoint.save) if config.checkpoint.save else None
     with contextlib.ExitStack() as held:
         distributed.on_main(lambda: held.enter_context(held_folder(folder, config)))
-        if folder and progress.iteration < config.train.train_iters:
+        if folder and is_own and progress.iteration >= config.train.train_iters:
+            _tell(messages.finished(config, progress.iteration))
+        elif folder:
             refusal = distributed.on_main(lambda: count_start(folder, progress.iteration, config))
             if refusal:
                 distributed.tell(refusal)
                 return FAILED
+        if progress.iteration < config.train.train_iters:
+            _tell(messages.opening(config, task.work, progress.iteration, origin, is_own, task.valid_batches is not None))
         return _run(config, task, engine, progress, folder, StepProfiler(folder, profile_steps))
 
 
 def _run(
     config: Run, task: Task, engine: Engine, progress: Progress, folder: Path | None, profiler: StepProfiler
 ) -> int:
-    total = config.train.train_iters
+    total, first = config.train.train_iters, progress.iteration
+    throughput = Throughput(config, task.work, speaks=first < total)  # before there is a bar for its line to run into
     metrics = Metrics(
         folder,
         iteration=progress.iteration,
@@ -85,7 +96,6 @@ def _run(
         wandb_project=config.logging.wandb_project,
         run=asdict(config),
     )
-    throughput = Throughput(config, task.work)
     samples = Samples(config, folder) if task.valid_batches else None
     record = _recorder(metrics)
     saver = Saver(config.checkpoint, record) if folder else None
@@ -144,8 +154,16 @@ def _run(
         distributed.tell(f"{saver.failure}; the run ends without its last steps: make room, and give the same command again")
         return FAILED
     if not stopped:
+        if first < total:
+            _tell(messages.done(config))
         return DONE
+    _tell(messages.stopped(config, progress.iteration))
     return REQUEUE if folder else FAILED  # nothing was saved: to begin again would never end
+
+
+def _tell(sentences: list[str]) -> None:
+    for sentence in sentences:
+        distributed.tell(sentence)
 
 
 def _give_up(progress: Progress, saver: Saver | None) -> int:

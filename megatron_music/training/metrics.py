@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
+from tqdm.contrib import DummyTqdmFile
 
 FILE = "metrics.jsonl"
 # What a person is told, in this order; the files have everything.
@@ -68,7 +69,7 @@ class Metrics:
         run: dict | None = None,
     ):
         self.speaks, self.log_interval, self.total = speaks, log_interval, total
-        self.file = self.board = self.bar = self.wandb = None
+        self.file = self.board = self.bar = self.wandb = self.terminal = None
         if not speaks:
             return
         if wandb_project:
@@ -80,8 +81,10 @@ class Metrics:
                 from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
                 self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=iteration + 1)
-        if sys.stderr.isatty():
-            self.bar = tqdm(total=total, initial=iteration, unit="step", desc="train", dynamic_ncols=True)
+        if sys.stderr.isatty() and iteration < total:
+            self.terminal = sys.stderr
+            self.bar = tqdm(total=total, initial=iteration, unit="step", desc="train", dynamic_ncols=True, file=self.terminal)
+            sys.stderr = DummyTqdmFile(self.terminal)  # whoever writes a line while the bar is shown writes it above the bar
 
     def write(self, iteration: int, **values: float | None) -> None:
         """Record numbers under an iteration; None, where there is none, becomes null, and no point of a curve."""
@@ -109,7 +112,7 @@ class Metrics:
                 self.bar.update(iteration - self.bar.n)
                 self.bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
             else:
-                self.bar.write(self._line(iteration, values), file=sys.stderr)
+                self.bar.write(self._line(iteration, values), file=self.terminal)
         elif "loss" not in values or iteration % self.log_interval == 0 or iteration == self.total:
             print(self._line(iteration, values), file=sys.stderr, flush=True)
 
@@ -119,6 +122,8 @@ class Metrics:
 
     def close(self) -> None:
         """Finish the files and the bar."""
+        if self.terminal is not None:
+            sys.stderr, self.terminal = self.terminal, None
         for sink in (self.file, self.board, self.bar):
             if sink is not None:
                 sink.close()

@@ -18,15 +18,16 @@ from megatron_music.training.tasks import Work
 class Throughput:
     """The figures of steps of one run.
 
-    The main process says on stderr by which formula, vocabulary and peak they are; without those they mean nothing.
+    Args:
+        speaks: the main process says on stderr by which formula, vocabulary and peak they are; without those they mean nothing.
     """
 
-    def __init__(self, config: Run, work: Work):
+    def __init__(self, config: Run, work: Work, speaks: bool = True):
         self._work = work
         self._num_gpus = distributed.launched_size()
         self._peak, source = _peak(config)
-        if distributed.is_main():
-            print(f"megatron-music: tflops_per_gpu by the formula {work.formula}; {source}", file=sys.stderr)
+        if speaks:
+            distributed.tell(f"speed: tflops_per_gpu counts the model's operations by the formula {work.formula}; {source}")
 
     def of_step(self, seconds: float, consumed_samples: int) -> dict[str, float | None]:
         """The figures after a step.
@@ -53,13 +54,13 @@ class Throughput:
 def _peak(config: Run) -> tuple[float | None, str]:
     """The peak of a GPU in TFLOP/s, and where it is from in words."""
     if config.logging.peak_tflops:
-        return config.logging.peak_tflops, f"mfu of {config.logging.peak_tflops:g} TFLOP/s, as logging.peak_tflops says"
+        return config.logging.peak_tflops, f"mfu is its share of {config.logging.peak_tflops:g} TFLOP/s (logging.peak_tflops)"
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "the CPU"
     dtype = "bf16" if config.train.bf16 else "fp32"
     peak = peak_of(name) if config.train.bf16 else None
     if peak is None:
-        return None, f"no peak of {name} in {dtype} is known, so mfu is null; logging.peak_tflops gives one"
-    return peak.tflops, f"mfu of {peak.tflops:g} TFLOP/s, {name} ({peak.source})"
+        return None, f"mfu is left out, since no peak of {name} in {dtype} is known (logging.peak_tflops sets one)"
+    return peak.tflops, f"mfu is its share of {peak.tflops:g} TFLOP/s, the peak of {name} ({peak.source})"
 
 
 def peak_memory_gib() -> float:

@@ -1,0 +1,73 @@
+"""Sentences that a run says at its start and its end: where it begins, what it reads, what was kept, what to do next."""
+
+import math
+from pathlib import Path
+
+from megatron_music.config import Run
+from megatron_music.training.checkpoint_folder import checkpoint_name
+from megatron_music.training.tasks import Work
+
+MANY_EPOCHS = 100  # so often a model of music reads each sample before it knows it by heart, if not earlier
+
+
+def opening(config: Run, work: Work, iteration: int, origin: Path | None, is_own: bool, has_valid: bool) -> list[str]:
+    """What is to be known before the first step.
+
+    Args:
+        iteration: that the run goes on from.
+        origin: the checkpoint it starts from, if any; ``is_own`` where it resumes it.
+        has_valid: whether there is something to evaluate on.
+    """
+    train, save = config.train, config.checkpoint.save
+    if is_own:
+        found = [f"resuming from iteration {iteration} of {save}, to iteration {train.train_iters}"]
+    else:
+        weights = f"from the weights of {origin}" if origin else "from new weights"
+        found = [f"training {weights}, {train.train_iters} iterations" + (f", into {save}" if save else "")]
+    if not save:
+        found.append("checkpoint.save is not set: the model will be discarded at the end; checkpoint.save=RUN keeps it in the folder RUN")
+    samples = math.ceil(work.train_tokens / work.tokens_per_sample)
+    epochs = train.train_iters * train.global_batch_size * work.tokens_per_sample / work.train_tokens
+    noun = f"windows of {work.tokens_per_sample:,} tokens" if hasattr(config.model, "seq_length") else "samples"
+    found.append(f"the training data are {samples:,} {noun}, each read {epochs:,.3g} times (epochs)")
+    if epochs >= MANY_EPOCHS:
+        found.append(
+            f"{samples:,} {noun.split()[0]} x {epochs:,.0f} epochs: the model will memorise them; add data, or lower train.train_iters, "
+            "and keep the checkpoint with the lowest valid_loss"
+        )
+    if train.eval_iters and not has_valid:
+        found.append("there is nothing to evaluate on: the validation split is empty, so valid_loss is left out")
+    return found
+
+
+def finished(config: Run, iteration: int) -> list[str]:
+    """What a run says that was complete before it was started."""
+    sentence = f"already finished at iteration {iteration} of {config.checkpoint.save}; a larger train.train_iters trains on"
+    return [sentence, next_step(config)]
+
+
+def done(config: Run) -> list[str]:
+    """What a run says after its last step."""
+    train, save = config.train, config.checkpoint.save
+    if not save:
+        return [f"finished {train.train_iters} iterations; the model was discarded, since checkpoint.save is not set"]
+    return [f"finished; iteration {train.train_iters} is saved in {Path(save) / checkpoint_name(train.train_iters)}", next_step(config)]
+
+
+def stopped(config: Run, iteration: int) -> list[str]:
+    """What a run says that a signal has stopped after a step."""
+    save = config.checkpoint.save
+    if not save:
+        return [f"stopped after iteration {iteration}; nothing was kept, since checkpoint.save is not set"]
+    return [f"stopped; iteration {iteration} is saved in {Path(save) / checkpoint_name(iteration)}: the same command resumes from there"]
+
+
+def next_step(config: Run) -> str:
+    """The command that makes music with a trained model."""
+    save, kind = config.checkpoint.save, getattr(config.model, "kind", "gpt")
+    commands = {
+        "gpt": f"generate midi {save} -o new",
+        "dit": f'generate audio {save} -o new --prompt "..."',
+        "text2muq": f'generate audio {save} DIT_RUN -o new --prompt "..."',
+    }
+    return f"next: megatron-music {commands[kind]}"
