@@ -177,11 +177,14 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--html", default=None, metavar="FILE.html", help="write a page with figures and piano rolls")
     inspect.add_argument("--json", action="store_true")
 
-    command(verbs, "recipes", commands.recipes, "list the named runs")
+    recipes = command(verbs, "recipes", commands.recipes, "list the named runs, or print one with every field and its meaning")
+    recipes.add_argument("name", nargs="?", default=None, metavar="RECIPE", help="a name, or a YAML file")
+    recipes.add_argument("--json", action="store_true")
 
     train = command(verbs, "train", commands.train, "train a recipe; alone or under torchrun")
     train.add_argument("recipe", metavar="RECIPE", help="a name from `recipes`, or a YAML file")
-    train.add_argument("overrides", nargs="*", metavar="section.field=value")
+    train.add_argument("overrides", nargs="*", metavar="section.field=value",
+                       help="`megatron-music recipes RECIPE` prints every field with its value and meaning")  # fmt: skip
     train.add_argument("--profile-steps", type=_window, default=None, metavar="FIRST-LAST",
                        help="iterations to profile: cudaProfilerStart and Stop for nsys; without a GPU, RUN/trace-rankN.json")  # fmt: skip
 

@@ -114,10 +114,22 @@ def corpus_bach(options) -> None:
 
 
 def recipes(options) -> None:
-    from megatron_music.recipes import recipe_names
+    from dataclasses import asdict
 
-    for name, description in recipe_names().items():
-        print(f"{name:12} {description}")
+    from megatron_music.recipes import description_of, load_run, recipe_names
+    from megatron_music.recipes.reference import as_yaml
+
+    if options.name is not None:
+        run, description = load_run(options.name), description_of(options.name)
+        print(json.dumps({"description": description, **asdict(run)}, indent=1) if options.json else as_yaml(run, description), end="\n" * options.json)
+        return
+    names = recipe_names()
+    if options.json:
+        print(json.dumps(names, indent=1))
+        return
+    width = max(map(len, names))
+    for name, description in names.items():
+        print(f"{name:{width}}  {description}")
 
 
 def train(options) -> int:

@@ -16,6 +16,11 @@ from megatron_music.models.sizes import SIZES, gpt_parameter_count
 from megatron_music.tokens import vocabulary
 
 
+def setting(default, meaning: str):
+    """A field of a section with its default and its meaning, the one place where it is written down."""
+    return field(default=default, metadata={"meaning": meaning})
+
+
 def positive(section: str, config, *names: str) -> None:
     """Refuse fields of a section that are not above 0."""
     for name in names:
@@ -33,23 +38,29 @@ def choice(section: str, config, name: str, allowed: Sequence[str]) -> None:
 class ModelConfig:
     """The GPT. A field left out comes from ``size``; ``size: custom`` leaves none out."""
 
-    size: str = "custom"
-    num_layers: int | None = None
-    hidden_size: int | None = None
-    num_attention_heads: int | None = None
-    num_query_groups: int | None = None  # left out: num_attention_heads
-    ffn_hidden_size: int | None = None  # left out: 4 x hidden_size
-    seq_length: int | None = None  # tokens
-    position_embedding_type: str = "rope"
-    rotary_base: int = 10000
-    normalization: str = "LayerNorm"
-    swiglu: bool = False  # a gated feed-forward with SiLU; else GELU
-    add_bias_linear: bool = True  # a bias in every linear layer but the output layer
-    share_embeddings_and_output_weights: bool = True
-    attention_dropout: float = 0.0
-    hidden_dropout: float = 0.0
-    attention_backend: str = "auto"  # of Transformer Engine: auto, flash, fused or unfused; local: PyTorch's attention
-    vocab_size: int = vocabulary.SIZE  # a run takes that of its data, which is larger where tokens are merged
+    size: str = setting("custom", f"a named shape ({either(tuple(SIZES))}), or custom, which gives every field below")
+    num_layers: int | None = setting(None, "transformer layers")
+    hidden_size: int | None = setting(None, "width of the residual stream")
+    num_attention_heads: int | None = setting(None, "attention heads of a layer; divides hidden_size")
+    num_query_groups: int | None = setting(
+        None, "key/value heads, fewer for grouped-query attention; left out: num_attention_heads"
+    )
+    ffn_hidden_size: int | None = setting(None, "width of the feed-forward layer; left out: 4 x hidden_size")
+    seq_length: int | None = setting(None, "tokens of a training sequence")
+    position_embedding_type: str = setting("rope", "rope or learned_absolute")
+    rotary_base: int = setting(10000, "base of the rotary frequencies, of rope")
+    normalization: str = setting("LayerNorm", "LayerNorm or RMSNorm")
+    swiglu: bool = setting(False, "a gated feed-forward layer with SiLU; else GELU")
+    add_bias_linear: bool = setting(True, "a bias in every linear layer but the output layer")
+    share_embeddings_and_output_weights: bool = setting(True, "one matrix for the token embedding and the output layer")
+    attention_dropout: float = setting(0.0, "share of attention weights dropped in training, from 0 up to 1")
+    hidden_dropout: float = setting(0.0, "share of each layer's output dropped in training, from 0 up to 1")
+    attention_backend: str = setting(
+        "auto", "of Transformer Engine: auto, flash, fused or unfused; local: PyTorch's attention"
+    )
+    vocab_size: int = setting(
+        vocabulary.SIZE, "token ids; a run takes that of its data, which is larger where tokens are merged"
+    )
 
     def __post_init__(self):
         choice("model", self, "size", (*SIZES, "custom"))
@@ -97,11 +108,15 @@ class ModelConfig:
 class DataConfig:
     """Where the tokens lie and how documents packed into one sequence are kept apart."""
 
-    path: str | list | None = None  # a folder made by `build tokens`, or [weight, folder, weight, folder, ...]
-    reset_attention_mask: bool = False  # no attention across a document end
-    reset_position_ids: bool = False  # positions count from 0 after a document end
-    eod_mask_loss: bool = True  # no loss where the input is a document end: the next document cannot be foreseen
-    cache_path: str | None = None  # index cache; left out: `cache` in the first folder
+    path: str | list | None = setting(
+        None, "a folder made by `build tokens`, or [weight, folder, weight, folder, ...] for a blend"
+    )
+    reset_attention_mask: bool = setting(False, "no attention across a document end")
+    reset_position_ids: bool = setting(False, "positions count from 0 after a document end")
+    eod_mask_loss: bool = setting(
+        True, "no loss where the input is a document end: the next document cannot be predicted"
+    )
+    cache_path: str | None = setting(None, "folder of the index cache; left out: `cache` in the first data folder")
 
     def __post_init__(self):
         if isinstance(self.path, list):
@@ -127,15 +142,23 @@ class DataConfig:
 class ParallelConfig:
     """How the model is split. What remains of the processes is data parallel."""
 
-    tensor_model_parallel_size: int = 1
-    pipeline_model_parallel_size: int = 1
-    virtual_pipeline_model_parallel_size: int | None = None  # chunks of a stage, interleaved; left out: one, not interleaved
-    context_parallel_size: int = 1  # parts of each sequence; above 1 it needs Transformer Engine
-    sequence_parallel: bool = False
-    overlap_grad_reduce: bool | None = None  # reduce gradients behind the backward pass; left out: where there is CUDA
-    overlap_param_gather: bool = False  # gather updated parameters behind the next forward pass
-    ddp_bucket_size: int | None = None  # parameters reduced at once where it is overlapped; left out: megatron-core's
-    distributed_timeout_minutes: int = 10  # a process that waits for another as long ends the run
+    tensor_model_parallel_size: int = setting(1, "processes that each layer is split over")
+    pipeline_model_parallel_size: int = setting(1, "stages that the layers are split into")
+    virtual_pipeline_model_parallel_size: int | None = setting(
+        None, "chunks of a stage, interleaved; left out: one, not interleaved"
+    )
+    context_parallel_size: int = setting(1, "parts of each sequence; above 1 it needs Transformer Engine")
+    sequence_parallel: bool = setting(
+        False, "split the sequence outside of tensor-parallel layers too, which saves activation memory"
+    )
+    overlap_grad_reduce: bool | None = setting(
+        None, "reduce gradients during the backward pass; left out: where there is CUDA"
+    )
+    overlap_param_gather: bool = setting(False, "gather updated parameters during the next forward pass")
+    ddp_bucket_size: int | None = setting(
+        None, "parameters reduced at once where it is overlapped; left out: megatron-core's"
+    )
+    distributed_timeout_minutes: int = setting(10, "a process that waits this long for another ends the run")
 
     def __post_init__(self):
         positive("parallel", self, "tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
@@ -182,15 +205,15 @@ class ParallelConfig:
 class OptimizerConfig:
     """AdamW with warm-up; no weight decay on biases and norms."""
 
-    lr: float = 3e-4
-    min_lr: float = 0.0
-    weight_decay: float = 0.1
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.95
-    clip_grad: float = 1.0  # 0: no clipping
-    lr_warmup_iters: int = 0
-    lr_decay_style: str = "cosine"
-    use_distributed_optimizer: bool = False
+    lr: float = setting(3e-4, "the highest learning rate, after warm-up")
+    min_lr: float = setting(0.0, "the learning rate at the last step, of lr_decay_style=cosine")
+    weight_decay: float = setting(0.1, "decoupled weight decay, not of biases and norms")
+    adam_beta1: float = setting(0.9, "decay of the mean of gradients")
+    adam_beta2: float = setting(0.95, "decay of the mean of squared gradients")
+    clip_grad: float = setting(1.0, "the largest norm of the whole gradient; 0: no clipping")
+    lr_warmup_iters: int = setting(0, "steps over which the learning rate rises from 0")
+    lr_decay_style: str = setting("cosine", "cosine or constant")
+    use_distributed_optimizer: bool = setting(False, "split the optimizer's state over the data-parallel processes")
 
     def __post_init__(self):
         positive("optimizer", self, "lr")
@@ -208,22 +231,32 @@ class OptimizerConfig:
 class TrainConfig:
     """How long, in which portions and in which precision."""
 
-    train_iters: int = 1000
-    micro_batch_size: int = 1  # sequences in one forward pass of one process
-    global_batch_size: int = 1  # sequences in one optimizer step of all processes
-    seed: int = 1234
-    bf16: bool = False
-    # On a GPU, of the float32 products that are left: "highest" is float32, "high" is TF32, as PyTorch names them.
-    float32_matmul_precision: str = "high"
-    eval_interval: int = 0  # steps between evaluations; 0: only after the last step
-    eval_iters: int = 10  # global batches in one evaluation; 0: no evaluation
-    loss_spike_factor: float = 0.0  # skip a step whose loss is above so many times the median of late; 0: NaN and inf
-    max_skipped_steps: int = 10  # so many steps skipped in a row end the run
-    max_starts_without_progress: int = 3  # after so many starts without a new checkpoint the next is refused; 0: never
-    # Activations computed again in the backward pass: of whole layers ("full"), or of core attention ("selective").
-    recompute_granularity: str | None = None
-    recompute_method: str | None = None  # of "full": "uniform", all layers (left out), or "block", the first of each part
-    recompute_num_layers: int | None = None  # of "full": layers in one portion (uniform) or in all (block); left out: 1
+    train_iters: int = setting(1000, "optimizer steps of the whole run")
+    micro_batch_size: int = setting(1, "sequences in one forward pass of one process")
+    global_batch_size: int = setting(1, "sequences in one optimizer step of all processes")
+    seed: int = setting(1234, "of the first weights, the order of the data, and dropout")
+    bf16: bool = setting(False, "train in bfloat16 with float32 main weights; needs an A100 or later; else float32")
+    float32_matmul_precision: str = setting(
+        "high", "of float32 products on a GPU: highest (float32), high (TF32) or medium, as PyTorch names them"
+    )
+    eval_interval: int = setting(0, "steps between evaluations; 0: only after the last step")
+    eval_iters: int = setting(10, "global batches in one evaluation; 0: no evaluation")
+    loss_spike_factor: float = setting(
+        0.0, "skip a step whose loss is above this many times the recent median; 0: only NaN and infinity"
+    )
+    max_skipped_steps: int = setting(10, "this many steps skipped in a row end the run")
+    max_starts_without_progress: int = setting(
+        3, "after this many starts without a new checkpoint the next is refused; 0: never"
+    )
+    recompute_granularity: str | None = setting(
+        None, "recompute activations in the backward pass: full (whole layers) or selective (core attention)"
+    )
+    recompute_method: str | None = setting(
+        None, "of full: uniform, all layers (left out), or block, the first of each part"
+    )
+    recompute_num_layers: int | None = setting(
+        None, "of full: layers in one portion (uniform) or in all (block); left out: 1"
+    )
 
     def __post_init__(self):
         positive("train", self, "train_iters", "micro_batch_size", "global_batch_size", "max_skipped_steps")
@@ -257,12 +290,14 @@ class TrainConfig:
 class CheckpointConfig:
     """Where a run is written, and where it starts."""
 
-    save: str | None = None  # the run's folder; a run found there goes on. Left out: nothing is written
-    load: str | None = None  # another run's folder or checkpoint: its weights and optimizer, from iteration 0
-    save_interval: int = 0  # steps between checkpoints; 0: only after the last step
-    async_save: bool = False  # go on training while a copy is written; takes the memory of a copy on the CPU
-    most_recent_k: int = 0  # how many checkpoints to keep; 0: all
-    keep_every: int = 0  # keep those at its multiples for good; 0: none
+    save: str | None = setting(None, "the run's folder; a run found there is resumed. Left out: nothing is written")
+    load: str | None = setting(
+        None, "another run's folder or checkpoint, to start from its weights and optimizer at iteration 0"
+    )
+    save_interval: int = setting(0, "steps between checkpoints; 0: only after the last step")
+    async_save: bool = setting(False, "train on while a checkpoint is written; takes the memory of a copy on the CPU")
+    most_recent_k: int = setting(0, "how many checkpoints to keep; 0: all")
+    keep_every: int = setting(0, "keep those at multiples of this for good; 0: none")
 
     def __post_init__(self):
         for name, remedy in (
@@ -278,11 +313,13 @@ class CheckpointConfig:
 class LoggingConfig:
     """What is told on the way. metrics.jsonl always has a line a step."""
 
-    log_interval: int = 10  # steps between lines on stderr
-    tensorboard: bool = True
-    wandb_project: str | None = None  # of Weights & Biases; left out: nothing is sent
-    peak_tflops: float | None = None  # of one GPU, dense, in the run's precision; left out: by the GPU's name
-    sample_pieces: int = 0  # pieces written at each evaluation, and judged; at most 8
+    log_interval: int = setting(10, "steps between lines on stderr")
+    tensorboard: bool = setting(True, "write TensorBoard events into the run's folder")
+    wandb_project: str | None = setting(None, "project of Weights & Biases; left out: nothing is sent")
+    peak_tflops: float | None = setting(
+        None, "of one GPU, dense, in the run's precision, for mfu; left out: by the GPU's name"
+    )
+    sample_pieces: int = setting(0, "pieces generated and measured at each evaluation, at most 8")
 
     def __post_init__(self):
         positive("logging", self, "log_interval")

@@ -15,11 +15,13 @@ from megatron_music.config import (
     TrainConfig,
     choice,
     positive,
+    setting,
 )
 from megatron_music.errors import either, refuse_unless
 from megatron_music.models.flow_sizes import DIT_SIZES, MODULATIONS, TEXT2MUQ_SIZES, DiTSize, FlowSize, Text2MuQSize
 
 KINDS = {"text2muq": TEXT2MUQ_SIZES, "dit": DIT_SIZES}
+SIZE_NAMES = "; ".join(f"{kind}: {', '.join(sizes)}" for kind, sizes in KINDS.items())
 CONDITIONS = ("music", "stable-audio")
 # Fields of a size, by kind, that the data decide, and the names of those facts here.
 OF_DATA = {
@@ -37,19 +39,26 @@ OF_DATA = {
 class FlowModelConfig:
     """The model. A field left out comes from ``size``; the last four are of the data, and a run takes theirs."""
 
-    kind: str = "dit"  # text2muq: words to an embedding of music; dit: words and embedding to latents of sound
-    size: str = "tiny"
-    # Of a dit. music: words, an embedding of music, and seconds. stable-audio: words and seconds, as the published model has them.
-    conditions: str = "music"
-    global_conditioning: str = "prepend"  # of a dit; or adaln: adaptive norms, as in later versions of stable-audio-tools
-    num_layers: int | None = None
-    hidden_size: int | None = None
-    num_attention_heads: int | None = None
-    ffn_hidden_size: int | None = None
-    text_size: int | None = None  # of each word, as the text encoder gives it
-    embedding_size: int | None = None  # of music
-    latent_channels: int | None = None
-    latent_length: int | None = None  # frames of a sample
+    kind: str = setting(
+        "dit", "text2muq (stage 1: words to an embedding of music) or dit (stage 2: words and embedding to latents of audio)"
+    )
+    size: str = setting("tiny", f"a named shape of this kind ({SIZE_NAMES})")
+    conditions: str = setting(
+        "music", "of a dit: music (words, an embedding of music, seconds) or stable-audio (words and seconds, as published)"
+    )
+    global_conditioning: str = setting(
+        "prepend", "of a dit: prepend (a position before the latents) or adaln (adaptive norms)"
+    )
+    num_layers: int | None = setting(None, "transformer layers")
+    hidden_size: int | None = setting(None, "width of the residual stream")
+    num_attention_heads: int | None = setting(None, "attention heads of a layer; divides hidden_size")
+    ffn_hidden_size: int | None = setting(None, "width of the feed-forward layer")
+    text_size: int | None = setting(
+        None, "width of a word's state, as the text encoder gives it; left out: that of the data"
+    )
+    embedding_size: int | None = setting(None, "width of an embedding of music; left out: that of the data")
+    latent_channels: int | None = setting(None, "channels of the latents; left out: those of the data")
+    latent_length: int | None = setting(None, "latent frames of a sample; left out: those of the data")
 
     def __post_init__(self):
         choice("model", self, "kind", tuple(KINDS))
@@ -104,21 +113,25 @@ class FlowModelConfig:
 class LatentsConfig:
     """Where the cached embeddings and latents lie."""
 
-    path: str | None = None  # a folder made by `build latents`
+    path: str | None = setting(None, "a folder made by `build latents`")
 
 
 @dataclass(frozen=True)
 class FlowConfig:
     """What is learned, and what is drawn at random for it."""
 
-    # flow: the velocity from noise to data. v: that of a quarter circle, as Stable Audio Open 1.0 was trained. regression: the
-    # data at once, from the condition alone, to compare with.
-    objective: str = "flow"
-    sigma: str = "uniform"  # or logit_normal, mostly in the middle of the path
-    sigma_uniform_share: float = 0.0  # of logit_normal: this part is uniform all the same
-    sigma_shift: float = 1.0  # above 1: more noise
-    condition_dropout: float = 0.1  # samples that see no condition, for classifier-free guidance
-    ema_decay: float = 0.999  # of the average of the weights, which is sampled from; 0: none
+    objective: str = setting(
+        "flow", "flow (velocity from noise to data), v (as Stable Audio Open 1.0), or regression (the data at once, to compare with)"
+    )
+    sigma: str = setting(
+        "uniform", "noise levels drawn in training: uniform, or logit_normal, mostly in the middle of the path"
+    )
+    sigma_uniform_share: float = setting(0.0, "of logit_normal: this share is uniform all the same")
+    sigma_shift: float = setting(1.0, "above 1: more noise")
+    condition_dropout: float = setting(
+        0.1, "share of samples trained without their condition, for classifier-free guidance"
+    )
+    ema_decay: float = setting(0.999, "of the average of the weights, which is sampled from; 0: no average")
 
     def __post_init__(self):
         choice("flow", self, "objective", ("flow", "v", "regression"))

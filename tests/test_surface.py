@@ -28,7 +28,7 @@ SURFACE = {
     "build latents": ["audio_dir", "-o/--output", "--seconds", "--autoencoder", "--autoencoder-steps", "--music-encoder",
                       "--text-encoder", "--min-seconds", "--crops-per-file", "--files-per-shard", "--valid-fraction",
                       "--test-fraction", "--seed", "--rank", "--world-size", "--json"],
-    "recipes": [],
+    "recipes": ["name", "--json"],
     "train": ["recipe", "overrides", "--profile-steps"],
     "generate midi": ["checkpoint", "-o/--output", "--num", "--seed", "--bars", "--continue", "--infill", "--from",
                       "--meter", "--tempo", "--label", "--instruments", "--density", "--bar-density", "--temperature", "--top-k", "--top-p", "--batch-size",

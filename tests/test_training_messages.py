@@ -19,6 +19,7 @@ from tiny_gpt import tiny_dataset, tiny_run
 from megatron_music.config import ConfigError
 from megatron_music.training.loop import DONE, train
 
+BAR = r"\| [1-9]\d*/4000 "  # after a step
 MODEL = ["model.num_layers=1", "model.hidden_size=32", "model.num_attention_heads=2", "model.seq_length=64", "logging.tensorboard=false"]
 
 
@@ -32,7 +33,7 @@ def command(data: Path, *overrides: str) -> list[str]:
 
 
 def on_terminal(words: list[str], interrupt_at: str | None = None) -> tuple[int, list[str]]:
-    """Exit status and the lines that stand on a terminal at the end; Ctrl-C once ``interrupt_at`` was seen on it."""
+    """Exit status and the lines that stand on a terminal at the end; Ctrl-C once the pattern ``interrupt_at`` was seen on it."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 240, 0, 0))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -49,11 +50,13 @@ def on_terminal(words: list[str], interrupt_at: str | None = None) -> tuple[int,
             if not part:
                 break
             seen += part
-        if interrupt_at and interrupt_at.encode() in seen:
+        if interrupt_at and re.search(interrupt_at.encode(), seen):
             process.send_signal(signal.SIGINT)
             interrupt_at = None
     os.close(ours)
-    return process.wait(60), as_shown(seen.decode())
+    if time.monotonic() >= limit:
+        process.kill()
+    return process.wait(), as_shown(seen.decode())
 
 
 def as_shown(text: str) -> list[str]:
@@ -97,18 +100,18 @@ def test_on_a_terminal_every_sentence_has_its_own_line_from_start_to_next_step(d
 def test_ctrl_c_says_what_was_saved_and_the_run_says_that_it_resumes(data, tmp_path):
     run = tmp_path / "run"
     long = command(data, "train.train_iters=4000", "train.eval_iters=0", f"checkpoint.save={run}")
-    status, lines = on_terminal(long, interrupt_at="| 5/4000")
+    status, lines = on_terminal(long, interrupt_at=BAR)
     (checkpoint,) = run.glob("iter_*")
     iteration = int(checkpoint.name.removeprefix("iter_"))
     assert status == 75
     assert notices(lines)[-1] == f"stopped; iteration {iteration} is saved in {checkpoint}: the same command resumes from there"
-    status, lines = on_terminal(long, interrupt_at=f"| {iteration + 5}/4000")
+    status, lines = on_terminal(long, interrupt_at=r"resuming from iteration \d+ of .*\|")
     assert status == 75 and notices(lines)[0] == f"resuming from iteration {iteration} of {run}, to iteration 4000"
 
 
 def test_without_a_folder_it_is_said_at_the_start_and_at_the_end_that_nothing_is_kept(data):
     words = command(data, "train.eval_iters=0", "train.train_iters=4000")
-    status, lines = on_terminal(words, interrupt_at="| 5/4000")
+    status, lines = on_terminal(words, interrupt_at=BAR)
     told = notices(lines)
     assert status == 1 and "checkpoint.save is not set: the model will be discarded at the end" in told[1]
     assert re.fullmatch(r"stopped after iteration \d+; nothing was kept, since checkpoint.save is not set", told[-1])

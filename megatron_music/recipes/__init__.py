@@ -1,9 +1,10 @@
 """Named runs as YAML files, and reading a run: a recipe first, ``section.field=value`` on top.
 
-`megatron-music recipes` lists the files of this folder. Knows the names and types of the fields, not their meaning.
+`megatron-music recipes` lists the files of this folder. Knows the names and types of the fields; ``reference.py`` their meaning.
 """
 
 import contextlib
+import difflib
 import os
 import types
 import typing
@@ -47,8 +48,9 @@ def load_run(recipe: str, overrides: Sequence[str] = ()) -> Run:
     for override in overrides:
         name, equals, text = override.partition("=")
         section, dot, key = name.partition(".")
+        meant = "" if dot else _hint("", name, _kinds_of(tree, overrides))
         refuse_unless(
-            bool(equals and dot and key), f"override {override!r} is not section.field=value; write it as in train.train_iters=100"
+            bool(equals and dot and key), f"override {override!r} is not section.field=value{meant}; write it as in train.train_iters=100"
         )
         _check_section(section, SECTIONS | FLOW_SECTIONS, "the overrides")
         try:
@@ -71,6 +73,12 @@ def read_run(path: str | os.PathLike) -> Run:
 def write_run(config: Run, path: str | os.PathLike) -> None:
     """Write every field of a run, defaults included, as YAML."""
     Path(path).write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
+
+
+def description_of(recipe: str) -> str:
+    """What a recipe says of itself in one line; empty for a file that does not."""
+    path = RECIPES / f"{recipe}.yaml"
+    return str(_read_yaml(path if path.is_file() else Path(recipe)).get("description", ""))
 
 
 def recipe_names() -> dict[str, str]:
@@ -104,9 +112,32 @@ def _check_section(section: str, sections: dict[str, type], source: str) -> None
     )
 
 
+def _kinds_of(tree: dict, overrides: Sequence[str] = ()) -> dict[str, type]:
+    is_flow = tree.get("model", {}).get("kind") in KINDS or any(f"model.kind={kind}" in overrides for kind in KINDS)
+    return FLOW_SECTIONS if is_flow else SECTIONS
+
+
+def _hint(section: str, key: str, kinds: dict[str, type]) -> str:
+    """Which field of any section a name may have been meant to be, in brackets; empty if nothing is near.
+
+    A field of that very name in another section goes first, then one that is the name with its section's in front, such as
+    train_iters for iters, then one that is spelt alike: of the same section, or of any.
+    """
+    known = {name: [item.name for item in fields(kind)] for name, kind in kinds.items()}
+    found = [f"{name}.{key}" for name, names in known.items() if key in names]
+    found += [f"{name}.{name}_{key}" for name, names in known.items() if f"{name}_{key}" in names and section in ("", name)]
+    if not found:
+        near = closest(key, known.get(section, ()))
+        if near:
+            return near
+        alike = difflib.get_close_matches(key, [field for names in known.values() for field in names], n=1)
+        found = [f"{name}.{field}" for name, names in known.items() for field in names if field in alike]
+    return f" (did you mean {either(found)}?)" if found else ""
+
+
 def _run_of(tree: dict, source: str) -> Run:
-    is_flow = tree.get("model", {}).get("kind") in KINDS
-    kinds = FLOW_SECTIONS if is_flow else SECTIONS
+    kinds = _kinds_of(tree)
+    is_flow = kinds is FLOW_SECTIONS
     sections = {}
     for section, content in tree.items():
         _check_section(section, kinds, source)
@@ -115,7 +146,7 @@ def _run_of(tree: dict, source: str) -> Run:
         values = {}
         for key, value in content.items():
             refuse_unless(
-                key in known, f"unknown key {section}.{key}; use {either(tuple(known))}{closest(key, known)}"
+                key in known, f"unknown key {section}.{key}{_hint(section, key, kinds)}; use {either(tuple(known))}"
             )
             values[key] = _coerced(value, known[key], f"{section}.{key}")
         sections[section] = kind(**values)
