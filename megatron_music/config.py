@@ -56,7 +56,7 @@ class ModelConfig:
     attention_dropout: float = setting(0.0, "share of attention weights dropped in training, from 0 up to 1")
     hidden_dropout: float = setting(0.0, "share of each layer's output dropped in training, from 0 up to 1")
     attention_backend: str = setting(
-        "auto", "attention of Transformer Engine: auto, flash, fused or unfused; local: PyTorch's attention"
+        "auto", "of Transformer Engine: auto, flash, fused or unfused; local: PyTorch's attention"
     )
     vocab_size: int = setting(
         vocabulary.SIZE, "token ids; a run takes that of its data, which is larger where tokens are merged"
@@ -237,7 +237,7 @@ class TrainConfig:
     seed: int = setting(1234, "of the first weights, the order of the data, and dropout")
     bf16: bool = setting(False, "train in bfloat16 with float32 main weights; needs an A100 or later; else float32")
     float32_matmul_precision: str = setting(
-        "high", "of float32 products on a GPU, as PyTorch names it: highest (float32), high (TF32) or medium"
+        "high", "of float32 products on a GPU: highest (float32), high (TF32) or medium, as PyTorch names them"
     )
     eval_interval: int = setting(0, "steps between evaluations; 0: only after the last step")
     eval_iters: int = setting(10, "global batches in one evaluation; 0: no evaluation")

@@ -93,7 +93,7 @@ def test_hints_of_text_to_music_know_its_sections():
 
 def test_a_seed_that_numpy_does_not_take_is_refused_by_name():
     assert TrainConfig(seed=2**32 - 1).seed == 2**32 - 1
-    with pytest.raises(ConfigError, match=r"train.seed is 4294967296, above 2\^32 - 1"):
+    with pytest.raises(ConfigError, match="train.seed is 4294967296"):
         TrainConfig(seed=2**32)
 
 
