@@ -1,7 +1,10 @@
-# make demo   Bach's chorales -> .bin/.idx -> a small GPT on megatron-core -> new chorales, in demo/
+# make demo   Bach's chorales -> .bin/.idx -> a small GPT on megatron-core -> new chorales and a page to hear them, in demo/
 # make demo-audio   the same chorales rendered with captions -> latents -> both stages of words to music -> sounds, in demo-audio/
+#             shorter: make demo DEMO_OPTIONS="--num 2 train.train_iters=20"
 # make test   the whole test suite
 # Each sets up .venv first, with the versions of constraints.txt.
+# make test-extras   each extra alone in an environment of its own, from the wheel, does what docs/install.md says of it
+# make clean   removes the environments and build products, never music or models; make clean-demo removes demo/ and demo-audio/
 # make test-slurm   the job scripts of launch/ on real Slurm daemons; as root, it installs slurm-wlm and munge with apt
 # make test-latest   megatron-core 0.19 and the hosts (Megatron-Bridge, NeMo, NeMo-Run), on Python 3.12 in .venv-latest
 
@@ -14,13 +17,18 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
 LATEST := .venv-latest
 PYTHON312 ?= $(shell python3.12 -c "" >/dev/null 2>&1 && echo python3.12)
 
-.PHONY: demo demo-audio test test-slurm test-latest clean
+.PHONY: demo demo-audio test test-extras test-slurm test-latest clean clean-demo
+DEMO_OPTIONS ?=
 
 demo: $(VENV)/.ready
-	$(BIN)/python examples/01_chorales.py demo
+	$(BIN)/megatron-music demo -o demo $(DEMO_OPTIONS)
 
 demo-audio: $(VENV)/.ready-audio
 	$(BIN)/python examples/03_words_to_music.py demo-audio
+
+test-extras:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; install one, or run make PYTHON=/path/to/python3.12"; exit 1; }
+	$(PYTHON) tests/extras.py
 
 test: $(VENV)/.ready-test
 	$(BIN)/python -m pytest
@@ -30,7 +38,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; install one, or run make PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[train,corpus,plot]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[demo]'
 	touch $@
 
 $(VENV)/.ready-audio: $(VENV)/.ready
@@ -71,4 +79,7 @@ $(LATEST)/.ready: pyproject.toml constraints-latest.txt
 	touch $@
 
 clean:
-	rm -rf demo demo-audio build $(VENV) $(LATEST)
+	rm -rf build dist megatron_music.egg-info $(VENV) $(LATEST)
+
+clean-demo:
+	rm -rf demo demo-audio

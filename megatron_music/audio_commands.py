@@ -11,35 +11,72 @@ from megatron_music.commands import check_output_file, progress_bar, progress_ov
 
 
 def add_render(parser) -> None:
-    parser.add_argument("file", metavar="FILE.mid")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE.wav")
+    parser.add_argument("files", nargs="+", metavar="FILE.mid", help="MIDI files, or folders of them")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE.wav|DIR", help="a WAV or FLAC file for one piece; a folder for several")
+    parser.add_argument("--html", default=None, metavar="PAGE.html", help="write a page with a player and a moving piano roll for each piece")
     parser.add_argument("--sound-font", default=None, metavar="FILE.sf2", help="for FluidSynth; by default $SOUND_FONT or the system's")
     parser.add_argument("--own", action="store_true", help="use this package's synthesiser whatever is installed")
-    parser.add_argument("--sample-rate", type=int, default=44100, metavar="HZ")
-    parser.add_argument("--bits", type=int, default=16, choices=(16, 24))
+    parser.add_argument("--sample-rate", type=int, default=44100, metavar="HZ", help="samples per second, 4000 to 192000")
+    parser.add_argument("--bits", type=int, default=16, choices=(16, 24), help="bits per sample")
 
 
 def render(options) -> None:
-    from megatron_music.audio.render import render
-    from megatron_music.audio.waveform import SUFFIXES, write_waveform
-    from megatron_music.music.midi import read_midi
+    from megatron_music.audio.listening import render_files, write_listening_page
+    from megatron_music.counted import counted
 
-    check_output_file(options.output, SUFFIXES)
     if not 4000 <= options.sample_rate <= 192000:
         raise ValueError(f"--sample-rate is {options.sample_rate}; use 4000 to 192000 Hz")
-    found = render(read_midi(options.file), options.sample_rate, options.sound_font, own=options.own)
-    metadata = {"synthesiser": found.synthesiser}
-    write_waveform(options.output, *found.waveform, bits=options.bits, metadata=metadata)
-    print(f"{found.waveform.seconds:.1f} s by {found.synthesiser} in {options.output}")
+    if options.html:
+        check_output_file(options.html, (".html",))
+    files = _render_targets(options.files, Path(options.output))
+    pieces = []
+    with progress_bar("piece", len(files)) as bar:
+        for piece in render_files(files, options.sample_rate, options.sound_font, own=options.own, bits=options.bits):
+            pieces.append(piece if options.html else (piece.waveform.seconds, piece.synthesiser))
+            bar.update(1)
+    if options.html:
+        write_listening_page(options.html, Path(options.html).stem, "Rendered from MIDI.", pieces)
+        pieces = [(piece.waveform.seconds, piece.synthesiser) for piece in pieces]
+    seconds, synthesisers = sum(piece[0] for piece in pieces), " and ".join(sorted({piece[1] for piece in pieces}))
+    print(f"{counted(len(pieces), 'piece')}, {seconds:.1f} s by {synthesisers} in {options.output}" + (f"; page: {options.html}" if options.html else ""))
+
+
+def _render_targets(names: list[str], output: Path) -> list[tuple[Path, Path]]:
+    """(MIDI file, audio file) of every piece: into one file, or into a folder under the MIDI file's name.
+
+    Raises:
+        ValueError: a folder without MIDI files, several pieces for one file, or two pieces of one name.
+    """
+    from megatron_music.audio.waveform import SUFFIXES
+
+    found = []
+    for path in map(Path, names):
+        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in (".mid", ".midi", ".kar")) if path.is_dir() else [path]
+        if not inside:
+            raise ValueError(f"{path} holds no MIDI files; name a folder with .mid, .midi or .kar files")
+        found += inside
+    if output.suffix.lower() in SUFFIXES and not output.is_dir():
+        if len(found) > 1:
+            raise ValueError(f"{len(found)} pieces do not fit in one file; name a folder with -o")
+        check_output_file(str(output), SUFFIXES)
+        return [(found[0], output)]
+    if output.exists() and not output.is_dir() or (not output.exists() and output.suffix):
+        raise ValueError(f"{output} does not end in {' or '.join(SUFFIXES)} and is not a folder; name one of these")
+    targets = [output / f"{path.stem}.wav" for path in found]
+    twice = next((target for number, target in enumerate(targets) if target in targets[:number]), None)
+    if twice:
+        raise ValueError(f"two pieces would become {twice}; render them into separate folders")
+    output.mkdir(parents=True, exist_ok=True)
+    return list(zip(found, targets, strict=True))
 
 
 def add_corpus_sounds(parser) -> None:
-    parser.add_argument("midi_dir", metavar="MIDI_DIR")
-    parser.add_argument("-o", "--output", required=True, metavar="AUDIO_DIR")
-    parser.add_argument("--num", type=int, default=400, help="sounds")
+    parser.add_argument("midi_dir", metavar="MIDI_DIR", help="folder of MIDI files")
+    parser.add_argument("-o", "--output", required=True, metavar="AUDIO_DIR", help="folder for the audio files and captions")
+    parser.add_argument("--num", type=int, default=400, help="audio files")
     parser.add_argument("--seconds", type=float, default=8.2, help="of each")
-    parser.add_argument("--sample-rate", type=int, default=16000, metavar="HZ")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sample-rate", type=int, default=16000, metavar="HZ", help="samples per second")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of instruments, tempos and excerpts")
     parser.add_argument("--own", action="store_true", help="use this package's synthesiser whatever is installed")
 
 
@@ -72,7 +109,7 @@ def add_build_latents(parser) -> None:
     from megatron_music.data.latents_options import LatentsOptions
 
     parser.add_argument("audio_dir", metavar="AUDIO_DIR", help="with captions.csv or .jsonl; or MusicBench, or Music4All")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the dataset's folder")
     for item in fields(LatentsOptions):
         name = f"--{item.name.replace('_', '-')}"
         parser.add_argument(name, type=item.type, default=item.default, help=f"{_LATENTS_HELP[item.name]} (%(default)s)")
@@ -143,7 +180,7 @@ def _device() -> str:
 
 def add_generate_audio(parser) -> None:
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="of a dit, and of a text2muq")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR")
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the audio files")
     parser.add_argument("--prompt", action="append", default=[], metavar="WORDS", help="what is to be heard; may be repeated")
     parser.add_argument("--prompts", default=None, metavar="FILE.txt", help="more of them, one a line")
     parser.add_argument("--num", type=int, default=1, help="samples of each prompt")
@@ -164,8 +201,8 @@ def add_generate_audio(parser) -> None:
     parser.add_argument("--batch-size", type=int, default=None, metavar="N", help="of stage 2; by default what memory allows")
     parser.add_argument("--rank", action="store_true", help="list the samples of a prompt by how well they go with it")
     parser.add_argument("--last-weights", action="store_true", help="instead of their average")
-    parser.add_argument("--format", default="wav", choices=("wav", "flac"))
-    parser.add_argument("--bits", type=int, default=16, choices=(16, 24))
+    parser.add_argument("--format", default="wav", choices=("wav", "flac"), help="of the files")
+    parser.add_argument("--bits", type=int, default=16, choices=(16, 24), help="bits per sample")
 
 
 def generate_audio(options) -> None:

@@ -4,6 +4,7 @@ Exit status: 0 done, 1 failed, 2 wrong use or bad input (one sentence on stderr)
 """
 
 import argparse
+import difflib
 import os
 import sys
 import warnings
@@ -14,6 +15,8 @@ from megatron_music import (
     commands,
     convert_commands,
     dataset_commands,
+    demo,
+    launch_commands,
     predict_commands,
     profiling_commands,
     sweep_commands,
@@ -23,28 +26,17 @@ from megatron_music.commands import BAD_INPUT, FAILED, OK
 from megatron_music.dataset_options import NEGATIVE_NUMBER_OR_RANGE, add_build_options, add_encoding_options
 from megatron_music.models.backends import naming_transformer_engine
 
-# Which extra brings a module that a command needs.
-_EXTRAS = {
-    "torch": "train",
-    "megatron": "train",
-    "psutil": "train",
-    "tensorboard": "train",
-    "wandb": "wandb",
-    "music21": "corpus",
-    "matplotlib": "plot",
-    "tokenizers": "bpe",
-    "transformers": "huggingface",
-    "safetensors": "huggingface",
-    "soundfile": "audio",
-    "scipy": "audio",
-    "diffusers": "audio",
-}
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     quiet_dependencies()
-    parsed = _parser().parse_args(arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    if not arguments:
+        parser.print_help()
+        return OK
+    if arguments[0] == "help":
+        arguments = [*arguments[1:], "--help"]
+    parsed = parser.parse_args(arguments)
     return guarded(lambda: parsed.run(parsed))
 
 
@@ -54,22 +46,42 @@ def guarded(command: Callable[[], int | None]) -> int:
         with naming_transformer_engine():
             return command() or OK
     except ModuleNotFoundError as error:
-        extra = _EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
+        if (error.name or "megatron_music").partition(".")[0] == "megatron_music":
             raise
-        return _say(f'this command needs {error.name}; run: pip install -c constraints.txt -e ".[{extra}]" in the clone', BAD_INPUT)
+        return _say(_absent(error.name), BAD_INPUT)
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "megatron_music":
+            raise
+        return _say(f"{_first_line(error)}; an installed package is broken: `megatron-music doctor` looks at each", FAILED)
     except ValueError as error:
         return _say(str(error), BAD_INPUT)
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except OSError as error:
-        if error.errno is None and ".so" in str(error):  # from the dynamic loader, not from a disk
-            return _say(f"a library cannot be loaded ({error}); install the package it belongs to again", FAILED)
+        if error.errno is None:  # not of the system: a library that cannot be loaded, a file that cannot be understood
+            return _say(_first_line(error), FAILED)
         place = f" ({error.filename})" if error.filename else ""
         return _say(f"{error.strerror or error}{place}; make room, or check the path and its permissions, then run the command again", FAILED)
     except KeyboardInterrupt as error:
         return _say(str(error) or "stopped; files that were finished stay, none is half-written", FAILED)
+
+
+def _absent(module: str) -> str:
+    """How to install what a command could not import, with the Python that runs."""
+    try:
+        from megatron_music.doctor import install_command, missing_package
+
+        package = missing_package(module)
+    except ModuleNotFoundError:  # no packaging, or not installed
+        return f"this command needs {module}; run: {sys.executable} -m pip install {module.partition('.')[0]}"
+    if package is None:
+        return f"this command needs {module}, which an installed package should have brought; run: {sys.executable} -m pip check"
+    return f"this command needs {module}; run: {install_command([package])}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def quiet_dependencies() -> None:
@@ -89,15 +101,42 @@ def _say(sentence: str, status: int) -> int:
     return status
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Help texts that end with the default, where there is one and the text does not give it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_plain = isinstance(action.default, (int, float, str)) and not isinstance(action.default, bool) and action.default != ""
+        if action.option_strings and is_plain and "default" not in (action.help or "") and action.default != argparse.SUPPRESS:
+            return f"{action.help} (default %(default)s)"
+        return action.help
+
+
 class _Parser(argparse.ArgumentParser):
-    """argparse that answers wrong use with one sentence."""
+    """argparse that answers wrong use with one sentence, and suggests the nearest command."""
 
     def __init__(self, *arguments, **options):
+        options.setdefault("formatter_class", _Formatter)
         super().__init__(*arguments, **options)
         self._negative_number_matcher = NEGATIVE_NUMBER_OR_RANGE
 
+    def _check_value(self, action: argparse.Action, value) -> None:
+        near = difflib.get_close_matches(str(value), list(action.choices or ()), 1)
+        if near and value not in action.choices:
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}; did you mean {near[0]}?")
+        super()._check_value(action, value)
+
     def error(self, message: str):
         self.exit(BAD_INPUT, f"{self.prog}: {message}; run `{self.prog} --help`\n")
+
+
+class _Version(argparse.Action):
+    """Reads the version only when it is asked for."""
+
+    def __call__(self, parser, *_):
+        from megatron_music import __version__
+
+        print(f"megatron-music {__version__}")
+        parser.exit(OK)
 
 
 def _levels(text: str) -> list[int]:
@@ -116,6 +155,7 @@ def _window(text: str) -> tuple[int, int]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="megatron-music", description="Music models on NVIDIA's Megatron stack.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     verbs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(group, name: str, run: Callable, summary: str) -> argparse.ArgumentParser:
@@ -123,31 +163,34 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
+    demo.add_demo(command(verbs, "demo", demo.demo, "Bach's chorales to a trained GPT, new chorales and a page to hear them"))
+    launch_commands.add_launch(command(verbs, "launch", launch_commands.launch, "copy the job scripts, container files and examples"))
+
     tokenize = command(verbs, "tokenize", commands.tokenize, "print a MIDI file as text tokens")
-    tokenize.add_argument("file", metavar="FILE.mid")
+    tokenize.add_argument("file", metavar="FILE.mid", help="the piece")
     add_encoding_options(tokenize, bars=0)
 
     detokenize = command(verbs, "detokenize", commands.detokenize, "turn text tokens into a MIDI file")
     detokenize.add_argument("file", metavar="TOKENS.txt", help="- for standard input")
-    detokenize.add_argument("-o", "--output", required=True, metavar="FILE.mid")
+    detokenize.add_argument("-o", "--output", required=True, metavar="FILE.mid", help="the MIDI file to write")
     detokenize.add_argument("--piece", type=int, default=None, metavar="K", help="which piece of several, from 1")
-    detokenize.add_argument("--steps-per-quarter", type=int, default=4, choices=(4, 12))
+    detokenize.add_argument("--steps-per-quarter", type=int, default=4, choices=(4, 12), help="the grid of the tokens")
     detokenize.add_argument("--tokenizer", default=None, metavar="DIR", help="OUT/tokenizer of the dataset the tokens are from")
 
     plot = command(verbs, "plot", commands.plot, "draw a MIDI file as a piano roll")
-    plot.add_argument("file", metavar="FILE.mid")
-    plot.add_argument("-o", "--output", required=True, metavar="ROLL.png")
+    plot.add_argument("file", metavar="FILE.mid", help="the piece")
+    plot.add_argument("-o", "--output", required=True, metavar="ROLL.png", help="the picture to write: .png, .pdf or .svg")
 
     corpus = verbs.add_parser("corpus", help="write a corpus of MIDI files or of sounds")
     corpora = corpus.add_subparsers(dest="corpus", required=True, metavar="NAME")
     bach = command(corpora, "bach", commands.corpus_bach, "Bach's four-voice chorales from the music21 package")
-    bach.add_argument("-o", "--output", required=True, metavar="DIR")
-    bach.add_argument("--workers", type=int, default=None)
+    bach.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the MIDI files")
+    bach.add_argument("--workers", type=int, default=None, help="processes; by default one for each CPU core")
 
     sounds = command(corpora, "sounds", audio_commands.corpus_sounds, "MIDI files rendered in other instruments and tempos, with captions")
     audio_commands.add_corpus_sounds(sounds)
 
-    audio_commands.add_render(command(verbs, "render", audio_commands.render, "turn a MIDI file into sound"))
+    audio_commands.add_render(command(verbs, "render", audio_commands.render, "turn MIDI files into WAV or FLAC"))
 
     build = verbs.add_parser("build", help="build a dataset")
     builds = build.add_subparsers(dest="what", required=True, metavar="WHAT")
@@ -158,24 +201,24 @@ def _parser() -> argparse.ArgumentParser:
     plan = command(builds, "plan", dataset_commands.build_plan, "list the files of a dataset and cut them into shards")
     add_build_options(plan)
     shard = command(builds, "shard", dataset_commands.build_shard, "encode one rank's shards of a planned dataset")
-    shard.add_argument("output", metavar="OUT")
+    shard.add_argument("output", metavar="OUT", help="the dataset that was planned")
     shard.add_argument("--rank", type=int, default=0, metavar="R", help="from 0")
     shard.add_argument("--world-size", type=int, default=1, metavar="W", help="ranks that share the work")
     shard.add_argument("--workers", type=int, default=1, help="processes of this rank")
     merge = command(builds, "merge", dataset_commands.build_merge, "put finished shards together into the dataset")
-    merge.add_argument("output", metavar="OUT")
+    merge.add_argument("output", metavar="OUT", help="the dataset that was planned")
     merge.add_argument("--json", action="store_true", help="print the report as JSON")
 
     latents = command(builds, "latents", audio_commands.build_latents, "captioned sound to embeddings and latents")
     audio_commands.add_build_latents(latents)
 
     inspect = command(verbs, "inspect", dataset_commands.inspect, "print a dataset's figures, or one of its documents")
-    inspect.add_argument("dataset", metavar="OUT")
-    inspect.add_argument("--split", default="train", choices=("train", "valid", "test"))
+    inspect.add_argument("dataset", metavar="OUT", help="a dataset's folder")
+    inspect.add_argument("--split", default="train", choices=("train", "valid", "test"), help="the split of --document")
     inspect.add_argument("--document", type=int, default=None, metavar="K", help="from 0")
     inspect.add_argument("-o", "--output", default=None, metavar="FILE.mid", help="write the document as MIDI")
     inspect.add_argument("--html", default=None, metavar="FILE.html", help="write a page with figures and piano rolls")
-    inspect.add_argument("--json", action="store_true")
+    inspect.add_argument("--json", action="store_true", help="print the report as JSON")
 
     recipes = command(verbs, "recipes", commands.recipes, "list the named runs, or print one with every field and its meaning")
     recipes.add_argument("name", nargs="?", default=None, metavar="RECIPE", help="a name, or a YAML file")
@@ -191,8 +234,8 @@ def _parser() -> argparse.ArgumentParser:
     generate = verbs.add_parser("generate", help="make new music")
     generates = generate.add_subparsers(dest="what", required=True, metavar="WHAT")
     midi = command(generates, "midi", commands.generate_midi, "new pieces from a trained GPT")
-    midi.add_argument("checkpoint", metavar="CHECKPOINT")
-    midi.add_argument("-o", "--output", required=True, metavar="DIR")
+    midi.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's folder, or one of its iter_ folders")
+    midi.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the pieces")
     midi.add_argument("--num", type=int, default=1, help="pieces")
     midi.add_argument("--seed", type=int, default=0, help="piece k is made from seed + k")
     midi.add_argument("--bars", type=int, default=None, help="length in bars; with --continue, the new bars")
@@ -202,24 +245,24 @@ def _parser() -> argparse.ArgumentParser:
     midi.add_argument("--meter", default=None, metavar="N/D", help="of all bars, e.g. 3/4; by default the model's choice")
     midi.add_argument("--tempo", type=float, default=None, metavar="QPM", help="quarters a minute; by default the model's choice")
     midi.add_argument("--label", action="append", default=[], metavar="NAME=VALUE", help="e.g. GENRE=JAZZ; may be repeated")
-    midi.add_argument("--instruments", default=None, metavar="A,B", help="e.g. SOPRANO,ALTO,TENOR,BASS or 0,32,DRUMS")
+    midi.add_argument("--instruments", default=None, metavar="A,B", help="General MIDI names or families, programs, DRUMS or voices: piano,violin or 0,32,DRUMS or SOPRANO,ALTO,TENOR,BASS")
     midi.add_argument("--density", type=_levels, default=None, metavar="L[,L]",
                       help="how many notes, in the model's levels from 0: of all tracks, or of each of the --instruments")  # fmt: skip
     midi.add_argument("--bar-density", type=int, default=None, metavar="L", help="the same of every bar")
-    midi.add_argument("--temperature", type=float, default=1.0)
-    midi.add_argument("--top-k", type=int, default=0)
-    midi.add_argument("--top-p", type=float, default=1.0)
+    midi.add_argument("--temperature", type=float, default=1.0, metavar="X", help="below 1: safer choices; above 1: bolder ones")
+    midi.add_argument("--top-k", type=int, default=0, metavar="K", help="sample from the K most likely tokens; 0 for all")
+    midi.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample from the most likely tokens that together have probability P")
     midi.add_argument("--batch-size", type=int, default=16, help="pieces written at a time")
     midi.add_argument("--tensor-model-parallel-size", type=int, default=None, metavar="N",
                       help="under torchrun: processes a layer is split over, by default all; the rest are pipeline stages")  # fmt: skip
 
-    audio = command(generates, "audio", audio_commands.generate_audio, "sounds of words, from trained models of both stages")
+    audio = command(generates, "audio", audio_commands.generate_audio, "generate audio from text prompts")
     audio_commands.add_generate_audio(audio)
 
     convert = command(verbs, "convert", convert_commands.convert, "a checkpoint to Hugging Face's form, or back")
     convert.add_argument("source", metavar="CHECKPOINT|HF_DIR", help="a run; or config.json and safetensors; or Stable Audio Open's folder of diffusers")
     convert.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder")
-    convert.add_argument("--to", required=True, choices=tuple(convert_commands.CONVERSIONS))
+    convert.add_argument("--to", required=True, choices=tuple(convert_commands.CONVERSIONS), help="the form to write")
     convert.add_argument("--tokenizer", default=None, metavar="DIR", help="of the data, where HF_DIR has no mmmtrack.json")
 
     profiling_commands.add_mfu(command(verbs, "mfu", profiling_commands.mfu, "how well a training step uses its GPUs, by each formula"))
@@ -235,8 +278,8 @@ def _parser() -> argparse.ArgumentParser:
     preflight.add_argument("script", metavar="[sbatch OPTION...] JOB.sbatch", help="a job script, or sbatch and its options before it")
     preflight.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG", help="what the script will be given")
     preflight.add_argument("--gpu", default=None, metavar="NAME", help="of the nodes, where the script does not name it")
-    preflight.add_argument("--json", action="store_true")
+    preflight.add_argument("--json", action="store_true", help="print the findings as JSON")
 
     doctor = command(verbs, "doctor", commands.doctor, "say what this machine has and lacks")
-    doctor.add_argument("--json", action="store_true")
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     return parser

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from megatron_music.counted import counted
 from megatron_music.dataset_options import encoding_of
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
@@ -86,6 +87,7 @@ def detokenize(options) -> None:
     if doubt:
         print(f"megatron-music: {doubt}", file=sys.stderr)
     write_midi(decode_piece(pieces[number - 1], steps_per_quarter), options.output)
+    print(f"piece {number} of {len(pieces)} in {options.output}")
 
 
 def plot(options) -> None:
@@ -94,6 +96,7 @@ def plot(options) -> None:
 
     check_output_file(options.output, (".png", ".pdf", ".svg"))
     plot_score(read_midi(options.file), options.output, Path(options.file).name)
+    print(f"piano roll in {options.output}")
 
 
 def check_output_file(path: str, suffixes: tuple[str, ...] = ()) -> None:
@@ -113,7 +116,7 @@ def corpus_bach(options) -> None:
             bar.total = total
             bar.update(done - bar.n)
     count = len(list(Path(options.output).glob("*.mid")))
-    print(f"{count} chorales in {options.output}")
+    print(f"{counted(count, 'chorale')} in {options.output}")
 
 
 def recipes(options) -> None:
@@ -174,6 +177,7 @@ def generate_midi(options) -> None:
     from megatron_music.generation.sampling import Sampler
 
     sampler = Sampler(options.temperature, options.top_k, options.top_p)
+    _check_wishes(options)
     from megatron_music.training import distributed
     from megatron_music.training.inference import load_composer
 
@@ -198,15 +202,44 @@ def _check_given_piece(options) -> None:
             raise ValueError(f"{wrong[0]} does not go with {verb}: the piece keeps its own; leave it out")
 
 
+def _check_wishes(options) -> None:
+    """Refuse what the model cannot do, as its tokenizer says, before torch and the model are loaded."""
+    from megatron_music.generation.wishes import bar_density_id, density_ids, instrument_ids, label_ids, meter_id, tempo_id
+    from megatron_music.music.instruments import read_instruments
+    from megatron_music.tokens.folder import read_encoding
+
+    instruments = instrument_ids(read_instruments(options.instruments.split(","))) if options.instruments else None
+    folder = Path(options.checkpoint)
+    if (folder / "run" / "latest").is_file() and not (folder / "latest").is_file():
+        raise ValueError(f"{folder} holds no checkpoint, but {folder / 'run'} does; name that")
+    tokenizers = [folder / "tokenizer", *sorted(folder.glob("iter_*/tokenizer"), reverse=True)]
+    found = next((path for path in tokenizers if (path / "mmmtrack.json").is_file()), None)
+    if found is None:
+        return  # what loads the checkpoint says what is wrong with it
+    encoding = read_encoding(found)
+    if options.infill and not encoding.infill:
+        raise ValueError("this model has not learned to fill bars; train it on data built with --infill")
+    if options.meter is not None:
+        meter_id(options.meter, encoding)
+    if options.tempo is not None:
+        tempo_id(options.tempo, encoding)
+    if options.density is not None:
+        density_ids(options.density, instruments, encoding)
+    if options.bar_density is not None:
+        bar_density_id(options.bar_density, encoding)
+    label_ids(options.label, encoding)
+
+
 def _write_pieces(options, composer, given, holes, targets: list[Path], speaks: bool) -> None:
     from megatron_music.generation.continuing import Continuation
+    from megatron_music.music.instruments import read_instruments
     from megatron_music.music.midi import write_midi, write_midi_bytes
     from megatron_music.music.midi_edits import written_into
     from megatron_music.music.midi_events import read_events
 
     file = None if given is None else read_events(options.continued or options.source)
     song = None if given is None or holes else Continuation(given, composer.encoding)
-    instruments = options.instruments.split(",") if options.instruments else None
+    instruments = read_instruments(options.instruments.split(",")) if options.instruments else None
     bars = options.bars or composer.encoding.bars
     with progress_bar("piece", options.num) as bar:
         for first in range(0, options.num, options.batch_size):
@@ -231,7 +264,7 @@ def _write_pieces(options, composer, given, holes, targets: list[Path], speaks: 
                         write_midi_bytes(edited.to_bytes(), path)
             bar.update(len(scores))
     if speaks:
-        print(f"{options.num} pieces of {scores[0].num_bars} bars in {options.output}")
+        print(f"{counted(options.num, 'piece')} of {counted(scores[0].num_bars, 'bar')} in {options.output}")
 
 
 def doctor(options) -> int:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_music.commands import check_output_file, progress_over
+from megatron_music.counted import counted
 from megatron_music.dataset_options import build_options_of
 
 
@@ -27,7 +28,7 @@ def build_plan(options) -> None:
         print(f"{options.output} is there already, of these files and options")
         return
     plan = read_plan(options.output)
-    print(f"{plan.files:,} files in {len(plan.shards)} shards, planned in {plan.building}")
+    print(f"{counted(plan.files, 'file')} in {counted(len(plan.shards), 'shard')}, planned in {plan.building}")
 
 
 def build_shard(options) -> None:
@@ -36,7 +37,7 @@ def build_shard(options) -> None:
     with _kept(options.output):
         done = encode_shard(options.output, options.rank, options.world_size, options.workers, progress_over("file"))
     rank = f"rank {options.rank} of {options.world_size}"
-    print(f"{rank}: {done['shards']} shards, {done['found']} found finished; {done['files']:,} files encoded")
+    print(f"{rank}: {counted(done['shards'], 'shard')}, {done['found']} found finished; {counted(done['files'], 'file')} encoded")
 
 
 def build_merge(options) -> None:
@@ -66,12 +67,15 @@ def _print_report(report: dict, options) -> None:
 def inspect(options) -> None:
     from megatron_music.data.report import describe, read_report
 
+    if Path(options.dataset, "index.json").is_file() and not Path(options.dataset, "train.idx").is_file():
+        raise ValueError(f"{options.dataset} is a dataset of latents, and inspect shows datasets of tokens; its figures are in {Path(options.dataset, 'report.json')}")
     report = read_report(options.dataset)
     if options.html:
         from megatron_music.data.page import write_page
 
         check_output_file(options.html, (".html",))
         write_page(options.dataset, options.html)
+        print(f"page in {options.html}")
         return
     if options.document is None:
         if options.output:
@@ -95,5 +99,6 @@ def inspect(options) -> None:
     if options.output:
         check_output_file(options.output)
         write_midi(decode_piece(ids, encoding.steps_per_quarter), options.output)
+        print(f"document {options.document} of {options.split} in {options.output}")
     else:
         print(wording.to_text(ids))

@@ -24,12 +24,12 @@ _OPTIONAL = ("num_query_groups", "ffn_hidden_size", "swiglu")
 def add_table_form(parser) -> None:
     form = parser.add_mutually_exclusive_group()
     for name in ("json", "csv", "markdown"):
-        form.add_argument(f"--{name}", dest="form", action="store_const", const=name, default="text")
+        form.add_argument(f"--{name}", dest="form", action="store_const", const=name, default="text", help=f"print {name.upper() if name != 'markdown' else 'a Markdown table'}")
 
 
 def add_shape(parser) -> None:
     for name, letter in _SHAPE.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=None, metavar=letter, help=_SHAPE_HELP.get(name))
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=None, metavar=letter, help=_SHAPE_HELP.get(name, name.replace("_", " ")))
     parser.add_argument("--swiglu", action="store_true", default=None, help="a gated feed-forward, three matrices")
 
 
@@ -38,12 +38,12 @@ def add_mfu(parser) -> None:
                         help="a run's folder, a metrics.jsonl, or a log of Megatron-LM, Megatron-Bridge or NeMo")  # fmt: skip
     add_shape(parser)
     parser.add_argument("--global-batch-size", type=int, default=None, metavar="B", help="sequences a step, of all GPUs")
-    parser.add_argument("--num-gpus", type=int, default=None, metavar="N")
+    parser.add_argument("--num-gpus", type=int, default=None, metavar="N", help="GPUs of the run")
     parser.add_argument("--step-time", type=float, default=None, metavar="SECONDS", help="in place of RUN|LOG")
     parser.add_argument("--warmup", type=int, default=10, metavar="N", help="iterations left out after each start of RUN|LOG")
     parser.add_argument("--recomputation", default=None, choices=("none", "selective", "full"), help="of activations, for HFU")
     parser.add_argument("--gpu", default=None, metavar="NAME", help="e.g. a100, h100, v100")
-    parser.add_argument("--dtype", default=None, choices=("bf16", "fp16"))
+    parser.add_argument("--dtype", default=None, choices=("bf16", "fp16"), help="precision of the peak")
     parser.add_argument("--peak", type=float, default=None, metavar="TFLOPS", help="of one GPU, dense, in place of what is known of it")
     add_table_form(parser)
 
@@ -157,8 +157,8 @@ def _mfu_json(found: list, run: dict, seconds: float, measured, peak, stated) ->
 
 def add_memory(parser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a name from `recipes`, or a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
-    parser.add_argument("--num-gpus", type=int, default=1, metavar="N")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="optional changes to the recipe")
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="GPUs of the run")
     parser.add_argument("--gpu", default=None, metavar="NAME", help="say whether it fits, e.g. a100 (80 GB)")
     parser.add_argument("--gpu-memory", type=float, default=None, metavar="GB", help="of one GPU, in place of what is known of it")
     add_table_form(parser)

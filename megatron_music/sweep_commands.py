@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_music.commands import FAILED, OK, check_output_file, progress_bar
+from megatron_music.counted import counted
 from megatron_music.predict_commands import numbers
 from megatron_music.profiling_commands import add_table_form, positive
 
@@ -121,9 +122,9 @@ def _planned(options):
 def _tell_plan(planned) -> None:
     impossible = sum(row.impossible is not None for row in planned.rows)
     most = max(row.num_gpus for row in planned.rows)
-    print(f"{len(planned.rows)} rows in {planned.folder}, {impossible} of them impossible; on one machine: megatron-music sweep "
-          f"{planned.folder}\non a cluster, with at least {most} tasks in a job: sbatch --array=0-{len(planned.rows) - 1} "
-          f"launch/benchmark_sweep.sbatch {planned.folder}")  # fmt: skip
+    print(f"{counted(len(planned.rows), 'row')} in {planned.folder}, {impossible} of them impossible; on one machine: megatron-music sweep "
+          f"{planned.folder}\non a cluster, with at least {counted(most, 'task')} in a job: sbatch --array=0-{len(planned.rows) - 1} "
+          f"launch/benchmark_sweep.sbatch {planned.folder}" + ("" if Path("launch").is_dir() else "\nmegatron-music launch -o . copies the job scripts here"))  # fmt: skip
 
 
 def _measure_row(planned, number: int) -> int:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from megatron_music.audio.timbres import DRUMS, FAMILIES, TOM, Drum, Timbre
-from megatron_music.audio.waveform import Waveform, read_waveform, resampled
+from megatron_music.audio.waveform import Waveform, read_pcm16, resampled
 from megatron_music.music.midi import write_midi
 from megatron_music.music.score import Score
 
@@ -83,7 +83,7 @@ def _fluidsynth(score: Score, sample_rate: int, program: str, font: str | os.Pat
         if done.returncode or not sound.is_file():
             said = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"]
             raise ValueError(f"FluidSynth could not render with {font} ({said[-1]}); try another SoundFont")
-        return resampled(read_waveform(sound), sample_rate)
+        return resampled(read_pcm16(sound), sample_rate)
 
 
 def _synthesise(score: Score, sample_rate: int) -> np.ndarray:

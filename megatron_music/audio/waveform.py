@@ -1,17 +1,20 @@
-"""Sound files in and out, WAV and FLAC. The one owner of soundfile.
+"""Audio files in and out. The one owner of soundfile, which everything but writing WAV needs.
 
-A waveform is float32 [channels, frames] in -1 to 1, with a sample rate in Hz. Knows nothing about music.
+A waveform is float32 [channels, frames] in -1 to 1, with a sample rate in Hz. WAV is written here by hand, and so `render` and
+the demo need numpy alone.
 """
 
 import json
 import os
+import struct
+import wave
 from math import gcd
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import soundfile
-from scipy.signal import resample_poly
+
+from megatron_music.whole_file import write_whole
 
 SUBTYPES = {16: "PCM_16", 24: "PCM_24"}
 SUFFIXES = (".wav", ".flac")
@@ -35,6 +38,8 @@ def read_waveform(path: str | os.PathLike) -> Waveform:
     Raises:
         ValueError: it is missing, no sound, empty, or holds what is no number; one sentence with the path.
     """
+    import soundfile
+
     try:
         samples, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
@@ -68,16 +73,62 @@ def write_waveform(
         raise ValueError(f"a sample of {bits} bits cannot be written; use 16 or 24")
     if not np.isfinite(samples).all():
         raise ValueError(f"the sound for {path} has samples that are no numbers; nothing was written")
+    samples = np.clip(samples, -1, 1)
+    if path.suffix.lower() == ".wav":
+        write_whole(path, wav_bytes(samples, sample_rate, bits=bits, metadata=metadata))
+    else:
+        _write_flac(path, samples, sample_rate, bits, metadata)
+
+
+def wav_bytes(samples: np.ndarray, sample_rate: int, *, bits: int = 16, metadata: dict | None = None) -> bytes:
+    """A WAV file of PCM samples; ``metadata`` as in ``write_waveform``.
+
+    Raises:
+        ValueError: more than the 4 GiB that a WAV file can hold.
+    """
+    scaled = np.rint(np.asarray(samples).T.astype(np.float64) * (2 ** (bits - 1) - 1)).astype("<i4")  # [frames, channels]
+    content = scaled.astype("<i2").tobytes() if bits == 16 else scaled.reshape(-1, 1).view(np.uint8)[:, :3].tobytes()
+    channels, width = len(samples), bits // 8
+    chunks = [(b"fmt ", struct.pack("<HHIIHH", 1, channels, sample_rate, sample_rate * channels * width, channels * width, bits))]
+    if metadata:
+        words = [(b"ICMT", json.dumps(metadata, ensure_ascii=False))]
+        if metadata.get("prompt"):
+            words.insert(0, (b"INAM", str(metadata["prompt"])))
+        chunks.append((b"LIST", b"INFO" + b"".join(_chunk(name, text.encode() + b"\0") for name, text in words)))
+    chunks.append((b"data", content))
+    body = b"WAVE" + b"".join(_chunk(name, data) for name, data in chunks)
+    if len(body) >= 2**32:
+        raise ValueError(f"{len(body) / 2**30:.1f} GiB of samples do not fit in a WAV file; write FLAC, or shorter files")
+    return _chunk(b"RIFF", body)
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+
+
+def read_pcm16(path: str | os.PathLike) -> Waveform:
+    """A WAV file of 16-bit samples, by the standard library alone; other files go to ``read_waveform``."""
+    try:
+        with wave.open(os.fspath(path), "rb") as file:
+            if file.getsampwidth() != 2:
+                return read_waveform(path)
+            frames = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, file.getnchannels())
+            return Waveform(np.ascontiguousarray(frames.T, np.float32) / np.float32(32768), file.getframerate())
+    except (wave.Error, EOFError):
+        return read_waveform(path)
+
+
+def _write_flac(path: Path, samples: np.ndarray, sample_rate: int, bits: int, metadata: dict | None) -> None:
+    import soundfile
+
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with soundfile.SoundFile(
-            temporary, "w", sample_rate, len(samples), SUBTYPES[bits], format=path.suffix[1:].upper()
-        ) as file:
+        with soundfile.SoundFile(temporary, "w", sample_rate, len(samples), SUBTYPES[bits], format="FLAC") as file:
             if metadata:
                 if metadata.get("prompt"):
                     file.title = str(metadata["prompt"])
                 file.comment = json.dumps(metadata, ensure_ascii=False)
-            file.write(np.clip(samples.T, -1, 1))
+            file.write(samples.T)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -89,6 +140,8 @@ def write_waveform(
 
 def read_metadata(path: str | os.PathLike) -> dict:
     """What ``write_waveform`` was told of a file; empty for another's."""
+    import soundfile
+
     with soundfile.SoundFile(path) as file:
         try:
             found = json.loads(file.comment)
@@ -101,6 +154,8 @@ def resampled(waveform: Waveform, sample_rate: int) -> Waveform:
     """The sound at another rate, by a polyphase filter."""
     if sample_rate == waveform.sample_rate:
         return waveform
+    from scipy.signal import resample_poly
+
     common = gcd(sample_rate, waveform.sample_rate)
     samples = resample_poly(waveform.samples, sample_rate // common, waveform.sample_rate // common, axis=1)
     return Waveform(samples.astype(np.float32), sample_rate)

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from megatron_music.whole_file import write_whole
 
@@ -147,6 +145,8 @@ class LatentDataset:
 
 
 def _opened(path: Path):
+    from safetensors import SafetensorError, safe_open  # here, not at the top: a GPT trains without the extra `audio`
+
     try:
         return safe_open(path, "numpy")
     except (OSError, SafetensorError) as error:
@@ -178,6 +178,8 @@ def write_samples(path: Path, items: Sequence[LatentItem]) -> dict:
     Returns:
         What the index says of it.
     """
+    from safetensors.numpy import save
+
     starts = np.cumsum([0, *(len(item.captions) for item in items)])
     content = save(
         {
@@ -205,6 +207,8 @@ def write_texts(folder: Path, captions: Sequence[str], states: np.ndarray, lengt
     Raises:
         ValueError: it is not, or one has no word at all: attention needs something to attend to.
     """
+    from safetensors.numpy import save
+
     if not captions or captions[0] != "" or int(lengths.min()) < 1:
         raise ValueError("caption 0 must be the empty one, and every caption needs at least one state")
     content = save({"states": np.ascontiguousarray(states, np.float32), "lengths": np.ascontiguousarray(lengths, np.int32)})

@@ -1,8 +1,12 @@
-"""Names and colours of instruments, for people to read. Knows nothing about tokens or pictures."""
+"""Names and colours of instruments: as people read them, and as people type them."""
+
+import difflib
+from collections.abc import Sequence
 
 from megatron_music.music.score import VOICE_NAMES
 
-VOICE_COLOURS = {"SOPRANO": "#2a9d4a", "ALTO": "#f28c28", "TENOR": "#2f6fde", "BASS": "#d62f2f"}
+# Green, orange, blue and red that colour-blind readers can tell apart (Okabe and Ito).
+VOICE_COLOURS = {"SOPRANO": "#009e73", "ALTO": "#e69f00", "TENOR": "#0072b2", "BASS": "#d55e00"}
 TRACK_COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#9d755d", "#bab0ac")
 
 # General MIDI level 1, sixteen families of eight programs.
@@ -41,3 +45,63 @@ def instrument_name(value: str) -> str:
     if value.isascii() and value.isdigit() and int(value) < len(GENERAL_MIDI):
         return GENERAL_MIDI[int(value)]
     return value.capitalize() if value in (*VOICE_NAMES, "DRUMS") else value
+
+
+# The names of the standard where they are not those above, by program.
+_STANDARD = {
+    0: "Acoustic grand piano", 1: "Bright acoustic piano", 2: "Electric grand piano", 7: "Clavi", 28: "Electric guitar (muted)",
+    24: "Acoustic guitar (nylon)", 25: "Acoustic guitar (steel)", 26: "Electric guitar (jazz)", 27: "Electric guitar (clean)",
+    33: "Electric bass (finger)", 34: "Electric bass (pick)", 46: "Orchestral harp", 50: "SynthStrings 1", 51: "SynthStrings 2",
+    62: "SynthBrass 1", 63: "SynthBrass 2", 80: "Lead 1 (square)", 81: "Lead 2 (sawtooth)", 82: "Lead 3 (calliope)",
+    83: "Lead 4 (chiff)", 84: "Lead 5 (charang)", 85: "Lead 6 (voice)", 86: "Lead 7 (fifths)", 87: "Lead 8 (bass + lead)",
+    88: "Pad 1 (new age)", 89: "Pad 2 (warm)", 90: "Pad 3 (polysynth)", 91: "Pad 4 (choir)", 92: "Pad 5 (bowed)",
+    93: "Pad 6 (metallic)", 94: "Pad 7 (halo)", 95: "Pad 8 (sweep)", 96: "FX 1 (rain)", 97: "FX 2 (soundtrack)",
+    98: "FX 3 (crystal)", 99: "FX 4 (atmosphere)", 100: "FX 5 (brightness)", 101: "FX 6 (goblins)", 102: "FX 7 (echoes)",
+    103: "FX 8 (sci-fi)", 109: "Bag pipe", 120: "Guitar fret noise",
+}  # fmt: skip
+# A family, and the program that stands for it.
+_FAMILIES = {
+    "piano": 0, "organ": 16, "guitar": 24, "bass guitar": 33, "strings": 48, "ensemble": 48, "choir": 52, "brass": 61,
+    "sax": 65, "saxophone": 65, "reed": 64, "pipe": 73, "synth lead": 80, "synth pad": 88, "percussion": "DRUMS", "drum kit": "DRUMS",
+}  # fmt: skip
+
+
+def _plain(name: str) -> str:
+    """Small letters and digits with single spaces: punctuation is no part of a name."""
+    return " ".join("".join(letter if letter.isalnum() else " " for letter in name.lower()).split())
+
+
+_PROGRAMS = {_plain(name): str(value) for name, value in _FAMILIES.items()}
+_PROGRAMS |= {_plain(name): str(program) for program, name in _STANDARD.items()}
+_PROGRAMS |= {_plain(name): str(program) for program, name in enumerate(GENERAL_MIDI)}
+
+
+def read_instruments(names: Sequence[str]) -> list[str]:
+    """The values of ``INST=`` tokens for what a person types.
+
+    Args:
+        names: programs 0 to 127, ``DRUMS``, voices, names or families of General MIDI, in any case. ``bass`` is the voice
+            beside voices alone, and a bass guitar beside other instruments; ``BASS`` is always the voice.
+
+    Raises:
+        ValueError: a name is unknown; with those that are nearest.
+    """
+    names = [name.strip() for name in names]
+    voices_only = all(name.upper() in VOICE_NAMES for name in names)
+    return [_read_instrument(name, voices_only) for name in names]
+
+
+def _read_instrument(name: str, voices_only: bool) -> str:
+    upper, plain = name.upper(), _plain(name)
+    if name.isascii() and name.isdigit() and int(name) < len(GENERAL_MIDI):
+        return str(int(name))
+    if upper == "DRUMS" or (upper in VOICE_NAMES and (upper != "BASS" or voices_only or name == upper)):
+        return upper
+    if upper == "BASS":
+        return _PROGRAMS["bass guitar"]
+    if plain in _PROGRAMS:
+        return _PROGRAMS[plain]
+    known = [*_PROGRAMS, "drums", *map(str.lower, VOICE_NAMES)]
+    near = difflib.get_close_matches(plain, known, 3) or [other for other in known if plain and plain in other][:3]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"use a General MIDI name, 0..127, DRUMS or {', '.join(VOICE_NAMES)}"
+    raise ValueError(f"instrument {name!r} is unknown; {hint}")

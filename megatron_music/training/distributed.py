@@ -68,7 +68,7 @@ def start(parallel: ParallelConfig) -> None:
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if not on_cuda and local_size > 1:
         # torchrun gives every process one thread; divide the cores among them instead.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+        torch.set_num_threads(max(1, _num_cores() // local_size))
     _leave_groups()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
@@ -98,6 +98,11 @@ def own_gpu(environment: Mapping[str, str], count: int) -> int:
             "processes per node, and where there are more GPUs let each process see them all (--gpus-per-node, no CUDA_VISIBLE_DEVICES)"
         )
     return local_rank
+
+
+def _num_cores() -> int:
+    """The CPU cores this process may use; all of the machine where the system has no affinity, as macOS."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _leave_groups() -> None:

@@ -1,0 +1,138 @@
+"""The MIDI pipeline as one program: Bach's chorales as MIDI, tokens, a GPT on megatron-core, new chorales, a page to hear them.
+
+`make demo` and `megatron-music demo` run it. A run that was stopped resumes where it was. docs/walk-midi.md follows the same
+steps file by file.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_music.commands import progress_bar
+from megatron_music.counted import counted
+
+BARS, SEED = 8, 0
+VOICES = ("SOPRANO", "ALTO", "TENOR", "BASS")
+PAGE = "listen.html"
+
+
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="change the recipe `demo`, such as train.train_iters=60")
+    parser.add_argument("-o", "--output", default="demo", metavar="DIR", help="folder for everything the demo makes")
+    parser.add_argument("--num", type=int, default=10, help="new chorales")
+
+
+def demo(options) -> int:
+    """Run every step that is not done yet; the exit status is training's."""
+    if options.num < 1:
+        raise ValueError(f"--num is {options.num}; use 1 or more")
+    folder = Path(options.output)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder for the demo")
+    midi, data, run, pieces = (folder / name for name in ("midi", "data", "run", "chorales"))
+    say(1, "Bach's chorales from the music21 package, as MIDI", midi)
+    write_corpus(midi)
+    say(2, "windows of 4 bars as tokens, in Megatron's .bin/.idx", data)
+    report = build(midi, data)
+    say(3, "a small GPT on megatron-core (loading torch first)", run)
+    status = train(data, run, options.overrides)
+    if status:
+        return status
+    say(4, f"{counted(options.num, 'new chorale')} of {BARS} bars, as MIDI and WAV", pieces)
+    compose(run, pieces, options.num)
+    account(report, data, run, folder, options.num)
+    return 0
+
+
+def say(number: int, what: str, where: Path) -> None:
+    print(f"[{number}/4] {what} -> {where}", flush=True)
+
+
+def write_corpus(folder: Path) -> None:
+    marker = folder / ".complete"
+    if marker.exists():
+        return
+    from megatron_music.data.bach import write_chorales
+
+    with progress_bar("score") as bar:
+        for done, total in write_chorales(folder):
+            bar.total = total
+            bar.update(done - bar.n)
+    marker.touch()
+
+
+def build(midi: Path, data: Path) -> dict:
+    from megatron_music.data.build import build_tokens
+
+    return build_tokens([midi], data, progress=lambda items, total: progress_bar("file", total, items))
+
+
+def train(data: Path, run: Path, overrides: Sequence[str]) -> int:
+    from megatron_music.recipes import load_run
+    from megatron_music.training import loop
+
+    return loop.train(load_run("demo", [f"data.path={data}", f"checkpoint.save={run}", *overrides]))
+
+
+def compose(run: Path, folder: Path, num: int) -> None:
+    """New pieces as MIDI and WAV, the first as a picture, and the page; what is there already is kept."""
+    from megatron_music.audio.listening import render_files, write_listening_page
+    from megatron_music.generation.sampling import Sampler
+    from megatron_music.music.midi import write_midi
+    from megatron_music.music.pianoroll import plot_score
+    from megatron_music.training import distributed
+    from megatron_music.training.inference import load_composer
+
+    paths = [folder / f"{number:03}.mid" for number in range(1, num + 1)]
+    picture = folder.parent / "pianoroll.png"
+    if not all(path.exists() for path in (*paths, picture)):
+        folder.mkdir(parents=True, exist_ok=True)
+        composer = load_composer(run, sampler=Sampler(temperature=0.9, top_p=0.95))
+        with progress_bar("token") as bar:
+            scores = composer.compose(range(SEED, SEED + num), BARS, VOICES, on_token=lambda tokens: bar.update(1))
+        distributed.stop()
+        for path, score in zip(paths, scores, strict=True):
+            write_midi(score, path)
+        plot_score(scores[0], picture, "A new chorale (001.mid)")
+    sounds = [path.with_suffix(".wav") for path in paths]
+    if not all(path.exists() for path in (*sounds, folder.parent / PAGE)):
+        with progress_bar("piece", num) as bar:
+            rendered = [pair for pair in render_files(list(zip(paths, sounds, strict=True))) if not bar.update(1)]
+        about = f"Written by a small GPT trained on Bach's chorales. {counted(num, 'piece')} of {BARS} bars, seeds {SEED} to {SEED + num - 1}."
+        write_listening_page(folder.parent / PAGE, "New chorales", about, rendered)
+
+
+def account(report: dict, data: Path, run: Path, folder: Path, num: int) -> None:
+    """Print the figures of the demo, and save the loss curve."""
+    import numpy as np
+
+    from megatron_music.data.indexed import open_split, unigram_counts
+    from megatron_music.tokens import vocabulary
+    from megatron_music.training.curve import plot_loss
+
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    losses = [row["valid_loss"] for row in rows if "valid_loss" in row]
+    frequencies = unigram_counts(open_split(data, "train"))
+    frequencies = frequencies[frequencies > 0] / frequencies.sum()
+    uniform, unigram = math.log(vocabulary.SIZE), float(-(frequencies * np.log(frequencies)).sum())
+    plot_loss(run / "metrics.jsonl", folder / "loss.png", {"uniform": uniform, "unigram": unigram})
+    splits = report["splits"].values()
+    speed = float(np.median([row["tokens_per_second"] for row in steps]))
+    print(f"""
+files              {report["files"]["used"]:,} chorales in 4/4 of {report["files"]["found"]:,}
+windows            {sum(split["documents"] for split in splits):,} of 4 bars
+tokens             {sum(split["tokens"] for split in splits):,}
+training           {counted(len(steps), "step")}, {speed:,.0f} tokens/s, {sum(row["step_seconds"] for row in steps):.0f} s""")
+    if losses:
+        gain = unigram - losses[-1]
+        print(f"""validation loss    {losses[-1]:.3f} nats per token
+  uniform          {uniform:.3f}  (all tokens equally likely)
+  unigram          {unigram:.3f}  (entropy of the training tokens)
+  below unigram    {gain:.3f} nats: on average {math.exp(gain):.3g} times the probability per token""")
+    print(f"""
+listen             open {folder / PAGE} in a browser; the pieces are {folder / "chorales"}/001.mid to {num:03}.mid, with a WAV of each
+look               {folder / "pianoroll.png"} and {folder / "loss.png"}
+next               megatron-music generate midi {run} -o new --num 8 --bars {BARS} --instruments {",".join(VOICES)} --temperature 0.9 --top-p 0.95""")

@@ -1,0 +1,44 @@
+"""The command ``launch``: copies the job scripts and container files that come with the package."""
+
+import os
+import shutil
+from pathlib import Path
+
+FOLDERS = {"launch": "job scripts", "ngc": "container files", "examples": "examples and the notebook"}
+
+
+def shipped(name: str) -> Path:
+    """A folder that comes with the package: inside a wheel, or of the clone that is installed in place.
+
+    Raises:
+        ValueError: this installation came without it.
+    """
+    package = Path(__file__).resolve().parent
+    for place in (package / "shipped" / name, package.parent / name):
+        if place.is_dir() and (place.parent.name == "shipped" or (package.parent / "pyproject.toml").is_file()):
+            return place
+    raise ValueError(f"this installation has no folder {name}; install the package from its wheel or from a clone")
+
+
+def add_launch(parser) -> None:
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder that receives launch/, ngc/ and examples/; no file is overwritten")
+
+
+def launch(options) -> None:
+    target = Path(options.output)
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file; name a folder for the scripts")
+    sources = {name: shipped(name) for name in FOLDERS}
+    there = [target / name for name in sources if os.path.lexists(target / name)]
+    if there:
+        raise ValueError(f"{there[0]} is there already, and nothing is overwritten; name another folder, or remove it first")
+    target.mkdir(parents=True, exist_ok=True)
+    for name, source in sources.items():
+        temporary = target / f".{name}.{os.getpid()}.tmp"
+        try:
+            shutil.copytree(source, temporary, ignore=shutil.ignore_patterns("__pycache__", ".*", "notebook"))
+            os.rename(temporary, target / name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    for name, what in FOLDERS.items():
+        print(f"{what} in {target / name}")
