@@ -87,11 +87,11 @@ def _said_of_scores(encoding: Encoding) -> Encoding:
 def _stretches(content: bytes, encoding: Encoding) -> list[tuple[Score, list[Score]]]:
     """The quantised stretches of a file, each with its windows."""
     try:
-        score = read_midi(content)
+        score = read_midi(content, False, encoding.voices, encoding.pedal)
     except ValueError:
-        score = read_midi(content, sanitize=True)
+        score = read_midi(content, True, encoding.voices, encoding.pedal)
     unknown = [tuple(map(int, meter.split("/"))) for meter in encoding.unknown_meters]
-    stretches = [part for part in sections(score, encoding.meter_set, unknown) if part.num_notes]
+    stretches = [part for part in sections(score, encoding.meter_set, unknown, encoding.steps_per_quarter) if part.num_notes]
     quantized = [quantize_for(stretch, encoding) for stretch in stretches]
     return [(score, _windows(apply_bar_lines(score, encoding.bar_line), encoding)) for score in quantized]
 

@@ -1,6 +1,7 @@
 """Chorales from music21's own scores."""
 
 import music21
+import pytest
 
 from megatron_music.data import bach
 from megatron_music.data.bach import chorale_score, write_chorales
@@ -33,6 +34,16 @@ def test_other_parts_are_left_out():
 def test_scores_without_the_four_voices_give_nothing():
     stream = music21.stream.Score([music21.stream.Part([music21.note.Note("C4")])])
     assert chorale_score(stream) is None
+
+
+@pytest.mark.parametrize("name", ["bwv276.mxl", "bwv324.mxl", "bwv4.8.mxl"])
+def test_chorales_whose_bar_lines_would_be_off_are_left_out(name):
+    assert chorale_score(parse(name)) is None
+
+
+def test_a_bar_that_a_repeat_divides_and_a_long_last_one_are_whole():
+    for name in ("bwv101.7.mxl", "bwv119.9.mxl"):
+        assert chorale_score(parse(name)) is not None
 
 
 def test_files_are_written_once(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from megatron_music.music.grid import apply_bar_lines, quantize, slice_bars
 from megatron_music.music.midi import read_midi
 from megatron_music.music.score import Note, Score, Track
 from megatron_music.tokens import vocabulary
-from megatron_music.tokens.mmmtrack import decode_piece, encode_piece, encode_windows, window_starts
+from megatron_music.tokens.mmmtrack import check_grid, decode_piece, encode_piece, encode_windows, window_starts
 from megatron_music.tokens.folder import Encoding
 from tiny import encodings, quantize_for, scores, tiny_score
 
@@ -151,3 +151,13 @@ def test_decoding_forgives(words, notes):
 def test_any_ids_decode(ids):
     score = decode_piece([vocabulary.PIECE_START, vocabulary.TRACK_START, *ids])
     assert all(note.start_step < note.end_step and 0 <= note.pitch <= 127 for track in score.tracks for note in track)
+
+
+def test_a_wrong_grid_is_noticed():
+    score = quantize(Score((Track([(160 * n, 160 * n + 160, 60 + n % 3, 80) for n in range(24)]),), 480), 12)
+    ids = encode_piece(score, Encoding(12))
+    assert check_grid(ids, 12) == ""
+    with pytest.raises(ValueError, match="bar 1 has 48 steps where a bar of 4/4 at 4 steps per quarter note has 16; use --steps-per-quarter 12"):
+        check_grid(ids, 4)
+    quarters = encode_piece(quantize(Score((Track([(n, n + 1, 60, 80) for n in range(8)]),), 1)), Encoding())
+    assert check_grid(quarters, 4) == "" and "use --steps-per-quarter 4" in check_grid(quarters, 12)

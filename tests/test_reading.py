@@ -11,8 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from laws import check_file
+from megatron_music.data.build import build_tokens
 from megatron_music.data.encode import ARRAYS, encode_content, encode_score, fastest_engine
 from megatron_music.data.options import BuildOptions
+from megatron_music.data.page import page
+from megatron_music.data.report import describe, markdown
 from megatron_music.music.grid import quantize, sections
 from megatron_music.music.midi import MidiError, read_midi, write_midi
 from megatron_music.music.score import Score, Track
@@ -180,6 +184,39 @@ def test_the_pedal_holds_notes_as_a_pianist_hears_them(read, chunks):
     content = smf(*chunks)
     if by_mido(content)[0]:
         assert ours(read(content, False, "off", "extend")) == theirs(pedalled(content))
+
+
+@settings(max_examples=60, deadline=None)
+@given(tracks(), st.sampled_from(["auto", "extend", "ignore"]), st.sampled_from([4, 12]))
+def test_documents_hold_the_notes_as_they_are_read(chunk, pedal, steps):
+    """The round-trip law, with and without the pedal."""
+    content = smf(chunk)
+    options = BuildOptions(Encoding(steps, bars=1, meters=("all",), velocity=True, tempo=True, pedal=pedal))
+    check_file(encode_content(content, options), content, options)
+
+
+def test_the_report_says_which_notes_the_pedal_holds(tmp_path):
+    rows = [(tick, message) for n in range(32) for tick, message in (
+        (480 * n, bytes([0x90, 60 + n % 5, 70])), (480 * n, b"\xb0\x40\x7f"), (480 * n + 60, bytes([0x80, 60 + n % 5, 0])), (480 * n + 400, b"\xb0\x40\x00"),
+        (480 * n + 401, b"\xe0\x00\x50"), (480 * n + 402, b"\xb0\x07\x50"),
+    )]  # fmt: skip
+    tempos = [(0, b"\xff\x51\x03\x07\xa1\x20"), (700, b"\xff\x51\x03\x06\x00\x00"), (900, b"\xff\x51\x03\x02\x00\x00")]
+    more = [(0, b"\xff\x59\x02\x00\x00"), (0, b"\xff\x05\x02la"), (0, b"\xff\x03\x05Piano"), (0, b"\xff\x58\x04\x18\x04\x18\x08"), *tempos]
+    content = smf(events(*sorted([*more, (0, b"\xff\x58\x04\x04\x02\x18\x08"), *rows], key=lambda row: row[0])), END)
+    (tmp_path / "x.mid").write_bytes(content)
+    for pedal, said in (("auto", "makes"), ("ignore", "would make")):
+        encoding = Encoding(bars=1, tempo=True, pedal=pedal)
+        report = build_tokens([tmp_path], tmp_path / pedal, BuildOptions(encoding))
+        assert f"pedal    {said} 100.0% of the notes longer by a step or more" in describe(report, tmp_path)
+        held = {kind: (row["events"], row["files"]) for kind, row in report["unheld"].items()}
+        assert held.pop("notes lengthened by the pedal" if pedal == "auto" else "notes the pedal would lengthen") == (32, 1)
+        assert held == {
+            "pedal": (64, 1), "pitch bends": (32, 1), "other controllers": (32, 1), "key signatures": (1, 1), "lyrics": (1, 1),
+            "track names": (1, 1), "silent tracks": (1, 1), "velocities": (32, 1), "clipped tempos": (1, 1),
+            "tempos inside a bar": (1, 1), "meters": (1, 1),
+        }  # fmt: skip
+        for shown in (markdown(report), page(tmp_path / pedal)):
+            assert "What these files hold that the tokens do not" in shown and "key signatures" in shown
 
 
 def test_a_sysex_in_packets_moves_no_note():

@@ -9,12 +9,13 @@ from html import escape
 from megatron_music.data.charts import Bars, Chart, Histogram, compact, nice_ticks
 from megatron_music.music.instruments import TRACK_COLOURS, VOICE_COLOURS, instrument_name
 from megatron_music.music.score import Score, Track
+from megatron_music.music.names import printable
 
 MAX_ROLL_BARS = 16
 
 
 def text(value: object) -> str:
-    """A value for HTML. Names are strangers' words: markup is escaped, and what cannot be printed is replaced."""
+    """A value for HTML. Names are strangers' words: markup and what cannot be printed are escaped."""
     return escape(printable(str(value)))
 
 
