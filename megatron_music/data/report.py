@@ -183,9 +183,9 @@ def encoding_in_words(encoding: dict) -> list[tuple[str, str]]:
         rows.append(("meters", ", ".join(encoding["meters"])))
     if encoding.get("unknown_meters"):
         rows.append(("meters read as if not declared", ", ".join(encoding["unknown_meters"])))
-    if encoding.get("voices", "auto") != "auto":
-        rows.append(("voices", encoding["voices"]))
-    rows.append(("sustain pedal", encoding.get("pedal", "ignore")))
+    for name, what in (("voices", "voices"), ("pedal", "sustain pedal")):
+        if encoding.get(name, "auto") != "auto":
+            rows.append((what, encoding[name]))
     for name in ("velocity", "tempo", "infill"):
         if encoding.get(name):
             rows.append((name, "written"))

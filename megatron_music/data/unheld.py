@@ -3,6 +3,8 @@
 The counts are of whole files that gave documents.
 """
 
+from functools import cache
+
 import numpy as np
 
 from megatron_music.music.grid import FASTEST, SLOWEST, tempo_places
@@ -50,9 +52,14 @@ def count_unheld(score: Score, encoding: Encoding) -> dict[str, int]:
             lines = score.bar_starts[:-1] * encoding.steps_per_quarter // score.steps_per_quarter
             places = tempo_places(score, lines, encoding.steps_per_quarter)
             counts["tempos inside a bar"] = len(speeds) - len(np.unique(places[places >= 0]))
-    wanted = encoding.meter_set
+    wanted = _meters(encoding.meters)
     counts["meters"] = sum([signature[1:] not in wanted for signature in score.time_signatures])
     return {kind: count for kind, count in counts.items() if count > 0}
+
+
+@cache
+def _meters(names: tuple[str, ...]) -> frozenset[tuple[int, int]]:
+    return frozenset(Encoding(meters=names).meter_set)
 
 
 def unheld_in_words(report: dict) -> list[tuple[str, int, int]]:
