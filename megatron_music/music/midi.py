@@ -249,7 +249,7 @@ def read_bytes(
     error, numbers, columns, limits, heads, marks, controls = engine.read_tables(header, sanitize)
     if error:
         raise MidiError(f"{where} is damaged ({_damage(error, numbers, header)}); repair it or leave it out")
-    if any([first == last for first, last in pairwise(limits)]):  # tracks of notes that are never switched off are none
+    if len(set(limits)) < len(limits):  # tracks of notes that are never switched off are none
         sounding = [number for number, (first, last) in enumerate(pairwise(limits)) if first < last]
         heads, limits = [heads[number] for number in sounding], [0, *(limits[number + 1] for number in sounding)]
         columns[0] = np.repeat(np.arange(len(heads)), np.diff(limits))
