@@ -3,7 +3,8 @@
     .venv-latest/bin/python tests/lanes.py latest        as `make test-latest` does
     .venv-image/bin/python tests/lanes.py image          as `make test-image` does
 
-Each writes docs/results/compatibility/LANE.json, then docs/results/compatibility.md from all files there.
+Words behind the lane's name run some of its suites. After each suite docs/results/compatibility/LANE.json is written, then
+docs/results/compatibility.md from all files there. The page has the last run of each suite.
 """
 
 import importlib.metadata
@@ -45,7 +46,8 @@ def run_suite(tests: list[str]) -> dict:
         done = subprocess.run([sys.executable, "-m", "pytest", *options, f"--junitxml={report}", *paths], cwd=ROOT, check=False)
         suite = ElementTree.parse(report).getroot().find("testsuite").attrib if report.exists() else {}
     counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
-    return {"status": done.returncode, "seconds": round(time.monotonic() - started), **counts}
+    facts = {"date": str(date.today()), "versions": versions(), "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"}
+    return facts | {"status": done.returncode, "seconds": round(time.monotonic() - started), **counts}
 
 
 def versions() -> dict[str, str]:
@@ -63,34 +65,48 @@ def page(results: dict[str, dict]) -> str:
         "`make test` includes them; their last runs are below, written by `tests/lanes.py`. All of it on CPUs, with gloo.",
         "",
     ]
-    for lane, result in results.items():
-        lines += [f"## {TITLES[lane]}", "", f"{result['date']}, {result['machine']}.", "", "| package | version |", "| --- | --- |"]
-        lines += [f"| {name} | {version} |" for name, version in result["versions"].items()]
-        lines += ["", "| tests | passed | failed | skipped | minutes |", "| --- | ---: | ---: | ---: | ---: |"]
-        for name, counts in result["suites"].items():
-            failed = counts["failures"] + counts["errors"]
-            passed = counts["tests"] - failed - counts["skipped"]
-            lines.append(f"| {name} | {passed} | {failed} | {counts['skipped']} | {counts['seconds'] / 60:.1f} |")
+    for lane, suites in results.items():
+        names = list(next(iter(suites.values()))["versions"])
+        lines += [f"## {TITLES[lane]}", "", "| tests | date | machine | passed | failed | skipped | minutes |"]
+        lines.append("| --- | --- | --- | ---: | ---: | ---: | ---: |")
+        for name in SUITES:
+            lines.append(row(name, suites.get(name)))
+        lines += ["", "| package | version |", "| --- | --- |"]
+        for name in names:
+            found = dict.fromkeys(suite["versions"][name] for suite in suites.values())
+            lines.append(f"| {name} | {', '.join(found)} |")
         lines.append("")
     return "\n".join(lines)
 
 
-def main(lane: str) -> int:
-    suites = {name: run_suite(tests) for name, tests in SUITES.items()}
+def row(name: str, suite: dict | None) -> str:
+    """A suite's line of the table."""
+    if suite is None:
+        return f"| {name} | not run | | | | | |"
+    failed = suite["failures"] + suite["errors"]
+    passed = suite["tests"] - failed - suite["skipped"]
+    minutes = f"{suite['seconds'] / 60:.1f}"
+    return f"| {name} | {suite['date']} | {suite['machine']} | {passed} | {failed} | {suite['skipped']} | {minutes} |"
+
+
+def read(lane: str) -> dict:
+    path = RESULTS / f"{lane}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def main(lane: str, names: list[str]) -> int:
     RESULTS.mkdir(parents=True, exist_ok=True)
-    result = {
-        "date": str(date.today()),
-        "machine": f"{platform.system()} {platform.machine()}, {len(os.sched_getaffinity(0))} cores",
-        "versions": versions(),
-        "suites": suites,
-    }
-    (RESULTS / f"{lane}.json").write_text(json.dumps(result, indent=1) + "\n")
-    results = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in TITLES if (RESULTS / f"{name}.json").exists()}
-    RESULTS.with_suffix(".md").write_text(page(results))
-    return max(suite["status"] for suite in suites.values())
+    status = 0
+    for name in names:
+        suite = run_suite(SUITES[name])
+        (RESULTS / f"{lane}.json").write_text(json.dumps(read(lane) | {name: suite}, indent=1) + "\n")
+        RESULTS.with_suffix(".md").write_text(page({lane: found for lane in TITLES if (found := read(lane))}))
+        status = max(status, suite["status"])
+    return status
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in TITLES:
-        sys.exit(f"lanes.py: name one of {', '.join(TITLES)}")
-    sys.exit(main(sys.argv[1]))
+    lane, *names = sys.argv[1:] or [""]
+    if lane not in TITLES or not set(names) <= set(SUITES):
+        sys.exit(f"lanes.py: name one of {', '.join(TITLES)}, and nothing else or some of {', '.join(SUITES)}")
+    sys.exit(main(lane, names or list(SUITES)))
