@@ -7,6 +7,7 @@
 # make clean   removes the environments and build products, never music or models; make clean-demo removes demo/ and demo-audio/
 # make test-slurm   the job scripts of launch/ on real Slurm daemons; as root, it installs slurm-wlm and munge with apt
 # make test-latest   megatron-core 0.19 and the hosts (Megatron-Bridge, NeMo, NeMo-Run), on Python 3.12 in .venv-latest
+# make test-image   megatron-core 0.18 and numpy 1.26, as in NVIDIA's default image, on Python 3.12 in .venv-image
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,9 +16,10 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1 && echo $$p && break; done)
 
 LATEST := .venv-latest
+IMAGE := .venv-image
 PYTHON312 ?= $(shell python3.12 -c "" >/dev/null 2>&1 && echo python3.12)
 
-.PHONY: demo demo-audio test test-extras test-slurm test-latest clean clean-demo
+.PHONY: demo demo-audio test test-extras test-slurm test-latest test-image clean clean-demo
 DEMO_OPTIONS ?=
 
 demo: $(VENV)/.ready
@@ -60,8 +62,16 @@ test-slurm: $(VENV)/.ready-test
 		echo "SKIPPED: make test-slurm needs root, namespaces, slurm-wlm and munge; no job script was run on Slurm"; fi
 
 test-latest: $(LATEST)/.ready
-	$(LATEST)/bin/python -m pytest tests/test_parity.py tests/test_checkpoint.py tests/test_batches.py tests/test_tokenizer.py
-	$(LATEST)/bin/python -m pytest -W ignore tests/latest  # the hosts warn while they are imported
+	$(LATEST)/bin/python tests/lanes.py latest
+
+test-image: $(IMAGE)/.ready
+	$(IMAGE)/bin/python tests/lanes.py image
+
+$(IMAGE)/.ready: pyproject.toml constraints-image.txt
+	@test -n "$(PYTHON312)" || { echo "test-image needs Python 3.12, as NVIDIA's image has it, and there is no python3.12 on PATH; install one, or run make test-image PYTHON312=/path/to/python3.12"; exit 1; }
+	$(PYTHON312) -m venv $(IMAGE)
+	$(IMAGE)/bin/python -m pip install --disable-pip-version-check --no-deps -r constraints-image.txt -e .
+	touch $@
 
 # Megatron-Bridge without its dependencies: Transformer Engine, mamba and their like build on machines with CUDA alone.
 # NeMo-Run after NeMo: they ask for different urllib3, and run with the older one.
@@ -79,7 +89,7 @@ $(LATEST)/.ready: pyproject.toml constraints-latest.txt
 	touch $@
 
 clean:
-	rm -rf build dist megatron_music.egg-info $(VENV) $(LATEST)
+	rm -rf build dist megatron_music.egg-info $(VENV) $(LATEST) $(IMAGE)
 
 clean-demo:
 	rm -rf demo demo-audio

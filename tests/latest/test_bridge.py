@@ -4,8 +4,10 @@ Without Transformer Engine a package of Bridge cannot be imported whole; bridge_
 runs Bridge's training loop, and nothing has run on a GPU.
 """
 
+import ast
 import json
-from dataclasses import fields
+import re
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +16,7 @@ from tiny_gpt import launch, tiny_dataset
 
 from megatron_music.config import ConfigError, ModelConfig, ParallelConfig
 from megatron_music.hosts import bridge
+from megatron_music.models.backends import has_gradient_fusion
 from megatron_music.recipes import SECTIONS
 from megatron_music.tokens import vocabulary
 
@@ -54,13 +57,18 @@ def test_the_model_is_the_one_described(model):
 @pytest.mark.parametrize("model", [ModelConfig(size="125m"), OTHER])
 def test_operations_are_counted_as_bridge_counts_its_own_gpt(model):
     from megatron.bridge.models.gpt_provider import GPTModelProvider
-    from megatron.bridge.training.utils.flop_utils import num_floating_point_operations
+    from megatron.bridge.training.utils import flop_utils
 
+    num_floating_point_operations = flop_utils.num_floating_point_operations
+    counts = [{}]
+    # Bridge 0.5 counts another model's batch as whole sequences, whatever their tokens.
+    if "_get_num_floating_point_operations_with_runtime_stats" in Path(flop_utils.__file__).read_text():
+        counts.append({"seqlen_sum": 3000, "seqlen_squared_sum": 2048 * 3000})
     ours = bridge.provider_of(model)
     names = {item.name for item in fields(GPTModelProvider)} & {*bridge._TRANSFORMER, *bridge._SHAPE}
     plain = GPTModelProvider(**{name: getattr(ours, name) for name in names})
     plain.finalize()
-    for options in ({}, {"seqlen_sum": 3000, "seqlen_squared_sum": 2048 * 3000}):
+    for options in counts:
         expected = num_floating_point_operations(SimpleNamespace(model=plain, peft=None), 4, **options)
         for config in (ours, bridge.model_config_of(model)):
             found = num_floating_point_operations(SimpleNamespace(model=config, peft=None), 4, **options)
@@ -115,6 +123,30 @@ def test_a_configuration_written_by_bridge_is_read_back(data, tmp_path):
     assert again.model.transformer_layer_spec is bridge.music_layers
     with pytest.raises(InstantiationException, match="not in the allowlist"):
         instantiate({"_target_": "megatron_music.recipes.load_run", "recipe": "tiny"})
+
+
+def test_gradient_accumulation_is_fused_only_where_apexs_extension_is():
+    """Bridge's own default asks for Transformer Engine, under which megatron-core then demands the extension."""
+    for config in (bridge.provider_of(OTHER), bridge.model_config_of(OTHER).transformer, bridge.MusicGPTProvider()):
+        assert config.gradient_accumulation_fusion is has_gradient_fusion()
+
+
+@pytest.mark.parametrize("backend", ["auto", "fused", "local"])
+def test_the_attention_backend_goes_with_the_model(backend):
+    model = replace(OTHER, attention_backend=backend)
+    for config in (bridge.provider_of(model), bridge.model_config_of(model)):
+        assert config.attention_backend.name == backend and bridge.model_of(config).attention_backend == backend
+
+
+def test_the_script_of_the_page_runs_nothing_where_a_process_imports_it(tmp_path):
+    """megatron-core's checkpoint writer spawns processes, which import the script again."""
+    page = (Path(__file__).parent.parent.parent / "docs" / "megatron-bridge.md").read_text()
+    (script,) = [text for text in re.findall(r"```python\n(.*?)```", page, re.S) if "pretrain(" in text]
+    body = ast.parse(script).body
+    assert [type(node) for node in body if not isinstance(node, ast.Import | ast.ImportFrom)] == [ast.If]
+    assert ast.unparse(body[-1].test) == "__name__ == '__main__'"
+    names = [alias.name for node in body if isinstance(node, ast.ImportFrom) and "megatron_music" in node.module for alias in node.names]
+    assert names and all(hasattr(bridge, name) for name in names)
 
 
 def test_the_newer_form_is_read_back_with_its_builder():
