@@ -2,7 +2,7 @@
 
     torchrun --nproc_per_node 8 benchmarks/checkpoint_memory.py [section.field=value ...]
 
-A GPT on random tokens takes a step, is saved, and is loaded into an engine that has just been built. For each, every process
+A GPT on random tokens takes a step, is saved, and is loaded into another engine after its first step. For each, every process
 counts what PyTorch allocates above what it held before (the profiler's record of each allocation: exact) and how far its
 resident memory rises (a sample every few milliseconds: with buffers of files and of gloo). The main process prints one JSON
 object: the worst process of each, and what training holds. Without a GPU the optimizer's state lies in the same memory.
@@ -20,10 +20,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from machine import machine
 
 from megatron_music.recipes import load_run
 from megatron_music.training import distributed
-from megatron_music.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from megatron_music.training.checkpoint import Progress, begin_save, load_checkpoint, save_checkpoint
 from megatron_music.training.engine import Engine
 from megatron_music.training.tasks import made_up_task
 
@@ -80,6 +81,12 @@ def measure(work: Callable[[], object]) -> dict[str, float]:
     return dict(zip(("allocated_mb", "resident_mb", "seconds"), (round(value, 2) for value in worst.tolist()), strict=True))
 
 
+def save_with_copies(place: Path, engine: Engine) -> None:
+    """As with ``checkpoint.async_save``, but for the thread, whose memory the profiler would not see."""
+    save = begin_save(place, engine, Progress(1, 8), copies=True)
+    save.finish(save.write)
+
+
 def engine_of(overrides: list[str]) -> Engine:
     config = load_run("tiny", [*MODEL, f"train.global_batch_size={distributed.launched_size()}", *overrides])
     distributed.start(config.parallel)
@@ -102,17 +109,18 @@ def main() -> None:
     engine.step(engine.task.train_batches(0))
     with shared_folder() as place:
         saved = measure(lambda: save_checkpoint(place, engine, Progress(1, 8)))
+        beside = measure(lambda: save_with_copies(place, engine))
         (checkpoint,) = place.glob("iter_*")
         files = {path.name: path.stat().st_size for path in checkpoint.glob("*.distcp")}
         del engine
         gc.collect()
         engine = engine_of([*overrides, "train.seed=7"])
-        engine.step(engine.task.train_batches(0))  # its moments exist, as they do while training
+        engine.step(engine.task.train_batches(0))  # its moments exist: they are training's own, whenever they are made
         loaded = measure(lambda: load_checkpoint(checkpoint, engine, resume=True))
     parameters = sum(parameter.numel() for module in engine.modules for parameter in module.parameters())
     if dist.get_rank() == 0:
-        found = {"processes": dist.get_world_size(), "overrides": overrides, "parameters_of_rank": parameters}
-        found |= {"state_mb": round(12e-6 * parameters, 2), "save": saved, "load": loaded}
+        found = {"machine": machine(), "torch": torch.__version__, "processes": dist.get_world_size(), "overrides": overrides, "parameters_of_rank": parameters}
+        found |= {"state_mb": round(12e-6 * parameters, 2), "save": saved, "async_save": beside, "load": loaded}
         print(json.dumps(found | {"files": len(files), "largest_file_mb": round(max(files.values()) / 1e6, 2)}), flush=True)
     distributed.stop()
 
