@@ -8,6 +8,7 @@ A note off ends the oldest note that sounds on its key (track chunk, channel and
 """
 
 import math
+from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -89,23 +90,23 @@ class Programs:
     """Which program a channel plays: as its own track chunk says it, or else as another one does."""
 
     def __init__(self, midi: MidiEvents):
-        self._changes: dict[int, list[tuple[int, int, int, int]]] = defaultdict(list)
+        self._own: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)  # tick, place, program
+        self._all: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # tick, track, program
         for number, track in enumerate(midi.tracks):
             for place, event in enumerate(track.events):
                 if event.kind == PROGRAM:
-                    self._changes[event.channel].append((event.tick, number, place, event.message[1]))
-        for changes in self._changes.values():
-            changes.sort()
+                    self._own[number, event.channel].append((event.tick, place, event.message[1]))
+                    self._all[event.channel].append((event.tick, number, event.message[1]))
+        for changes in self._all.values():
+            changes.sort(key=lambda change: change[:2])
 
     def at(self, track: int, channel: int, tick: int, place: float = math.inf) -> int:
         """The program at a place of a track, by default after all events of the tick."""
-        program, is_own = 0, False
-        for when, number, where, new in self._changes.get(channel, ()):
-            if number == track and (when, where) < (tick, place):
-                program, is_own = new, True
-            elif when <= tick and not is_own:
-                program = new
-        return program
+        own, others = self._own.get((track, channel), ()), self._all.get(channel, ())
+        if before := bisect_left(own, (tick, place)):
+            return own[before - 1][2]
+        before = others[: bisect_left(others, (tick, math.inf))]
+        return next((program for _, number, program in reversed(before) if number != track), 0)
 
 
 def parts_of(score: Score, notes: FileNotes) -> tuple[list[Part | None], list[dict[Note, deque[FileNote]]]]:

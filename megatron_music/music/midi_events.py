@@ -121,16 +121,17 @@ def read_events(source: str | os.PathLike | bytes) -> MidiEvents:
         ValueError: it is not a MIDI file, or a track is damaged; the sentence says where.
         OSError: the file cannot be read.
     """
+    where = "the file" if isinstance(source, bytes) else os.fspath(source)
     content = unwrapped(source if isinstance(source, bytes) else Path(source).read_bytes())
     if content[:4] != b"MThd" or len(content) < 14:
-        raise ValueError("the file is not a MIDI file (it does not begin with MThd)")
+        raise ValueError(f"{where} is not a MIDI file (it does not begin with MThd); give another")
     header_end = 8 + max(int.from_bytes(content[4:8], "big"), 6)
     chunks, place = [], header_end
     while place + 8 <= len(content):
         name, length = content[place : place + 4], int.from_bytes(content[place + 4 : place + 8], "big")
         inside = content[place + 8 : place + 8 + length]
         number = sum(isinstance(chunk, EventTrack) for chunk in chunks) + 1
-        chunks.append(_read_track(inside, number) if name == b"MTrk" else OtherChunk(name, inside))
+        chunks.append(_read_track(inside, f"track chunk {number} of {where}") if name == b"MTrk" else OtherChunk(name, inside))
         place += 8 + length
     return MidiEvents(content[8:header_end], tuple(chunks), content[place:])
 
@@ -175,7 +176,7 @@ def _chunk(name: bytes, content: bytes) -> bytes:
     return name + len(content).to_bytes(4, "big") + content
 
 
-def _read_track(content: bytes, number: int) -> EventTrack:
+def _read_track(content: bytes, where: str) -> EventTrack:
     events: list[Event] = []
     walk = _messages(content)
     try:
@@ -184,9 +185,9 @@ def _read_track(content: bytes, number: int) -> EventTrack:
                 return EventTrack(tuple(events), event, content[place:], content)
             events.append(event)
     except IndexError:
-        raise ValueError(f"track chunk {number} of the file breaks off inside an event; repair the file") from None
+        raise ValueError(f"{where} breaks off inside an event; repair the file") from None
     except ValueError as error:
-        raise ValueError(f"track chunk {number} of the file is damaged ({error}); repair the file") from None
+        raise ValueError(f"{where} is damaged ({error}); repair the file") from None
     return EventTrack(tuple(events), None, b"", content)
 
 
