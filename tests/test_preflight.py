@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -302,6 +303,17 @@ def test_the_article_runs_on_the_scripts_own_two_nodes(data, tmp_path):
     assert any(finding.what.startswith("train.bf16 is false: a100 computes in float32") for finding in found)
     found = given("train.sbatch", "article", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", "train.bf16=true", gpu="a100")
     assert not wrong(found) and not any("train.bf16" in finding.what for finding in found)
+
+
+@pytest.mark.skipif(find_spec("megatron_music.data.folders") is None, reason="the checks of data that train makes are not in this version")
+def test_data_that_train_refuses_is_wrong_here_too(data, tmp_path):
+    cut = tmp_path / "cut"
+    shutil.copytree(data, cut)
+    with open(cut / "train.bin", "r+b") as file:
+        file.truncate(1000)
+    (line,) = wrong(look(tmp_path, recipe=run_of(cut, tmp_path)))
+    assert str(cut / "train") in line
+    assert str(cut / "train") in "".join(wrong(look(tmp_path, recipe=run_of(f"[0.5,{data},0.5,{cut}]", tmp_path))))
 
 
 def test_a_seed_that_no_generator_takes(data, tmp_path):
