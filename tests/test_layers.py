@@ -48,7 +48,7 @@ NEVER_TORCH = [
     "megatron_music.sbatch_options", "megatron_music.recipes", "megatron_music.audio.captions", "megatron_music.audio.probe",
     "megatron_music.audio.reading", "megatron_music.audio.render", "megatron_music.audio.timbres", "megatron_music.audio.waveform",
     "megatron_music.audio.words", "megatron_music.audio_commands", "megatron_music.recipes.reference",
-    "megatron_music.data.archives", "megatron_music.data.build", "megatron_music.data.captioned",
+    "megatron_music.data.archives", "megatron_music.data.build", "megatron_music.data.captioned", "megatron_music.data.crops",
     "megatron_music.data.charts", "megatron_music.data.corpus",
     "megatron_music.data.encode", "megatron_music.data.figures", "megatron_music.data.id_counts", "megatron_music.data.labels",
     "megatron_music.data.latents", "megatron_music.data.latents_options", "megatron_music.data.merge",
