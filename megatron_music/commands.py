@@ -127,7 +127,8 @@ def recipes(options) -> None:
 
     if options.name is not None:
         run, description = load_run(options.name), description_of(options.name)
-        print(json.dumps({"description": description, **asdict(run)}, indent=1) if options.json else as_yaml(run, description), end="\n" * options.json)
+        tree = {"description": description, **asdict(run)}
+        print(json.dumps(tree, indent=1) if options.json else as_yaml(run, description).rstrip("\n"))
         return
     names = recipe_names()
     if options.json:

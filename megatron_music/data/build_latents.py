@@ -30,10 +30,9 @@ from megatron_music.audio.music_encoder import (
     fit_music_encoder,
     load_music_encoder,
 )
-from megatron_music.audio.reading import read_quietly
 from megatron_music.audio.text_encoder import TextEncoder, fit_words, load_text_encoder
-from megatron_music.audio.waveform import Waveform, resampled, with_channels
 from megatron_music.data.captioned import Captioned, read_captioned, with_names_on_disk
+from megatron_music.data.crops import Crops, LeftOut
 from megatron_music.data.latents import (
     ENCODERS,
     SPLITS,
@@ -49,7 +48,6 @@ from megatron_music.data.splits import KEY_BYTES, assign_splits
 from megatron_music.whole_file import write_whole
 
 PLAN, REPORT, QUARANTINE = "plan.json", "report.json", "quarantine.jsonl"
-SILENCE = 1e-4  # of the loudest moment
 FITTED_SOUNDS = 256  # that the autoencoder learns from at most
 FITTED_CROPS = 4096  # that the encoders of music and words learn from at most
 _BATCH = 8  # crops of one sound on a CPU
@@ -114,7 +112,7 @@ def build_latents(
             made = building / "out"
             made.mkdir(exist_ok=True)
             splits = _splits(sounds, options)
-            crops = _Crops(folder, options)
+            crops = Crops(folder, options)
             encoders = _encoders(made / ENCODERS, [sounds[n] for n in splits["train"]], crops, options, say, device)
         jobs = [
             _Job(split, number, [sounds[n] for n in files[first : first + options.files_per_shard]])
@@ -206,75 +204,8 @@ def _splits(sounds: Sequence[Captioned], options: LatentsOptions) -> dict[str, l
     return {name: np.flatnonzero(found == number).tolist() for number, name in enumerate(SPLITS)}
 
 
-class _Crop(NamedTuple):
-    waveform: Waveform
-    seconds_start: float
-    seconds_total: float  # of the file
-
-
-class _LeftOut(ValueError):
-    """A sound that is no sample: ``kind`` counts, the sentence tells."""
-
-    def __init__(self, kind: str, sentence: str):
-        super().__init__(sentence)
-        self.kind = kind
-
-
-class _Crops:
-    """Sounds as samples of one length."""
-
-    def __init__(self, folder: Path, options: LatentsOptions):
-        self.folder, self.options = folder, options
-
-    def whole(self, sound: Captioned, sample_rate: int, channels: int) -> Waveform:
-        """A whole file. Raises _LeftOut."""
-        least = self.options.min_seconds
-        if not sound.captions:
-            raise _LeftOut("no caption", f"{sound.path} has an empty caption; describe it")
-        try:
-            found = with_channels(read_quietly(self.folder / sound.path), channels)
-        except ValueError as error:
-            is_there = (self.folder / sound.path).exists()
-            raise _LeftOut("unreadable" if is_there else "missing", str(error)) from None
-        if found.seconds < least:
-            raise _LeftOut("too short", f"{sound.path} lasts {found.seconds:.2f} s, where {least:g} s are asked; leave it out")
-        if float(np.abs(found.samples).max()) < SILENCE:
-            raise _LeftOut("silent", f"{sound.path} is silent; leave it out")
-        return resampled(found, sample_rate)
-
-    def of(self, sound: Captioned, sample_rate: int, channels: int, length: int) -> list["_Crop"]:
-        """Where each crop begins, in samples, and its sound, silence behind the last one. Raises as ``whole``."""
-        found = self.whole(sound, sample_rate, channels)
-        total, least = found.samples.shape[1], round(self.options.min_seconds * sample_rate)
-        firsts = [first for first in range(0, total, length) if total - first >= min(length, max(least, length // 2)) or not first]
-        if self.options.crops_per_file:
-            wanted = np.linspace(0, len(firsts) - 1, min(self.options.crops_per_file, len(firsts))).round().astype(int)
-            firsts = [firsts[place] for place in wanted]
-        crops = []
-        for first in firsts:
-            samples = found.samples[:, first : first + length]
-            if float(np.abs(samples).max()) >= SILENCE:
-                missing = length - samples.shape[1]
-                crop = Waveform(np.pad(samples, ((0, 0), (0, missing))), sample_rate)
-                crops.append(_Crop(crop, first / sample_rate, found.seconds))
-        return crops
-
-    def some(self, sounds: Sequence[Captioned], count: int, make: Callable[[Captioned], list]) -> list:
-        """Up to ``count`` of what ``make`` makes of sounds, taken from all over; what is left out says so later."""
-        found = []
-        order = np.random.default_rng(self.options.seed).permutation(len(sounds))
-        for number in order:
-            try:
-                found += make(sounds[number])
-            except _LeftOut:
-                continue
-            if len(found) >= count:
-                break
-        return found[:count]
-
-
 def _encoders(
-    folder: Path, sounds: Sequence[Captioned], crops: _Crops, options: LatentsOptions, say: Callable, device: torch.device | str
+    folder: Path, sounds: Sequence[Captioned], crops: Crops, options: LatentsOptions, say: Callable, device: torch.device | str
 ) -> Encoders:
     """The encoders on a device, those to be fitted fitted once; what is in the folder is whole."""
     folder.mkdir(exist_ok=True)
@@ -314,7 +245,7 @@ def _encoders(
 
 
 def _autoencoder(
-    sounds: Sequence[Captioned], crops: _Crops, options: LatentsOptions, say: Callable, device: torch.device | str
+    sounds: Sequence[Captioned], crops: Crops, options: LatentsOptions, say: Callable, device: torch.device | str
 ) -> Autoencoder:
     """The one that is asked for, fitted or read."""
     wanted = options.autoencoder
@@ -366,7 +297,7 @@ def _encode_jobs(
     building: Path,
     jobs: Sequence[_Job],
     texts: Sequence[str],
-    crops: _Crops,
+    crops: Crops,
     encoders: Encoders,
     options: LatentsOptions,
     device: torch.device | str,
@@ -393,7 +324,7 @@ def _merge(
     sounds: Sequence[Captioned],
     jobs: Sequence[_Job],
     texts: Sequence[str],
-    crops: _Crops,
+    crops: Crops,
     encoders: Encoders,
     options: LatentsOptions,
     fingerprint: str,
@@ -463,7 +394,7 @@ def _encode_shard(
     path: Path,
     files: Sequence[Captioned],
     numbers: dict[str, int],
-    crops: _Crops,
+    crops: Crops,
     encoders: Encoders,
     options: LatentsOptions,
     device: torch.device | str,
@@ -478,7 +409,7 @@ def _encode_shard(
         tick()
         try:
             found = crops.of(sound, autoencoder.sample_rate, autoencoder.channels, length)
-        except _LeftOut as error:
+        except LeftOut as error:
             left_out.append({"path": sound.path, "kind": error.kind, "reason": str(error)})
             continue
         captions = tuple(numbers[encoders.text.cut(caption)] for caption in sound.captions)
