@@ -6,7 +6,7 @@ what is asked cannot be had without a GPU or a network.
 """
 
 MIDI = "chorale.mid"
-BUILD = f"build tokens {MIDI} -o data"
+BUILD = f"build tokens {MIDI} -o data --bars 1"
 TRAIN = "train tiny data.path=data checkpoint.save=run train.train_iters=2 train.global_batch_size=2 train.micro_batch_size=2"
 COMMANDS = {
     "base": [
@@ -22,8 +22,8 @@ COMMANDS = {
     "corpus": ["corpus bach -o midi --workers 2"],
     "plot": [f"plot {MIDI} -o roll.png"],
     "fast": [BUILD],
-    "bpe": [f"build tokens {MIDI} -o bpe --bpe 8"],
-    "cluster": [BUILD, "build plan chorale.mid -o planned", "build shard planned", "build merge planned"],
+    "bpe": [f"build tokens {MIDI} -o bpe --bars 1 --bpe 8"],
+    "cluster": [BUILD, "build plan chorale.mid -o planned --bars 1", "build shard planned", "build merge planned"],
     "huggingface": [BUILD, TRAIN, "convert run -o hf --to huggingface", "convert hf -o back --to megatron"],
     "audio": [
         f"corpus sounds . -o sounds --num 8 --seconds 2 --own",
