@@ -78,7 +78,8 @@ def _absent(module: str) -> str:
         return f"this command needs {module}; run: {sys.executable} -m pip install {module.partition('.')[0]}"
     if package is None:
         return f"this command needs {module}, which an installed package should have brought; run: {sys.executable} -m pip check"
-    return f"this command needs {re.split(r'[^\w.-]', package)[0]}; run: {install_command([package])}"
+    name = re.split(r"[^\w.-]", package)[0]
+    return f"this command needs {name}; run: {install_command([package])}"
 
 
 def _first_line(error: Exception) -> str:
