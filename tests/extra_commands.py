@@ -12,7 +12,7 @@ COMMANDS = {
     "base": [
         "--version", "doctor", "recipes", f"tokenize {MIDI}", f"tokenize {MIDI} --bars 2", f"plot {MIDI} -o roll.png",
         f"render {MIDI} -o chorale.wav", f"render {MIDI} -o wavs --html page.html", BUILD, "inspect data", "inspect data --html data.html",
-        "memory tiny", "predict tiny", "sweep tiny -o sweep --plan", "launch -o scripts",
+        "memory tiny", "predict tiny --num-gpus 1", "sweep tiny -o sweep --plan", "launch -o scripts",
         "!preflight scripts/launch/train.sbatch tiny data.path=data",
     ],
     "train": [
