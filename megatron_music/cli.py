@@ -6,6 +6,7 @@ Exit status: 0 done, 1 failed, 2 wrong use or bad input (one sentence on stderr)
 import argparse
 import difflib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -77,7 +78,8 @@ def _absent(module: str) -> str:
         return f"this command needs {module}; run: {sys.executable} -m pip install {module.partition('.')[0]}"
     if package is None:
         return f"this command needs {module}, which an installed package should have brought; run: {sys.executable} -m pip check"
-    return f"this command needs {module}; run: {install_command([package])}"
+    name = re.split(r"[^\w.-]", package)[0]
+    return f"this command needs {name}; run: {install_command([package])}"
 
 
 def _first_line(error: Exception) -> str:

@@ -6,13 +6,13 @@ what is asked cannot be had without a GPU or a network.
 """
 
 MIDI = "chorale.mid"
-BUILD = f"build tokens {MIDI} -o data"
+BUILD = f"build tokens {MIDI} -o data --bars 1"
 TRAIN = "train tiny data.path=data checkpoint.save=run train.train_iters=2 train.global_batch_size=2 train.micro_batch_size=2"
 COMMANDS = {
     "base": [
         "--version", "doctor", "recipes", f"tokenize {MIDI}", f"tokenize {MIDI} --bars 2", f"plot {MIDI} -o roll.png",
         f"render {MIDI} -o chorale.wav", f"render {MIDI} -o wavs --html page.html", BUILD, "inspect data", "inspect data --html data.html",
-        "memory tiny", "predict tiny", "sweep tiny -o sweep --plan", "launch -o scripts",
+        "memory tiny", "predict tiny --num-gpus 1", "sweep tiny -o sweep --plan", "launch -o scripts",
         "!preflight scripts/launch/train.sbatch tiny data.path=data",
     ],
     "train": [
@@ -22,8 +22,8 @@ COMMANDS = {
     "corpus": ["corpus bach -o midi --workers 2"],
     "plot": [f"plot {MIDI} -o roll.png"],
     "fast": [BUILD],
-    "bpe": [f"build tokens {MIDI} -o bpe --bpe 8"],
-    "cluster": [BUILD, "build plan chorale.mid -o planned", "build shard planned", "build merge planned"],
+    "bpe": [f"build tokens {MIDI} -o bpe --bars 1 --bpe 8"],
+    "cluster": [BUILD, "build plan chorale.mid -o planned --bars 1", "build shard planned", "build merge planned"],
     "huggingface": [BUILD, TRAIN, "convert run -o hf --to huggingface", "convert hf -o back --to megatron"],
     "audio": [
         f"corpus sounds . -o sounds --num 8 --seconds 2 --own",

@@ -36,8 +36,11 @@ def _run(names: list[str], folder: Path) -> int:
     if set(names) & {"train", "huggingface", "audio", "wandb", "demo", "notebook"}:
         _check([*pip, "torch"], folder)
     extras = ",".join(name for name in names if name != "base")
-    clone = folder / "clone"  # built apart, so that nothing is left in the tree
-    shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(".*", "build", "demo*", "data", "run", "__pycache__", "*.egg-info"))
+    clone = folder / "clone"  # built apart: nothing is left in the tree
+    needed = ("megatron_music", "launch", "ngc", "examples", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
+    clone.mkdir()
+    for what in needed:
+        (shutil.copytree if (ROOT / what).is_dir() else shutil.copy)(ROOT / what, clone / what)
     _check([*pip, "--find-links", str(wheels), f"{clone}[{extras}]" if extras else str(clone)], folder)
     (wheel,) = wheels.glob("megatron_music-*.whl")
     failed = []

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from megatron_music.cli import _parser, main
+from megatron_music.cli import _parser, guarded, main
 from megatron_music.data.build import build_tokens
 from megatron_music.data.options import BuildOptions, Filters
 from megatron_music.dataset_options import build_options_of
@@ -84,7 +84,7 @@ def test_build_and_inspect(capsys, midi, tmp_path):
 def test_doctor(capsys):
     status, text, _ = run(capsys, "doctor", "--json")
     findings = {finding["name"]: finding for finding in json.loads(text)}
-    assert status == 0 and findings["symusic"]["status"] == "ok" and findings["python"]["status"] == "ok"
+    assert status == 0 and findings["base"]["status"] == "ok" and "symusic" in findings["base"]["detail"] and findings["python"]["status"] == "ok"
 
 
 def test_recipes(capsys):
@@ -168,7 +168,7 @@ def test_ctrl_c_keeps_what_is_finished(capsys, midi, tmp_path, monkeypatch):
 
 def test_a_build_in_parts(capsys, midi, tmp_path):
     out = tmp_path / "out"
-    assert "1 files in 1 shards" in run(capsys, "build", "plan", midi, "-o", out, "--bars", 2, "--format", "both")[1]
+    assert "1 file in 1 shard" in run(capsys, "build", "plan", midi, "-o", out, "--bars", 2, "--format", "both")[1]
     assert "build shard" in refused(capsys, "build", "merge", out)
     for rank in (1, 0):
         assert run(capsys, "build", "shard", out, "--rank", rank, "--world-size", 2)[0] == 0
@@ -206,10 +206,48 @@ def test_a_missing_extra_is_named(capsys, monkeypatch, midi):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "megatron_music.music.pianoroll", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.collections", None)
-    assert '-e ".[plot]"' in refused(capsys, "plot", midi, "-o", "x.png")
+    assert f"needs matplotlib; run: {sys.executable} -m pip install matplotlib" in refused(capsys, "plot", midi, "-o", "x.png")
+
+
+def test_the_demo_and_the_job_scripts_come_with_the_package(capsys, tmp_path):
+    assert run(capsys, "launch", "-o", tmp_path / "work")[0] == 0
+    assert (tmp_path / "work" / "launch" / "train.sbatch").is_file() and (tmp_path / "work" / "ngc" / "Dockerfile").is_file()
+    assert (tmp_path / "work" / "examples" / "music_gpt.ipynb").is_file()
+    (tmp_path / "work" / "launch" / "train.sbatch").write_text("mine")
+    assert "nothing is overwritten" in refused(capsys, "launch", "-o", tmp_path / "work")
+    assert (tmp_path / "work" / "launch" / "train.sbatch").read_text() == "mine"
+
+
+def test_a_bare_command_shows_the_help_and_the_version_is_told(capsys):
+    assert run(capsys)[0] == 0
+    with pytest.raises(SystemExit) as ended:
+        main(["help", "render"])
+    assert ended.value.code == 0 and "PAGE.html" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith("megatron-music 0.")
+
+
+def test_an_error_that_is_not_the_systems_does_not_ask_for_room(capsys):
+    def load():
+        raise OSError("libtransformer_engine.so: undefined symbol: _ZN3c10")
+
+    assert guarded(load) == 1
+    said = capsys.readouterr().err
+    assert "undefined symbol" in said and "make room" not in said
+
+
+def test_several_pieces_are_rendered_into_a_folder_with_a_page(capsys, midi, tmp_path):
+    write_midi(tiny_score(), tmp_path / "b.mid")
+    assert run(capsys, "render", tmp_path, "-o", tmp_path / "wavs", "--own", "--html", tmp_path / "page.html")[0] == 0
+    assert sorted(path.name for path in (tmp_path / "wavs").iterdir()) == ["a.wav", "b.wav"]
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<audio") == 2 and 'aria-label="Play a.mid"' in page and "http" not in page.replace("http://www.w3.org", "")
+    assert "do not fit in one file" in refused(capsys, "render", tmp_path, "-o", tmp_path / "x.wav")
 
 
 @pytest.mark.parametrize(("words", "said"), [
+    (["trane"], "did you mean train?"),
     (["sing"], "invalid choice: 'sing'"),
     (["build", "tokens", "midi", "-o", "out", "--tracks", "many"], "'many' is no range; write 2..8, 2.. or ..8"),
     (["build", "tokens", "midi", "-o", "out", "--transpose", "..6"], "'..6' is open on a side"),

@@ -461,4 +461,4 @@ def test_the_missing_extra_is_named(tmp_path, capsys, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, "megatron_music.hosts.huggingface")
     assert main(["convert", str(tmp_path), "-o", str(tmp_path / "new"), "--to", "huggingface"]) == 2
-    assert f'needs {module}; run: pip install -c constraints.txt -e ".[huggingface]"' in capsys.readouterr().err
+    assert f"needs {module}; run: {sys.executable} -m pip install {module}" in capsys.readouterr().err

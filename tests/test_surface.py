@@ -15,12 +15,14 @@ BUILD = [
 ]  # fmt: skip
 TABLE = ["--json", "--csv", "--markdown"]
 SURFACE = {
+    "demo": ["overrides", "-o/--output", "--num"],
+    "launch": ["-o/--output"],
     "tokenize": ["file", *ENCODING],
     "detokenize": ["file", "-o/--output", "--piece", "--steps-per-quarter", "--tokenizer"],
     "plot": ["file", "-o/--output"],
     "corpus bach": ["-o/--output", "--workers"],
     "corpus sounds": ["midi_dir", "-o/--output", "--num", "--seconds", "--sample-rate", "--seed", "--own"],
-    "render": ["file", "-o/--output", "--sound-font", "--own", "--sample-rate", "--bits"],
+    "render": ["files", "-o/--output", "--html", "--sound-font", "--own", "--sample-rate", "--bits"],
     "build tokens": [*BUILD, "--workers", "--json"],
     "build plan": BUILD,
     "build shard": ["output", "--rank", "--world-size", "--workers"],
@@ -60,7 +62,7 @@ def surface(parser: argparse.ArgumentParser, name: str = "") -> dict[str, list[s
         if isinstance(action, argparse._SubParsersAction):
             for verb, inner in action.choices.items():
                 found |= surface(inner, f"{name} {verb}".strip())
-        elif "--help" not in action.option_strings:
+        elif not {"--help", "--version"} & set(action.option_strings):
             arguments.append("/".join(action.option_strings) or action.dest)
     return found or {name: arguments}
 
@@ -71,3 +73,16 @@ def test_the_commands_and_their_options():
 
 def test_the_recipes():
     assert {"demo", "article", "tiny"} <= set(recipe_names())
+
+
+def test_every_option_has_a_help_text():
+    def silent(parser: argparse.ArgumentParser) -> list[str]:
+        found = []
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found += [name for inner in action.choices.values() for name in silent(inner)]
+            elif not action.help:
+                found.append(f"{parser.prog} {action.option_strings or action.dest}")
+        return found
+
+    assert silent(_parser()) == []

@@ -163,7 +163,7 @@ body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,-
 header,main,footer{max-width:64rem;margin:0 auto;padding:0 clamp(.8rem,4vw,2rem)}
 header{padding-top:clamp(1.8rem,6vw,3.5rem);padding-bottom:1.4rem}
 h1{font-size:clamp(1.7rem,5vw,2.5rem);line-height:1.15;letter-spacing:-.02em;margin:0 0 .4rem;overflow-wrap:anywhere}
-header p,footer{color:var(--soft);margin:0}footer{font-size:.875rem;padding-top:.4rem;padding-bottom:3rem}
+header p{color:var(--soft);margin:0}footer{color:var(--soft);font-size:.875rem;padding-top:.4rem;padding-bottom:3rem}
 .piece{background:var(--card);border:1px solid var(--line);border-radius:1rem;box-shadow:var(--lift);margin:0 0 1.1rem;padding:1rem clamp(.8rem,2.5vw,1.25rem)}
 .head{display:flex;align-items:center;gap:.5rem .9rem;flex-wrap:wrap;margin-bottom:.8rem}
 .name{flex:1 1 9rem;min-width:0}h2{font-size:1.05rem;line-height:1.3;margin:0;overflow-wrap:anywhere}
