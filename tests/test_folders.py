@@ -150,9 +150,9 @@ def test_a_read_only_dataset_trains_without_a_word_about_caches(tmp_path):
 def test_an_evaluation_that_cannot_be_is_told_at_the_start(tmp_path, capsys):
     data = tiny_dataset(tmp_path / "data", documents={"train": 40, "valid": 0})
     train(tiny_run(data, "train.train_iters=1", "train.eval_iters=2"))
-    assert capsys.readouterr().err.count("NO EVALUATION: the validation split of") == 1
+    assert capsys.readouterr().err.count("nothing to evaluate on: the validation split is empty") == 1
     train(tiny_run(data, "train.train_iters=1", "train.eval_iters=0"))
-    assert "NO EVALUATION" not in capsys.readouterr().err
+    assert "to evaluate on" not in capsys.readouterr().err
 
 
 def test_a_record_is_of_the_content(two, tmp_path):

@@ -9,6 +9,7 @@ from html import escape
 
 from megatron_music.data.charts import Bars, Chart, Histogram, compact, nice_ticks
 from megatron_music.music.instruments import TRACK_COLOURS, VOICE_COLOURS, instrument_name
+from megatron_music.music.names import printable
 from megatron_music.music.score import Score, Track
 
 MAX_ROLL_BARS = 16
