@@ -44,7 +44,7 @@ def tokenize(options) -> None:
         for document in np.split(found.ids, np.cumsum(found.lengths)[:-1]):
             print(vocabulary.to_text(document[:-1]))
         return
-    unknown = [tuple(map(int, meter.split("/"))) for meter in encoding.unknown_meters]
+    unknown = encoding.undeclared(score.time_signatures)
     if [stretch.length_steps for stretch in sections(score, ((4, 4),), unknown, encoding.steps_per_quarter)] != [score.length_steps]:
         print(f"megatron-music: {options.file} is not all in 4/4; its bars are written as if it were", file=sys.stderr)
     quantized = quantize(score, encoding.steps_per_quarter, velocity=encoding.velocity, tempo=encoding.tempo)

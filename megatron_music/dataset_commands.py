@@ -65,11 +65,15 @@ def _print_report(report: dict, options) -> None:
 
 
 def inspect(options) -> None:
+    from megatron_music.data.index_file import check_index
     from megatron_music.data.report import describe, read_report
 
     if Path(options.dataset, "index.json").is_file() and not Path(options.dataset, "train.idx").is_file():
         raise ValueError(f"{options.dataset} is a dataset of latents, and inspect shows datasets of tokens; its figures are in {Path(options.dataset, 'report.json')}")
     report = read_report(options.dataset)
+    for split in report["splits"]:
+        if Path(options.dataset, f"{split}.idx").exists():
+            check_index(Path(options.dataset, split))
     if options.html:
         from megatron_music.data.page import write_page
 

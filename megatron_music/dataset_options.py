@@ -29,15 +29,16 @@ def _closed_range(text: str) -> tuple[int, int]:
     return low, high
 
 
-def add_encoding_options(parser, bars: int) -> None:
-    """How music becomes tokens: what `tokenize` and `build` share."""
+def add_encoding_options(parser, bars: int, meters: str = "4/4") -> None:
+    """How music becomes tokens: what `tokenize` and `build` share, but for the default of some."""
     add = parser.add_argument
     add("--bars", type=int, default=bars, metavar="W", help=f"bars a window; 0 for the whole piece (default {bars})")
     add("--hop", type=int, default=1, metavar="H", help="bars from one window to the next (default 1)")
     add("--bar-line", default="carry", choices=("carry", "clip", "split"), help="notes across bar lines (default carry)")
     add("--steps-per-quarter", type=int, default=4, choices=(4, 12), help="the grid: 16ths, or 12 for triplets too")
-    add("--meters", default="4/4", metavar="M,M", help="time signatures to take: 4/4,3/4 or all (default 4/4)")
-    add("--unknown-meters", default="", metavar="M,M", help="read these as not declared, such as 1/4 (POP909)")
+    add("--meters", default=meters, metavar="M,M", help=f"time signatures to take: 4/4,3/4 or all (default {meters})")
+    unknown = "meters read as if not declared: auto (a 1/4 that is a file's only meter), none, or a list such as 1/4 (default auto)"
+    add("--unknown-meters", default="auto", metavar="M,M", help=unknown)
     add("--velocity", action="store_true", help="a VELOCITY before each note")
     add("--tempo", action="store_true", help="TEMPO at the start and where it changes")
     add("--voices", default="auto", choices=("auto", "names", "off"),
@@ -53,7 +54,7 @@ def add_build_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the dataset's folder, made by the build")
 
     encoding = parser.add_argument_group("encoding")
-    add_encoding_options(encoding, bars=4)
+    add_encoding_options(encoding, bars=4, meters="all")
     add = encoding.add_argument
     add("--density", type=int, default=0, metavar="LEVELS", help="a DENSITY a track, in quantiles of train")
     add("--bar-density", type=int, default=0, metavar="LEVELS", help="the same a bar")
@@ -80,6 +81,8 @@ def add_build_options(parser: argparse.ArgumentParser) -> None:
     add("--seconds-per-file", type=float, default=60.0, metavar="S", help="then a file is given up (default 60)")
     add("--seed", type=int, default=0, help="of the split, augmentation and infill")
     add("--split", default="0.9,0.05,0.05", metavar="TRAIN,VALID,TEST", help="shares of the music")
+    groups = "keep together, or split as given: folder, FILE.csv:COLUMN, or a pattern with a (group) of the path"
+    add("--split-by", default="", metavar="WHAT", help=groups)
     formats = ".bin/.idx, or .txt with a window a line (default megatron)"
     add("--format", default="megatron", choices=("megatron", "text", "both"), help=formats)
 
@@ -88,17 +91,19 @@ def encoding_of(options: argparse.Namespace, **more):
     """The ``Encoding`` that was typed."""
     from megatron_music.tokens.folder import Encoding
 
+    unknown = _listed(options.unknown_meters)
     return Encoding(
         options.steps_per_quarter,
         options.bars,
         options.hop,
         options.bar_line,
         _listed(options.meters),
-        _listed(options.unknown_meters),
+        tuple(meter for meter in unknown if meter not in ("auto", "none")),
         options.velocity,
         options.tempo,
         voices=options.voices,
         pedal=options.pedal,
+        lone_quarter_undeclared="auto" in unknown,
         **more,
     )
 
@@ -126,6 +131,7 @@ def build_options_of(options: argparse.Namespace):
         ),
         seed=options.seed,
         fractions=(train, valid, test),
+        split_by=options.split_by,
         copies=options.copies,
         transpose=options.transpose,
         permute_tracks=options.permute_tracks,

@@ -65,8 +65,11 @@ def write_corpus(folder: Path) -> None:
 
 def build(midi: Path, data: Path) -> dict:
     from megatron_music.data.build import build_tokens
+    from megatron_music.data.options import BuildOptions
+    from megatron_music.tokens.folder import Encoding
 
-    return build_tokens([midi], data, progress=lambda items, total: progress_bar("file", total, items))
+    article = BuildOptions(Encoding())  # 4/4 alone, as NVIDIA's article has it
+    return build_tokens([midi], data, article, progress=lambda items, total: progress_bar("file", total, items))
 
 
 def train(data: Path, run: Path, overrides: Sequence[str]) -> int:

@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from megatron_music.cli import _parser, guarded, main
 from megatron_music.data.build import build_tokens
-from megatron_music.data.options import BuildOptions, Filters
+from megatron_music.data.options import DEFAULT_ENCODING, BuildOptions, Filters
 from megatron_music.dataset_options import build_options_of
 from megatron_music.music.grid import quantize
 from megatron_music.music.midi import read_midi, write_midi
@@ -174,7 +175,7 @@ def test_a_build_in_parts(capsys, midi, tmp_path):
         assert run(capsys, "build", "shard", out, "--rank", rank, "--world-size", 2)[0] == 0
     status, text, _ = run(capsys, "build", "merge", out, "--json")
     assert status == 0 and json.loads(text)["splits"]["train"]["documents"] == 3
-    assert (out / "train.txt").read_text().startswith("PIECE_START TRACK_START INST=SOPRANO BAR_START")
+    assert (out / "train.txt").read_text().startswith("PIECE_START TIME_SIGNATURE=4/4 TRACK_START INST=SOPRANO BAR_START")
     assert "is there already" in run(capsys, "build", "plan", midi, "-o", out, "--bars", 2, "--format", "both")[1]
     assert json.loads(run(capsys, "build", "merge", out, "--json")[1]) == json.loads(text)
 
@@ -192,7 +193,10 @@ def test_a_page_of_a_dataset(capsys, dataset, tmp_path):
     ("--meters 4/4,3/4 --unknown-meters 1/4 --velocity --tempo",
      {"encoding": Encoding(meters=("4/4", "3/4"), unknown_meters=("1/4",), velocity=True, tempo=True)}),
     ("--infill 0.5 --density 5 --bar-density 3 --bpe 256",
-     {"infill": 0.5, "encoding": Encoding(infill=True, density=5, bar_density=3, bpe=256)}),
+     {"infill": 0.5, "encoding": replace(DEFAULT_ENCODING, infill=True, density=5, bar_density=3, bpe=256)}),
+    ("--meters 4/4 --unknown-meters none", {"encoding": Encoding()}),
+    ("--unknown-meters auto,2/4", {"encoding": replace(DEFAULT_ENCODING, unknown_meters=("2/4",))}),
+    ("--split-by folder", {"split_by": "folder"}),
     ("--format both --no-sanitize --drop-duplicates --seed 3 --split 1,0,0", {
         "formats": ("megatron", "text"), "sanitize": False, "drop_duplicates": True, "seed": 3, "fractions": (1, 0, 0),
     }),

@@ -11,7 +11,7 @@ from tiny_gpt import tiny_dataset, tiny_run
 
 from megatron_music.cli import main
 from megatron_music.config import ConfigError, LoggingConfig
-from megatron_music.data.batches import num_tokens
+from megatron_music.data.folders import num_tokens
 from megatron_music.data.indexed import open_split
 from megatron_music.profiling.flops import step_flops
 from megatron_music.training.loop import DONE, train

@@ -43,6 +43,7 @@ SETTINGS = {
     "3/4 and 4/4": {"meters": ("3/4", "4/4")},
     "all meters": {"meters": ("all",)},
     "unknown 1/4": {"unknown_meters": ("1/4",)},
+    "lone 1/4": {"lone_quarter_undeclared": True},
     "velocity": {"velocity": True},
     "tempo": {"tempo": True},
     "density": {"density": 4},
@@ -66,6 +67,7 @@ SETTINGS = {
     "no sanitize": {"sanitize": False},
     "text": {"formats": ("text",)},
     "both formats": {"formats": ("megatron", "text")},
+    "split by pattern": {"split_by": "/([ab])/"},
     "split and seed": {"seed": 7, "fractions": (0.5, 0.25, 0.25)},
 }
 REFUSED = {("whole pieces", "infill"), ("whole pieces", "infill all")}
@@ -289,13 +291,13 @@ def check_dataset(out: Path, report: dict, options: BuildOptions, done: dict[str
     for kind in ("documents", "tokens", "bytes"):
         assert sum(source[kind] for source in report["sources"]) == sum(said[kind] for said in report["splits"].values())
     check_figures(report, splits, encoding, done)
-    check_bins(encoding, [ids for path, ids in opens.items() if split_of[path] == 0])
+    check_bins(encoding, options.encoding, [ids for path, ids in opens.items() if split_of[path] == 0])
 
 
 def check_tokenizer(out: Path, report: dict, options: BuildOptions) -> Encoding:
     """The tokenizer folder reads back as what was asked for, with what the build found."""
     encoding, bpe, _ = read_wording(out / "tokenizer")
-    found = {name: getattr(encoding, name) for name in ("density_bins", "bar_density_bins", "bpe")}
+    found = {name: getattr(encoding, name) for name in ("density", "density_bins", "bar_density", "bar_density_bins", "bpe")}
     assert encoding == replace(options.encoding, **found)
     assert (encoding.bpe > 0) == (options.encoding.bpe > 0) == bool(bpe) and (encoding.bpe < 128 or encoding.bpe % 128 == 0)
     assert report["encoding"] == json.loads((out / "tokenizer" / "mmmtrack.json").read_text())
@@ -333,20 +335,26 @@ def closed(ids: np.ndarray, encoding: Encoding) -> np.ndarray:
     return ids
 
 
-def check_bins(encoding: Encoding, opens: list[np.ndarray]) -> None:
-    """The bins are quantiles of the training files' own windows."""
+def check_bins(encoding: Encoding, asked: Encoding, opens: list[np.ndarray]) -> None:
+    """The bins are quantiles of the training files' own windows, without those that part nothing."""
     ids = np.concatenate(opens).astype(np.int64)
     tracks = sorted((ids[(ids >= OPEN_TRACK) & (ids < OPEN_BAR)] - OPEN_TRACK).tolist())
     bars = sorted((ids[ids > OPEN_BAR] - OPEN_BAR).tolist())
-    for levels, bins, counts in (
-        (encoding.density, encoding.density_bins, tracks), (encoding.bar_density, encoding.bar_density_bins, bars),
+    rests = bool((ids == OPEN_BAR).any())  # bars of rest set no level, and have the lowest
+    for levels, bins, counts, zeros in (
+        (asked.density, encoding.density_bins, tracks, []), (asked.bar_density, encoding.bar_density_bins, bars, [0] * rests),
     ):  # fmt: skip
         places = [Fraction(level * (len(counts) - 1), levels) for level in range(1, levels)]
         below = [counts[int(place)] for place in places]
         above = [counts[min(int(place) + 1, len(counts) - 1)] for place in places]
         members = zip(below, above, places, strict=True)
         halves = [low + (high - low) * (place % 1) + Fraction(1, 2) for low, high, place in members]
-        assert bins == tuple(int(half) for half in halves)
+        cuts, wanted = sorted({int(half) for half in halves}), []
+        for cut in cuts:
+            lower = [count for count in [*zeros, *counts] if count < cut and (not wanted or count >= wanted[-1])]
+            wanted += [cut] * bool(lower and max(counts, default=0) >= cut)
+        assert bins == tuple(wanted)
+        assert len(bins) + 1 in (encoding.density, encoding.bar_density) or not levels
 
 
 def check_figures(report: dict, splits: list[Split], encoding: Encoding, done: dict[str, EncodedFile]) -> None:

@@ -1,10 +1,14 @@
 """Whose a run's folder is: everything is checked before anything is written."""
 
+import json
+import shutil
+
 import pytest
 from tiny_gpt import tiny_dataset, tiny_run
 
 from megatron_music.config import ConfigError
 from megatron_music.tokens.folder import Encoding, write_tokenizer_folder
+from megatron_music.training import tasks
 from megatron_music.training.loop import DONE, train
 from megatron_music.training.run_folder import held_folder, starting_point
 
@@ -49,7 +53,7 @@ def test_data_of_another_encoding_is_refused(data, done, tmp_path):
     write_tokenizer_folder(other / "tokenizer", Encoding(steps_per_quarter=12))
     with pytest.raises(ConfigError, match="was trained on the encoding"):
         starting_point(tiny_run(other, f"checkpoint.load={done}"))
-    with pytest.raises(ConfigError, match="data.path"):
+    with pytest.raises(ConfigError, match="encoding steps_per_quarter=4, and the data have steps_per_quarter=12; name"):
         starting_point(tiny_run(other, f"checkpoint.save={done}"))
 
 
@@ -72,3 +76,67 @@ def test_a_folder_has_one_run_at_a_time(data, tmp_path):
         with pytest.raises(ConfigError, match="is in use by a run that is under way"):
             train(run)
     assert train(run) == DONE
+
+
+def trained(data, folder, *overrides):
+    assert train(tiny_run(data, f"checkpoint.save={folder}", "train.train_iters=2", *overrides)) == DONE
+    return folder
+
+
+def test_moved_data_go_on_and_other_data_at_the_same_path_are_refused(tmp_path, capsys):
+    run = trained(tiny_dataset(tmp_path / "data"), tmp_path / "run")
+    (tmp_path / "data").rename(tmp_path / "moved data")
+    capsys.readouterr()
+    moved = tiny_run(tmp_path / "moved data", f"checkpoint.save={run}", "train.train_iters=2")
+    assert starting_point(moved) == (run / "iter_0000002", True) and capsys.readouterr().err == ""
+    tiny_dataset(tmp_path / "data", seed=1)
+    with pytest.raises(ConfigError, match="the data in .*data are other data than it was trained on.*checkpoint.load="):
+        starting_point(tiny_run(tmp_path / "data", f"checkpoint.save={run}"))
+
+
+def test_data_that_differ_in_their_notes_alone_are_refused(data, tmp_path):
+    """Transposed music has an index of the same bytes."""
+    shutil.copytree(data, tmp_path / "data")
+    run = trained(tmp_path / "data", tmp_path / "run")
+    tokens = bytearray((tmp_path / "data" / "train.bin").read_bytes())
+    tokens[10] ^= 1
+    (tmp_path / "data" / "train.bin").write_bytes(tokens)
+    with pytest.raises(ConfigError, match="are other data"):
+        starting_point(tiny_run(tmp_path / "data", f"checkpoint.save={run}"))
+
+
+def test_a_blend_goes_on_with_its_own_weights_and_order(data, tmp_path):
+    other = tiny_dataset(tmp_path / "other", seed=1)
+    run = trained(f"[1,{data},1,{other}]", tmp_path / "run")
+    for same in (f"[1,{data},1,{other}]", f"[0.5,{data},0.5,{other}]"):
+        assert starting_point(tiny_run(same, f"checkpoint.save={run}"))[1]
+    for changed, said in (
+        (f"[0.9,{data},0.1,{other}]", "the weights of data.path are 0.9 and 0.1, and were 0.5 and 0.5"),
+        (f"[1,{other},1,{data}]", "in another order"),
+        (f"[1,{data},1,{data}]", "other data"),
+        (data, "has 1 folders, and had 2"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            starting_point(tiny_run(changed, f"checkpoint.save={run}"))
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_a_note(data, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr(tasks, "record_of", lambda data: {})
+        run = trained(data, tmp_path / "run")
+    (newest,) = run.glob("iter_*")
+    facts = json.loads((newest / "manifest.json").read_text())
+    del facts["files"]["data.json"]
+    (newest / "data.json").unlink()
+    (newest / "manifest.json").write_text(json.dumps(facts))
+    assert starting_point(tiny_run(data, f"checkpoint.save={run}"))[1]
+    assert "does not record its data" in capsys.readouterr().err
+    shutil.copytree(data, tmp_path / "copy")
+    with pytest.raises(ConfigError, match="data.path is .*copy.*, and was"):
+        starting_point(tiny_run(tmp_path / "copy", f"checkpoint.save={run}"))
+
+
+def test_another_learning_rate_or_mask_is_told(data, done, capsys):
+    starting_point(tiny_run(data, f"checkpoint.save={done}", "optimizer.lr=0.1", "data.eod_mask_loss=false"))
+    said = capsys.readouterr().err
+    assert "optimizer.lr is 0.1, and was" in said and "data.eod_mask_loss is False, and was True" in said

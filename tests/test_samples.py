@@ -13,6 +13,7 @@ from megatron_music.generation.unruled import grammatical_share, is_grammatical,
 from megatron_music.music.grid import quantize
 from megatron_music.music.midi import read_midi
 from megatron_music.tokens import vocabulary as v
+from megatron_music.data.folders import Tokenizer
 from megatron_music.tokens.folder import Encoding, write_tokenizer_folder
 from megatron_music.tokens.mmmtrack import encode_piece
 from megatron_music.training import distributed, samples
@@ -127,7 +128,7 @@ def test_under_parallel_layouts(data, tmp_path):
 
 @pytest.mark.parametrize("encoding", [{"bars": 0}, {"bpe": 8}], ids=str)
 def test_where_pieces_cannot_be_one_loud_line_says_so(data, encoding, capsys, monkeypatch):
-    monkeypatch.setattr(samples, "read_encoding", lambda folder: Encoding(**encoding))
+    monkeypatch.setattr(samples, "check_folders", lambda data: Tokenizer(Encoding(**encoding), None))
     config = tiny_run(data, "logging.sample_pieces=2")
     distributed.start(config.parallel)
     try:

@@ -11,7 +11,7 @@ BUILD = [
     "sources", "-o/--output", *ENCODING, "--density", "--bar-density", "--infill", "--labels", "--bpe",
     "--copies", "--transpose", "--permute-tracks",
     "--piece-bars", "--tracks", "--notes-per-bar", "--empty-tracks", "--pitches",
-    "--drop-duplicates", "--no-sanitize", "--seconds-per-file", "--seed", "--split", "--format",
+    "--drop-duplicates", "--no-sanitize", "--seconds-per-file", "--seed", "--split", "--split-by", "--format",
 ]  # fmt: skip
 TABLE = ["--json", "--csv", "--markdown"]
 SURFACE = {

@@ -40,6 +40,7 @@ class Entry:
         packed: bytes it takes in the zip.
         crc: CRC-32 of the file, from the zip.
         damage: why it cannot be read, if that is known already.
+        group: what ``--split-by`` finds for it; empty for nothing.
     """
 
     path: str
@@ -52,6 +53,7 @@ class Entry:
     packed: int = 0
     crc: int = 0
     damage: str = ""
+    group: str = ""
 
     @property
     def name(self) -> str:

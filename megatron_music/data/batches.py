@@ -6,25 +6,28 @@ Knows nothing about models or training; asks torch.distributed only so that one 
 Shapes: B sequences of a micro batch, S tokens of a sequence.
 """
 
-import hashlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
-from megatron.core.datasets.indexed_dataset import IndexedDataset
 from torch import Tensor
 
 from megatron_music.config import ConfigError, DataConfig
+from megatron_music.data.folders import cache_folder, check_folders, has_tokens
 from megatron_music.data.report import SPLITS
 from megatron_music.tokens.tokenizer import MusicTokenizer
-from megatron_music.tokens.wording import read_wording
 
 
 def build_datasets(
-    data: DataConfig, *, seq_length: int, seed: int, num_samples: tuple[int, int, int], is_needed: bool = True
+    data: DataConfig,
+    *,
+    seq_length: int,
+    seed: int,
+    num_samples: tuple[int, int, int],
+    is_needed: bool = True,
+    run_folder: str | os.PathLike | None = None,
 ) -> tuple:
     """The train, valid and test datasets of a run.
 
@@ -35,6 +38,7 @@ def build_datasets(
         seed: of the shuffling.
         num_samples: of each split; 0 leaves a split out.
         is_needed: False on processes that read no batches; they get None.
+        run_folder: keeps the index cache, where ``data.cache_path`` names no place for it.
 
     Returns:
         One dataset a split. None for a split that was left out, that is no part of every folder, or that holds no
@@ -65,7 +69,7 @@ def build_datasets(
         random_seed=seed,
         sequence_length=seq_length,
         blend_per_split=blends,
-        path_to_cache=str(_cache_folder(data)),
+        path_to_cache=str(cache_folder(data, run_folder)),
         tokenizer=MusicTokenizer(str(data.folders[0] / "tokenizer")),
         reset_position_ids=data.reset_position_ids,
         reset_attention_mask=data.reset_attention_mask,
@@ -74,46 +78,6 @@ def build_datasets(
         create_attention_mask=data.reset_attention_mask,
     )
     return tuple(BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: is_needed, dataset_config).build())
-
-
-def _cache_folder(data: DataConfig) -> Path:
-    """Where the index cache of these very files lies: megatron-core's own key knows their paths, not their contents."""
-    hasher = hashlib.sha256()
-    for folder in data.folders:
-        for split in SPLITS:
-            status = (folder / f"{split}.idx").stat() if (folder / f"{split}.idx").is_file() else None
-            hasher.update(f"{folder}\0{split}\0{status and (status.st_size, status.st_mtime_ns)}\n".encode())
-    return Path(data.cache_path or data.folders[0] / "cache", hasher.hexdigest()[:16])
-
-
-def check_folders(data: DataConfig) -> None:
-    """Refuse folders that cannot be trained on together.
-
-    Raises:
-        ValueError: one sentence with the folder and what to do.
-    """
-    if data.path is None:
-        raise ConfigError("data.path is not set; name the folder made by `megatron-music build tokens`, as in data.path=OUT")
-    encodings, merges = {}, {}
-    for folder in data.folders:
-        if not IndexedDataset.exists(str(folder / "train")):
-            raise ConfigError(f"{folder} holds no train.bin and train.idx; make it with `megatron-music build tokens MIDI_DIR -o {folder}`")
-        encodings[folder], merges[folder], _ = read_wording(folder / "tokenizer")
-    grids = {encoding.steps_per_quarter: folder for folder, encoding in encodings.items()}
-    if len(grids) > 1:
-        listed = " and ".join(f"{folder} ({steps})" for steps, folder in grids.items())
-        raise ConfigError(f"{listed} differ in steps a quarter; build them again with the same one")
-    first = data.folders[0]
-    for folder, encoding in encodings.items():
-        if merges[folder] != merges[first]:
-            raise ConfigError(
-                f"{first} ({encodings[first].bpe}) and {folder} ({encoding.bpe}) differ in merged tokens; build them as one "
-                "dataset, or without --bpe"
-            )
-        if encoding.labels and encodings[first].labels and encoding.labels != encodings[first].labels:
-            raise ConfigError(
-                f"{first} and {folder} differ in the names of labels; build them as one dataset with one --labels file"
-            )
 
 
 def micro_batches(
@@ -131,16 +95,7 @@ def micro_batches(
     start = consumed_samples + data_parallel_rank * micro_batch_size
     while True:
         samples = [dataset[index] for index in range(start, start + micro_batch_size)]
-        yield {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+        # A blend's samples also say which dataset they are of, as a number of numpy's.
+        tensors = [key for key, value in samples[0].items() if isinstance(value, Tensor)]
+        yield {key: torch.stack([sample[key] for sample in samples]) for key in tensors}
         start += data_parallel_size * micro_batch_size
-
-
-def num_tokens(data: DataConfig, split: str) -> int:
-    """Tokens of a split in all folders together; ids take two bytes."""
-    return sum(os.path.getsize(folder / f"{split}.bin") for folder in data.folders) // 2
-
-
-def has_tokens(data: DataConfig, split: str) -> bool:
-    """Whether every folder has something in a split; GPTDataset would look for samples in an empty one for ever."""
-    prefixes = [str(folder / split) for folder in data.folders]
-    return all(IndexedDataset.exists(prefix) and os.path.getsize(prefix + ".bin") > 0 for prefix in prefixes)

@@ -8,11 +8,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from megatron_music.data import reasons
+from megatron_music.data.words import left_out_in_words
 from megatron_music.music.instruments import TRACK_COLOURS, instrument_name
 
 BLUE, ORANGE, GREEN, RED, TEAL, *_ = TRACK_COLOURS
 TOP_INSTRUMENTS = 20
 TOP_REASONS = 12
+TOP_METERS = 10
 # A histogram ends where this share of what it counts lies; the rest is its last bar.
 SHOWN = 0.995
 
@@ -67,7 +70,8 @@ class Chart:
 
 def charts(report: dict) -> tuple[Chart, ...]:
     """The charts of a report for which it has numbers, in the order they are read in."""
-    made = (chart(report) for chart in (splits, sources, document_tokens, instruments, density, onset_error, exclusions))
+    of_all = (splits, sources, document_tokens, instruments, density, onset_error, meters, exclusions)
+    made = (chart(report) for chart in of_all)
     return tuple(chart for chart in made if chart is not None)
 
 
@@ -182,6 +186,26 @@ def onset_error(report: dict) -> Chart | None:
     )
 
 
+def meters(report: dict) -> Chart | None:
+    found = report.get("meters", {})
+    if len(found.get("files", ())) < 2:
+        return None
+    rows = list(found["files"].items())
+    shown, rest = rows[:TOP_METERS], sum(count for _, count in rows[TOP_METERS:])
+    left_out = found["left_out"]
+    names = [f"{meter}, read as not declared" if found["undeclared"].get(meter) else meter for meter, _ in shown]
+    values = [count - left_out.get(meter, 0) for meter, count in shown]
+    panels = [_bars("files in a meter that is encoded", names, values)]
+    if rest:
+        more = rest - sum(left_out.get(meter, 0) for meter, _ in rows[TOP_METERS:])
+        panels = [_bars("files in a meter that is encoded", [*names, f"{len(rows) - TOP_METERS} others"], [*values, more])]
+    if left_out:
+        ordered = sorted(left_out.items(), key=lambda row: (-row[1], row[0]))[:TOP_METERS]
+        panels.append(_bars("files left out for their meter", [m for m, _ in ordered], [n for _, n in ordered], RED))
+    caption = f"Each file counts with the meter in force longest; {found['changing']:,} files have more than one."
+    return Chart("meters", "Meters", caption, tuple(panels))
+
+
 def exclusions(report: dict) -> Chart | None:
     reasons = excluded_files(report)
     windows = sorted(report.get("windows_left_out", {}).items(), key=lambda row: (-row[1], row[0]))
@@ -194,15 +218,17 @@ def exclusions(report: dict) -> Chart | None:
             panels.append(_bars(heading, tuple(reason for reason, _ in rows), [count for _, count in rows], colour))
     if not panels:
         return None
-    return Chart("exclusions", "What was left out, and why", "Files and windows that gave no document.", tuple(panels))
+    remedies = [said for said, _ in left_out_in_words(report) if "; " in said]
+    caption = " ".join(["Files and windows that gave no document.", *(f"{said[0].upper()}{said[1:]}." for said in remedies[:3])])
+    return Chart("exclusions", "What was left out, and why", caption, tuple(panels))
 
 
 def excluded_files(report: dict) -> list[tuple[str, int]]:
     """(reason, files) for every reason a file was left out for, the most frequent first; damage is one of them."""
     files = report["files"]
     rows = dict(files["left_out"])
-    rows["damaged (in quarantine)"] = files["quarantined"]
-    rows["same notes as an earlier file"] = files.get("dropped_copies", 0)
+    rows[reasons.DAMAGED] = files["quarantined"]
+    rows[reasons.SAME_NOTES] = files.get("dropped_copies", 0)
     return sorted(((reason, count) for reason, count in rows.items() if count), key=lambda row: (-row[1], row[0]))
 
 

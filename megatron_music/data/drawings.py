@@ -4,10 +4,12 @@ Bars that have names are rows of a table, so that a screen reader reads them out
 that stretches, with its words beside it in HTML, so that they stay readable on a telephone. Styles are in ``page``.
 """
 
+from collections.abc import Sequence
 from html import escape
 
 from megatron_music.data.charts import Bars, Chart, Histogram, compact, nice_ticks
 from megatron_music.music.instruments import TRACK_COLOURS, VOICE_COLOURS, instrument_name
+from megatron_music.music.names import printable
 from megatron_music.music.score import Score, Track
 from megatron_music.music.names import printable
 
@@ -80,6 +82,7 @@ def draw_roll(score: Score, title: str) -> str:
     octaves = range(-(-low // 12) * 12, high, 12)
     lines += [f'<line class="grid" x1="0" x2="{end}" y1="{high - pitch}" y2="{high - pitch}"/>' for pitch in octaves]
     groups, keys = [], []
+    names = track_names(tracks)
     for number, track in enumerate(tracks):
         colour = VOICE_COLOURS.get(track.voice, TRACK_COLOURS[number % len(TRACK_COLOURS)])
         gap = 0.06 * score.steps_per_quarter  # so that repeated notes are told apart
@@ -87,7 +90,7 @@ def draw_roll(score: Score, title: str) -> str:
             f'<rect x="{start}" y="{high - pitch - 0.95:g}" width="{max(stop - start - gap, gap):g}" height="0.9"/>'
             for start, stop, pitch in _notes_before(end, track)
         )
-        name = text(track_name(track))
+        name = text(names[number])
         groups.append(f'<g fill="{colour}"><title>{name}</title>{boxes}</g>')
         keys.append(f'<li><i style="background:{colour}"></i>{name}</li>')
     size = 100 / (high - low)
@@ -116,6 +119,14 @@ def _notes_before(end: int, track: Track) -> list[tuple[int, int, int]]:
 def track_name(track: Track) -> str:
     """What a person calls the instrument of a decoded track."""
     return instrument_name(track.voice or ("DRUMS" if track.is_drum else str(track.program)))
+
+
+def track_names(tracks: Sequence[Track]) -> list[str]:
+    """The names of the tracks of one piece; of several of one instrument each has its number."""
+    names = [track_name(track) for track in tracks]
+    return [
+        f"{name} {names[: place + 1].count(name)}" if names.count(name) > 1 else name for place, name in enumerate(names)
+    ]
 
 
 def _up(value: float, top: float) -> str:

@@ -8,10 +8,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
 
+from megatron_music.data import reasons
 from megatron_music.music import likeness
 from megatron_music.data.id_counts import count_ids
 from megatron_music.data.options import BuildOptions, Filters
@@ -50,6 +53,7 @@ class EncodedFile:
         density: int64 [128], tracks of documents (of copy 0) by their number of notes; the last bin is 127 and more.
         unheld: what the file holds and its documents do not, counted by kind: see ``data.unheld``.
         onset_error: int64 [10], onsets by how far they moved, in twentieths of a step.
+        meters: what it says of its meter; None if it could not be read.
     """
 
     digest: str
@@ -65,6 +69,7 @@ class EncodedFile:
     density: np.ndarray = field(default_factory=lambda: np.zeros(_MAX_DENSITY + 1, np.int64))
     onset_error: np.ndarray = field(default_factory=lambda: np.zeros(10, np.int64))
     unheld: dict[str, int] = field(default_factory=dict)
+    meters: "MetersOfFile | None" = None
 
 
 class Engine(NamedTuple):
@@ -146,6 +151,7 @@ def _encode(digest: str, score: Score, rescued: bool, options: BuildOptions, lab
         density=np.bincount(np.minimum(found.track_notes, _MAX_DENSITY), minlength=_MAX_DENSITY + 1),
         unheld={} if found.left_out else count_unheld(score, options.encoding),
         onset_error=np.array(errors[0] if len(errors) == 1 else [*map(sum, zip(*errors, strict=True))] or [0] * 10),
+        meters=meters_of(score, options.encoding),
     )
 
 
@@ -184,7 +190,7 @@ def encode_score(
     engine: Engine = ARRAYS,
 ) -> EncodedScore:
     """Every window of every stretch in the encoding's meters; whole stretches where the encoding has no windows."""
-    meters, unknown = _meters_on_grid(encoding)
+    meters, unknown = _meters_on_grid(encoding), encoding.undeclared(score.time_signatures)
     stretches = [stretch for stretch in sections(score, meters, unknown, encoding.steps_per_quarter) if stretch.num_notes]
     dropped: Counter = Counter()
     made, numbers, reports = [], [], []
@@ -203,11 +209,11 @@ def encode_score(
     if made:
         left_out = ""
     elif not stretches:
-        left_out = f"no part in {_meters_in_words(encoding)}"
+        left_out = reasons.no_meter(encoding)
     elif dropped:
-        left_out = f"every window is outside the filters ({', '.join(sorted(dropped))})"
+        left_out = reasons.filtered(dropped)
     else:
-        left_out = f"no part in {_meters_in_words(encoding)} of {encoding.bars} bars"
+        left_out = reasons.too_short(encoding)
     whole = _joined(made)
     return EncodedScore(
         whole.ids,
@@ -221,14 +227,34 @@ def encode_score(
 
 
 @cache
-def _meters_on_grid(encoding: Encoding) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
-    """The encoding's meters whose bars are a whole number of steps, and those that count as unknown."""
-    whole = tuple(meter for meter in encoding.meter_set if 4 * encoding.steps_per_quarter * meter[0] % meter[1] == 0)
-    return whole, tuple(tuple(map(int, meter.split("/"))) for meter in encoding.unknown_meters)
+def _meters_on_grid(encoding: Encoding) -> tuple[tuple[int, int], ...]:
+    """The encoding's meters whose bars are a whole number of steps."""
+    return tuple(meter for meter in encoding.meter_set if 4 * encoding.steps_per_quarter * meter[0] % meter[1] == 0)
 
 
-def _meters_in_words(encoding: Encoding) -> str:
-    return "any meter of the vocabulary" if "all" in encoding.meters else " or ".join(encoding.meters)
+def meters_of(score: Score, encoding: Encoding) -> "MetersOfFile":
+    """What a file says of its meter."""
+    unknown = encoding.undeclared(score.time_signatures)
+    starts = {0: (4, 4)}  # as MIDI has it where a file says nothing
+    for start, numerator, denominator in sorted(score.time_signatures, key=itemgetter(0)):
+        starts[start] = (numerator, denominator)  # of several at one time the last holds
+    if len(starts) == 1:
+        ((numerator, denominator),) = starts.values()
+        return MetersOfFile(f"{numerator}/{denominator}", False, (numerator, denominator) in unknown)
+    lasting: Counter = Counter()
+    places = sorted(starts)
+    for start, end in pairwise((*places, max(score.length_steps, places[-1]))):
+        lasting[starts[start]] += end - start
+    (main, _), *_ = sorted(lasting.items(), key=lambda row: (-row[1], row[0]))
+    return MetersOfFile(f"{main[0]}/{main[1]}", sum(map(bool, lasting.values())) > 1, main in unknown)
+
+
+class MetersOfFile(NamedTuple):
+    """The meters of a file."""
+
+    longest: str  # in force for most of it
+    changes: bool  # whether there are others
+    is_undeclared: bool  # whether the longest is read as if it had not been declared
 
 
 def _joined(parts: list[Windows]) -> Windows:

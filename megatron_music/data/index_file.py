@@ -1,4 +1,4 @@
-"""megatron-core's ``.idx``, written in bounded memory without torch. Reading it is megatron-core's: ``data/indexed.py``.
+"""megatron-core's ``.idx``: written in bounded memory, and checked against its ``.bin``; reading documents is megatron-core's.
 
 Layout of megatron-core 0.16.1 (``IndexedDataset``), little-endian; n sequences, each of them a document::
 
@@ -10,6 +10,7 @@ Layout of megatron-core 0.16.1 (``IndexedDataset``), little-endian; n sequences,
 
 import os
 import struct
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +18,8 @@ HEADER = b"MMIDIDX\0\0"
 VERSION = 1
 UINT16 = 8
 HEADER_BYTES = len(HEADER) + struct.calcsize("<QBQQ")
+ITEM_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 8, 7: 4, 8: 2}  # of a token, by megatron-core's code of its dtype
+REMEDY = "build the dataset again, or copy it again whole"
 
 
 class IndexWriter:
@@ -58,3 +61,39 @@ class IndexWriter:
     def close(self) -> None:
         """Let go of the file of a merge that failed."""
         self._file.close()
+
+
+class DamagedIndex(ValueError):
+    """A ``.bin`` and its ``.idx`` do not belong together, or one of them was cut short."""
+
+
+def check_index(prefix: str | os.PathLike) -> int:
+    """Compare the sizes of ``PREFIX.idx`` and ``PREFIX.bin`` with what the index says; only its ends are read.
+
+    Returns:
+        The number of sequences.
+
+    Raises:
+        DamagedIndex: a file is missing or cut short, or they are not of one dataset. The sentence names the file.
+    """
+    index, tokens = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
+    try:
+        with open(index, "rb") as file:
+            head = file.read(HEADER_BYTES)
+            if len(head) < HEADER_BYTES or not head.startswith(HEADER):
+                raise DamagedIndex(f"{index} is damaged (it does not begin as an index of megatron-core does); {REMEDY}")
+            _, dtype, sequences, documents = struct.unpack("<QBQQ", head[len(HEADER) :])
+            wanted = HEADER_BYTES + 12 * sequences + 8 * documents
+            if (size := os.fstat(file.fileno()).st_size) != wanted:
+                raise DamagedIndex(f"{index} is damaged (it has {size:,} bytes where {wanted:,} are due); {REMEDY}")
+            end = 0
+            if sequences:
+                (length,) = struct.unpack("<i", os.pread(file.fileno(), 4, HEADER_BYTES + 4 * (sequences - 1)))
+                (offset,) = struct.unpack("<q", os.pread(file.fileno(), 8, HEADER_BYTES + 4 * sequences + 8 * (sequences - 1)))
+                end = offset + length * ITEM_BYTES.get(dtype, 2)
+        if (size := tokens.stat().st_size) != end:
+            how = "shorter" if size < end else "longer"
+            raise DamagedIndex(f"{index} is damaged ({tokens.name} is {how} than it says); {REMEDY}")
+    except OSError as error:
+        raise DamagedIndex(f"{error.filename or index} cannot be read ({error.strerror}); {REMEDY}") from None
+    return sequences

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDataset, get_bin_path, get_idx_path
 
+from megatron_music.data.index_file import check_index
 from megatron_music.data.report import SPLITS
 from megatron_music.tokens import vocabulary
 from megatron_music.tokens.density import NUM_IDS
@@ -25,6 +26,7 @@ def open_split(folder: str | os.PathLike, split: str) -> IndexedDataset:
     for path in (get_bin_path(prefix), get_idx_path(prefix)):
         if not os.path.exists(path):
             raise ValueError(f"{path} is missing; name a folder made by `megatron-music build tokens`")
+    check_index(prefix)
     if not os.path.getsize(get_bin_path(prefix)):
         raise ValueError(f"{prefix}.bin is empty: no file of this dataset went to {split}; choose another split")
     try:

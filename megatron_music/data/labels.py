@@ -54,7 +54,7 @@ class Labels:
         content = Path(path).read_bytes()
         rows: dict[Key, dict[str, str]] = {}
         try:
-            reader = csv.reader(io.StringIO(_normal(content.decode("utf-8-sig")), newline=""), strict=True)
+            reader = csv.reader(io.StringIO(normal(content.decode("utf-8-sig")), newline=""), strict=True)
             header = [name.strip() for name in next(reader, [])]
             key_column, labels = _columns(header, str(path))
             kind = header[key_column].lower()
@@ -92,7 +92,7 @@ class Labels:
         if self.hashes:
             keys = ((hashlib.new(kind, content, usedforsecurity=False).hexdigest(),) for kind in self.hashes)
         else:
-            parts = _components(path)
+            parts = components(path)
             keys = (parts[first:] for first in range(len(parts)))  # the longest first
         return next((self.ids[key] for key in keys if key in self.ids), ())
 
@@ -140,21 +140,21 @@ def _add_row(
 
 def _key(text: str, kind: str, where: str) -> Key:
     if kind in ("path", "file"):
-        if not _components(text):
+        if not components(text):
             raise ValueError(f"{where} has no {kind}; name the file, or remove the line")
-        return _components(text)
+        return components(text)
     digits = [length for length, name in _HASHES.items() if kind in (name, "hash")]
     if len(text) not in digits or not re.fullmatch("[0-9a-fA-F]*", text):
         raise ValueError(f"{where} has the {kind} {text!r}; write {' or '.join(map(str, digits))} hexadecimal digits")
     return (text.lower(),)
 
 
-def _components(path: str | os.PathLike) -> Key:
+def components(path: str | os.PathLike) -> Key:
     """The names of a path, from the front; `.` and the root are none."""
-    parts = PurePosixPath(_normal(os.fspath(path)).replace("\\", "/")).parts
+    parts = PurePosixPath(normal(os.fspath(path)).replace("\\", "/")).parts
     return tuple(part for part in parts if not part.startswith("/"))
 
 
-def _normal(text: str) -> str:
+def normal(text: str) -> str:
     """The same letters in one spelling: some systems write an accent as a letter of its own."""
     return unicodedata.normalize("NFC", text)

@@ -13,12 +13,14 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from megatron_music.data import passes
+from megatron_music.data import passes, reasons
 from megatron_music.data.figures import write_figures
+from megatron_music.data.file_list import write_file_list
 from megatron_music.data.passes import Progress
 from megatron_music.data.plan import LOCK_FILE, PLAN_FILE, Plan, building_folder, held, read_plan, sync_path
 from megatron_music.data.report import QUARANTINE_FILE, REPORT_FILE, SPLITS, write_markdown
@@ -75,7 +77,7 @@ def _merge(plan: Plan, out: Path, progress: Progress, workers: int, started: flo
         tally, readers = _read_records(plan, folder / QUARANTINE_FILE)
         if not tally.documents.any():
             remove_building(plan.building)
-            raise BuildError(_nothing_left(tally))
+            raise BuildError(_nothing_left(tally, plan.options.encoding))
         report = _write_dataset(plan, tally, readers, folder, progress)
         _write_report(folder, report, len(tally.splits), workers, time.perf_counter() - started, of)
         _sync(folder)
@@ -132,7 +134,7 @@ def _read_records(plan: Plan, quarantine_path: Path) -> tuple[Tally, list[ShardR
         for number in range(len(plan.shards)):
             record = read_record(plan, number)
             reader = ShardReader(plan, number, record)
-            matter = len(plan.sources) > 1 or any("damage" in file for file in record["files"])
+            matter = len(plan.sources) > 1 or plan.options.split_by or any("damage" in file for file in record["files"])
             tally.add(reader.files, record, plan.read_entries(number) if matter else None, quarantine)
             readers.append(reader)
     return tally, readers
@@ -142,9 +144,10 @@ def _write_dataset(plan: Plan, tally: Tally, readers: list[ShardReader], folder:
     """Everything but the report, which is returned without its rates."""
     options = plan.options
     tally.assign(options.seed, options.fractions, options.drop_duplicates)
+    write_file_list(plan, tally, folder)
     is_open = options.encoding.density or options.encoding.bar_density
     counts = passes.count_ids(readers, tally, bool(is_open), progress)
-    encoding, table = _with_bins(options.encoding, counts[TRAIN])
+    encoding, table, levels = _with_bins(options.encoding, counts[TRAIN])
     labelled = passes.count_labelled(readers, tally) if encoding.labels else 0
     bpe = learn_bpe(passes.train_documents(readers, tally, table), encoding.bpe) if encoding.bpe else None
     if bpe is not None:
@@ -182,14 +185,27 @@ def _write_dataset(plan: Plan, tally: Tally, readers: list[ShardReader], folder:
         entropy_nats(train_counts),
         labelled,
         merged if bpe is not None else None,
+        levels,
     )
 
 
-def _with_bins(encoding: Encoding, counts: np.ndarray) -> tuple[Encoding, np.ndarray]:
-    """The encoding with the bins that follow from train's id counts, and the table that closes open ids."""
-    bins = density.quantile_bins(density.track_counts(counts), encoding.density) if encoding.density else ()
-    bar_bins = density.quantile_bins(density.bar_counts(counts), encoding.bar_density) if encoding.bar_density else ()
-    return replace(encoding, density_bins=bins, bar_density_bins=bar_bins), density.closing_table(bins, bar_bins)
+def _with_bins(encoding: Encoding, counts: np.ndarray) -> tuple[Encoding, np.ndarray, dict]:
+    """The encoding with the levels that follow from train's id counts, the table that closes open ids, and the levels.
+
+    A level that nothing in train has is merged with a neighbour, so that there may be fewer than were asked for.
+    """
+    found, levels = {}, {}
+    for name, counted, all_counts in (
+        ("density", density.track_counts(counts), density.track_counts(counts)),
+        ("bar_density", density.bar_counts(counts), density.all_bar_counts(counts)),
+    ):
+        asked = getattr(encoding, name)
+        bins: tuple[int, ...] = ()
+        if asked:
+            bins = density.without_empty_levels(density.quantile_bins(counted, asked), all_counts)
+            levels[name] = {"asked": asked, "levels": density.members_of_levels(bins, all_counts)}
+        found |= {name: len(bins) + 1 if asked else 0, f"{name}_bins": bins}
+    return replace(encoding, **found), density.closing_table(found["density_bins"], found["bar_density_bins"]), levels
 
 
 def _closed(counts: np.ndarray, table: np.ndarray) -> np.ndarray:
@@ -202,6 +218,7 @@ def _closed(counts: np.ndarray, table: np.ndarray) -> np.ndarray:
 def _write_report(folder: Path, report: dict, files: int, workers: int, seconds: float, of: str) -> None:
     tokens = sum(split["tokens"] for split in report["splits"].values())
     report["rates"] = {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": seconds,
         "workers": workers,
         "files_per_second": files / seconds,
@@ -213,12 +230,14 @@ def _write_report(folder: Path, report: dict, files: int, workers: int, seconds:
     write_markdown(report, folder)
 
 
-def _nothing_left(tally: Tally) -> str:
-    reasons = Counter({tally.a_damage: 1} if tally.a_damage else {}) + tally.left_out
-    reason, _ = reasons.most_common(1)[0]
+def _nothing_left(tally: Tally, encoding: Encoding) -> str:
+    found = Counter({tally.a_damage: 1} if tally.a_damage else {}) + tally.left_out
+    reason, _ = found.most_common(1)[0]
+    way_out = reasons.remedy(reason, encoding)
+    meters = f", mostly in {', '.join(meter for meter, _ in tally.meters_left_out.most_common(3))}" if tally.meters_left_out else ""
     return (
         f"none of the {len(tally.splits)} files gives a document ({tally.quarantined} damaged, "
-        f"{sum(tally.left_out.values())} left out; for one: {reason}); try other options, or another folder"
+        f"{sum(tally.left_out.values())} left out{meters}; for one: {reason}); {way_out or 'try other options'}, or name another folder"
     )
 
 

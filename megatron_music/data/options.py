@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from megatron_music.tokens.folder import Encoding
 
 DEFAULT_FRACTIONS = (0.9, 0.05, 0.05)
+# ``Encoding()`` is that of NVIDIA's article, in 4/4 alone; a folder of music has many meters.
+DEFAULT_ENCODING = Encoding(meters=("all",), lone_quarter_undeclared=True)
 FORMATS = ("megatron", "text")
 
 
@@ -43,6 +45,7 @@ class BuildOptions:
         encoding: how a score becomes ids; its density bins and label names are found by the build.
         seed: of the split, of augmentation and of infill.
         fractions: of the music in train, valid and test; their sum is 1.
+        split_by: what keeps files in one split beside equal notes, or names their splits; see ``data.grouping``.
         copies: documents made of each training window: itself, and ``copies - 1`` augmented ones.
         transpose: lowest and highest number of semitones of an augmented copy.
         permute_tracks: whether augmented copies have their tracks in another order.
@@ -55,9 +58,10 @@ class BuildOptions:
         formats: any of ``megatron`` (.bin/.idx) and ``text`` (.txt, one window a line).
     """
 
-    encoding: Encoding = Encoding()  # noqa: RUF009 (frozen)
+    encoding: Encoding = DEFAULT_ENCODING
     seed: int = 0
     fractions: tuple[float, float, float] = DEFAULT_FRACTIONS
+    split_by: str = ""
     copies: int = 1
     transpose: tuple[int, int] = (0, 0)
     permute_tracks: bool = False
@@ -85,6 +89,9 @@ class BuildOptions:
             raise ValueError(f"infill is {self.infill}; use a share of the windows from 0 to 1")
         if self.infill and not self.encoding.bars:
             raise ValueError("infill needs windows; set bars to 1 or more")
+        for name in ("density", "bar_density"):
+            if getattr(self.encoding, name) == 1:
+                raise ValueError(f"{name} is 1, which says nothing; use 0 for none, or 2 to 10 levels")
         if (self.infill > 0) != self.encoding.infill:
             raise ValueError(f"infill is {self.infill} while the encoding says infill={self.encoding.infill}; set both or neither")
         if not 0 < self.seconds_per_file < math.inf:

@@ -6,7 +6,6 @@ or matplotlib.
 
 import json
 import os
-import struct
 from itertools import islice
 from pathlib import Path
 
@@ -14,9 +13,10 @@ import numpy as np
 
 from megatron_music.data.charts import Chart, charts
 from megatron_music.data.drawings import draw_chart, draw_roll, text
-from megatron_music.data.index_file import HEADER, HEADER_BYTES
+from megatron_music.data.index_file import HEADER_BYTES, check_index
 from megatron_music.data.unheld import unheld_in_words
 from megatron_music.data.report import (
+    FILES_FILE,
     OLDER,
     QUARANTINE_FILE,
     bpe_in_words,
@@ -29,6 +29,7 @@ from megatron_music.data.report import (
     size_in_words,
     split_totals,
 )
+from megatron_music.data.words import split_by_in_words, warnings
 from megatron_music.tokens.bpe import read_bpe
 from megatron_music.tokens.folder import read_encoding
 from megatron_music.tokens.mmmtrack import decode_piece
@@ -36,8 +37,8 @@ from megatron_music.whole_file import write_whole
 
 QUARANTINE_LINES = 20
 STYLE = """
-:root{color-scheme:light dark;--paper:#fff;--card:#f6f8fa;--ink:#1f2328;--soft:#57606a;--line:#d8dee4}
-@media(prefers-color-scheme:dark){:root{--paper:#14171c;--card:#1c2128;--ink:#e6e8eb;--soft:#a3adb8;--line:#353c45}}
+:root{color-scheme:light dark;--paper:#fff;--card:#f6f8fa;--ink:#1f2328;--soft:#57606a;--line:#d8dee4;--warn:#bc4c00}
+@media(prefers-color-scheme:dark){:root{--paper:#14171c;--card:#1c2128;--ink:#e6e8eb;--soft:#a3adb8;--line:#353c45;--warn:#f0883e}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
 header,main,footer{max-width:68rem;margin:0 auto;padding:1.25rem clamp(.9rem,4vw,2rem)}
@@ -50,6 +51,11 @@ ul.facts{list-style:none;display:grid;grid-template-columns:repeat(auto-fit,minm
 ul.facts li{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.7rem .9rem;
   color:var(--soft);font-size:.85rem}
 ul.facts b{display:block;color:var(--ink);font-size:1.45rem;line-height:1.25;font-variant-numeric:tabular-nums}
+ul.settings{list-style:none;display:flex;flex-wrap:wrap;gap:.4rem;padding:0;margin:.5rem 0 0;font-size:.85rem;
+  color:var(--soft)}
+ul.settings li{border:1px solid var(--line);border-radius:1rem;padding:.1rem .7rem}
+ul.warnings{list-style:none;padding:0;margin:1rem 0 0}
+ul.warnings li{border:1px solid var(--warn);border-left-width:.35rem;border-radius:.4rem;padding:.55rem .9rem;margin:0 0 .6rem}
 section,figure{margin:0 0 2.4rem;min-width:0}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(27rem,100%),1fr));gap:0 2.2rem}
 .wide{overflow-x:auto;margin:.6rem 0 2.4rem}section .wide{margin-bottom:0}table{border-collapse:collapse;width:100%;
@@ -108,14 +114,14 @@ def page(folder: str | os.PathLike, documents: int = 4) -> str:
     name = text(folder.resolve().name)
     drawn = {chart.name: chart for chart in charts(report)}
     body = [
-        f'<header><p class="soft">Music as tokens: a dataset of megatron_music {text(report["megatron_music"])}</p>'
-        f"<h1>{name}</h1>{_facts(report)}</header><main>",
+        f'<header><p class="soft">Music as tokens: a dataset of megatron_music {text(report["megatron_music"])}'
+        f"{_built(report)}</p><h1>{name}</h1>{_settings(report)}{_facts(report)}{_warnings(report)}</header><main>",
         f'<p class="soft">{OLDER}</p>' if is_older(report) else "",
         _section("Piano rolls", _rolls(folder, documents), "A few documents of train, as a model reads them."),
         _pair(_chart(drawn, "splits") + _splits_table(report), _chart(drawn, "sources") + _sources_table(report)),
         _pair(_chart(drawn, "document_tokens"), _chart(drawn, "density")),
         _pair(_chart(drawn, "instruments"), _chart(drawn, "onset_error") + _notes(report)),
-        _pair(_chart(drawn, "exclusions"), _files(report)),
+        _pair(_chart(drawn, "exclusions"), _files(report), _chart(drawn, "meters")),
         _unheld(report),
         _quarantine(folder),
         _section("Encoding", _table(["what", "how"], encoding_in_words(report["encoding"])), _training_words(report)),
@@ -137,14 +143,10 @@ def read_documents(folder: str | os.PathLike, split: str, count: int) -> list[tu
         ValueError: a file is damaged.
     """
     index, tokens = Path(folder, f"{split}.idx"), Path(folder, f"{split}.bin")
+    total = check_index(Path(folder, split))
+    if not total:
+        return []
     try:
-        with open(index, "rb") as file:
-            head = file.read(HEADER_BYTES)
-        if len(head) < HEADER_BYTES or not head.startswith(HEADER):
-            raise ValueError("it does not begin as an index of megatron-core does")
-        _, _, total, _ = struct.unpack("<QBQQ", head[len(HEADER) :])
-        if not total:
-            return []
         lengths = np.memmap(index, "<i4", "r", HEADER_BYTES, (total,))
         offsets = np.memmap(index, "<i8", "r", HEADER_BYTES + lengths.nbytes, (total,))
         chosen = np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64)).tolist()
@@ -152,7 +154,7 @@ def read_documents(folder: str | os.PathLike, split: str, count: int) -> list[tu
         if any(len(ids) != lengths[k] for k, ids in read):
             raise ValueError(f"{tokens.name} is shorter than it says")
         return read
-    except (ValueError, struct.error) as error:
+    except ValueError as error:
         raise ValueError(f"{index} is damaged ({error}); build the dataset again") from None
 
 
@@ -166,6 +168,38 @@ def _rolls(folder: Path, documents: int) -> str:
         for number, ids in read_documents(folder, "train", documents)
     ]
     return f'<div class="pair">{"".join(rolls)}</div>'
+
+
+def _built(report: dict) -> str:
+    finished = report["rates"].get("finished")
+    return f', built <time datetime="{text(finished)}">{text(finished.partition("T")[0])}</time>' if finished else ""
+
+
+def _settings(report: dict) -> str:
+    """The encoding and what else was asked for, in one line of labels."""
+    said = [f"{what}: {how}" if what not in ("windows", "grid") else how for what, how in encoding_in_words(report["encoding"])]
+    asked = report.get("options", {})
+    said += [
+        words
+        for name, plain, words in (
+            ("split_by", "", split_by_in_words(report)),
+            ("seed", 0, f"seed {asked.get('seed')}"),
+            ("copies", 1, f"{asked.get('copies')} copies of training windows"),
+            ("infill", 0.0, f"{asked.get('infill', 0):.0%} with bars to fill in"),
+            ("drop_duplicates", False, "duplicates dropped"),
+        )
+        if asked.get(name, plain) != plain
+    ]
+    return '<ul class="settings">' + "".join(f"<li>{text(words)}</li>" for words in said) + "</ul>"
+
+
+def _warnings(report: dict) -> str:
+    said = "".join(f"<li>{text(words[0].upper() + words[1:])}.</li>" for words in warnings(report))
+    return f'<ul class="warnings">{said}</ul>' if said else ""
+
+
+def _list_words(report: dict) -> str:
+    return f"{FILES_FILE} has a line for every file: its split, its documents, and why it was left out." if "meters" in report else ""
 
 
 def _facts(report: dict) -> str:
@@ -207,7 +241,7 @@ def _sources_table(report: dict) -> str:
 
 
 def _files(report: dict) -> str:
-    return _section("Files", _table(["what became of them", "files"], files_in_words(report["files"])))
+    return _section("Files", _table(["what became of them", "files"], files_in_words(report)), _list_words(report))
 
 
 def _notes(report: dict) -> str:

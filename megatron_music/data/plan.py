@@ -16,6 +16,7 @@ from typing import NamedTuple
 from megatron_music import __version__
 from megatron_music.data.archives import Entry
 from megatron_music.data.corpus import SourceFile, find_entries, find_files, no_midi_files
+from megatron_music.data.grouping import Grouping, absolute, split_named
 from megatron_music.data.labels import Labels
 from megatron_music.data.options import BuildOptions
 from megatron_music.tokens.bpe import check_can_learn
@@ -75,11 +76,12 @@ def building_folder(out: str | os.PathLike) -> Path:
 
 
 def settle(options: BuildOptions) -> BuildOptions:
-    """The options with the names of the labels found, and the path of their file absolute.
+    """The options with the names of the labels found, and the paths of CSV files absolute.
 
     Raises:
         ValueError: the labels cannot be read.
     """
+    options = replace(options, split_by=absolute(options.split_by))
     if not options.labels:
         return options
     try:
@@ -93,7 +95,8 @@ def fingerprint(files: Sequence[SourceFile], options: BuildOptions) -> str:
     """What the output follows from: the files by path, size and time, the options, the labels, the version."""
     options = settle(options)
     labels = Labels.read(options.labels).digest if options.labels else ""
-    hasher = hashlib.sha256(json.dumps([__version__, options.as_json(), labels]).encode())
+    grouping = Grouping.of(options.split_by, ()).digest if options.split_by else ""
+    hasher = hashlib.sha256(json.dumps([__version__, options.as_json(), labels, grouping]).encode())
     for path, source in files:
         try:
             status = os.stat(path)
@@ -145,7 +148,10 @@ def plan_build(
             return plan
         shutil.rmtree(building / SHARDS_FOLDER, ignore_errors=True)  # whose plan is gone
         try:
-            shards = _write_entries(building / ENTRIES_FILE, find_entries(files), files_per_shard)
+            entries = find_entries(files)
+            if options.split_by:
+                entries = _grouped(entries, options.split_by, sources)
+            shards = _write_entries(building / ENTRIES_FILE, entries, files_per_shard)
             if not shards:
                 raise no_midi_files(sources)
             (building / SHARDS_FOLDER).mkdir()
@@ -184,6 +190,29 @@ def read_plan(out: str | os.PathLike) -> Plan:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be used ({error}); remove {building} and plan again") from None
+
+
+def _grouped(entries: Iterable[Entry], split_by: str, sources: Sequence[str | os.PathLike]) -> Iterator[Entry]:
+    """The entries with their groups.
+
+    Raises:
+        ValueError: no file has a group, or some groups are names of splits and others are not.
+    """
+    value_of = Grouping.of(split_by, sources).value_of
+    splits: dict[int, str] = {}
+    others, files = "", 0
+    for entry in entries:
+        value, files = value_of(entry) or "", files + 1
+        if value and (split := split_named(value)) is not None:
+            splits[split] = value
+        else:
+            others = others or value
+        yield replace(entry, group=value)
+    if files and not splits and not others:
+        raise ValueError(f"--split-by {split_by} finds nothing for any of the {files:,} files; mend it, or leave it out")
+    if len(splits) > 1 and others:
+        named = " and ".join(splits[split] for split in sorted(splits))
+        raise ValueError(f"--split-by {split_by} finds the splits {named}, and {others!r}, which is none; use train, valid and test alone")
 
 
 def _write_entries(path: Path, entries: Iterable[Entry], files_per_shard: int | None) -> tuple[Shard, ...]:

@@ -5,10 +5,20 @@ Imports no torch and no matplotlib, so that `inspect` answers at once.
 
 import json
 import os
+import re
 from pathlib import Path
 
 from megatron_music.data.charts import charts, excluded_files, megabytes
 from megatron_music.data.unheld import PEDAL_NOTES, unheld_in_words
+from megatron_music.data.words import (
+    count_of,
+    left_out_in_words,
+    levels_in_words,
+    meters_in_words,
+    reason_in_words,
+    split_by_in_words,
+    warnings,
+)
 from megatron_music.music.instruments import instrument_name
 from megatron_music.music.names import printable
 from megatron_music.whole_file import write_whole
@@ -17,8 +27,10 @@ SPLITS = ("train", "valid", "test")
 REPORT_FILE = "report.json"
 MARKDOWN_FILE = "report.md"
 QUARANTINE_FILE = "quarantine.jsonl"
+FILES_FILE = "files.jsonl"
 FIGURES = "figures"
 BAR_LINES = {"carry": "carried over (carry)", "clip": "cut there (clip)", "split": "struck again (split)"}
+_EMOJI = re.compile(r":([\w+-]+:)")  # GitHub draws such a word
 OLDER = "An older version wrote this report, which counted less: no data sets, near copies or histograms."
 
 
@@ -50,9 +62,10 @@ def describe(report: dict, out: str | os.PathLike) -> str:
         f"files    {files['used']:,} of {files['found']:,} used, {files['quarantined']:,} in quarantine"
         + (f", {files['rescued']:,} rescued (read after clamping their bytes)" if files.get("rescued") else ""),
         f"copies   {_copies(files)}",
-        *(f"         {count:,} files left out: {_visible(reason)}" for reason, count in files["left_out"].items()),
+        *(f"         {count_of(count, 'file')} left out: {_visible(reason)}" for reason, count in left_out_in_words(report)),
+        *(f"{name:8} {_visible(said)}" for name, said in _of_all_files(report) if said),
         f"windows  {'; '.join(text if what in ('windows', 'grid') else f'{what}: {text}' for what, text in encoding)}",
-        *(f"         {count:,} windows left out: {_visible(why)}" for why, count in windows_left_out),
+        *(f"         {count_of(count, 'window')} left out: {_visible(why)}" for why, count in windows_left_out),
         f"notes    {notes.get('notes_in', 0):,} read, {notes.get('notes_lost', 0):,} lost, "
         f"onsets moved {notes['mean_onset_error_steps']:.3f} steps on average",
     ]
@@ -79,11 +92,14 @@ def describe(report: dict, out: str | os.PathLike) -> str:
     text_bytes = sum(row.get("text_bytes", 0) for _, row in rows)
     if text_bytes:
         lines += ["", f"as text  {text_bytes:,} bytes"]
+    if "meters" in report:
+        lines += ["", f"every file, its split and why it was left out: {Path(out, FILES_FILE)}"]
     if files["quarantined"]:
-        lines += ["", f"damaged files and why: {Path(out, QUARANTINE_FILE)}"]
+        lines += ["" if "meters" not in report else None, f"damaged files and why: {Path(out, QUARANTINE_FILE)}"]
+    lines += [f"{'' if number else chr(10)}warning: {_visible(said)}" for number, said in enumerate(warnings(report))]
     if is_older(report):
         lines += ["", OLDER]
-    return "\n".join(lines)
+    return "\n".join(line for line in lines if line is not None)
 
 
 def markdown(report: dict) -> str:
@@ -101,6 +117,8 @@ def markdown(report: dict) -> str:
     ]
     if is_older(report):
         lines += [OLDER, ""]
+    for said in warnings(report):
+        lines += [f"> **Warning:** {_cell(said)}.", ""]
     pictures = {chart.name: chart for chart in charts(report)}
 
     def section(title: str, *pictured: str) -> None:
@@ -120,8 +138,13 @@ def markdown(report: dict) -> str:
         names = ("name", "found", "used", "documents", "tokens", "bytes")
         rows = [[row[name] for name in names] for row in report["sources"]]
         lines += _table(["data set", "files found", "files used", "windows", "tokens", "bytes"], rows)
-    section("Files", "exclusions")
-    lines += _table(["what became of them", "files"], files_in_words(files))
+    section("Files", "exclusions", "meters")
+    lines += _table(["what became of them", "files"], files_in_words(report))
+    for name, said in _of_all_files(report):
+        if said:
+            lines += [f"{name.capitalize()}: {_cell(said)}.", ""]
+    if "meters" in report:
+        lines += [f"`{FILES_FILE}` has a line for every file: its split, its documents, and why it was left out.", ""]
     if report.get("windows_left_out"):
         lines += _table(["windows left out by filters", "windows"], list(report["windows_left_out"].items()))
     if files["quarantined"]:
@@ -181,6 +204,8 @@ def encoding_in_words(encoding: dict) -> list[tuple[str, str]]:
     ]
     if tuple(encoding.get("meters", ("4/4",))) != ("4/4",):
         rows.append(("meters", ", ".join(encoding["meters"])))
+    if encoding.get("lone_quarter_undeclared"):
+        rows.append(("meter read as if not declared", "1/4 where it is a file's only meter"))
     if encoding.get("unknown_meters"):
         rows.append(("meters read as if not declared", ", ".join(encoding["unknown_meters"])))
     for name, what in (("voices", "voices"), ("pedal", "sustain pedal")):
@@ -192,7 +217,7 @@ def encoding_in_words(encoding: dict) -> list[tuple[str, str]]:
     for name, unit in (("density", "track"), ("bar_density", "bar")):
         if encoding.get(name):
             bins = ", ".join(map(str, encoding.get(f"{name}_bins", ()))) or "none"
-            rows.append((f"density of a {unit}", f"{encoding[name]} levels, cut at {bins} notes"))
+            rows.append((f"density of a {unit}", f"{count_of(encoding[name], 'level')}, cut at {bins} notes"))
     for label, names in encoding.get("labels", ()):
         rows.append((f"label {label}", f"{len(names)} names"))
     if encoding.get("bpe"):
@@ -200,8 +225,14 @@ def encoding_in_words(encoding: dict) -> list[tuple[str, str]]:
     return rows
 
 
-def files_in_words(files: dict) -> list[tuple[str, int]]:
+def _of_all_files(report: dict) -> list[tuple[str, str]]:
+    """What is said of all files together, as (what, in words); words are empty where there is nothing to say."""
+    return [("meters", meters_in_words(report.get("meters", {}))), ("splits", split_by_in_words(report))]
+
+
+def files_in_words(report: dict) -> list[tuple[str, int]]:
     """What became of the files found, and what is known of those used, as (what, how many)."""
+    files = report["files"]
     rows = [("found", files["found"]), ("used", files["used"])]
     for name, text in (
         ("copies", "used, and copies of an earlier file byte for byte"),
@@ -211,7 +242,7 @@ def files_in_words(files: dict) -> list[tuple[str, int]]:
     ):
         if name in files:
             rows.append((text, files[name]))
-    return rows + [(f"left out: {reason}", count) for reason, count in excluded_files({"files": files})]
+    return rows + [(f"left out: {reason_in_words(reason, report)}", count) for reason, count in excluded_files(report)]
 
 
 def notes_in_words(notes: dict) -> list[tuple[str, int | float]]:
@@ -275,7 +306,8 @@ def _visible(text: object) -> str:
 def _cell(value: object) -> str:
     """A value in a Markdown table: numbers with commas, strangers' names without their own markup."""
     if isinstance(value, str):
-        value = "".join(f"\\{letter}" if letter in "\\`*_[]<>|#$~&:" else letter for letter in _visible(value))
+        value = "".join(f"\\{letter}" if letter in "\\`*_[]<>|#$~&" else letter for letter in _visible(value))
+        value = _EMOJI.sub(r"\\:\1", value)
     return number_in_words(value)
 
 

@@ -172,6 +172,9 @@ def _file_record(file: EncodedFile) -> dict:
         "rescued": file.rescued,
         "windows_left_out": file.windows_left_out,
         "unheld": file.unheld,
+        "meter": file.meters.longest if file.meters else "",
+        "meter_changes": bool(file.meters and file.meters.changes),
+        "meter_undeclared": bool(file.meters and file.meters.is_undeclared),
     }
     return {name: value for name, value in record.items() if value}
 

@@ -30,6 +30,7 @@ def assemble_report(
     entropy: float,
     labelled: int,
     bpe: dict | None,
+    levels: dict,
 ) -> dict:
     """The report, but for its rates.
 
@@ -42,6 +43,7 @@ def assemble_report(
         entropy: of a token of train, in nats, if every token came alone.
         labelled: files with at least one label.
         bpe: what merging gave.
+        levels: of DENSITY: how many were asked for, and what each has.
     """
     is_used = tally.splits != DROPPED
     files = {
@@ -63,6 +65,8 @@ def assemble_report(
         "encoding": asdict(encoding),
         "options": asked,
         "files": files,
+        "meters": _meters(tally),
+        "split_by": tally.split_by,
         "windows_left_out": dict(sorted(tally.windows_left_out.items())),
         "splits": {split: _split(tally, number, writers[number]) for number, split in enumerate(SPLITS)},
         "sources": [_source(tally, number, name, options) for number, name in enumerate(sources)],
@@ -76,8 +80,20 @@ def assemble_report(
         },
         "unigram_entropy_nats": entropy,
         "bpe": bpe,
+        "density_levels": levels,
     }
     return json.loads(json.dumps(report))  # as a reader of the file has it
+
+
+def _meters(tally: Tally) -> dict:
+    """Files by the meter in force longest, the most frequent first."""
+    ordered = sorted(tally.meters.items(), key=lambda row: (-row[1], row[0]))
+    return {
+        "files": dict(ordered),
+        "left_out": {meter: tally.meters_left_out[meter] for meter, _ in ordered if tally.meters_left_out[meter]},
+        "undeclared": {meter: tally.meters_undeclared[meter] for meter, _ in ordered if tally.meters_undeclared[meter]},
+        "changing": tally.changing,
+    }
 
 
 def _split(tally: Tally, number: int, writer: SplitWriter) -> dict:
@@ -109,6 +125,8 @@ def _quantization(tally: Tally) -> dict:
         **tally.notes,
         "mean_onset_error_steps": tally.onset_error_sum / max(tally.notes["notes_in"], 1),
         "max_onset_error_steps": tally.max_onset_error,
+        "files_judged": tally.judged_files,
+        "files_by_chance": tally.chance_files,
     }
 
 

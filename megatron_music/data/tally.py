@@ -12,7 +12,9 @@ from typing import TextIO
 import numpy as np
 
 from megatron_music.data.corpus import Entry
+from megatron_music.data.grouping import split_named
 from megatron_music.data.id_counts import add_json
+from megatron_music.data.reasons import CHANCE_NOTES, NO_METER, is_chance
 from megatron_music.data.splits import DROPPED, KEY_BYTES, assign_splits
 from megatron_music.tokens.density import NUM_IDS
 
@@ -31,6 +33,13 @@ class Tally:
         sources: int32 [files], the source each file came from.
         splits: int8 [files], set by ``assign``: 0 train, 1 valid, 2 test, DROPPED also for files without documents.
         kept_tokens: int64 [files]: of each file in the dataset, set as it is written.
+        first: int64 [files], set by ``assign``: the first file with the same notes, DROPPED for files without documents.
+        group_of: int32 [files], the number of each file's value of ``--split-by``, -1 for none.
+        groups: the numbers of these values.
+        meters: files by the meter in force longest; ``meters_left_out`` those without a part in the wanted meters,
+            ``meters_undeclared`` those whose meter was read as if it had not been declared.
+        changing: files with more than one meter.
+        chance_files, judged_files: files whose onsets lie as chance would put them, of those with enough notes to tell.
         id_counts: int64 [NUM_IDS], how often each id occurs in the shards.
     """
 
@@ -41,6 +50,16 @@ class Tally:
     digests: np.ndarray
     splits: np.ndarray
     kept_tokens: np.ndarray
+    first: np.ndarray
+    group_of: np.ndarray
+    groups: dict[str, int] = field(default_factory=dict)
+    meters: Counter = field(default_factory=Counter)
+    meters_left_out: Counter = field(default_factory=Counter)
+    meters_undeclared: Counter = field(default_factory=Counter)
+    changing: int = 0
+    chance_files: int = 0
+    judged_files: int = 0
+    split_by: dict | None = None
     left_out: Counter = field(default_factory=Counter)
     windows_left_out: Counter = field(default_factory=Counter)
     unheld: Counter = field(default_factory=Counter)  # events that files hold and documents do not, by kind
@@ -63,17 +82,21 @@ class Tally:
         counts = lambda: np.zeros((files, 2), np.int64)  # noqa: E731
         keys = lambda: np.zeros((files, KEY_BYTES), np.uint8)  # noqa: E731
         splits, kept_tokens = np.full(files, DROPPED, np.int8), np.zeros(files, np.int64)
-        return Tally(counts(), counts(), np.zeros(files, np.int32), keys(), keys(), splits, kept_tokens)
+        first, group_of = np.full(files, DROPPED, np.int64), np.full(files, DROPPED, np.int32)
+        return Tally(counts(), counts(), np.zeros(files, np.int32), keys(), keys(), splits, kept_tokens, first, group_of)
 
     def add(self, files: slice, record: dict, entries: Sequence[Entry] | None, quarantine: TextIO) -> None:
         """Take in the record of a shard; its damaged files are written to the quarantine list.
 
         Args:
             files: which files it is of.
-            entries: those files; None if none is damaged and all are of source 0.
+            entries: those files; None if none is damaged, all are of source 0 and none has a group.
         """
         if entries is not None:
             self.sources[files] = [entry.source for entry in entries]
+            self.group_of[files] = [
+                self.groups.setdefault(entry.group, len(self.groups)) if entry.group else DROPPED for entry in entries
+            ]
         given, rows = [], []  # files that gave documents, and what is known of each
         for place, file in enumerate(record["files"]):
             if "damage" in file:
@@ -88,6 +111,8 @@ class Tally:
             if "unheld" in file:
                 self.unheld.update(file["unheld"])
                 self.unheld_files.update(file["unheld"].keys())
+            if "meter" in file:
+                self._add_meter(file)
             if "windows_left_out" in file:
                 self.windows_left_out.update(file["windows_left_out"])
         if rows:
@@ -99,6 +124,15 @@ class Tally:
         self.density += record["density"]
         self.onset_error += record["onset_error"]
         add_json(self.id_counts, record["ids"])
+
+    def _add_meter(self, file: dict) -> None:
+        meter = file["meter"]
+        self.meters[meter] += 1
+        self.changing += "meter_changes" in file
+        if "meter_undeclared" in file:
+            self.meters_undeclared[meter] += 1
+        if file.get("left_out", "").startswith(NO_METER):
+            self.meters_left_out[meter] += 1
 
     def _quarantine(self, entry: Entry, damage: str, quarantine: TextIO) -> None:
         path = f"{entry.path}!{entry.member}" if entry.member else entry.path
@@ -112,13 +146,39 @@ class Tally:
         for one in notes["onset_error_sum"]:  # one by one: a sum of fractions taken shard by shard would depend on the shards
             self.onset_error_sum += one
         self.max_onset_error = max(self.max_onset_error, *notes["max_onset_error"], 0)
+        for count, exact, error in zip(notes["notes_in"], notes["onsets_on_grid"], notes["onset_error_sum"], strict=True):
+            if count >= CHANCE_NOTES:
+                self.judged_files += 1
+                self.chance_files += is_chance(error / count, exact / count)
 
     def assign(self, seed: int, fractions: tuple[float, float, float], drop_duplicates: bool) -> None:
         """Send every file that gave documents to a split, or drop it."""
         given = np.flatnonzero(self.documents[:, 0])
-        assignment = assign_splits(self.contents[given], self.digests[given], seed, fractions, drop_duplicates)
+        groups, own_splits = self._groups_or_splits(given)
+        assignment = assign_splits(
+            self.contents[given], self.digests[given], seed, fractions, drop_duplicates, groups, own_splits
+        )
         self.splits[given] = assignment.splits
+        self.first[given] = given[assignment.first]
         self.copies, self.near_copies = assignment.copies, assignment.near_copies
+        if self.groups:
+            found = self.group_of[given]
+            self.split_by = {
+                "given": own_splits is not None,
+                "groups": len(np.unique(found[found >= 0])),
+                "files_without": int((found < 0).sum()),
+                "joined": assignment.joined,
+                "contradictions": assignment.contradictions,
+            }
+
+    def _groups_or_splits(self, files: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The groups of some files, or the splits where every group is the name of one."""
+        if not self.groups:
+            return None, None
+        named = [split_named(group) for group in self.groups]
+        if None in named:
+            return self.group_of[files], None
+        return None, np.array([*named, DROPPED], np.int8)[self.group_of[files]]
 
     def kept_documents(self, files: slice = slice(None)) -> np.ndarray:  # noqa: B008 (immutable)
         """int64 [files]: documents in the dataset; augmented ones only train."""

@@ -36,7 +36,7 @@ class GivenBars:
     """
 
     def __init__(self, score: Score, encoding: Encoding):
-        unknown = [tuple(map(int, meter.split("/"))) for meter in encoding.unknown_meters]
+        unknown = encoding.undeclared(score.time_signatures)
         declared = [signature for signature in score.time_signatures if signature[1:] not in unknown]
         signatures = tuple(sorted(declared, key=_start)) or FOUR_FOUR  # of those at one tick the last holds
         self.encoding = encoding

@@ -33,7 +33,7 @@ def meter_id(meter: str, encoding: Encoding) -> int:
 
 
 def density_ids(levels: Sequence[int], instruments: Sequence[int] | None, encoding: Encoding) -> list[int]:
-    ids = [_density_id(level, encoding.density, "--density") for level in levels]
+    ids = [_density_id(level, encoding.density_levels("density"), "--density") for level in levels]
     if len(ids) != 1 and len(ids) != len(instruments or ()):
         tracks = f"{len(instruments)} instruments" if instruments else "instruments that are the model's choice"
         raise ValueError(f"there are {len(ids)} densities for {tracks}; give one for all, or one for each instrument named")
@@ -41,14 +41,16 @@ def density_ids(levels: Sequence[int], instruments: Sequence[int] | None, encodi
 
 
 def bar_density_id(level: int, encoding: Encoding) -> int:
-    return _density_id(level, encoding.bar_density, "--bar-density")
+    return _density_id(level, encoding.density_levels("bar_density"), "--bar-density")
 
 
-def _density_id(level: int, known: int, option: str) -> int:
+def _density_id(level: int, known: Sequence[int], option: str) -> int:
     if not known:
         raise ValueError(f"the model was not told how many notes there are; train it on data built with {option}")
-    if not 0 <= level < known:
-        raise ValueError(f"{option} {level} is none of the model's levels; use 0 (few notes) to {known - 1} (many)")
+    if level not in known:
+        whole = list(known) == list(range(known[-1] + 1))
+        levels = f"0 (few notes) to {known[-1]} (many)" if whole else f"one of {', '.join(map(str, known))}"
+        raise ValueError(f"{option} {level} is none of the model's levels; use {levels}")
     return v.DENSITY + level
 
 

@@ -32,7 +32,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 from megatron_music.config import ConfigError, ModelConfig, ParallelConfig, RunConfig, closest, either
-from megatron_music.data.batches import check_folders, has_tokens
+from megatron_music.data.folders import cache_folder, check_folders, has_tokens
 from megatron_music.data.report import SPLITS
 from megatron_music.models.backends import has_gradient_fusion
 from megatron_music.models.gpt import transformer_config
@@ -40,7 +40,6 @@ from megatron_music.models.specs import gpt_block
 from megatron_music.profiling.flops import PASSES, forward_flops
 from megatron_music.recipes import SECTIONS, load_run
 from megatron_music.tokens import vocabulary
-from megatron_music.tokens.folder import read_encoding
 
 try:
     from megatron.bridge.utils.instantiate_utils import register_allowed_target_prefix
@@ -208,11 +207,10 @@ def container_of(run: RunConfig) -> ConfigContainer:
         ValueError: the data cannot be used; one sentence says why.
     """
     train, optimizer = run.train, run.optimizer
-    check_folders(run.data)
+    encoding, _ = check_folders(run.data)
     folders = run.data.folders
     prefixes = {split: [str(folder / split) for folder in folders] for split in SPLITS}
     weights = run.data.weights if len(folders) > 1 else None
-    encoding = read_encoding(folders[0] / "tokenizer")
     run = replace(run, model=replace(run.model, vocab_size=encoding.vocab_size))  # checked again: it must divide
     model = run.model
     dtype = torch.bfloat16 if train.bf16 else torch.float32
@@ -258,7 +256,7 @@ def container_of(run: RunConfig) -> ConfigContainer:
             random_seed=train.seed,
             # Bridge cannot leave a split out; a split without tokens is never drawn from.
             blend_per_split=[(prefixes[split], weights) if has_tokens(run.data, split) else None for split in SPLITS],
-            path_to_cache=run.data.cache_path or str(folders[0] / "cache"),
+            path_to_cache=run.data.cache_path or str(cache_folder(run.data).parent),
             reset_position_ids=run.data.reset_position_ids,
             reset_attention_mask=run.data.reset_attention_mask,
             eod_mask_loss=run.data.eod_mask_loss,

@@ -10,6 +10,7 @@ import shlex
 import sys
 
 from megatron_music.config import ConfigError, RunConfig, refuse_unless
+from megatron_music.data.folders import cache_folder
 from megatron_music.models.backends import has_gradient_fusion
 from megatron_music.recipes import load_run
 from megatron_music.tokens import vocabulary
@@ -110,7 +111,7 @@ def pretrain_gpt_arguments(run: RunConfig, *, tokenizer: str = "huggingface", lo
         "train-data-path": folder / "train",
         "valid-data-path": folder / "valid",
         "test-data-path": folder / "test",
-        "data-cache-path": data.cache_path or folder / "cache",
+        "data-cache-path": data.cache_path or cache_folder(data).parent,
         "log-interval": run.logging.log_interval,
         "save-interval": run.checkpoint.save_interval or train.train_iters,
         # 768 divides by every tensor parallel size in use; padding would change the model.

@@ -154,10 +154,10 @@ def _quantize_columns(key, velocity):
 def _track_table(encoding: Encoding) -> np.ndarray:
     """What DENSITY stands for each number of notes; empty for no DENSITY."""
     counts = np.arange(MAX_COUNT + 1 if encoding.density else 0)
-    return density_ids(counts, encoding.density_bins) if encoding.density_bins else open_track_ids(counts)
+    return density_ids(counts, encoding.density_bins) if encoding.density_bins or encoding.density == 1 else open_track_ids(counts)
 
 
 @cache
 def _bar_table(encoding: Encoding) -> np.ndarray:
     counts = np.arange(MAX_COUNT + 1 if encoding.bar_density else 0)
-    return density_ids(counts, encoding.bar_density_bins) if encoding.bar_density_bins else open_bar_ids(counts)
+    return density_ids(counts, encoding.bar_density_bins) if encoding.bar_density_bins or encoding.bar_density == 1 else open_bar_ids(counts)

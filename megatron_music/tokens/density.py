@@ -30,9 +30,14 @@ def track_counts(id_counts: np.ndarray) -> np.ndarray:
     return id_counts[OPEN_TRACK : OPEN_TRACK + MAX_COUNT + 1]
 
 
+def all_bar_counts(id_counts: np.ndarray) -> np.ndarray:
+    """How many bars have 0, 1, 2, ... notes."""
+    return id_counts[OPEN_BAR : OPEN_BAR + MAX_COUNT + 1]
+
+
 def bar_counts(id_counts: np.ndarray) -> np.ndarray:
-    """How many bars have 0, 1, 2, ... notes; bars of rest count as none, so that they do not set the levels."""
-    counts = id_counts[OPEN_BAR : OPEN_BAR + MAX_COUNT + 1].copy()
+    """The same; bars of rest count as none, so that they do not set the levels."""
+    counts = all_bar_counts(id_counts).copy()
     counts[0] = 0
     return counts
 
@@ -41,8 +46,8 @@ def quantile_bins(counts: np.ndarray, levels: int) -> tuple[int, ...]:
     """The note counts that separate ``levels`` levels of about equal size: ``levels - 1`` rising whole numbers.
 
     They are the percentiles 100/levels, 200/levels, ..., interpolated linearly between the two nearest members and
-    rounded to the nearest whole number, a half up. Where many tracks have the same count two bins may be equal: the
-    level between them is then never written.
+    rounded to the nearest whole number, a half up. Where many tracks have the same count two bins may be equal;
+    ``without_empty_levels`` merges what no track has.
 
     Args:
         counts: how many members have the value 0, 1, 2, ... (int64).
@@ -60,6 +65,30 @@ def quantile_bins(counts: np.ndarray, levels: int) -> tuple[int, ...]:
     low = np.searchsorted(up_to, place, side="right")
     high = np.searchsorted(up_to, np.minimum(place + 1, members - 1), side="right")
     return tuple(((2 * (low * levels + (high - low) * rest) + levels) // (2 * levels)).tolist())
+
+
+def without_empty_levels(bins: tuple[int, ...], counts: np.ndarray) -> tuple[int, ...]:
+    """The bins that are left when every level that no member has is merged with a neighbour.
+
+    Args:
+        counts: how many members have the value 0, 1, 2, ... (int64).
+    """
+    kept, low = [], 0
+    for cut in sorted(set(bins)):
+        if counts[low:cut].any() and counts[cut:].any():
+            kept.append(cut)
+            low = cut
+    return tuple(kept)
+
+
+def members_of_levels(bins: tuple[int, ...], counts: np.ndarray) -> list[dict[str, int]]:
+    """Of each level its lowest and highest value among the members, and how many they are."""
+    found = []
+    for level, (low, high) in enumerate(zip((0, *bins), (*bins, len(counts)), strict=True)):
+        values = low + np.flatnonzero(counts[low:high])
+        span = {"from": int(values[0]), "to": int(values[-1])} if len(values) else {}
+        found.append({"level": level, **span, "members": int(counts[low:high].sum())})
+    return found
 
 
 def density_ids(counts: np.ndarray, bins: tuple[int, ...]) -> np.ndarray:

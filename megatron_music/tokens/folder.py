@@ -6,6 +6,7 @@ which ``transformers.AutoTokenizer`` loads the same vocabulary with identical id
 
 import json
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from megatron_music.tokens.bpe import MAX_MERGES, Bpe
 from megatron_music.tokens.labels import LabelNames, label_ids
 
 ENCODING_FILE = "mmmtrack.json"
+LONE_QUARTER = (1, 4)
 BAR_LINES = ("carry", "clip", "split")
 MAX_BARS = 1 << 16
 METERS = tuple(token.removeprefix("TIME_SIGNATURE=") for token in vocabulary.TOKENS if token.startswith("TIME_SIGNATURE="))
@@ -35,7 +37,8 @@ class Encoding:
         unknown_meters: time signatures that are read as if the file had not declared them, such as ``1/4``.
         velocity: whether a VELOCITY stands before each NOTE_ON.
         tempo: whether TEMPO is written.
-        density: levels of the DENSITY after INST; 0 for none, at most 10.
+        density: levels of the DENSITY after INST; 0 for none, at most 10. A build merges levels that never occur, so
+            there may be fewer than it was asked for, down to 1.
         density_bins: the rising note counts that separate the levels, ``density - 1`` of them. Empty while a build has
             not counted yet: ``tokens.density`` says what stands in the ids then.
         bar_density, bar_density_bins: the same for a DENSITY in each bar.
@@ -45,6 +48,8 @@ class Encoding:
         voices: which tracks are read as SOPRANO .. BASS, ``auto``, ``names`` or ``off``: see ``music.score.voices_of``.
         pedal: whether notes are read as long as the sustain pedal lets them sound: ``auto`` on keyboards (programs 0-7),
             ``extend`` on every instrument but drums, ``ignore`` on none.
+        lone_quarter_undeclared: whether a 1/4 that is a file's only meter is read as if the file had not declared it: many
+            programs write it where they know no meter.
     """
 
     steps_per_quarter: int = 4
@@ -64,6 +69,7 @@ class Encoding:
     bpe: int = 0
     voices: str = "auto"
     pedal: str = "auto"
+    lone_quarter_undeclared: bool = False
     vocabulary_name: str = vocabulary.NAME
     vocabulary_hash: str = vocabulary.HASH
 
@@ -81,7 +87,7 @@ class Encoding:
                 raise ValueError(f"the meter {meter!r} is not in the vocabulary; use 1/2 to 16/16 with 2, 4, 8 or 16 below")
         for name in ("density", "bar_density"):
             levels, bins = getattr(self, name), getattr(self, f"{name}_bins")
-            if not (levels == 0 or 2 <= levels <= vocabulary.NUM_DENSITIES):
+            if not 0 <= levels <= vocabulary.NUM_DENSITIES:
                 raise ValueError(f"{name} is {levels}; use 0 for none, or 2 to {vocabulary.NUM_DENSITIES} levels")
             if bins and (len(bins) != levels - 1 or list(bins) != sorted(bins)):
                 raise ValueError(f"{name}_bins is {bins}; give {max(levels - 1, 0)} rising note counts, one fewer than {name}")
@@ -111,6 +117,30 @@ class Encoding:
         """The meters that are encoded, as (numerator, denominator)."""
         named = METERS if "all" in self.meters else self.meters
         return tuple(tuple(map(int, meter.split("/"))) for meter in named)
+
+    def undeclared(self, signatures: Iterable[tuple[int, int, int]]) -> tuple[tuple[int, int], ...]:
+        """The meters that are read as if a file had not declared them.
+
+        Args:
+            signatures: the file's, as (start, numerator, denominator) in their order; of several at one time the last holds.
+        """
+        named = [tuple(map(int, meter.split("/"))) for meter in self.unknown_meters]
+        if self.lone_quarter_undeclared and LONE_QUARTER not in named:
+            in_force = {start: (numerator, denominator) for start, numerator, denominator in signatures}
+            if set(in_force.values()) == {LONE_QUARTER}:
+                named.append(LONE_QUARTER)
+        return tuple(named)
+
+    def density_levels(self, name: str) -> tuple[int, ...]:
+        """The levels of ``density`` or ``bar_density`` that data of this encoding can have.
+
+        Data of earlier versions may have equal bins: the level between them is never written.
+        """
+        levels, bins = getattr(self, name), getattr(self, f"{name}_bins")
+        if not bins:
+            return tuple(range(levels))
+        edges = (0, *bins)
+        return tuple(level for level, low in enumerate(edges) if level == levels - 1 or low < edges[level + 1])
 
     @property
     def vocab_size(self) -> int:
@@ -198,21 +228,31 @@ def read_encoding(folder: str | os.PathLike) -> Encoding:
     """
     path = Path(folder) / ENCODING_FILE
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        # Version 0.1.0 wrote these alone, and the number of levels followed from the bins.
-        missing = {"steps_per_quarter", "bars", "hop", "bar_line", "density_bins", "vocabulary_hash"} - fields.keys()
-        for name in ("meters", "unknown_meters", "density_bins", "bar_density_bins"):
-            fields[name] = tuple(fields.get(name, getattr(Encoding, name)))
-        fields["labels"] = tuple((label, tuple(names)) for label, names in fields.get("labels", ()))
-        fields.setdefault("pedal", "ignore")  # as older versions read
-        fields.setdefault("density", len(fields["density_bins"]) + 1 if fields["density_bins"] else 0)
-        wrong = [name for name, value in fields.items() if type(value) is not type(getattr(Encoding, name, None))]
-        if missing or wrong:
-            raise TypeError(f"look at {', '.join(sorted((*missing, *wrong)))}")
-        return Encoding(**fields)
+        return encoding_of_json(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; name a folder made by `megatron-music build tokens`") from None
     except (json.JSONDecodeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}); build the dataset again") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def encoding_of_json(values: Mapping) -> Encoding:
+    """The encoding that ``asdict`` and JSON made of one.
+
+    Raises:
+        TypeError, AttributeError: a field is missing or of another type.
+        ValueError: it is of another vocabulary, or cannot be.
+    """
+    fields = {**values}
+    # Version 0.1.0 wrote these alone, and the number of levels followed from the bins.
+    missing = {"steps_per_quarter", "bars", "hop", "bar_line", "density_bins", "vocabulary_hash"} - fields.keys()
+    for name in ("meters", "unknown_meters", "density_bins", "bar_density_bins"):
+        fields[name] = tuple(fields.get(name, getattr(Encoding, name)))
+    fields["labels"] = tuple((label, tuple(names)) for label, names in fields.get("labels", ()))
+    fields.setdefault("pedal", "ignore")  # as older versions read
+    fields.setdefault("density", len(fields["density_bins"]) + 1 if fields["density_bins"] else 0)
+    wrong = [name for name, value in fields.items() if type(value) is not type(getattr(Encoding, name, None))]
+    if missing or wrong:
+        raise TypeError(f"look at {', '.join(sorted((*missing, *wrong)))}")
+    return Encoding(**fields)

@@ -70,7 +70,7 @@ class Grammar(Walk):
         if (self._meters & ~only(*meter_ids(encoding))).any() or (self._tempos.any() and not encoding.tempo):
             raise ValueError("a meter or tempo is given that the encoding does not write; leave it out")
         self._densities = densities
-        self._bar_density = only(*range(v.DENSITY, v.DENSITY + encoding.bar_density) if bar_density is None else [bar_density])
+        self._bar_density = only(*_density_ids(encoding, "bar_density") if bar_density is None else [bar_density])
         if (densities is not None and not encoding.density) or (bar_density is not None and not encoding.bar_density):
             raise ValueError("a density is given that the encoding does not write; leave it out")
         if densities is not None and len(densities) not in (1, len(instruments or ())):
@@ -142,7 +142,7 @@ class Grammar(Walk):
         yield only(*instruments)
         if self._encoding.density:
             chosen = self._densities
-            levels = range(v.DENSITY, v.DENSITY + self._encoding.density)
+            levels = _density_ids(self._encoding, "density")
             yield only(*levels) if chosen is None else only(chosen[track] if len(chosen) > 1 else chosen[0])
         given = self._given.tracks[track].bars if self._given else ()
         sounding = self._held[track] if self._given else set()
@@ -260,6 +260,11 @@ def meter_ids(encoding: Encoding) -> tuple[int, ...]:
         return ()
     ids = (v.IDS[f"TIME_SIGNATURE={numerator}/{denominator}"] for numerator, denominator in encoding.meter_set)
     return tuple(token_id for token_id in ids if steps_of_meter(token_id, encoding))
+
+
+def _density_ids(encoding: Encoding, name: str) -> list[int]:
+    """The DENSITY ids of a track or of a bar that documents may have."""
+    return [v.DENSITY + level for level in encoding.density_levels(name)]
 
 
 @cache

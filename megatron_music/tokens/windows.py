@@ -149,13 +149,13 @@ def _density(notes: np.ndarray, encoding: Encoding) -> np.ndarray | None:
     """The DENSITY of tracks with so many notes: token ids, or open ones, or None for no DENSITY."""
     if not encoding.density:
         return None
-    if encoding.density_bins:
+    if encoding.density_bins or encoding.density == 1:
         return v.DENSITY + np.searchsorted(encoding.density_bins, notes, side="right")
     return open_track_ids(notes)
 
 
 def _bar_density(notes: np.ndarray, encoding: Encoding) -> np.ndarray:
-    if encoding.bar_density_bins:
+    if encoding.bar_density_bins or encoding.bar_density == 1:
         return v.DENSITY + np.searchsorted(encoding.bar_density_bins, notes, side="right")
     return open_bar_ids(notes)
 

@@ -23,7 +23,7 @@ from megatron_music.training.run_folder import count_start, held_folder, startin
 from megatron_music.training.samples import Samples
 from megatron_music.training.saver import Saver
 from megatron_music.training.step_profiler import StepProfiler
-from megatron_music.training.tasks import Task, task_of
+from megatron_music.training.tasks import Task, facts_to_tell, task_of
 from megatron_music.training.throughput import Throughput
 
 DONE, FAILED, REQUEUE = 0, 1, 75  # exit status; 75 is EX_TEMPFAIL of sysexits.h: try again
@@ -61,6 +61,8 @@ def train(config: Run, *, profile_steps: tuple[int, int] | None = None) -> int:
 def _train(config: Run, profile_steps: tuple[int, int] | None) -> int:
     config = distributed.on_main(lambda: with_facts_of_data(config))
     origin, is_own = starting_point(config)
+    for sentence in distributed.on_main(lambda: facts_to_tell(config)):
+        distributed.tell(sentence)
     task = task_of(config)
     engine = Engine(config, task)
     progress = Progress()

@@ -13,12 +13,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from megatron_music.config import ConfigError, Run, RunConfig
-from megatron_music.data.batches import check_folders
+from megatron_music.data.folders import DATA_RECORD, Tokenizer, check_folders, difference_of_records, record_of
 from megatron_music.data.latents import INDEX, LatentDataset
 from megatron_music.flow_run import OF_DATA, FlowRunConfig
 from megatron_music.recipes import read_run, write_run
 from megatron_music.tokens import vocabulary
-from megatron_music.tokens.folder import read_encoding
 from megatron_music.tokens.wording import read_wording
 from megatron_music.training import distributed
 from megatron_music.training.checkpoint import check_same_model, read_state
@@ -61,8 +60,7 @@ def with_vocabulary_of_data(config: RunConfig) -> RunConfig:
     Raises:
         ValueError: no data, or data that does not go with the run.
     """
-    check_folders(config.data)
-    size, asked = read_encoding(config.data.folders[0] / "tokenizer").vocab_size, config.model.vocab_size
+    size, asked = check_folders(config.data).encoding.vocab_size, config.model.vocab_size
     if asked not in (vocabulary.SIZE, size):
         where = config.data.folders[0]
         raise ConfigError(f"model.vocab_size is {asked} and that of {where} is {size}; leave model.vocab_size out")
@@ -156,6 +154,7 @@ def _holds_run(folder: Path | None, config: Run) -> bool:
 
 
 def _check_own(newest: Path, config: Run) -> None:
+    """Whether a run can go on from its own checkpoint: the same model, over the same data in the same order."""
     if read_state(newest).get("weights_only"):
         raise ConfigError(
             f"{newest.parent} holds weights alone, so there is no run to go on with; start one from them with "
@@ -165,6 +164,8 @@ def _check_own(newest: Path, config: Run) -> None:
     check_same_model(found.model, config.model, newest.parent)
     _check_same_run(found, config, newest)
     _check_same_data(newest, config, every_field=True)
+    _check_same_content(found, config, newest)
+    _tell_changes(found, config, newest)
 
 
 def _check_origin(origin: Path, config: Run) -> None:
@@ -177,12 +178,10 @@ def _check_same_run(found: Run, wanted: Run, where: Path) -> None:
     """A run goes on over the same data in the same order, or its position in the data means nothing."""
     if isinstance(wanted, FlowRunConfig):
         own = [
-            ("data.path", *(os.path.realpath(run.data.path) for run in (found, wanted))),
             *((f"flow.{item.name}", getattr(found.flow, item.name), getattr(wanted.flow, item.name)) for item in fields(wanted.flow)),
         ]
     else:
         own = [
-            ("data.path", *(list(map(os.path.realpath, run.data.folders)) for run in (found, wanted))),
             ("model.seq_length", found.model.seq_length, wanted.model.seq_length),
         ]
     for name, old, new in (
@@ -195,19 +194,68 @@ def _check_same_run(found: Run, wanted: Run, where: Path) -> None:
                 f"{where} was trained with {name}={old}, not {new}; set it back, or start a new run from these weights with "
                 f"checkpoint.load={where} and another checkpoint.save"
             )
-    if found.train.train_iters != wanted.train.train_iters and not isinstance(wanted, FlowRunConfig):
-        print(
-            f"megatron-music: train.train_iters is {wanted.train.train_iters}, and was {found.train.train_iters} in {where}; "
-            "megatron-core shuffles the data anew for another length",
-            file=sys.stderr,
+
+
+def _check_same_content(found: Run, wanted: Run, where: Path) -> None:
+    """Refuse other data than a run was trained on, wherever they lie; the same data may have moved."""
+    if isinstance(wanted, FlowRunConfig):
+        was, now = (json.loads((folder / INDEX).read_text(encoding="utf-8")) for folder in (where, Path(wanted.data.path)))
+        difference = f"the data in {wanted.data.path} are other data than it was trained on" if was != now else ""
+    elif (where / DATA_RECORD).is_file():
+        try:
+            record = json.loads((where / DATA_RECORD).read_text(encoding="utf-8"))
+            difference = difference_of_records(record, record_of(wanted.data), wanted.data.folders)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{where / DATA_RECORD} cannot be used ({error!r}); name another checkpoint") from None
+    else:  # an earlier version wrote none: the paths and weights are all that is known
+        difference = next(
+            (
+                f"data.path is {new}, and was {old}"
+                for old, new in (
+                    tuple(list(map(os.path.realpath, run.data.folders)) for run in (found, wanted)),
+                    tuple(run.data.weights for run in (found, wanted)),
+                )
+                if old != new
+            ),
+            "",
         )
+        if not difference:
+            _say(f"{where} does not record its data, so that they are the same is taken from data.path alone")
+    if difference:
+        raise ConfigError(
+            f"{difference} ({where}); name the data it was trained on, or start a new run from these weights with "
+            f"checkpoint.load={where} and another checkpoint.save"
+        )
+
+
+def _tell_changes(found: Run, wanted: Run, where: Path) -> None:
+    """Say what else of a run is not as it was: it holds from here on."""
+    if found.train.train_iters != wanted.train.train_iters and not isinstance(wanted, FlowRunConfig):
+        _say(
+            f"train.train_iters is {wanted.train.train_iters}, and was {found.train.train_iters} in {where}; "
+            "megatron-core shuffles the data anew for another length"
+            + (", and the learning rate leaps to the schedule of that length" if wanted.optimizer.lr_decay_style != "constant" else "")
+        )
+    changes = [
+        f"{section}.{item.name} is {getattr(new, item.name)}, and was {getattr(old, item.name)}"
+        for section in ("data", "optimizer")
+        for old, new in [(getattr(found, section), getattr(wanted, section))]
+        for item in fields(new)
+        if item.name not in ("path", "cache_path") and getattr(old, item.name) != getattr(new, item.name)
+    ]
+    if changes:
+        _say(f"{'; '.join(changes)} in {where}")
+
+
+def _say(sentence: str) -> None:
+    print(f"megatron-music: {sentence}", file=sys.stderr)
 
 
 def _check_same_data(where: Path, config: Run, every_field: bool) -> None:
     if isinstance(config, FlowRunConfig):
         _check_encoders(where, Path(config.data.path))
     else:
-        _check_encoding(where, config.data.folders[0] / "tokenizer", every_field)
+        _check_encoding(where, check_folders(config.data), every_field)
 
 
 def _check_encoders(where: Path, data: Path) -> None:
@@ -225,11 +273,13 @@ def _check_encoders(where: Path, data: Path) -> None:
         )
 
 
-def _check_encoding(where: Path, tokenizer: Path, every_field: bool) -> None:
-    (found, old_merges, _), (wanted, new_merges, _) = read_wording(where / TOKENIZER), read_wording(tokenizer)
+def _check_encoding(where: Path, tokenizer: Tokenizer, every_field: bool) -> None:
+    (found, old_merges, _), (wanted, new_merges) = read_wording(where / TOKENIZER), tokenizer
     same = found == wanted if every_field else found.steps_per_quarter == wanted.steps_per_quarter
     if not same:
-        raise ConfigError(f"{where} was trained on the encoding {found}, and the data has {wanted}; name the data it was trained on")
+        names = [item.name for item in fields(found) if getattr(found, item.name) != getattr(wanted, item.name)]
+        old, new = (", ".join(f"{name}={getattr(encoding, name)}" for name in names) for encoding in (found, wanted))
+        raise ConfigError(f"{where} was trained on the encoding {old}, and the data have {new}; name the data it was trained on")
     if old_merges != new_merges:
         raise ConfigError(
             f"{where} was trained on {found.bpe} merged tokens that are not those of the data ({wanted.bpe}); name the data it "

@@ -16,6 +16,7 @@ from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch import nn
 
 from megatron_music.config import RunConfig
+from megatron_music.data.folders import check_folders
 from megatron_music.data.indexed import open_split
 from megatron_music.generation.midi import Composer
 from megatron_music.generation.sampling import CachedGPT
@@ -23,7 +24,6 @@ from megatron_music.generation.unruled import grammatical_share, write_unruled
 from megatron_music.music.measures import measure
 from megatron_music.music.midi import write_midi
 from megatron_music.music.score import Score
-from megatron_music.tokens.folder import read_encoding
 from megatron_music.tokens.mmmtrack import decode_piece
 from megatron_music.training import distributed
 from megatron_music.training.metrics import Metrics
@@ -51,7 +51,7 @@ class Samples:
         self._reference: list[Score] = []
         if not self._count:
             return
-        self._encoding = read_encoding(config.data.folders[0] / "tokenizer")
+        self._encoding = check_folders(config.data).encoding
         reason = self._reason_against()
         if reason:
             self._count = 0

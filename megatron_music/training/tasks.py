@@ -14,7 +14,17 @@ import torch
 from megatron.core import parallel_state
 
 from megatron_music.config import Run, RunConfig
-from megatron_music.data.batches import build_datasets, has_tokens, micro_batches, num_tokens
+from megatron_music.data.batches import build_datasets, micro_batches
+from megatron_music.data.folders import (
+    DATA_RECORD,
+    differences,
+    files_below,
+    num_tokens,
+    record_bytes,
+    record_of,
+    tokenizer_files,
+    without_tokens,
+)
 from megatron_music.data.latents import INDEX, LatentDataset
 from megatron_music.errors import refuse_unless
 from megatron_music.flow_run import FlowRunConfig
@@ -24,7 +34,7 @@ from megatron_music.models.gpt import build_gpt
 from megatron_music.models.text2muq import build_text2muq
 from megatron_music.profiling import flow_flops
 from megatron_music.profiling.flops import step_flops
-from megatron_music.training import flow_step, gpt_step
+from megatron_music.training import distributed, flow_step, gpt_step
 
 FORMULA = "mcore"
 
@@ -68,8 +78,9 @@ def gpt_task(config: RunConfig) -> Task:
         seed=train.seed,
         num_samples=(train.train_iters * global_batch_size, train.eval_iters * global_batch_size, 0),
         is_needed=is_needed,
+        run_folder=config.checkpoint.save,
     )
-    has_valid = train.eval_iters > 0 and has_tokens(config.data, "valid")
+    has_valid = train.eval_iters > 0 and not without_valid(config)
 
     def batches(dataset, consumed_samples: int) -> Iterator:
         if dataset is None:
@@ -87,7 +98,7 @@ def gpt_task(config: RunConfig) -> Task:
         forward_step=gpt_step.forward_step,
         train_batches=lambda consumed_samples: batches(train_set, consumed_samples),
         valid_batches=(lambda: batches(valid_set, 0)) if has_valid else None,
-        files=files_below(config.data.folders[0], "tokenizer"),
+        files=distributed.on_main(lambda: tokenizer_files(config.data) | {DATA_RECORD: record_bytes(record_of(config.data))}),
         seq_length=config.model.seq_length,
         work=_work_of_gpt(config, num_tokens(config.data, "train")),
     )
@@ -193,7 +204,17 @@ def build_flow_model(config: FlowRunConfig, dtype: torch.dtype = torch.float32, 
     return build_text2muq(config.model.shape, config.parallel, **options)
 
 
-def files_below(folder: Path, name: str) -> dict[str, bytes]:
-    """The files of a folder in a folder, by their path from the outer one."""
-    paths = sorted(path for path in (folder / name).rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+def without_valid(config: Run) -> list[Path]:
+    """The folders of a run's data that have no validation split; evaluation takes one of every folder."""
+    if isinstance(config, FlowRunConfig):
+        folder = Path(config.data.path)
+        return [] if len(LatentDataset(folder, "valid")) else [folder]
+    return without_tokens(config.data, "valid")
+
+
+def facts_to_tell(config: Run) -> list[str]:
+    """What a person should hear of a run's data before its first step, each in a sentence."""
+    if isinstance(config, FlowRunConfig):
+        return []
+    said = differences(config.data)
+    return [said] if said else []

@@ -1,0 +1,185 @@
+"""The folders of ``build tokens`` that a run reads: whether they are whole and go together, and what is in them.
+
+Everything here is known before a model is built, and by ``preflight`` as by ``train``. Never imports torch.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from megatron_music.config import ConfigError, DataConfig
+from megatron_music.data.index_file import check_index
+from megatron_music.data.report import SPLITS
+from megatron_music.tokens.blend import added_by_some, blend_encodings
+from megatron_music.tokens.bpe import Bpe
+from megatron_music.tokens.folder import Encoding, write_tokenizer_folder
+from megatron_music.tokens.wording import read_wording
+
+DATA_RECORD = "data.json"  # in a checkpoint
+RECORD_FORMAT = 1
+_SAMPLES, _SAMPLE_BYTES = 16, 64 << 10  # of a .bin, evenly from its first byte to its last
+
+
+class Tokenizer(NamedTuple):
+    """What the ids of a run's data mean."""
+
+    encoding: Encoding
+    bpe: Bpe | None
+
+
+def check_folders(data: DataConfig) -> Tokenizer:
+    """Refuse folders that cannot be trained on, alone or together; only the ends of their files are read.
+
+    Returns:
+        The encoding of all folders together, and their merged tokens.
+
+    Raises:
+        ConfigError: one sentence with the folder and what to do.
+        ValueError: a tokenizer folder is missing or damaged.
+    """
+    if data.path is None:
+        raise ConfigError("data.path is not set; name the folder made by `megatron-music build tokens`, as in data.path=OUT")
+    encodings, merges = {}, {}
+    for folder in data.folders:
+        if not is_split(folder, "train"):
+            raise ConfigError(
+                f"{folder} holds no train.bin and train.idx; make it with `megatron-music build tokens MIDI_DIR -o {folder}`"
+            )
+        encodings[str(folder)], merges[folder], _ = read_wording(folder / "tokenizer")
+        for split in filter(lambda split: is_split(folder, split), SPLITS):
+            try:
+                check_index(folder / split)
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
+    try:
+        encoding = blend_encodings(encodings)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    first = data.folders[0]
+    for folder in data.folders:
+        if merges[folder] != merges[first]:
+            raise ConfigError(f"{first} and {folder} differ in merged tokens; build them as one dataset, or without --bpe")
+    return Tokenizer(encoding, merges[first])
+
+
+def differences(data: DataConfig) -> str:
+    """In which options that add tokens the folders differ, as a sentence; empty where they do not."""
+    if len(data.folders) == 1:
+        return ""
+    found = added_by_some([read_wording(folder / "tokenizer")[0] for folder in data.folders])
+    if not found:
+        return ""
+    return f"the folders of data.path differ in {', '.join(found)}; the model's tokenizer has what any of them has"
+
+
+def tokenizer_files(data: DataConfig) -> dict[str, bytes]:
+    """The files of the tokenizer that a checkpoint keeps: the folder's own, or that of all folders of a blend."""
+    if len(data.folders) == 1:
+        return files_below(data.folders[0], "tokenizer")
+    tokenizer = check_folders(data)
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer_folder(Path(folder, "tokenizer"), tokenizer.encoding, tokenizer.bpe)
+        return files_below(Path(folder), "tokenizer")
+
+
+def files_below(folder: Path, name: str) -> dict[str, bytes]:
+    """The files of a folder in a folder, by their path from the outer one."""
+    paths = sorted(path for path in (folder / name).rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def is_split(folder: Path, split: str) -> bool:
+    """Whether a folder has both files of a split."""
+    return all((folder / f"{split}.{suffix}").is_file() for suffix in ("bin", "idx"))
+
+
+def num_tokens(data: DataConfig, split: str) -> int:
+    """Tokens of a split in all folders together; ids take two bytes."""
+    return sum(os.path.getsize(folder / f"{split}.bin") for folder in data.folders) // 2
+
+
+def without_tokens(data: DataConfig, split: str) -> list[Path]:
+    """The folders that have nothing in a split."""
+    return [folder for folder in data.folders
+            if not is_split(folder, split) or not os.path.getsize(folder / f"{split}.bin")]  # fmt: skip
+
+
+def has_tokens(data: DataConfig, split: str) -> bool:
+    """Whether every folder has something in a split; GPTDataset would look for samples in an empty one for ever."""
+    return not without_tokens(data, split)
+
+
+def cache_folder(data: DataConfig, run_folder: str | os.PathLike | None = None) -> Path:
+    """Where the index cache of these very files lies: megatron-core's own key knows their paths, not their contents.
+
+    ``data.cache_path``, else ``cache`` in the run's folder. A run without a folder uses ``cache`` beside the data where that
+    can be written, else the system's folder of temporary files: a dataset need never be writable.
+    """
+    hasher = hashlib.sha256()
+    for folder in data.folders:
+        for split in SPLITS:
+            status = (folder / f"{split}.idx").stat() if (folder / f"{split}.idx").is_file() else None
+            hasher.update(f"{folder}\0{split}\0{status and (status.st_size, status.st_mtime_ns)}\n".encode())
+    return Path(data.cache_path or _own_cache(data.folders[0], run_folder), hasher.hexdigest()[:16])
+
+
+def _own_cache(folder: Path, run_folder: str | os.PathLike | None) -> Path:
+    if run_folder is not None:
+        return Path(run_folder, "cache")
+    beside = folder / "cache"
+    if os.access(beside if beside.is_dir() else folder, os.W_OK):
+        return beside
+    return Path(tempfile.gettempdir(), f"megatron-music-cache-{os.getuid()}")
+
+
+def record_of(data: DataConfig) -> dict:
+    """What a run's data are, by content: a moved dataset has the same record, a dataset built again of other files has not.
+
+    The ``.idx`` are read whole, of each ``.bin`` 16 pieces of 64 KiB.
+    """
+    folders = [{split: _split_record(folder / split) for split in SPLITS if is_split(folder, split)} for folder in data.folders]
+    total = sum(data.weights or [1.0])
+    weights = [weight / total for weight in data.weights or [1.0]]
+    return {"format": RECORD_FORMAT, "folders": folders, "weights": weights}
+
+
+def _split_record(prefix: Path) -> dict:
+    with open(f"{prefix}.idx", "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with open(f"{prefix}.bin", "rb") as file:
+        size, sample = os.fstat(file.fileno()).st_size, hashlib.sha256()
+        last = max(size - _SAMPLE_BYTES, 0)
+        for number in range(_SAMPLES):
+            sample.update(os.pread(file.fileno(), _SAMPLE_BYTES, last * number // (_SAMPLES - 1)))
+    return {"documents": check_index(prefix), "bin_bytes": size, "idx_sha256": digest, "bin_sample_sha256": sample.hexdigest()}
+
+
+def record_bytes(record: dict) -> bytes:
+    """A record as a file."""
+    return (json.dumps(record, indent=1) + "\n").encode()
+
+
+def difference_of_records(found: dict, wanted: dict, folders: list[Path]) -> str:
+    """What of a run's data is not as it was, in words; empty where all is.
+
+    Args:
+        found: the record of the run.
+        wanted: that of the data as they are now.
+        folders: where they are now.
+    """
+    was, now = found["folders"], wanted["folders"]
+    if len(was) != len(now):
+        return f"data.path has {len(now)} folders, and had {len(was)}"
+    changed = [str(folder) for folder, one, other in zip(folders, was, now, strict=True) if one != other]
+    if changed and len(was) > 1 and sorted(map(json.dumps, was)) == sorted(map(json.dumps, now)):
+        return "the folders of data.path are in another order"
+    if changed:
+        return f"the data in {', '.join(changed)} are other data than it was trained on"
+    # Weights of 1:1 and 0.5:0.5 are the same blend.
+    if any(abs(one - other) > 1e-9 for one, other in zip(found["weights"], wanted["weights"], strict=True)):
+        listed = [" and ".join(f"{weight:.4g}" for weight in record["weights"]) for record in (wanted, found)]
+        return f"the weights of data.path are {listed[0]}, and were {listed[1]}"
+    return ""

@@ -1,0 +1,163 @@
+"""The folders a run reads: alone, blended, damaged, read-only. Real datasets, real training."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from tiny_gpt import tiny_dataset, tiny_run
+
+from megatron_music.cli import main
+from megatron_music.config import ConfigError, DataConfig
+from megatron_music.data.folders import cache_folder, check_folders, record_of
+from megatron_music.tokens.blend import blend_encodings
+from megatron_music.tokens.folder import Encoding, read_encoding, write_tokenizer_folder
+from megatron_music.training.loop import DONE, train
+
+
+@pytest.fixture
+def two(tmp_path):
+    return tiny_dataset(tmp_path / "a"), tiny_dataset(tmp_path / "b", seed=1)
+
+
+def losses(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (0.001, 0.999)])
+def test_a_blend_trains(two, tmp_path, weights):
+    blend = f"[{weights[0]},{two[0]},{weights[1]},{two[1]}]"
+    assert train(tiny_run(blend, f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=3", "train.eval_iters=1")) == DONE
+    assert len(losses(tmp_path / "run")) == 3
+
+
+def test_three_folders_are_blended_and_the_first_does_not_decide(tmp_path):
+    """The checkpoint's tokenizer offers what any part of the data had, in whatever order they are given."""
+    folders = [tiny_dataset(tmp_path / name, seed=number) for number, name in enumerate("abc")]
+    write_tokenizer_folder(folders[1] / "tokenizer", Encoding(tempo=True, meters=("all",)))
+    write_tokenizer_folder(folders[2] / "tokenizer", Encoding(velocity=True, infill=True, labels=(("GENRE", ("JAZZ",)),)))
+    for name, order in (("one", folders), ("other", folders[::-1])):
+        path = "[" + ",".join(f"1,{folder}" for folder in order) + "]"
+        assert train(tiny_run(path, f"checkpoint.save={tmp_path / name}", "train.train_iters=1")) == DONE
+        assert read_encoding(tmp_path / name / "iter_0000001" / "tokenizer") == Encoding(
+            tempo=True, meters=("all",), velocity=True, infill=True, labels=(("GENRE", ("JAZZ",)),)
+        )
+
+
+def test_the_difference_of_blended_folders_is_told(two, capsys):
+    write_tokenizer_folder(two[1] / "tokenizer", Encoding(velocity=True))
+    train(tiny_run(f"[1,{two[0]},1,{two[1]}]", "train.train_iters=1"))
+    assert "the folders of data.path differ in velocity; the model's tokenizer has" in capsys.readouterr().err
+
+
+DENSE = Encoding(density=3, density_bins=(2, 5))
+
+
+@pytest.mark.parametrize(("one", "other", "said"), [
+    (Encoding(), Encoding(steps_per_quarter=12), "a .4. and b .12. differ in steps a quarter"),
+    (Encoding(), Encoding(bpe=4), "differ in merged tokens"),
+    (Encoding(labels=(("GENRE", ("JAZZ",)),)), Encoding(labels=(("GENRE", ("ROCK",)),)), "differ in the names of labels"),
+    (DENSE, replace(DENSE, density_bins=(2, 6)), "a .3 levels cut at 2, 5 notes.*differ in the levels of --density"),
+    (DENSE, replace(DENSE, bars=8), "windows of 4 bars.*windows of 8 bars.*differ in the levels"),
+    (Encoding(bar_density=2, bar_density_bins=(3,)), Encoding(bar_density=2, bar_density_bins=(4,)), "--bar-density"),
+])  # fmt: skip
+def test_encodings_whose_tokens_mean_different_things_are_refused(one, other, said):
+    for names, pair in ((("a", "b"), (one, other)), (("b", "a"), (other, one))):
+        with pytest.raises(ValueError, match="differ in") as found:
+            blend_encodings(dict(zip(names, pair, strict=True)))
+    with pytest.raises(ValueError, match=said):
+        blend_encodings({"a": one, "b": other})
+    assert str(found.value).count("; ") == 1
+
+
+def test_encodings_that_differ_in_what_is_added_are_joined():
+    found = blend_encodings({"a": Encoding(bars=0, bar_line="clip"), "b": DENSE, "c": Encoding(bars=8, meters=("3/4",), hop=2)})
+    assert found == replace(DENSE, bars=4, meters=("4/4", "3/4"))
+
+
+CUTS = [("train.bin", -1), ("train.idx", -1), ("valid.bin", 10), ("train.bin", None), ("train.idx", 5)]
+
+
+@pytest.mark.parametrize(("name", "size"), CUTS)
+def test_a_truncated_file_is_refused_by_name_before_the_first_step(tmp_path, capsys, name, size):
+    data = tiny_dataset(tmp_path / "data")
+    path = data / name
+    if size is None:
+        path.write_bytes(path.read_bytes() + b"\0\0")
+    else:
+        os.truncate(path, path.stat().st_size + size if size < 0 else size)
+    for check in (
+        lambda: train(tiny_run(data, f"checkpoint.save={tmp_path / 'run'}")),
+        lambda: check_folders(DataConfig([0.5, str(tiny_dataset(tmp_path / "other")), 0.5, str(data)])),
+    ):
+        with pytest.raises(ConfigError, match=f"{name.replace('bin', 'idx')} is damaged .*build the dataset again"):
+            check()
+    assert not (tmp_path / "run").exists()
+    script = tmp_path / "job.sbatch"
+    script.write_text("#!/bin/bash\n#SBATCH --nodes=1\nsrun true\n")
+    capsys.readouterr()
+    assert main(["preflight", str(script), "tiny", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}"]) != 0
+    assert "is damaged" in capsys.readouterr().out
+
+
+def test_preflight_refuses_a_blend_that_train_refuses(two, tmp_path, capsys):
+    write_tokenizer_folder(two[1] / "tokenizer", Encoding(steps_per_quarter=12))
+    script = tmp_path / "job.sbatch"
+    script.write_text("#!/bin/bash\nsrun true\n")
+    run = ["tiny", f"data.path=[1,{two[0]},1,{two[1]}]", f"checkpoint.save={tmp_path / 'run'}"]
+    assert main(["preflight", str(script), *run]) != 0
+    assert "differ in steps a quarter" in capsys.readouterr().out
+    assert main(["train", *run]) == 2
+    assert "differ in steps a quarter" in capsys.readouterr().err
+
+
+def test_inspect_refuses_a_truncated_dataset(tmp_path, capsys):
+    from tiny import write_corpus
+
+    write_corpus(tmp_path / "midi")
+    assert main(["build", "tokens", str(tmp_path / "midi"), "-o", str(tmp_path / "data")]) == 0
+    os.truncate(tmp_path / "data" / "train.bin", 100)
+    for words in ([], ["--document", "0"], ["--html", str(tmp_path / "page.html")], ["--json"]):
+        capsys.readouterr()
+        assert main(["inspect", str(tmp_path / "data"), *words]) == 2, words
+        assert "train.idx is damaged (train.bin is shorter than it says)" in capsys.readouterr().err
+
+
+def test_the_index_cache_goes_to_the_runs_folder(two, tmp_path):
+    before = sorted(two[0].iterdir())
+    train(tiny_run(two[0], f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=1"))
+    assert sorted(two[0].iterdir()) == before and any((tmp_path / "run" / "cache").iterdir())
+    assert cache_folder(DataConfig(str(two[0]), cache_path="/somewhere"), tmp_path / "run").parent.as_posix() == "/somewhere"
+
+
+@pytest.mark.skipif(not shutil.which("unshare") or os.getuid() != 0, reason="mounts a folder read-only")
+def test_a_read_only_dataset_trains_without_a_word_about_caches(tmp_path):
+    data = tiny_dataset(tmp_path / "data")
+    program = f"mount --bind {data} {data} && mount -o remount,bind,ro {data} && exec {sys.executable} -m megatron_music train tiny"
+    for save in ("null", tmp_path / "run"):
+        words = f"data.path={data} checkpoint.save={save} train.train_iters=1 train.eval_iters=1 logging.tensorboard=false"
+        done = subprocess.run(["unshare", "-m", "sh", "-c", f"{program} {words}"], capture_output=True, text=True, check=False)
+        if "unshare" in done.stderr or "mount" in done.stderr:
+            pytest.skip(done.stderr)
+        assert done.returncode == 0, done.stderr
+    assert not (data / "cache").exists()
+
+
+def test_an_evaluation_that_cannot_be_is_told_at_the_start(tmp_path, capsys):
+    data = tiny_dataset(tmp_path / "data", documents={"train": 40, "valid": 0})
+    train(tiny_run(data, "train.train_iters=1", "train.eval_iters=2"))
+    assert capsys.readouterr().err.count("nothing to evaluate on: the validation split is empty") == 1
+    train(tiny_run(data, "train.train_iters=1", "train.eval_iters=0"))
+    assert "to evaluate on" not in capsys.readouterr().err
+
+
+def test_a_record_is_of_the_content(two, tmp_path):
+    record = record_of(DataConfig(str(two[0])))
+    shutil.copytree(two[0], tmp_path / "copy")
+    assert record_of(DataConfig(str(tmp_path / "copy"))) == record != record_of(DataConfig(str(two[1])))
+    assert record["folders"][0]["train"]["documents"] == 60
+    assert record_of(DataConfig([2, str(two[0]), 6, str(two[1])]))["weights"] == [0.25, 0.75]
