@@ -178,3 +178,9 @@ def test_a_score_of_another_file_is_refused():
     score = read_midi(smf(NOTES + END))
     with pytest.raises(ValueError, match="the notes of track 1 are not in the file's events"):
         written_into(read_events(smf(NOTES.replace(b"\x3c", b"\x3d") + END)), score, score)
+
+
+def test_a_file_of_format_2_is_refused():
+    score = read_midi(smf(NOTES + END, form=2))
+    with pytest.raises(ValueError, match="the file is of format 2, whose patterns follow one another; export it as format 1"):
+        written_into(read_events(smf(NOTES + END, form=2)), score, score)

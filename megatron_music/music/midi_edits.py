@@ -153,8 +153,10 @@ def written_into(midi: MidiEvents, before: Score, after: Score, release_at: int 
             something new is appended.
 
     Raises:
-        ValueError: ``before`` was not read from this file.
+        ValueError: ``before`` was not read from this file, or the file is of format 2.
     """
+    if midi.header[:2] == b"\x00\x02":
+        raise ValueError("the file is of format 2, whose patterns follow one another; export it as format 1 to edit it")
     changes = _Changes(midi, before)
     if release_at is not None:
         changes.release(release_at)
