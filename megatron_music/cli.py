@@ -224,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
 
     recipes = command(verbs, "recipes", commands.recipes, "list the named runs, or print one with every field and its meaning")
     recipes.add_argument("name", nargs="?", default=None, metavar="RECIPE", help="a name, or a YAML file")
-    recipes.add_argument("--json", action="store_true")
+    recipes.add_argument("--json", action="store_true", help="print the names, or the run, as JSON")
 
     train = command(verbs, "train", commands.train, "train a recipe; alone or under torchrun")
     train.add_argument("recipe", metavar="RECIPE", help="a name from `recipes`, or a YAML file")
