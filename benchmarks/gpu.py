@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --device cpu --size tiny --steps 2        no GPU: that the script itself works
 
 For one GPU and PyTorch from 2.6 on. Needs this file, the package `megatron_music` beside it (a clone is enough; nothing
-must be installed), and: pip install megatron-core transformers numpy pyyaml symusic miditoolkit tqdm psutil. Without
+must be installed), and: pip install megatron-core transformers numpy pyyaml miditoolkit packaging tqdm psutil. Without
 transformers our side runs alone.
 
 Both sides: the same shape, learned positions, exact GELU, LayerNorm, tied embeddings, no dropout, weights in bf16, a

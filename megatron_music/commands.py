@@ -7,9 +7,13 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_music.counted import counted
 from megatron_music.dataset_options import encoding_of
+
+if TYPE_CHECKING:
+    from megatron_music.tokens.folder import Encoding
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 
@@ -171,14 +175,14 @@ def generate_midi(options) -> None:
         from megatron_music.generation.infill import parse_bars
 
         holes = parse_bars(options.infill)
-    if options.continued or options.infill:
-        from megatron_music.music.midi import read_midi
-
-        given = read_midi(options.continued or options.source)
     from megatron_music.generation.sampling import Sampler
 
     sampler = Sampler(options.temperature, options.top_k, options.top_p)
-    _check_wishes(options)
+    encoding = _check_wishes(options)
+    if options.continued or options.infill:
+        from megatron_music.music.midi import read_midi
+
+        given = read_midi(options.continued or options.source, voices=encoding.voices if encoding else "auto")
     from megatron_music.training import distributed
     from megatron_music.training.inference import load_composer
 
@@ -203,8 +207,12 @@ def _check_given_piece(options) -> None:
             raise ValueError(f"{wrong[0]} does not go with {verb}: the piece keeps its own; leave it out")
 
 
-def _check_wishes(options) -> None:
-    """Refuse what the model cannot do, as its tokenizer says, before torch and the model are loaded."""
+def _check_wishes(options) -> "Encoding | None":
+    """Refuse what the model cannot do, as its tokenizer says, before torch and the model are loaded.
+
+    Returns:
+        The model's encoding; None where no tokenizer was found.
+    """
     from megatron_music.generation.wishes import bar_density_id, density_ids, instrument_ids, label_ids, meter_id, tempo_id
     from megatron_music.music.instruments import read_instruments
     from megatron_music.tokens.folder import read_encoding
@@ -216,7 +224,7 @@ def _check_wishes(options) -> None:
     tokenizers = [folder / "tokenizer", *sorted(folder.glob("iter_*/tokenizer"), reverse=True)]
     found = next((path for path in tokenizers if (path / "mmmtrack.json").is_file()), None)
     if found is None:
-        return  # what loads the checkpoint says what is wrong with it
+        return None  # what loads the checkpoint says what is wrong with it
     encoding = read_encoding(found)
     if options.infill and not encoding.infill:
         raise ValueError("this model has not learned to fill bars; train it on data built with --infill")
@@ -229,6 +237,7 @@ def _check_wishes(options) -> None:
     if options.bar_density is not None:
         bar_density_id(options.bar_density, encoding)
     label_ids(options.label, encoding)
+    return encoding
 
 
 def _write_pieces(options, composer, given, holes, targets: list[Path], speaks: bool) -> None:

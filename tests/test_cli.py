@@ -85,7 +85,7 @@ def test_build_and_inspect(capsys, midi, tmp_path):
 def test_doctor(capsys):
     status, text, _ = run(capsys, "doctor", "--json")
     findings = {finding["name"]: finding for finding in json.loads(text)}
-    assert status == 0 and findings["base"]["status"] == "ok" and "symusic" in findings["base"]["detail"] and findings["python"]["status"] == "ok"
+    assert status == 0 and findings["base"]["status"] == "ok" and "miditoolkit" in findings["base"]["detail"] and findings["python"]["status"] == "ok"
 
 
 def test_recipes(capsys):

@@ -117,9 +117,9 @@ def test_the_packages_of_other_extras_are_hidden(tmp_path):
 
 def test_a_missing_base_package_is_one_sentence(tmp_path):
     shutil.copy(ROOT / "tests" / "golden" / "chorale.mid", tmp_path)
-    code = "import sys; sys.modules['symusic'] = None; from megatron_music.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; sys.modules['miditoolkit'] = None; from megatron_music.cli import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run([sys.executable, "-c", code, "tokenize", "chorale.mid"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and f"needs symusic; run: {sys.executable} -m pip install symusic" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and f"needs miditoolkit; run: {sys.executable} -m pip install miditoolkit" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_every_extra_of_the_package_is_tried_or_named():

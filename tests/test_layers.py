@@ -19,7 +19,6 @@ ROWS = {
 
 # The one file that imports each of these; folders own where any file in them may.
 OWNERS = {
-    "symusic": "music/midi.py",
     "miditoolkit": "music/midi.py",
     "music21": "data/bach.py",
     "megatron.core.datasets": "data/",

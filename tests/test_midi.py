@@ -60,7 +60,7 @@ def test_voices_survive_a_file(tmp_path):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(scores())
-def test_symusic_and_miditoolkit_read_the_same_notes(tmp_path, score):
+def test_our_reader_and_miditoolkit_read_the_same_notes(tmp_path, score):
     write_midi(quantize(score), tmp_path / "x.mid")
     ours = read_midi(tmp_path / "x.mid")
     theirs = miditoolkit.MidiFile(str(tmp_path / "x.mid"))
