@@ -26,7 +26,9 @@ PACKAGES = set(os.environ["HIDDEN_PACKAGES"].split(","))
 class Shown:
     @staticmethod
     def find_spec(name, path=None, target=None):
-        return None if name.partition(".")[0] in HIDDEN else PathFinder.find_spec(name, path, target)
+        if name.partition(".")[0] in HIDDEN:  # but for the copies that setuptools carries with it
+            path = [place for place in (sys.path if path is None else path) if "_vendor" in str(place)]
+        return PathFinder.find_spec(name, path, target)
 
     @staticmethod
     def find_distributions(*context):
