@@ -122,7 +122,7 @@ class _Parser(argparse.ArgumentParser):
         self._negative_number_matcher = NEGATIVE_NUMBER_OR_RANGE
 
     def _check_value(self, action: argparse.Action, value) -> None:
-        near = difflib.get_close_matches(str(value), list(action.choices or ()), 1)
+        near = difflib.get_close_matches(str(value), [str(choice) for choice in action.choices or ()], 1)
         if near and value not in action.choices:
             raise argparse.ArgumentError(action, f"invalid choice: {value!r}; did you mean {near[0]}?")
         super()._check_value(action, value)

@@ -206,6 +206,13 @@ def test_what_is_typed_is_what_is_built(words, wanted):
     assert build_options_of(parsed) == BuildOptions(**wanted)
 
 
+def test_an_option_takes_one_of_its_numbers_and_refuses_others(capsys, midi):
+    assert run(capsys, "tokenize", "--steps-per-quarter", "12", midi)[0] == 0
+    with pytest.raises(SystemExit, match="2"):
+        main(["tokenize", "--steps-per-quarter", "5", str(midi)])
+    assert "choose from 4, 12" in capsys.readouterr().err
+
+
 def test_a_missing_extra_is_named(capsys, monkeypatch, midi):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "megatron_music.music.pianoroll", raising=False)
