@@ -91,6 +91,8 @@ def _stretches(content: bytes, encoding: Encoding) -> list[tuple[Score, list[Sco
     except ValueError:
         score = read_midi(content, True, encoding.voices, encoding.pedal)
     unknown = [tuple(map(int, meter.split("/"))) for meter in encoding.unknown_meters]
+    if encoding.lone_quarter_undeclared and {signature[1:] for signature in score.time_signatures} == {(1, 4)}:
+        unknown.append((1, 4))
     stretches = [part for part in sections(score, encoding.meter_set, unknown, encoding.steps_per_quarter) if part.num_notes]
     quantized = [quantize_for(stretch, encoding) for stretch in stretches]
     return [(score, _windows(apply_bar_lines(score, encoding.bar_line), encoding)) for score in quantized]

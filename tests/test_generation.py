@@ -334,7 +334,7 @@ def test_the_command(trained, tmp_path, capsys):
     write_midi(tiny_score(3), tmp_path / "given.mid")
     arguments = ["generate", "midi", str(trained), "-o", str(tmp_path / "more"), "--bars", "2",
                  "--continue", str(tmp_path / "given.mid")]  # fmt: skip
-    assert main(arguments) == 0 and "1 pieces of 5 bars" in capsys.readouterr().out
+    assert main(arguments) == 0 and "1 piece of 5 bars" in capsys.readouterr().out
     given, more = (Score(read_midi(path).tracks, 480) for path in (tmp_path / "given.mid", tmp_path / "more" / "001.mid"))
     assert quantize(slice_steps(more, 0, 3 * 1920)).tracks == quantize(given).tracks
 

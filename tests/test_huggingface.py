@@ -242,7 +242,7 @@ def test_train_and_generate_take_a_converted_folder(tmp_path, capsys):
     with pytest.raises(ValueError, match="holds weights alone, .* start one from them with checkpoint.load="):
         train(tiny_run(data, f"checkpoint.save={tmp_path / 'back'}", *model))
     assert main(["generate", "midi", str(tmp_path / "back"), "-o", str(tmp_path / "new")]) == 0
-    assert "1 pieces of 4 bars" in capsys.readouterr().out
+    assert "1 piece of 4 bars" in capsys.readouterr().out
     assert read_midi(tmp_path / "new" / "001.mid").tracks
 
 

@@ -73,7 +73,7 @@ def test_the_size_comes_from_the_data(data, base):
 def test_folders_must_have_the_same_merges(data, base, bpe, tmp_path):
     other = merged_dataset(tmp_path / "other", base, Bpe([*bpe.merges[:-1], (vocabulary.NOTE_ON, vocabulary.TIME_DELTA + 9)]))
     for second in (base, other):
-        with pytest.raises(ConfigError, match=r"\(128\) and .* differ in merged tokens"):
+        with pytest.raises(ConfigError, match="and .* differ in merged tokens"):
             with_vocabulary_of_data(tiny_run(f"[1, {data}, 1, {second}]"))
     assert with_vocabulary_of_data(tiny_run(f"[1, {data}, 1, {data}]")).model.vocab_size == 896
 
