@@ -271,7 +271,7 @@ def test_ranks_one_after_the_other_and_one_that_was_killed(sounds, undisturbed, 
 
 def test_under_torchrun_the_processes_share_the_work_and_one_speaks(sounds, undisturbed, tmp_path):
     named = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "-m", "megatron_music"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "megatron_music"]
     command += ["build", "latents", str(sounds), "-o", str(tmp_path / "latents"), *named]
     for _ in range(2):  # the second time it is there already
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})

@@ -130,7 +130,7 @@ def test_few_windows_read_again_and_again_are_a_warning(data, capfd):
 
 
 def test_under_torchrun_one_process_speaks(data, tmp_path):
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     words += command(data, "train.train_iters=2", "train.eval_iters=0", f"checkpoint.save={tmp_path / 'run'}")[1:]
     done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
