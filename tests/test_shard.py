@@ -107,7 +107,7 @@ def test_a_shard_is_what_its_files_encode_to(midi, tmp_path):
                 "digest": file.digest, "content": file.content, "documents": list(file.copies),
                 "tokens": [int(file.lengths.sum())] if len(file.lengths) else [],
                 "damage": file.damage, "left_out": file.left_out, "rescued": file.rescued,
-                "windows_left_out": file.windows_left_out, "meter": file.meters.longest if file.meters else "",
+                "windows_left_out": file.windows_left_out, "unheld": file.unheld, "meter": file.meters.longest if file.meters else "",
             }.items() if value}
             for file in files
         ]  # fmt: skip
