@@ -146,10 +146,10 @@ def test_a_signal_saves_requeues_and_goes_on_exactly(cluster, data, tmp_path):
 def test_the_time_limit_saves_and_requeues_until_the_restarts_are_used_up(cluster, data, tmp_path):
     """Slurm's own clock. The second start, too, is told to stop, and is the last that MAX_RESTARTS allows."""
     job = cluster.submit(
-        tmp_path, *NODES, "--time=2", "--signal=B:USR1@75", "launch/train.sbatch", "tiny",
+        tmp_path, *NODES, "--time=3", "--signal=B:USR1@105", "launch/train.sbatch", "tiny",
         f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", TENSOR, *QUIET, ENDLESS, MAX_RESTARTS="1",
     )  # fmt: skip
-    cluster.wait(job, 120, until=lambda facts: facts["Restarts"] == "1" and facts["JobState"] == "RUNNING")
+    cluster.wait(job, 240, until=lambda facts: facts["Restarts"] == "1" and facts["JobState"] == "RUNNING")
     saved = int((tmp_path / "run" / "latest").read_text().strip().removeprefix("iter_"))
     assert saved > 0
     wait_for(lambda: steps_of(tmp_path / "run") > saved, what="a step of the second start")
