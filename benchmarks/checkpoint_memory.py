@@ -11,6 +11,7 @@ object: the worst process of each, and what training holds. Without a GPU the op
 import contextlib
 import gc
 import json
+import os
 import sys
 import tempfile
 import threading
@@ -37,7 +38,7 @@ MODEL = [
 
 def resident() -> int:
     """Bytes of memory that this process has on the machine."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def allocated_peak(work: Callable[[], object]) -> int:
@@ -62,9 +63,11 @@ def resident_peak(work: Callable[[], object]) -> int:
 
     thread = threading.Thread(target=watch)
     thread.start()
-    work()
-    ended.set()
-    thread.join()
+    try:
+        work()
+    finally:
+        ended.set()
+        thread.join()
     return max(seen) - before
 
 

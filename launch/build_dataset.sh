@@ -18,9 +18,9 @@ plan_here() { PATH="${MEGATRON_MUSIC_VENV:+$MEGATRON_MUSIC_VENV/bin:}$PATH" "$@"
 if [ "$MEGATRON_MUSIC_RUNTIME" = apptainer ] && [ -n "$MEGATRON_MUSIC_IMAGE" ] && command -v apptainer > /dev/null; then
   plan_here() { apptainer exec --bind "$MEGATRON_MUSIC_MOUNTS" --pwd "$PWD" "$MEGATRON_MUSIC_IMAGE" "$@"; }
 fi
-plan_here python -c 'import megatron_music.data.build' 2> /dev/null || fail "the plan is made on this machine, and its python lacks this package \
-or what it needs (MEGATRON_MUSIC_RUNTIME=$MEGATRON_MUSIC_RUNTIME, MEGATRON_MUSIC_VENV=$MEGATRON_MUSIC_VENV); set MEGATRON_MUSIC_VENV to an environment \
-that has them: python3 -m venv .venv && .venv/bin/python -m pip install -c constraints.txt -e ."
+reason=$(plan_here python -c 'import megatron_music.data.build' 2>&1) || fail "the plan is made on this machine, and its python cannot import this \
+package (${reason##*$'\n'}; MEGATRON_MUSIC_RUNTIME=$MEGATRON_MUSIC_RUNTIME, MEGATRON_MUSIC_VENV=$MEGATRON_MUSIC_VENV); set MEGATRON_MUSIC_VENV to an \
+environment into which the package is installed, from a clone or from its wheel"
 command -v sbatch > /dev/null || fail "sbatch is not on this machine; run this on a login node of the cluster"
 plan_here python -m megatron_music build plan "$@" -o "$out"
 read -ra more <<< "$MEGATRON_MUSIC_SBATCH"

@@ -8,6 +8,10 @@ from dataclasses import fields
 from pathlib import Path
 
 from megatron_music.commands import check_output_file, progress_bar, progress_over
+from megatron_music.counted import counted
+from megatron_music.errors import either
+
+_OTHER_SUFFIXES = (".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".wma", ".mid", ".midi", ".kar", ".html", ".json", ".txt")
 
 
 def add_render(parser) -> None:
@@ -22,7 +26,6 @@ def add_render(parser) -> None:
 
 def render(options) -> None:
     from megatron_music.audio.listening import render_files, write_listening_page
-    from megatron_music.counted import counted
 
     if not 4000 <= options.sample_rate <= 192000:
         raise ValueError(f"--sample-rate is {options.sample_rate}; use 4000 to 192000 Hz")
@@ -48,19 +51,20 @@ def _render_targets(names: list[str], output: Path) -> list[tuple[Path, Path]]:
         ValueError: a folder without MIDI files, several pieces for one file, or two pieces of one name.
     """
     from megatron_music.audio.waveform import SUFFIXES
+    from megatron_music.data.archives import MIDI_SUFFIXES
 
     found = []
     for path in map(Path, names):
-        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in (".mid", ".midi", ".kar")) if path.is_dir() else [path]
+        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in MIDI_SUFFIXES) if path.is_dir() else [path]
         if not inside:
-            raise ValueError(f"{path} holds no MIDI files; name a folder with .mid, .midi or .kar files")
+            raise ValueError(f"{path} holds no MIDI files; name a folder with {either(MIDI_SUFFIXES)} files")
         found += inside
     if output.suffix.lower() in SUFFIXES and not output.is_dir():
         if len(found) > 1:
             raise ValueError(f"{len(found)} pieces do not fit in one file; name a folder with -o")
         check_output_file(str(output), SUFFIXES)
         return [(found[0], output)]
-    if output.exists() and not output.is_dir() or (not output.exists() and output.suffix):
+    if output.exists() and not output.is_dir() or (not output.exists() and output.suffix.lower() in _OTHER_SUFFIXES):
         raise ValueError(f"{output} does not end in {' or '.join(SUFFIXES)} and is not a folder; name one of these")
     targets = [output / f"{path.stem}.wav" for path in found]
     twice = next((target for number, target in enumerate(targets) if target in targets[:number]), None)
@@ -135,6 +139,10 @@ def build_latents(options) -> None:
     except KeyboardInterrupt:
         sentence = f"stopped; what is finished is kept in {options.output}.building, and the same command goes on"
         raise KeyboardInterrupt(sentence) from None
+    except ValueError as error:
+        if launched and rank:  # each rank has sounds of its own, and only the first one's errors are printed otherwise
+            _say(f"rank {rank}: {error}")
+        raise
     if report is None:
         say(f"rank {rank} of {world_size} has encoded its shards; the rank that finishes last writes {options.output}")
         return
@@ -167,7 +175,9 @@ def _share(options) -> tuple[int, int, bool]:
         raise ValueError("--rank and --world-size go together: which process this is, of how many; give both")
     if options.rank is not None:
         return options.rank, options.world_size, False
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), "RANK" in os.environ
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), True
+    return 0, 1, False
 
 
 def _device() -> str:
@@ -310,7 +320,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     import torch
 
     kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error) or "array is too big" in str(error)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def _say(sentence: str) -> None:
@@ -322,8 +332,7 @@ def _say_unknown_words(prompts: list[str], maker) -> None:
     for prompt in dict.fromkeys(prompts):
         unknown = maker.unknown_words(prompt)
         if unknown:
-            count = "1 word" if len(unknown) == 1 else f"{len(unknown)} words"
-            _say(f"the model does not know {count} of the prompt {prompt[:60]!r}: {', '.join(unknown[:8])}")
+            _say(f"the model does not know {counted(len(unknown), 'word')} of the prompt {prompt[:60]!r}: {', '.join(unknown[:8])}")
 
 
 def _write_sounds(options, sounds, names: list[str], maker, prompts: list[str], speaks: bool) -> None:
@@ -360,7 +369,7 @@ def _write_sounds(options, sounds, names: list[str], maker, prompts: list[str], 
     if loud:
         most = max(line["clipped_samples"] for line in lines)
         _say(
-            f"{loud} of {len(names)} sounds are too loud and were clipped, one in {most:,} samples; lower --guidance-scale, or see "
+            f"{loud} of {counted(len(names), 'sound')} {'is' if loud == 1 else 'are'} too loud and {'was' if loud == 1 else 'were'} clipped, one in {most:,} samples; lower --guidance-scale, or see "
             f"clipped_samples in {folder / _LIST}"
         )
-    print(f"{len(names)} sounds in {folder}")
+    print(f"{counted(len(names), 'sound')} in {folder}")

@@ -65,6 +65,8 @@ def guarded(command: Callable[[], int | None]) -> int:
         place = f" ({error.filename})" if error.filename else ""
         return _say(f"{error.strerror or error}{place}; make room, or check the path and its permissions, then run the command again", FAILED)
     except KeyboardInterrupt as error:
+        if os.environ.get("RANK", "0") != "0":
+            return FAILED
         return _say(str(error) or "stopped; files that were finished stay, none is half-written", FAILED)
 
 
@@ -98,8 +100,12 @@ def quiet_dependencies() -> None:
 
 
 def _say(sentence: str, status: int) -> int:
-    if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks for all
+    """Print an error. Under torchrun wrong use is found by all processes alike and told by one; what fails on one is told by that one."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
         print(f"megatron-music: {sentence}", file=sys.stderr)
+    elif status == FAILED:
+        print(f"megatron-music: rank {rank}: {sentence}", file=sys.stderr)
     return status
 
 

@@ -243,12 +243,15 @@ def _check_wishes(options) -> "Encoding | None":
 def _write_pieces(options, composer, given, holes, targets: list[Path], speaks: bool) -> None:
     from megatron_music.generation.continuing import Continuation
     from megatron_music.music.instruments import read_instruments
-    from megatron_music.music.midi import write_midi, write_midi_bytes
+    from megatron_music.music.midi import read_midi, write_midi, write_midi_bytes
     from megatron_music.music.midi_edits import written_into
     from megatron_music.music.midi_events import read_events
 
     file = None if given is None else read_events(options.continued or options.source)
-    song = None if given is None or holes else Continuation(given, composer.encoding)
+    sounding = None
+    if given is not None and composer.encoding.pedal != "ignore":
+        sounding = read_midi(options.continued or options.source, voices=composer.encoding.voices, pedal=composer.encoding.pedal)
+    song = None if given is None or holes else Continuation(given, composer.encoding, sounding)
     instruments = read_instruments(options.instruments.split(",")) if options.instruments else None
     bars = options.bars or composer.encoding.bars
     with progress_bar("piece", options.num) as bar:
@@ -256,7 +259,7 @@ def _write_pieces(options, composer, given, holes, targets: list[Path], speaks: 
             seeds = [options.seed + number for number in range(first, min(first + options.batch_size, options.num))]
             tell = lambda tokens: bar.set_postfix(tokens=tokens, refresh=False) or bar.update(0)  # noqa: E731
             if holes:
-                scores = composer.fill(given, holes, seeds, tell, labels=options.label)
+                scores = composer.fill(given, holes, seeds, tell, labels=options.label, sounding=sounding)
             elif song:
                 scores = composer.continue_scores([song.opening] * len(seeds), bars, seeds, tell, labels=options.label)
                 scores = [song.extended(score) for score in scores]

@@ -116,7 +116,7 @@ class DataConfig:
     eod_mask_loss: bool = setting(
         True, "no loss where the input is a document end: the next document cannot be predicted"
     )
-    cache_path: str | None = setting(None, "folder of the index cache; left out: `cache` in checkpoint.save")
+    cache_path: str | None = setting(None, "folder of the index cache; default: `cache` in checkpoint.save, for a run that is not saved ~/.cache/megatron-music")
 
     def __post_init__(self):
         if isinstance(self.path, list):

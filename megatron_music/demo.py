@@ -7,11 +7,13 @@ steps file by file.
 import argparse
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_music.commands import progress_bar
 from megatron_music.counted import counted
+from megatron_music.whole_file import write_whole
 
 BARS, SEED = 8, 0
 VOICES = ("SOPRANO", "ALTO", "TENOR", "BASS")
@@ -90,8 +92,8 @@ def compose(run: Path, folder: Path, num: int) -> None:
 
     paths = [folder / f"{number:03}.mid" for number in range(1, num + 1)]
     picture = folder.parent / "pianoroll.png"
+    _remove_others(folder, {"checkpoint": (run / "latest").read_text(encoding="utf-8").strip(), "pieces": num})
     if not all(path.exists() for path in (*paths, picture)):
-        folder.mkdir(parents=True, exist_ok=True)
         composer = load_composer(run, sampler=Sampler(temperature=0.9, top_p=0.95))
         with progress_bar("token") as bar:
             scores = composer.compose(range(SEED, SEED + num), BARS, VOICES, on_token=lambda tokens: bar.update(1))
@@ -105,6 +107,18 @@ def compose(run: Path, folder: Path, num: int) -> None:
             rendered = [pair for pair in render_files(list(zip(paths, sounds, strict=True))) if not bar.update(1)]
         about = f"Written by a small GPT trained on Bach's chorales. {counted(num, 'piece')} of {BARS} bars, seeds {SEED} to {SEED + num - 1}."
         write_listening_page(folder.parent / PAGE, "New chorales", about, rendered)
+
+
+def _remove_others(folder: Path, facts: dict) -> None:
+    """Remove the pieces of an earlier demo, which are of another checkpoint or of another number, and write down what these are of."""
+    record = folder / "made-with.json"
+    if folder.is_dir() and not (record.exists() and json.loads(record.read_text(encoding="utf-8")) == facts):
+        for path in folder.iterdir():
+            if re.fullmatch(r"\d{3,}\.(mid|wav)", path.name):
+                path.unlink()
+        (folder.parent / PAGE).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(record, (json.dumps(facts) + "\n").encode())
 
 
 def account(report: dict, data: Path, run: Path, folder: Path, num: int) -> None:

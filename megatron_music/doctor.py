@@ -124,7 +124,9 @@ def _extra(extra: str) -> Finding:
     unfit = list(_unfit(needed, versions))
     remedy = f"run: {install_command([_for_pip(requirement) for requirement in lacking])}" if lacking else ""
     if unfit:
-        return Finding(extra, "wrong", "; ".join(unfit), f"install {'a version' if len(unfit) == 1 else 'versions'} in that range")
+        lacks = [f"lacks {', '.join(requirement.name for requirement in lacking)}"] if lacking else []
+        install = f"install {'a version' if len(unfit) == 1 else 'versions'} in that range"
+        return Finding(extra, "wrong", "; ".join([*unfit, *lacks]), "; ".join(filter(None, [install, remedy])))
     if lacking:
         return Finding(extra, "missing", f"lacks {', '.join(requirement.name for requirement in lacking)}", remedy)
     return Finding(extra, "ok", "complete: " + ", ".join(f"{name} {version}" for name, version in versions.items()))
@@ -158,7 +160,7 @@ def _transformer_engine(has_gpu: bool) -> Finding:
     if failure:
         remedy = "install the build that fits this torch, or uninstall it: layers then use PyTorch's attention and norms"
         return Finding(name, "wrong" if has_gpu else "note", f"cannot be imported: {failure}", remedy)
-    return Finding(name, "ok", f"{done.stdout.split()[-1]}: layers use it on CUDA")
+    return Finding(name, "ok", f"{done.stdout.strip().splitlines()[-1]}: layers use it on CUDA")
 
 
 def _wrong_apex() -> list[Finding]:

@@ -47,7 +47,8 @@ def predict(options) -> None:
     positive("--top", options.top)
     run.check_gpu(options.gpu)
     known = peak_of(options.gpu, "fp16")
-    name = re.sub(r"-\d+gb$", "", known.gpu if known else options.gpu)  # an A100 of 40 GB is as fast as one of 80
+    name = known.gpu if known else options.gpu
+    name = name if name in CLUSTERS else re.sub(r"-\d+gb$", "", name)  # such as a V100 of 16 GB, whose memory is as fast
     if name not in CLUSTERS:
         raise ValueError(f"what joins GPUs of {options.gpu!r} is not known; use one of {', '.join(CLUSTERS)}")
     cluster = CLUSTERS[name]

@@ -38,7 +38,7 @@ def check_run(
             yield finding_of(error, where)
     if sound:
         yield Finding(OK, f"{job.num_tasks} tasks: {_layout(run, job.num_tasks)}", where)
-    per_node = job.num_tasks // job.num_nodes
+    per_node = job.tasks_per_node
     if run.parallel.tensor_model_parallel_size > per_node and job.num_nodes > 1:
         yield Finding(NOTE, f"tensor parallel size {run.parallel.tensor_model_parallel_size} reaches over nodes of {per_node} tasks, where "
                       "every layer waits for the network", where, f"use {per_node} or less, and pipeline stages over nodes")  # fmt: skip

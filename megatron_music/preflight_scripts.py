@@ -11,6 +11,7 @@ from megatron_music.data.plan import PLAN_FILE, building_folder
 from megatron_music.findings import NOTE, OK, WRONG, Finding
 from megatron_music.preflight_run import check_mounts, check_new_folder, check_run
 from megatron_music.profiling.sweep import IMPOSSIBLE, is_done, outcome_of, read_sweep
+from megatron_music.recipes import load_run
 from megatron_music.sbatch_options import Job
 
 Check = Callable[[Job, Sequence[str], str | None, Mapping[str, str]], Iterator[Finding]]
@@ -41,8 +42,11 @@ def _profile(job, arguments, gpu, environment):
     yield from check_run(job, arguments, gpu, environment, is_kept=False)
     window = environment.get("PROFILE_STEPS", "10-12")
     first = re.match(r"\d+", window)
-    iterations = next((int(text.partition("=")[2]) for text in arguments if re.fullmatch(r"train\.train_iters=\d+", text)), None)
-    if first and iterations is not None and int(first[0]) > iterations:
+    try:
+        iterations = load_run(arguments[0], arguments[1:]).train.train_iters
+    except ValueError:  # which check_run has named
+        return
+    if first and int(first[0]) > iterations:
         yield Finding(WRONG, f"PROFILE_STEPS={window} begins after the last iteration, train.train_iters={iterations}", str(job.path),
                       f"set train.train_iters={int(first[0]) + 5}, or an earlier PROFILE_STEPS")  # fmt: skip
 

@@ -26,6 +26,8 @@ _ENVIRONMENT = {"SBATCH_PARTITION": "partition", "SBATCH_TIMELIMIT": "time", "SB
                 "SBATCH_GPUS_PER_NODE": "gpus-per-node", "SBATCH_GPUS_PER_TASK": "gpus-per-task", "SBATCH_GRES": "gres", "SBATCH_SIGNAL": "signal",
                 "SBATCH_ARRAY_INX": "array", "SBATCH_OPEN_MODE": "open-mode", "SBATCH_REQUEUE": "requeue"}  # fmt: skip
 _NO_LIMIT = ("unlimited", "infinite", "-1")
+_NUMBERS = ("nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "ntasks-per-gpu", "time", "array")
+_GPU_COUNTS = ("gpus", "gpus-per-node", "gpus-per-task", "gres")
 _DEFAULT_LEAD = 60  # of --signal without @
 
 
@@ -44,7 +46,7 @@ class Job(NamedTuple):
         Raises:
             ValueError: one sentence.
         """
-        for name in ("nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "ntasks-per-gpu", "time", "array"):
+        for name in (*_NUMBERS, *_GPU_COUNTS):
             if name not in self.options:
                 continue
             value = self.options[name]
@@ -147,6 +149,8 @@ class Job(NamedTuple):
 
 
 _READ = {"nodes": lambda job: job.num_nodes, "time": lambda job: job.seconds, "array": lambda job: job.array_tasks}
+_READ |= {name: lambda job, name=name: _count(job.options[name]) for name in ("gpus", "gpus-per-node", "gpus-per-task")}
+_READ["gres"] = lambda job: [_count(item.partition(":")[2]) for item in job._gpu_resources]
 
 
 def read_job(path: Path, command_line: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Job:
@@ -192,7 +196,7 @@ def heading(text: str) -> list[str]:
 
 
 def seconds_of(time: str) -> int | None:
-    """Slurm's time limits: minutes, minutes:seconds, hours:minutes:seconds, days-hours and so on; None: no limit.
+    """Slurm's time limits: minutes, minutes:seconds, hours:minutes:seconds, days-hours and so on; None: no limit, which 0 means as well.
 
     Raises:
         ValueError: it is none of these.
@@ -201,13 +205,15 @@ def seconds_of(time: str) -> int | None:
         return None
     days, dash, rest = time.rpartition("-")
     parts: list[int] = [int(part) for part in rest.split(":")]
+    if len(parts) > 3 or any(part < 0 for part in parts):
+        raise ValueError(f"{time} is no time limit of Slurm")
     if dash:
         hours, minutes, seconds = (parts + [0, 0])[:3]
     elif len(parts) == 3:
         hours, minutes, seconds = parts
     else:
         hours, minutes, seconds = 0, parts[0], parts[1] if len(parts) > 1 else 0
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds or None
 
 
 def _directives(text: str) -> Iterator[list[str]]:
@@ -248,5 +254,5 @@ def _count(text: str) -> int:
     total = 0
     for item in text.split(","):
         last = re.sub(r"\(.*", "", item).rpartition(":")[2]
-        total += int(last) if last[:1].isdigit() else 1
+        total += int(last) if last[:1].isdigit() or last[:1] == "-" else 1
     return total

@@ -26,7 +26,7 @@ COMMANDS = {
     "cluster": [BUILD, "build plan chorale.mid -o planned --bars 1", "build shard planned", "build merge planned"],
     "huggingface": [BUILD, TRAIN, "convert run -o hf --to huggingface", "convert hf -o back --to megatron"],
     "audio": [
-        f"corpus sounds . -o sounds --num 8 --seconds 2 --own",
+        "corpus sounds . -o sounds --num 8 --seconds 2 --own",
         "build latents sounds -o latents --seconds 2 --min-seconds 1 --valid-fraction 0.25 --test-fraction 0.25",
         "train demo-text2muq data.path=latents checkpoint.save=stage1 train.train_iters=2",
     ],

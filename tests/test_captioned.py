@@ -84,4 +84,4 @@ def test_an_accent_in_a_name_is_the_same_in_the_listing_and_on_disk(tmp_path, di
     read(tmp_path, f"path,caption\n{other},x\n{mixed},y\n{name},z\nnot/thére.wav,w\n")
     found = with_names_on_disk(tmp_path, read_captioned(tmp_path))
     assert {sound.path: set(sound.captions) for sound in found} == {name: {"x", "y", "z"}, "not/thére.wav": {"w"}}
-    assert all((tmp_path / sound.path).exists() for sound in found[:1]) and os.fspath(tmp_path)
+    assert all((tmp_path / sound.path).exists() for sound in found if sound.path == name)

@@ -8,7 +8,7 @@ from raw_midi import END, events_of, quantity, smf
 from tiny_gpt import RandomModel
 
 from megatron_music.generation.continuing import Continuation
-from megatron_music.generation.infill import parse_bars
+from megatron_music.generation.infill import Filling, parse_bars
 from megatron_music.generation.midi import Composer
 from megatron_music.music.midi import read_midi
 from megatron_music.music.midi_edits import written_into
@@ -168,3 +168,33 @@ def test_lyrics_are_no_instrument():
     assert v.INST + 40 in Composer(None, Encoding(), 2000, next_logits=RandomModel)._opening(
         Continuation(score, Encoding()).opening, False
     )[0]._instruments
+
+
+PEDAL = [(0, b"\xb0\x40\x7f"), *[(place * QUARTER, bytes((0x90, 60 + place % 2, 80))) for place in range(8)],
+         *[(place * QUARTER + 20, bytes((0x80, 60 + place % 2, 0))) for place in range(8)], (8 * QUARTER - 4, b"\xb0\x40\x00")]  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", ["continue", "infill"])
+def test_the_model_reads_notes_as_long_as_its_data_have_them_and_the_file_keeps_its_own(verb):
+    content = smf(at_times(*PEDAL), division=QUARTER)
+    given, sounding = read_midi(content), read_midi(content, pedal="extend")
+    assert max(note.end_step - note.start_step for note in given.tracks[0]) == 20
+    encoding = Encoding(bars=2, pedal="extend", infill=True)
+    if verb == "continue":
+        opening = Continuation(given, encoding, sounding).opening
+        assert opening.tracks[0].notes[0].tolist()[:2] == [0, 8], "until the same key is struck again"
+        assert Continuation(given, encoding).opening.tracks[0].notes[0].tolist()[:2] == [0, 1]
+        return
+    filling = Filling(given, [(0, 1)], encoding, sounding=sounding)
+    of_sounding, of_keys = (Filling(score, [(0, 1)], encoding).next_window(4000).prompt for score in (sounding, given))
+    assert filling.next_window(4000).prompt == of_sounding != of_keys
+    kept = filling.score.tracks[0].notes
+    assert (kept[:, 1] - kept[:, 0] == 20).all(), "of the file itself nothing is lengthened"
+
+
+def test_a_piece_that_ends_in_a_bar_cut_short_is_told_as_that():
+    meters = [(0, b"\xff\x58\x04\x04\x02\x18\x08"), (10 * QUARTER, b"\xff\x58\x04\x03\x02\x18\x08")]
+    notes = [(place * QUARTER, message) for place in range(10) for message in (bytes((0x90, 60, 80)), bytes((0x80, 60, 0)))]
+    notes = [(tick + (90 if message[0] == 0x80 else 0), message) for tick, message in notes]
+    with pytest.raises(ValueError, match="bar 3, which the next time signature cuts short"):
+        Continuation(read_midi(smf(at_times(*meters, *notes), division=QUARTER)), Encoding(meters=("4/4",)))

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from tiny_gpt import tiny_dataset, tiny_run
 
 from megatron_music.cli import main
 from megatron_music.config import ConfigError, DataConfig
-from megatron_music.data.folders import cache_folder, check_folders, record_of
+from megatron_music.data.folders import cache_folder, check_folders, record_of, user_cache
 from megatron_music.tokens.blend import blend_encodings
 from megatron_music.tokens.folder import Encoding, read_encoding, write_tokenizer_folder
 from megatron_music.training.loop import DONE, train
@@ -134,17 +135,57 @@ def test_the_index_cache_goes_to_the_runs_folder(two, tmp_path):
     assert cache_folder(DataConfig(str(two[0]), cache_path="/somewhere"), tmp_path / "run").parent.as_posix() == "/somewhere"
 
 
-@pytest.mark.skipif(not shutil.which("unshare") or os.getuid() != 0, reason="mounts a folder read-only")
+def can_mount(folder) -> bool:
+    """Whether this user may mount a folder onto itself, in a namespace of its own."""
+    words = ["unshare", "-m", "mount", "--bind", str(folder), str(folder)]
+    return bool(shutil.which("unshare")) and subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+
 def test_a_read_only_dataset_trains_without_a_word_about_caches(tmp_path):
+    if not can_mount(tmp_path):
+        pytest.skip("this user may not mount")
     data = tiny_dataset(tmp_path / "data")
     program = f"mount --bind {data} {data} && mount -o remount,bind,ro {data} && exec {sys.executable} -m megatron_music train tiny"
     for save in ("null", tmp_path / "run"):
         words = f"data.path={data} checkpoint.save={save} train.train_iters=1 train.eval_iters=1 logging.tensorboard=false"
         done = subprocess.run(["unshare", "-m", "sh", "-c", f"{program} {words}"], capture_output=True, text=True, check=False)
-        if "unshare" in done.stderr or "mount" in done.stderr:
-            pytest.skip(done.stderr)
         assert done.returncode == 0, done.stderr
     assert not (data / "cache").exists()
+
+
+def test_a_run_that_is_not_saved_keeps_its_index_cache_with_the_user(two, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = sorted(two[0].iterdir())
+    train(tiny_run(two[0], "train.train_iters=1"))
+    own = tmp_path / "cache" / "megatron-music"
+    assert sorted(two[0].iterdir()) == before and any(own.iterdir()) and own.stat().st_mode & 0o077 == 0
+
+
+def test_a_cache_that_others_can_write_to_is_not_used(two, tmp_path, monkeypatch):
+    """megatron-core unpickles what lies there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spare"))
+    own = tmp_path / "cache" / "megatron-music"
+    own.mkdir(parents=True)
+    own.chmod(0o777)
+    assert user_cache().parent == tmp_path / "spare"
+    user_cache().chmod(0o777)
+    with pytest.raises(ConfigError, match="set data.cache_path to a folder"):
+        user_cache()
+    own.chmod(0o700)
+    assert user_cache() == own
+
+
+def test_temporary_files_of_one_machine_are_no_cache_for_several(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spare"))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert user_cache().parent == tmp_path / "spare"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="that all machines see"):
+        user_cache()
 
 
 def test_an_evaluation_that_cannot_be_is_told_at_the_start(tmp_path, capsys):

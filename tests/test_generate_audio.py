@@ -191,7 +191,7 @@ def test_clipped_samples_are_counted_and_said(runs, tmp_path, capsys):
     line = json.loads((tmp_path / "loud" / "sounds.jsonl").read_text())
     written = np.abs(read_waveform(tmp_path / "loud" / "01-001.wav").samples)
     assert line["clipped_samples"] == pytest.approx((written > 0.9999).sum(), abs=20) and line["clipped_samples"] > 1000
-    assert "1 of 1 sounds are too loud and were clipped" in capsys.readouterr().err
+    assert "1 of 1 sound is too loud and was clipped" in capsys.readouterr().err
     assert generate(runs, tmp_path / "quiet", "--prompt", "slow bell") == 0
     assert "clipped" not in capsys.readouterr().err
 

@@ -11,7 +11,8 @@ from tiny_gpt import RandomModel, launch, tiny_dataset, tiny_run
 
 from megatron_music.cli import main
 from megatron_music.generation.decoder import Decoder
-from megatron_music.generation.midi import Composer, prepare_continuation
+from megatron_music.generation.continuing import Continuation
+from megatron_music.generation.midi import Composer
 from megatron_music.generation.sampling import CachedGPT, Sampler, UncachedGPT
 from megatron_music.music.grid import quantize, slice_steps
 from megatron_music.music.midi import read_midi, write_midi
@@ -95,11 +96,11 @@ def test_a_continuation_keeps_what_is_given(composer):
 
 def test_a_continuation_starts_from_the_last_part_in_four_four():
     score = Score(tiny_score(8).tracks, 4, (TimeSignature(0, 3, 4), TimeSignature(48, 4, 4)))
-    assert prepare_continuation(score, Encoding()).num_bars == 5
+    assert Continuation(score, Encoding()).opening.num_bars == 5
     in_three = Score(score.tracks, 4, (TimeSignature(0, 3, 4),))
     with pytest.raises(ValueError, match="the piece ends in 3/4 .bar 11., and the model knows 4/4 alone; continue a piece that"):
-        prepare_continuation(in_three, Encoding())
-    assert prepare_continuation(in_three, Encoding(meters=("3/4", "4/4"))).num_bars == 11
+        Continuation(in_three, Encoding())
+    assert Continuation(in_three, Encoding(meters=("3/4", "4/4"))).opening.num_bars == 11
 
 
 def test_whole_piece_models_are_refused():
@@ -163,7 +164,7 @@ def test_a_continuation_in_other_meters(window):
     encoding = Encoding(bars=window, meters=("3/4", "5/8", "4/4"), tempo=True, velocity=True)
     signatures = (TimeSignature(0, 4, 4), TimeSignature(32, 5, 8), TimeSignature(62, 3, 4))
     read = Score(tiny_score(6).tracks[:2], 4, signatures, (Tempo(0, 60.0), Tempo(64, 90.0)))
-    given = prepare_continuation(read, encoding)
+    given = Continuation(read, encoding).opening
     assert given.num_bars == 8 and len(given.time_signatures) == 3 and len(given.tempos) == 2
     for score in Recorder(encoding).continue_scores([given, given], 5, [1, 2]):
         assert score.num_bars == 13 and score.time_signatures[:3] == given.time_signatures

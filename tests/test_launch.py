@@ -210,13 +210,13 @@ def test_a_script_that_is_not_submitted_says_so(script, variables, missing):
 def test_a_python_without_the_package_plans_nothing(tmp_path, runtime):
     """One sentence in place of a traceback, in container modes too, and nothing is submitted."""
     (tmp_path / "bin").mkdir()
-    for name, lines in (("python", "exit 1"), ("sbatch", f"touch {tmp_path}/submitted")):
+    for name, lines in (("python", "echo No module named megatron_music >&2; exit 1"), ("sbatch", f"touch {tmp_path}/submitted")):
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{lines}\n")
         (tmp_path / "bin" / name).chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "MEGATRON_MUSIC_VENV": "", "MEGATRON_MUSIC_RUNTIME": runtime}
     command = ["bash", LAUNCH / "build_dataset.sh", "2", tmp_path / "out", tmp_path]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "its python lacks this package" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and "its python cannot import this package" in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "submitted").exists() and not (tmp_path / "out").exists()
 
 

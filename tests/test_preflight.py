@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -181,6 +180,19 @@ def test_with_slurm_at_hand(tmp_path, monkeypatch, text, answer, sentence):
 def test_time_limits():
     cases = {"5": 300, "5:30": 330, "1:00:00": 3600, "2-3": 183600, "2-3:04": 183840, "1-00:00:05": 86405}
     assert {text: seconds_of(text) for text in cases} == cases
+    assert seconds_of("0") is None, "no limit"
+    for text in ("1:2:3:4", "5:-1", "x"):
+        with pytest.raises(ValueError):
+            seconds_of(text)
+
+
+@pytest.mark.parametrize("option", ["--gpus-per-node=8gb", "--gpus-per-task=-1x", "--gres=gpu:8gb"])
+def test_a_count_of_gpus_that_cannot_be_read_is_named(tmp_path, option):
+    script = tmp_path / "job.sbatch"
+    script.write_text(f"#!/bin/bash\n#SBATCH {option}\nsrun true\n")
+    name, value = option.split("=")
+    with pytest.raises(ValueError, match=f"sbatch's option {name}={value} cannot be read"):
+        read_job(script).check_numbers()
 
 
 def job_of(tmp_path, *lines: str, command_line=(), environment=None):
@@ -305,7 +317,6 @@ def test_the_article_runs_on_the_scripts_own_two_nodes(data, tmp_path):
     assert not wrong(found) and not any("train.bf16" in finding.what for finding in found)
 
 
-@pytest.mark.skipif(find_spec("megatron_music.data.folders") is None, reason="the checks of data that train makes are not in this version")
 def test_data_that_train_refuses_is_wrong_here_too(data, tmp_path):
     cut = tmp_path / "cut"
     shutil.copytree(data, cut)

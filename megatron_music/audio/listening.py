@@ -188,12 +188,11 @@ output{color:var(--soft);font-size:.85rem;font-variant-numeric:tabular-nums;whit
 """
 
 _SCRIPT = """
-document.documentElement.classList.add('scripted');
 const clock = s => Math.floor(s / 60) + ':' + String(Math.floor(s % 60)).padStart(2, '0');
 const pieces = [...document.querySelectorAll('.piece')].map(card => {
   const [audio, button, range, output, view, roll, line] =
     ['audio', '.play', 'input', 'output', '.window', '.roll', '.head-line'].map(name => card.querySelector(name));
-  const scale = +roll.dataset.scale, total = +range.max, label = button.ariaLabel.replace('Play ', '');
+  const scale = +roll.dataset.scale, total = +range.max, label = button.getAttribute('aria-label').replace('Play ', '');
   const notes = [...card.querySelectorAll('.notes rect')].map(rect => {
     const begin = +rect.getAttribute('x') / scale;
     return {rect, begin, end: begin + (+rect.getAttribute('width') + 1.5) / scale};
@@ -211,7 +210,7 @@ const pieces = [...document.querySelectorAll('.piece')].map(card => {
   const frame = () => { show(); if (!audio.paused) requestAnimationFrame(frame); };
   const sign = () => {
     card.classList.toggle('playing', !audio.paused);
-    button.ariaLabel = (audio.paused ? 'Play ' : 'Pause ') + label;
+    button.setAttribute('aria-label', (audio.paused ? 'Play ' : 'Pause ') + label);
     frame();
   };
   const toggle = () => {
@@ -235,4 +234,5 @@ document.addEventListener('keydown', event => {
   event.preventDefault();
   if (chosen) chosen.toggle();
 });
+document.documentElement.classList.add('scripted');
 """

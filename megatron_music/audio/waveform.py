@@ -96,10 +96,10 @@ def wav_bytes(samples: np.ndarray, sample_rate: int, *, bits: int = 16, metadata
             words.insert(0, (b"INAM", str(metadata["prompt"])))
         chunks.append((b"LIST", b"INFO" + b"".join(_chunk(name, text.encode() + b"\0") for name, text in words)))
     chunks.append((b"data", content))
-    body = b"WAVE" + b"".join(_chunk(name, data) for name, data in chunks)
-    if len(body) >= 2**32:
-        raise ValueError(f"{len(body) / 2**30:.1f} GiB of samples do not fit in a WAV file; write FLAC, or shorter files")
-    return _chunk(b"RIFF", body)
+    size = 4 + sum(8 + len(data) + len(data) % 2 for _, data in chunks)
+    if size >= 2**32:
+        raise ValueError(f"{size / 2**30:.1f} GiB of samples do not fit in a WAV file; write FLAC, or shorter files")
+    return _chunk(b"RIFF", b"WAVE" + b"".join(_chunk(name, data) for name, data in chunks))
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:

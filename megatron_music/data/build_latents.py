@@ -12,7 +12,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -43,7 +43,7 @@ from megatron_music.data.latents import (
     write_texts,
 )
 from megatron_music.data.latents_options import OOBLECK_SIZES, SPECTRAL, LatentsOptions
-from megatron_music.data.plan import LOCK_FILE, held, sync_path
+from megatron_music.data.plan import held, sync_path
 from megatron_music.data.splits import KEY_BYTES, assign_splits
 from megatron_music.whole_file import write_whole
 
@@ -133,8 +133,9 @@ def build_latents(
         finally:
             if isinstance(encoders.music, MuQMuLanProcess):
                 encoders.music.close()
-    if world_size > 1 and os.listdir(building) == [LOCK_FILE]:
-        shutil.rmtree(building, ignore_errors=True)
+    if world_size > 1:
+        with suppress(ValueError), held(building):  # which removes what holds nothing but its lock; another rank may be in it still
+            pass
     return report
 
 

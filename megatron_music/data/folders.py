@@ -6,6 +6,7 @@ Everything here is known before a model is built, and by ``preflight`` as by ``t
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -115,24 +116,43 @@ def has_tokens(data: DataConfig, split: str) -> bool:
 def cache_folder(data: DataConfig, run_folder: str | os.PathLike | None = None) -> Path:
     """Where the index cache of these very files lies: megatron-core's own key knows their paths, not their contents.
 
-    ``data.cache_path``, else ``cache`` in the run's folder. A run without a folder uses ``cache`` beside the data where that
-    can be written, else the system's folder of temporary files: a dataset need never be writable.
+    ``data.cache_path``, else ``cache`` in the run's folder, else ``user_cache()``: a dataset need never be writable.
     """
     hasher = hashlib.sha256()
     for folder in data.folders:
         for split in SPLITS:
             status = (folder / f"{split}.idx").stat() if (folder / f"{split}.idx").is_file() else None
             hasher.update(f"{folder}\0{split}\0{status and (status.st_size, status.st_mtime_ns)}\n".encode())
-    return Path(data.cache_path or _own_cache(data.folders[0], run_folder), hasher.hexdigest()[:16])
+    return Path(data.cache_path or (Path(run_folder, "cache") if run_folder else user_cache()), hasher.hexdigest()[:16])
 
 
-def _own_cache(folder: Path, run_folder: str | os.PathLike | None) -> Path:
-    if run_folder is not None:
-        return Path(run_folder, "cache")
-    beside = folder / "cache"
-    if os.access(beside if beside.is_dir() else folder, os.W_OK):
-        return beside
-    return Path(tempfile.gettempdir(), f"megatron-music-cache-{os.getuid()}")
+def user_cache() -> Path:
+    """A folder of this user's own for index caches, which are read as they are: nobody else may have written there.
+
+    ``megatron-music`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; where that cannot be written, in the system's folder of temporary files.
+
+    Raises:
+        ConfigError: neither can be used, or the run has processes on several machines, which do not share temporary files.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "megatron-music")
+    if _made_own(home):
+        return home
+    spare = Path(tempfile.gettempdir(), f"megatron-music-cache-{os.getuid()}")
+    several = int(os.environ.get("WORLD_SIZE", "1")) > int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+    if several or not _made_own(spare):
+        raise ConfigError(f"no folder for the index cache: {home} cannot be used; set data.cache_path to a folder of yours that all machines see")
+    return spare
+
+
+def _made_own(folder: Path) -> bool:
+    """Whether a folder is there, made now or before, that this user owns and no other can write to."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except (OSError, RuntimeError):  # no home
+        return False
+    is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+    return is_own and os.access(folder, os.W_OK)
 
 
 def record_of(data: DataConfig) -> dict:

@@ -3,6 +3,7 @@
 Whoever writes a reason takes it from here, and whoever shows one finds its remedy here. Knows nothing about files.
 """
 
+import re
 from collections.abc import Iterable
 
 from megatron_music.tokens.folder import Encoding
@@ -10,6 +11,7 @@ from megatron_music.tokens.folder import Encoding
 SAME_NOTES = "same notes as an earlier file"
 DAMAGED = "damaged (in quarantine)"
 NO_METER = "no part in "
+_WINDOW = re.compile(r" of \d+ bars?$")
 FILTERED = "every window is outside the filters"
 NO_DOCUMENTS = "no documents"  # of a record that says nothing else; no build writes it
 
@@ -28,6 +30,11 @@ def no_meter(encoding: Encoding) -> str:
 def too_short(encoding: Encoding) -> str:
     """What is in the encoding's meters is shorter than a window."""
     return f"{no_meter(encoding)} of {encoding.bars} bars"
+
+
+def is_no_meter(reason: str) -> bool:
+    """Whether a reason is that of ``no_meter``, with any encoding, and not that of ``too_short``."""
+    return reason.startswith(NO_METER) and not _WINDOW.search(reason)
 
 
 def filtered(filters: Iterable[str]) -> str:

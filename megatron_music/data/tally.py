@@ -14,7 +14,7 @@ import numpy as np
 from megatron_music.data.corpus import Entry
 from megatron_music.data.grouping import split_named
 from megatron_music.data.id_counts import add_json
-from megatron_music.data.reasons import CHANCE_NOTES, NO_METER, is_chance
+from megatron_music.data.reasons import CHANCE_NOTES, is_chance, is_no_meter
 from megatron_music.data.splits import DROPPED, KEY_BYTES, assign_splits
 from megatron_music.tokens.density import NUM_IDS
 
@@ -131,7 +131,7 @@ class Tally:
         self.changing += "meter_changes" in file
         if "meter_undeclared" in file:
             self.meters_undeclared[meter] += 1
-        if file.get("left_out", "").startswith(NO_METER):
+        if is_no_meter(file.get("left_out", "")):
             self.meters_left_out[meter] += 1
 
     def _quarantine(self, entry: Entry, damage: str, quarantine: TextIO) -> None:

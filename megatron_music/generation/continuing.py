@@ -18,6 +18,7 @@ class Continuation:
     Args:
         score: as read from a file, on its own ticks; it is not changed.
         encoding: of the model.
+        sounding: the same piece with notes as long as the model's data have them, where the sustain pedal holds them longer.
 
     Attributes:
         opening: the last bars that are in the model's meters, on its grid, with the tracks that sound in them: what
@@ -26,10 +27,10 @@ class Continuation:
             meter or tempo where that comes later.
 
     Raises:
-        ValueError: the piece ends in a meter that the model does not know.
+        ValueError: the piece ends in a meter that the model does not know, or in a bar that is cut short.
     """
 
-    def __init__(self, score: Score, encoding: Encoding):
+    def __init__(self, score: Score, encoding: Encoding, sounding: Score | None = None):
         bars = GivenBars(score, encoding)
         self._score, self._bars = score, bars
         self._after = after = _bars_with_notes(bars)
@@ -37,12 +38,17 @@ class Continuation:
         while first and bars.steps[first - 1]:
             first -= 1
         numerator, denominator = bars.meters[after - 1]
+        if first == after and (numerator, denominator) in encoding.meter_set:
+            raise ValueError(
+                f"the piece ends in bar {after}, which the next time signature cuts short; remove that time signature, or end the piece "
+                "with a whole bar"
+            )
         if first == after:
             raise ValueError(
                 f"the piece ends in {numerator}/{denominator} (bar {after}), and the model knows "
                 f"{' '.join(encoding.meters)} alone; continue a piece that ends in a meter of the model"
             )
-        opening = bars.on_grid(score, first, after)
+        opening = bars.on_grid(sounding or score, first, after)
         self._tracks = [number for number, track in enumerate(opening.tracks) if len(track)]
         if not self._tracks:
             raise ValueError(f"the last {after - first} bars of the piece have no notes on the model's grid; shorten the piece")

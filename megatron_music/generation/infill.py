@@ -63,12 +63,15 @@ class Filling:
             bar in a meter of the encoding.
         encoding: of the model.
         labels: label ids to say of the piece.
+        sounding: the same piece with notes as long as the model's data have them, where the sustain pedal holds them longer.
 
     Raises:
         ValueError: a track or bar is not in the piece, or a bar is in no meter of the encoding; counted from 1.
     """
 
-    def __init__(self, score: Score, bars: Iterable[Place], encoding: Encoding, labels: Sequence[int] = ()):
+    def __init__(
+        self, score: Score, bars: Iterable[Place], encoding: Encoding, labels: Sequence[int] = (), sounding: Score | None = None
+    ):
         self._encoding = encoding
         self._labels = tuple(labels)
         self._bars = GivenBars(score, encoding)
@@ -77,6 +80,8 @@ class Filling:
         self._instruments = [number for number, track in enumerate(score.tracks) if len(track)]
         self.left = self._all_of(bars)
         self.score = replace(score, tracks=self._emptied(score))
+        self._sounding = self._original if sounding is None else replace(self._original, tracks=sounding.tracks)
+        self._shown = replace(self._sounding, tracks=self._emptied(self._sounding))  # to the model
         self._window: tuple[int, int, list[int], set[tuple[int, int]]] | None = None
 
     def next_window(self, max_tokens: int) -> FillGrammar:
@@ -105,7 +110,7 @@ class Filling:
         first, after, tracks, holes = self._window
         window = decode_piece(ids, self._encoding.steps_per_quarter)
         ticks, steps = self.score.steps_per_quarter, self._encoding.steps_per_quarter
-        new_tracks = list(self.score.tracks)
+        filled, shown = list(self.score.tracks), list(self._shown.tracks)
         for number in sorted({track for track, _ in holes}):
             notes = window.tracks[tracks.index(number)].notes
             bar = np.searchsorted(window.bar_starts, notes[:, 0], side="right") - 1 + first
@@ -114,8 +119,9 @@ class Filling:
             new[:, 1] = np.maximum(new[:, 1], new[:, 0] + 1)  # on ticks coarser than the grid
             if not self._encoding.velocity:
                 new[:, 3] = _usual_velocity(self._original.tracks[number])
-            new_tracks[number] = _with_notes(new_tracks[number], np.concatenate([new_tracks[number].notes, new]))
-        self.score = replace(self.score, tracks=new_tracks)
+            for tracks_of in (filled, shown):
+                tracks_of[number] = _with_notes(tracks_of[number], np.concatenate([tracks_of[number].notes, new]))
+        self.score, self._shown = replace(self.score, tracks=filled), replace(self._shown, tracks=shown)
         self.left -= holes
         self._window = None
 
@@ -185,7 +191,7 @@ class Filling:
 
     def _prompt(self, first: int, after: int, holes: Collection[tuple[int, int]]) -> tuple[np.ndarray, list[int]]:
         """The window's ids up to the fills, and the numbers of the tracks in it: those that sound or are to be filled."""
-        now, before = (self._bars.on_grid(score, first, after) for score in (self.score, self._original))
+        now, before = (self._bars.on_grid(score, first, after) for score in (self._shown, self._sounding))
         to_fill = {track for track, _ in holes}
         tracks = [number for number, track in enumerate(now.tracks) if len(track) or number in to_fill]
         ids, wanted = (

@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from megatron_music.generation.continuing import Continuation
 from megatron_music.generation.decoder import next_logits_of
 from megatron_music.generation.infill import Filling, Place
 from megatron_music.generation.sampling import Draft, NextLogits, Sampler, write_drafts
@@ -131,6 +130,7 @@ class Composer:
         on_token: OnToken = lambda tokens: None,
         *,
         labels: Sequence[str] = (),
+        sounding: Score | None = None,
     ) -> list[Score]:
         """The score with some of its bars written anew, once a seed; all else stays note for note.
 
@@ -141,11 +141,12 @@ class Composer:
             bars: (track, bar) of each, from 0; what starts in them is taken away, what is held into them ends there. None
                 for the track is every track, None for the bar every bar in a meter that the model knows.
             labels: to say of the piece, such as ``GENRE=JAZZ``.
+            sounding: see ``Filling``.
         """
         if not self.encoding.infill:
             raise ValueError("this model has not learned to fill bars; train it on data built with --infill")
         named, bars = label_ids(labels, self.encoding), list(bars)
-        pieces = [Filling(score, bars, self.encoding, named) for _ in seeds]
+        pieces = [Filling(score, bars, self.encoding, named, sounding) for _ in seeds]
         turn = 0
         while unfinished := [number for number, piece in enumerate(pieces) if piece.left]:
             grammars = [pieces[number].next_window(self.max_tokens) for number in unfinished]
@@ -222,15 +223,6 @@ class Composer:
 
     def _decode(self, document: Sequence[int]) -> Score:
         return decode_piece(document, self.encoding.steps_per_quarter)
-
-
-def prepare_continuation(score: Score, encoding: Encoding) -> Score:
-    """What ``continue_scores`` goes on from, of a score as read; ``Continuation`` leads back to its ticks.
-
-    Raises:
-        ValueError: it ends in a meter that the model does not know.
-    """
-    return Continuation(score, encoding).opening
 
 
 def _stream(seed: int, turn: int) -> int:

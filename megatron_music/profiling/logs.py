@@ -238,7 +238,8 @@ class _NemoPlaces:
 def _merge_ranks(found: list[tuple[str, Step]]) -> list[Step]:
     """One step for each iteration of each start: ranks that print the same one are averaged; a bar drawn twice counts once."""
     repeated = sum(earlier[1].iteration == later[1].iteration for earlier, later in zip(found, found[1:], strict=False))
-    without_labels = len(found) > 1 and 2 * repeated >= len(found) - 1  # most steps come in twos: these are ranks, not starts
+    # Most steps come in twos: these are ranks, not starts. A single pair may be the first step of two starts.
+    without_labels = len(found) > 1 and 2 * repeated >= len(found) - 1 and (repeated > 1 or len(found) == 2)
     starts: list[dict[int, dict[str, list[Step]]]] = []
     latest: dict[str, int] = {}  # each rank's last iteration in this start
     for rank, step in found:

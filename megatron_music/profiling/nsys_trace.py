@@ -1,10 +1,12 @@
 """The sqlite that ``nsys export`` makes of a report. Tables exist only for what was traced; columns differ between versions of nsys."""
 
+import os
 import re
 import sqlite3
 from collections import defaultdict
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote
 
 from megatron_music.profiling.timeline import Timeline, timeline_of
 
@@ -26,7 +28,7 @@ def read_nsys(path: Path) -> list[Timeline]:
         ValueError: it cannot be read.
     """
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as base:
+        with closing(sqlite3.connect(f"file:{quote(os.fspath(path))}?mode=ro", uri=True)) as base:
             tables = {row[0] for row in base.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")}
             texts = dict(base.execute("SELECT id, value FROM StringIds")) if "StringIds" in tables else {}
             pieces: dict[tuple[int, int], list] = defaultdict(list)  # by GPU and process

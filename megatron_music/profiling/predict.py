@@ -39,6 +39,7 @@ CLUSTERS = {
     for cluster in (
         Cluster("v100", 0.9e12, 150e9, 12.5e9),
         Cluster("a100", 2.039e12, 300e9, 25e9),
+        Cluster("a100-40gb", 1.555e12, 300e9, 25e9),
         Cluster("h100", 3.35e12, 450e9, 50e9),
         Cluster("h200", 4.8e12, 450e9, 50e9),
         Cluster("b200", 7.7e12, 900e9, 50e9),

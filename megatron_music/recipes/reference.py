@@ -34,7 +34,7 @@ def as_yaml(run: Run, description: str = "") -> str:
             other = "" if value == item.default or item.default is None else f" (default {_scalar(item.default)})"
             entry = f"  {item.name}: {_scalar(value)}"
             comment = textwrap.wrap(meaning_of(item) + other, WIDTH - COMMENT_COLUMN - 2)
-            lines.append(f"{entry + ' ':{COMMENT_COLUMN}}# {comment[0]}")
+            lines.append(f"{entry + ' ':{COMMENT_COLUMN}}# {(comment or [''])[0]}".rstrip())
             lines += [f"{'':{COMMENT_COLUMN}}# {rest}" for rest in comment[1:]]
     return "\n".join(lines).strip() + "\n"
 

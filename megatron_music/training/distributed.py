@@ -36,6 +36,12 @@ def launched_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def _name_allocator_settings() -> None:
+    """PyTorch before 2.9 knows PYTORCH_ALLOC_CONF by an older name; its allocator reads it when the first GPU is used."""
+    if "PYTORCH_ALLOC_CONF" in os.environ and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9):
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", os.environ["PYTORCH_ALLOC_CONF"])
+
+
 def start(parallel: ParallelConfig) -> None:
     """Join the processes and split them into groups. Call ``stop`` at the end.
 
@@ -53,6 +59,7 @@ def start(parallel: ParallelConfig) -> None:
     global _joins
     on_cuda = not cpu.install()
     if on_cuda:
+        _name_allocator_settings()
         torch.cuda.set_device(own_gpu(os.environ, torch.cuda.device_count()))
     if not dist.is_initialized():
         backend = "nccl" if on_cuda else "gloo"

@@ -98,17 +98,17 @@ def _run(
         wandb_project=config.logging.wandb_project,
         run=asdict(config),
     )
-    samples = Samples(config, folder) if task.valid_batches else None
-    record = _recorder(metrics)
-    saver = Saver(config.checkpoint, record) if folder else None
-    batches = task.train_batches(progress.consumed_samples)
     stopped = False
-    with (
-        _signals() as asked,
-        contextlib.closing(metrics),
-        contextlib.closing(profiler),
-        contextlib.closing(saver) if saver else contextlib.nullcontext(),
-    ):
+    with contextlib.ExitStack() as stack:
+        asked = stack.enter_context(_signals())
+        stack.enter_context(contextlib.closing(metrics))
+        stack.enter_context(contextlib.closing(profiler))
+        samples = Samples(config, folder) if task.valid_batches else None
+        record = _recorder(metrics)
+        saver = Saver(config.checkpoint, record) if folder else None
+        if saver:
+            stack.enter_context(contextlib.closing(saver))
+        batches = task.train_batches(progress.consumed_samples)
         while progress.iteration < total and not stopped:
             start = time.perf_counter()
             judge = partial(reason_to_skip, progress.guard, loss_spike_factor=config.train.loss_spike_factor)
