@@ -1,6 +1,6 @@
 """Bach's chorales to new chorales, as one program: `megatron-music demo`, whose steps are in megatron_music/demo.py.
 
-python examples/01_chorales.py -o demo
+python examples/01_chorales.py demo
 """
 
 import sys
@@ -8,4 +8,5 @@ import sys
 from megatron_music.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["demo", *sys.argv[1:]]))
+    folder, *rest = sys.argv[1:] or ["demo"]
+    sys.exit(main(["demo", "-o", folder, *rest]))
