@@ -1,5 +1,6 @@
 """Commands as a person types them, and what is said of bad input."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -272,3 +273,13 @@ def test_a_reader_that_leaves_early_is_no_error(midi):
     command = f"{sys.executable} -m megatron_music tokenize {midi} --bars 1 | head -c 10"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("rank", "status", "said"), [("0", 1, "megatron-music: No space"), ("1", 1, "megatron-music: rank 1: No space")])
+def test_what_fails_on_one_process_alone_is_told_by_it(monkeypatch, capsys, rank, status, said):
+    monkeypatch.setenv("RANK", rank)
+
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device", "/out")
+
+    assert guarded(full) == status and capsys.readouterr().err.startswith(said)

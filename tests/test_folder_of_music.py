@@ -255,3 +255,14 @@ def test_fewer_levels_than_asked_for_are_said_and_no_other_is_offered(tmp_path):
     assert older.density_levels("density") == (0, 2, 3) and density_ids([2], None, older)
     with pytest.raises(ValueError, match="use one of 0, 2, 3"):
         density_ids([1], None, older)
+
+
+def test_a_file_that_is_too_short_is_not_counted_as_one_of_an_unknown_meter(tmp_path):
+    (tmp_path / "midi").mkdir()
+    write_midi(tune(1, (0, 4, 4), quarters=2), tmp_path / "midi" / "short.mid")
+    write_midi(tune(2, (0, 4, 4)), tmp_path / "midi" / "long.mid")
+    write_midi(tune(3, (0, 11, 16)), tmp_path / "midi" / "eleven.mid")
+    report = build_tokens([tmp_path / "midi"], tmp_path / "data", BuildOptions(Encoding(bars=4, meters=("4/4",))))
+    assert report["meters"]["left_out"] == {"11/16": 1}
+    reasons = [line["reason"] or "" for line in file_lines(tmp_path / "data")]
+    assert sorted(reasons) == ["", "no part in 4/4", "no part in 4/4 of 4 bars"]
