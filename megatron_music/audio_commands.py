@@ -10,6 +10,7 @@ from pathlib import Path
 from megatron_music.commands import check_output_file, progress_bar, progress_over
 from megatron_music.counted import counted
 from megatron_music.errors import either
+from megatron_music.output import is_quiet, logger, print_result
 
 _OTHER_SUFFIXES = (".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".wma", ".mid", ".midi", ".kar", ".html", ".json", ".txt")
 
@@ -22,6 +23,7 @@ def add_render(parser) -> None:
     parser.add_argument("--own", action="store_true", help="use this package's synthesiser whatever is installed")
     parser.add_argument("--sample-rate", type=int, default=44100, metavar="HZ", help="samples per second, 4000 to 192000")
     parser.add_argument("--bits", type=int, default=16, choices=(16, 24), help="bits per sample")
+    parser.add_argument("--json", action="store_true", help="print the files written as JSON")
 
 
 def render(options) -> None:
@@ -32,16 +34,20 @@ def render(options) -> None:
     if options.html:
         check_output_file(options.html, (".html",))
     files = _render_targets(options.files, Path(options.output))
-    pieces = []
+    pieces, on_page = [], []
     with progress_bar("piece", len(files)) as bar:
-        for piece in render_files(files, options.sample_rate, options.sound_font, own=options.own, bits=options.bits):
-            pieces.append(piece if options.html else (piece.waveform.seconds, piece.synthesiser))
+        rendered = render_files(files, options.sample_rate, options.sound_font, own=options.own, bits=options.bits)
+        for (_, target), piece in zip(files, rendered, strict=True):
+            pieces.append({"file": str(target), "seconds": piece.waveform.seconds, "synthesiser": piece.synthesiser})
+            on_page += [piece] if options.html else []
             bar.update(1)
     if options.html:
-        write_listening_page(options.html, Path(options.html).stem, "Rendered from MIDI.", pieces)
-        pieces = [(piece.waveform.seconds, piece.synthesiser) for piece in pieces]
-    seconds, synthesisers = sum(piece[0] for piece in pieces), " and ".join(sorted({piece[1] for piece in pieces}))
-    print(f"{counted(len(pieces), 'piece')}, {seconds:.1f} s by {synthesisers} in {options.output}" + (f"; page: {options.html}" if options.html else ""))
+        write_listening_page(options.html, Path(options.html).stem, "Rendered from MIDI.", on_page)
+    seconds = sum(piece["seconds"] for piece in pieces)
+    synthesisers = " and ".join(sorted({piece["synthesiser"] for piece in pieces}))
+    sentence = f"{counted(len(pieces), 'piece')}, {seconds:.1f} s by {synthesisers} in {options.output}"
+    result = {"output": options.output, "page": options.html, "pieces": pieces}
+    print_result(options, result, sentence + (f"; page: {options.html}" if options.html else ""))
 
 
 def _render_targets(names: list[str], output: Path) -> list[tuple[Path, Path]]:
@@ -82,16 +88,19 @@ def add_corpus_sounds(parser) -> None:
     parser.add_argument("--sample-rate", type=int, default=16000, metavar="HZ", help="samples per second")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of instruments, tempos and excerpts")
     parser.add_argument("--own", action="store_true", help="use this package's synthesiser whatever is installed")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def corpus_sounds(options) -> None:
+    from megatron_music.counted import counted
     from megatron_music.data.sounds import SoundOptions, write_sounds
 
     made = SoundOptions(options.num, options.seconds, options.sample_rate, options.seed, options.own)
     with progress_bar("sound", options.num) as bar:
         for done, _ in write_sounds(options.midi_dir, options.output, made):
             bar.update(done - bar.n)
-    print(f"{options.num} sounds with captions in {options.output}")
+    result = {"output": options.output, "audio_files": options.num}
+    print_result(options, result, f"{counted(options.num, 'sound')} with captions in {options.output}")
 
 
 _LATENTS_HELP = {
@@ -128,7 +137,7 @@ def build_latents(options) -> None:
 
     wanted = LatentsOptions(**{item.name: getattr(options, item.name) for item in fields(LatentsOptions)})
     rank, world_size, launched = _share(options)
-    silent = options.json or (launched and rank)  # under torchrun one process speaks
+    silent = options.json or is_quiet() or (launched and rank)  # under torchrun one process speaks
     was_there = Path(options.output).exists()
     say = (lambda line: None) if silent else (lambda line: print(line, flush=True))
     progress = (lambda items, total: items) if launched and rank else progress_over("sound")
@@ -154,9 +163,6 @@ def build_latents(options) -> None:
             f"{unread['count']:,} of {report['captions']:,} captions hold no word that the text encoder knows, such as "
             f"{unread['first'][:60]!r}; a model learns nothing from them"
         )
-    if options.json:
-        print(json.dumps(report, indent=1))
-        return
     samples = ", ".join(f"{count:,} {split}" for split, count in report["samples"].items())
     reasons = ", ".join(f"{count:,} {kind}" for kind, count in report["left_out"].items())
     lines = {
@@ -165,8 +171,7 @@ def build_latents(options) -> None:
         **{kind: encoder["name"] for kind, encoder in report["encoders"].items()},
         "in": options.output,
     }
-    for name, line in lines.items():
-        print(f"{name:13}{line}")
+    print_result(options, report, "\n".join(f"{name:13}{line}" for name, line in lines.items()))
 
 
 def _share(options) -> tuple[int, int, bool]:
@@ -210,6 +215,7 @@ def add_generate_audio(parser) -> None:
     parser.add_argument("--variation", type=float, default=None, metavar="X", help="with --from: how much is made anew, 0 to 1")
     parser.add_argument("--batch-size", type=int, default=None, metavar="N", help="of stage 2; by default what memory allows")
     parser.add_argument("--rank", action="store_true", help="list the samples of a prompt by how well they go with it")
+    parser.add_argument("--json", action="store_true", help="print the samples and what they were made with as JSON")
     parser.add_argument("--last-weights", action="store_true", help="instead of their average")
     parser.add_argument("--format", default="wav", choices=("wav", "flac"), help="of the files")
     parser.add_argument("--bits", type=int, default=16, choices=(16, 24), help="bits per sample")
@@ -324,7 +330,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _say(sentence: str) -> None:
-    print(f"megatron-music: {sentence}", file=sys.stderr, flush=True)
+    logger.warning(sentence)
 
 
 def _say_unknown_words(prompts: list[str], maker) -> None:
@@ -337,6 +343,7 @@ def _say_unknown_words(prompts: list[str], maker) -> None:
 
 def _write_sounds(options, sounds, names: list[str], maker, prompts: list[str], speaks: bool) -> None:
     from megatron_music.audio.waveform import Waveform, write_waveform
+    from megatron_music.counted import counted
     from megatron_music.whole_file import write_whole
 
     folder, rate, lines, loud = Path(options.output), maker.autoencoder.sample_rate, [], 0
@@ -363,7 +370,7 @@ def _write_sounds(options, sounds, names: list[str], maker, prompts: list[str], 
     if options.rank:
         order = list(dict.fromkeys(line["prompt"] for line in lines))
         lines.sort(key=lambda line: (order.index(line["prompt"]), -line["similarity"]))
-        for line in lines:
+        for line in lines if not options.json else ():
             print(f"{line['similarity']:7.3f}  {line['file']}  {line['prompt']}")
     write_whole(folder / _LIST, "".join(json.dumps(line) + "\n" for line in lines).encode())
     if loud:
@@ -372,4 +379,4 @@ def _write_sounds(options, sounds, names: list[str], maker, prompts: list[str], 
             f"{loud} of {counted(len(names), 'sound')} {'is' if loud == 1 else 'are'} too loud and {'was' if loud == 1 else 'were'} clipped, one in {most:,} samples; lower --guidance-scale, or see "
             f"clipped_samples in {folder / _LIST}"
         )
-    print(f"{counted(len(names), 'sound')} in {folder}")
+    print_result(options, {"output": str(folder), "samples": lines}, f"{counted(len(names), 'sound')} in {folder}")

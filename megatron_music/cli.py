@@ -8,6 +8,7 @@ import difflib
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -18,6 +19,7 @@ from megatron_music import (
     dataset_commands,
     demo,
     launch_commands,
+    output,
     predict_commands,
     profiling_commands,
     sweep_commands,
@@ -29,7 +31,6 @@ from megatron_music.models.backends import naming_transformer_engine
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    quiet_dependencies()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
     if not arguments:
@@ -37,7 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return OK
     if arguments[0] == "help":
         arguments = [*arguments[1:], "--help"]
-    parsed = parser.parse_args(arguments)
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest:  # argparse does not join what stands on both sides of an option
+        if not hasattr(parsed, "overrides") or any(word.startswith("-") for word in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parsed.overrides = [*parsed.overrides, *rest]
+    output.set_verbosity(quiet=parsed.quiet, verbose=parsed.verbose)
+    if not parsed.verbose:
+        quiet_dependencies()
     return guarded(lambda: parsed.run(parsed))
 
 
@@ -101,6 +109,8 @@ def quiet_dependencies() -> None:
 
 def _say(sentence: str, status: int) -> int:
     """Print an error. Under torchrun wrong use is found by all processes alike and told by one; what fails on one is told by that one."""
+    if output.is_verbose():
+        traceback.print_exc()
     rank = os.environ.get("RANK", "0")
     if rank == "0":
         print(f"megatron-music: {sentence}", file=sys.stderr)
@@ -161,14 +171,23 @@ def _window(text: str) -> tuple[int, int]:
     return int(first), int(last or first)
 
 
+def _add_verbosity(parser: argparse.ArgumentParser, default: bool | str) -> None:
+    """``-q`` and ``-v``, before the command's name or after it."""
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("-q", "--quiet", action="store_true", default=default, help="print only errors, warnings and what was asked for")
+    either.add_argument("-v", "--verbose", action="store_true", default=default, help="print tracebacks and the warnings of dependencies, too")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="megatron-music", description="Music models on NVIDIA's Megatron stack.")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    _add_verbosity(parser, False)
     verbs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(group, name: str, run: Callable, summary: str) -> argparse.ArgumentParser:
         added = group.add_parser(name, help=summary, description=summary)
         added.set_defaults(run=run)
+        _add_verbosity(added, argparse.SUPPRESS)
         return added
 
     demo.add_demo(command(verbs, "demo", demo.demo, "Bach's chorales to a trained GPT, new chorales and a page to hear them"))
@@ -194,6 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     bach = command(corpora, "bach", commands.corpus_bach, "Bach's four-voice chorales from the music21 package")
     bach.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the MIDI files")
     bach.add_argument("--workers", type=int, default=None, help="processes; by default one for each CPU core")
+    bach.add_argument("--json", action="store_true", help="print the result as JSON")
 
     sounds = command(corpora, "sounds", audio_commands.corpus_sounds, "MIDI files rendered in other instruments and tempos, with captions")
     audio_commands.add_corpus_sounds(sounds)
@@ -208,11 +228,13 @@ def _parser() -> argparse.ArgumentParser:
     tokens.add_argument("--json", action="store_true", help="print the report as JSON")
     plan = command(builds, "plan", dataset_commands.build_plan, "list the files of a dataset and cut them into shards")
     add_build_options(plan)
+    plan.add_argument("--json", action="store_true", help="print the result as JSON")
     shard = command(builds, "shard", dataset_commands.build_shard, "encode one rank's shards of a planned dataset")
     shard.add_argument("output", metavar="OUT", help="the dataset that was planned")
     shard.add_argument("--rank", type=int, default=0, metavar="R", help="from 0")
     shard.add_argument("--world-size", type=int, default=1, metavar="W", help="ranks that share the work")
     shard.add_argument("--workers", type=int, default=1, help="processes of this rank")
+    shard.add_argument("--json", action="store_true", help="print the result as JSON")
     merge = command(builds, "merge", dataset_commands.build_merge, "put finished shards together into the dataset")
     merge.add_argument("output", metavar="OUT", help="the dataset that was planned")
     merge.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -234,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = command(verbs, "train", commands.train, "train a recipe; alone or under torchrun")
     train.add_argument("recipe", metavar="RECIPE", help="a name from `recipes`, or a YAML file")
-    train.add_argument("overrides", nargs="*", metavar="section.field=value",
+    train.add_argument("overrides", nargs="*", default=[], metavar="section.field=value",
                        help="`megatron-music recipes RECIPE` prints every field with its value and meaning")  # fmt: skip
     train.add_argument("--profile-steps", type=_window, default=None, metavar="FIRST-LAST",
                        help="iterations to profile: cudaProfilerStart and Stop for nsys; without a GPU, RUN/trace-rankN.json")  # fmt: skip
@@ -263,6 +285,7 @@ def _parser() -> argparse.ArgumentParser:
     midi.add_argument("--batch-size", type=int, default=16, help="pieces written at a time")
     midi.add_argument("--tensor-model-parallel-size", type=int, default=None, metavar="N",
                       help="under torchrun: processes a layer is split over, by default all; the rest are pipeline stages")  # fmt: skip
+    midi.add_argument("--json", action="store_true", help="print the files written as JSON")
 
     audio = command(generates, "audio", audio_commands.generate_audio, "generate audio from text prompts")
     audio_commands.add_generate_audio(audio)
@@ -272,6 +295,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder")
     convert.add_argument("--to", required=True, choices=tuple(convert_commands.CONVERSIONS), help="the form to write")
     convert.add_argument("--tokenizer", default=None, metavar="DIR", help="of the data, where HF_DIR has no mmmtrack.json")
+    convert.add_argument("--json", action="store_true", help="print the result as JSON")
 
     profiling_commands.add_mfu(command(verbs, "mfu", profiling_commands.mfu, "how well a training step uses its GPUs, by each formula"))
 

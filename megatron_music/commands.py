@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from megatron_music.counted import counted
 from megatron_music.dataset_options import encoding_of
+from megatron_music.output import is_quiet, logger, print_result
 
 if TYPE_CHECKING:
     from megatron_music.tokens.folder import Encoding
@@ -19,10 +20,10 @@ OK, FAILED, BAD_INPUT = 0, 1, 2
 
 
 def progress_bar(unit: str, total: int | None = None, items: Iterable | None = None):
-    """A tqdm bar on stderr; silent where that is no terminal, and for the first half second."""
+    """A tqdm bar on stderr; silent under ``-q``, where stderr is not a terminal, and for the first half second."""
     from tqdm import tqdm
 
-    return tqdm(items, total=total, unit=unit, disable=None, delay=0.5, leave=False)
+    return tqdm(items, total=total, unit=unit, disable=True if is_quiet() else None, delay=0.5, leave=False)
 
 
 def progress_over(unit: str) -> Callable[[Iterable, int | None], Iterable]:
@@ -50,7 +51,7 @@ def tokenize(options) -> None:
         return
     unknown = encoding.undeclared(score.time_signatures)
     if [stretch.length_steps for stretch in sections(score, ((4, 4),), unknown, encoding.steps_per_quarter)] != [score.length_steps]:
-        print(f"megatron-music: {options.file} is not all in 4/4; its bars are written as if it were", file=sys.stderr)
+        logger.warning(f"{options.file} is not all in 4/4; its bars are written as if it were")
     quantized = quantize(score, encoding.steps_per_quarter, velocity=encoding.velocity, tempo=encoding.tempo)
     print(vocabulary.to_text(encode_piece(quantized, encoding)))
 
@@ -89,9 +90,10 @@ def detokenize(options) -> None:
         raise ValueError(f"--piece {number} is not in 1..{len(pieces)}")
     doubt = check_grid(pieces[number - 1], steps_per_quarter)
     if doubt:
-        print(f"megatron-music: {doubt}", file=sys.stderr)
+        logger.warning(doubt)
     write_midi(decode_piece(pieces[number - 1], steps_per_quarter), options.output)
-    print(f"piece {number} of {len(pieces)} in {options.output}")
+    if not is_quiet():
+        print(f"piece {number} of {len(pieces)} in {options.output}")
 
 
 def plot(options) -> None:
@@ -100,7 +102,8 @@ def plot(options) -> None:
 
     check_output_file(options.output, (".png", ".pdf", ".svg"))
     plot_score(read_midi(options.file), options.output, Path(options.file).name)
-    print(f"piano roll in {options.output}")
+    if not is_quiet():
+        print(f"piano roll in {options.output}")
 
 
 def check_output_file(path: str, suffixes: tuple[str, ...] = ()) -> None:
@@ -120,7 +123,8 @@ def corpus_bach(options) -> None:
             bar.total = total
             bar.update(done - bar.n)
     count = len(list(Path(options.output).glob("*.mid")))
-    print(f"{counted(count, 'chorale')} in {options.output}")
+    result = {"output": options.output, "chorales": count}
+    print_result(options, result, f"{counted(count, 'chorale')} in {options.output}")
 
 
 def recipes(options) -> None:
@@ -253,7 +257,7 @@ def _write_pieces(options, composer, given, holes, targets: list[Path], speaks: 
         sounding = read_midi(options.continued or options.source, voices=composer.encoding.voices, pedal=composer.encoding.pedal)
     song = None if given is None or holes else Continuation(given, composer.encoding, sounding)
     instruments = read_instruments(options.instruments.split(",")) if options.instruments else None
-    bars = options.bars or composer.encoding.bars
+    bars, written = options.bars or composer.encoding.bars, []
     with progress_bar("piece", options.num) as bar:
         for first in range(0, options.num, options.batch_size):
             seeds = [options.seed + number for number in range(first, min(first + options.batch_size, options.num))]
@@ -275,9 +279,12 @@ def _write_pieces(options, composer, given, holes, targets: list[Path], speaks: 
                     else:
                         edited = written_into(file, given, score, release_at=song.join if song else None)
                         write_midi_bytes(edited.to_bytes(), path)
+            written += [score.num_bars for score in scores]
             bar.update(len(scores))
     if speaks:
-        print(f"{counted(options.num, 'piece')} of {counted(scores[0].num_bars, 'bar')} in {options.output}")
+        pieces = [{"file": str(path), "seed": options.seed + number, "bars": bars} for number, (path, bars) in enumerate(zip(targets, written, strict=True))]
+        sentence = f"{counted(options.num, 'piece')} of {counted(written[-1], 'bar')} in {options.output}"
+        print_result(options, {"output": options.output, "pieces": pieces}, sentence)
 
 
 def doctor(options) -> int:

@@ -1,6 +1,8 @@
-"""The command ``convert``: checkpoints of ours and of other projects, one door each."""
+"""The command ``convert``: checkpoints to and from the formats of other projects."""
 
 from pathlib import Path
+
+from megatron_music.output import print_result
 
 
 def convert(options) -> None:
@@ -16,10 +18,11 @@ def _to_huggingface(options) -> None:
         from megatron_music.hosts.stable_audio import convert_to_stable_audio
 
         convert_to_stable_audio(options.source, options.output)
-        print(f"transformer/ and projection_model/ in {options.output}, to take their places in a copy of the published folder")
+        sentence = f"transformer/ and projection_model/ in {options.output}; put them in place of those in a copy of the published folder"
+        _print(options, "StableAudioDiTModel", sentence)
         return
     form = convert_to_huggingface(options.source, options.output)
-    print(f"a {form.class_name} with its tokenizer in {options.output}")
+    _print(options, form.class_name, f"a {form.class_name} with its tokenizer in {options.output}")
 
 
 def _to_megatron(options) -> None:
@@ -29,12 +32,17 @@ def _to_megatron(options) -> None:
         from megatron_music.hosts.stable_audio import convert_from_stable_audio
 
         parameters = convert_from_stable_audio(options.source, options.output)
-        print(f"a dit of {parameters:,} parameters with its encoders as a run in {options.output}; hear it with generate audio")
+        sentence = f"a dit of {parameters:,} parameters with its encoders as a run in {options.output}; try it with generate audio"
+        _print(options, "StableAudioDiTModel", sentence)
         return
     from megatron_music.hosts.huggingface import convert_to_megatron
 
     form = convert_to_megatron(options.source, options.output, options.tokenizer)
-    print(f"a {form.class_name} as a run in {options.output}; train on from it with checkpoint.load={options.output}")
+    _print(options, form.class_name, f"a {form.class_name} as a run in {options.output}; train on from it with checkpoint.load={options.output}")
+
+
+def _print(options, model: str, sentence: str) -> None:
+    print_result(options, {"output": options.output, "form": options.to, "model": model}, sentence)
 
 
 def _is_flow_run(source: str) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from megatron_music.commands import check_output_file, progress_over
 from megatron_music.counted import counted
 from megatron_music.dataset_options import build_options_of
+from megatron_music.output import is_quiet, print_result
 
 
 def build_tokens(options) -> None:
@@ -25,10 +26,12 @@ def build_plan(options) -> None:
     from megatron_music.data.plan import read_plan
 
     if plan_tokens(options.sources, options.output, build_options_of(options)) is not None:
-        print(f"{options.output} is there already, of these files and options")
+        result = {"output": options.output, "already_built": True}
+        print_result(options, result, f"{options.output} is there already, of these files and options")
         return
     plan = read_plan(options.output)
-    print(f"{counted(plan.files, 'file')} in {counted(len(plan.shards), 'shard')}, planned in {plan.building}")
+    result = {"output": options.output, "already_built": False, "building": str(plan.building), "files": plan.files, "shards": len(plan.shards)}
+    print_result(options, result, f"{counted(plan.files, 'file')} in {counted(len(plan.shards), 'shard')}, planned in {plan.building}")
 
 
 def build_shard(options) -> None:
@@ -37,7 +40,8 @@ def build_shard(options) -> None:
     with _kept(options.output):
         done = encode_shard(options.output, options.rank, options.world_size, options.workers, progress_over("file"))
     rank = f"rank {options.rank} of {options.world_size}"
-    print(f"{rank}: {counted(done['shards'], 'shard')}, {done['found']} found finished; {counted(done['files'], 'file')} encoded")
+    sentence = f"{rank}: {counted(done['shards'], 'shard')}, {done['found']} found finished; {counted(done['files'], 'file')} encoded"
+    print_result(options, {"output": options.output, "rank": options.rank, "world_size": options.world_size, **done}, sentence)
 
 
 def build_merge(options) -> None:
@@ -61,7 +65,7 @@ def _kept(out: str) -> Iterator[None]:
 def _print_report(report: dict, options) -> None:
     from megatron_music.data.report import describe
 
-    print(json.dumps(report, indent=1) if options.json else describe(report, options.output))
+    print_result(options, report, describe(report, options.output))
 
 
 def inspect(options) -> None:
@@ -79,7 +83,8 @@ def inspect(options) -> None:
 
         check_output_file(options.html, (".html",))
         write_page(options.dataset, options.html)
-        print(f"page in {options.html}")
+        if not is_quiet():
+            print(f"page in {options.html}")
         return
     if options.document is None:
         if options.output:
@@ -103,6 +108,7 @@ def inspect(options) -> None:
     if options.output:
         check_output_file(options.output)
         write_midi(decode_piece(ids, encoding.steps_per_quarter), options.output)
-        print(f"document {options.document} of {options.split} in {options.output}")
+        if not is_quiet():
+            print(f"document {options.document} of {options.split} in {options.output}")
     else:
         print(wording.to_text(ids))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from megatron_music.commands import progress_bar
 from megatron_music.counted import counted
+from megatron_music.output import is_quiet
 from megatron_music.whole_file import write_whole
 
 BARS, SEED = 8, 0
@@ -21,7 +22,7 @@ PAGE = "listen.html"
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="change the recipe `demo`, such as train.train_iters=60")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="section.field=value", help="change the recipe `demo`, such as train.train_iters=60")
     parser.add_argument("-o", "--output", default="demo", metavar="DIR", help="folder for everything the demo makes")
     parser.add_argument("--num", type=int, default=10, help="new chorales")
 
@@ -49,7 +50,8 @@ def demo(options) -> int:
 
 
 def say(number: int, what: str, where: Path) -> None:
-    print(f"[{number}/4] {what} -> {where}", flush=True)
+    if not is_quiet():
+        print(f"[{number}/4] {what} -> {where}", flush=True)
 
 
 def write_corpus(folder: Path) -> None:

@@ -4,6 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
+from megatron_music.output import is_quiet
+
 FOLDERS = {"launch": "job scripts", "ngc": "container files", "examples": "examples and the notebook"}
 
 
@@ -40,5 +42,5 @@ def launch(options) -> None:
             os.rename(temporary, target / name)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    for name, what in FOLDERS.items():
+    for name, what in FOLDERS.items() if not is_quiet() else ():
         print(f"{what} in {target / name}")

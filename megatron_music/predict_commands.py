@@ -12,7 +12,7 @@ _HOW_SURE = "a prediction: see docs/profiling.md for its error"
 
 def add_predict(parser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a name from `recipes`, or a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="optional changes to the recipe")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="section.field=value", help="optional changes to the recipe")
     parser.add_argument("--num-gpus", type=int, default=8, metavar="N", help="GPUs of the run")
     parser.add_argument("--gpu", default="a100", metavar="NAME", help="with its NVLink and InfiniBand, as in a DGX")
     parser.add_argument("--gpu-memory", type=float, default=None, metavar="GB", help="of one GPU, in place of what is known of it")

@@ -157,7 +157,7 @@ def _mfu_json(found: list, run: dict, seconds: float, measured, peak, stated) ->
 
 def add_memory(parser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a name from `recipes`, or a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="optional changes to the recipe")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="section.field=value", help="optional changes to the recipe")
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="GPUs of the run")
     parser.add_argument("--gpu", default=None, metavar="NAME", help="say whether it fits, e.g. a100 (80 GB)")
     parser.add_argument("--gpu-memory", type=float, default=None, metavar="GB", help="of one GPU, in place of what is known of it")

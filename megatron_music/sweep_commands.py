@@ -22,7 +22,7 @@ from megatron_music.profiling_commands import add_table_form, positive
 
 def add_sweep(parser) -> None:
     parser.add_argument("recipe", metavar="RECIPE|SWEEP", help="a name from `recipes`, a YAML file; or a sweep's folder, to go on with it")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="of every row; without data.path a GPT is fed random ids")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="section.field=value", help="of every row; without data.path a GPT is fed random ids")
     parser.add_argument("-o", "--output", default=None, metavar="SWEEP", help="a folder for the plan and what comes of it")
     parser.add_argument("--vary", action="append", default=[], type=_field_and_values, metavar="section.field=A,B",
                         help="a row for each value; repeated: for each combination")  # fmt: skip

@@ -15,6 +15,7 @@ from megatron_music.dataset_options import build_options_of
 from megatron_music.music.grid import quantize
 from megatron_music.music.midi import read_midi, write_midi
 from megatron_music.music.score import Score, TimeSignature
+from megatron_music.output import set_verbosity
 from megatron_music.tokens.folder import Encoding
 from tiny import tiny_score
 
@@ -212,6 +213,60 @@ def test_an_option_takes_one_of_its_numbers_and_refuses_others(capsys, midi):
     with pytest.raises(SystemExit, match="2"):
         main(["tokenize", "--steps-per-quarter", "5", str(midi)])
     assert "choose from 4, 12" in capsys.readouterr().err
+
+
+@pytest.fixture
+def verbosity():
+    yield
+    set_verbosity()
+
+
+def test_a_script_reads_the_result_of_each_command_as_json(capsys, midi, tmp_path):
+    def result(*arguments) -> dict:
+        status, text, _ = run(capsys, *arguments, "--json")
+        assert status == 0
+        return json.loads(text)
+
+    out = tmp_path / "out"
+    planned = result("build", "plan", midi, "-o", out, "--bars", 2)
+    assert (planned["files"], planned["shards"], planned["already_built"]) == (1, 1, False)
+    assert result("build", "shard", out) == {"output": str(out), "rank": 0, "world_size": 1, "shards": 1, "found": 0, "files": 1}
+    assert result("build", "merge", out)["splits"]["train"]["documents"] == 3
+    assert result("build", "plan", midi, "-o", out, "--bars", 2) == {"output": str(out), "already_built": True}
+    rendered = result("render", midi, "-o", tmp_path / "a.wav", "--own")
+    assert [piece["file"] for piece in rendered["pieces"]] == [str(tmp_path / "a.wav")] and rendered["pieces"][0]["seconds"] > 1
+    sounds = result("corpus", "sounds", midi.parent, "-o", tmp_path / "audio", "--num", 2, "--seconds", 1, "--own")
+    assert sounds == {"output": str(tmp_path / "audio"), "audio_files": 2}
+
+
+def test_quiet_prints_warnings_and_answers_but_no_report(capsys, verbosity, midi, tmp_path):
+    assert run(capsys, "build", "tokens", midi, "-o", tmp_path / "out", "-q") == (0, "", "")
+    assert run(capsys, "-q", "render", midi, "-o", tmp_path / "a.wav", "--own") == (0, "", "")
+    assert run(capsys, "plot", midi, "-o", tmp_path / "a.png", "--quiet") == (0, "", "")
+    assert json.loads(run(capsys, "-q", "inspect", tmp_path / "out", "--json")[1])["files"]["used"] == 1
+    write_midi(Score(tiny_score().tracks, 4, (TimeSignature(0, 3, 4),)), tmp_path / "waltz.mid")
+    status, text, err = run(capsys, "tokenize", tmp_path / "waltz.mid", "-q")
+    assert status == 0 and text.startswith("PIECE_START") and err.startswith("megatron-music: ") and "not all in 4/4" in err
+    assert "nowhere.mid cannot be read" in refused(capsys, "tokenize", "nowhere.mid", "-q")
+    status, text, _ = run(capsys, "build", "tokens", midi, "-o", tmp_path / "out")
+    assert "1 of 1 used" in text  # the next command is not quiet
+
+
+def test_verbose_shows_where_an_error_came_from(capsys, verbosity):
+    status, _, err = run(capsys, "-v", "tokenize", "nowhere.mid")
+    assert status == 2 and "Traceback" in err and err.splitlines()[-1].startswith("megatron-music: nowhere.mid cannot be read")
+
+
+def test_settings_of_a_run_stand_before_and_after_options(capsys, verbosity):
+    before, after = (run(capsys, "memory", "tiny", *words)[1] for words in (["--json", "train.bf16=true"], ["train.bf16=true", "--json"]))
+    assert before == after
+    assert run(capsys, "memory", "tiny", "train.bf16=true", "--json", "model.num_layers=4")[1] != before
+    with pytest.raises(SystemExit):
+        main(["tokenize", "a.mid", "--velocity", "b.mid"])
+    assert "unrecognized arguments: b.mid" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train"])
+    assert "required: RECIPE;" in capsys.readouterr().err
 
 
 def test_a_missing_extra_is_named(capsys, monkeypatch, midi):

@@ -246,6 +246,37 @@ def test_train_and_generate_take_a_converted_folder(tmp_path, capsys):
     assert read_midi(tmp_path / "new" / "001.mid").tracks
 
 
+def test_an_exported_model_says_what_it_is_and_everybody_can_read_it(tmp_path, capsys):
+    data = tiny_dataset(tmp_path / "my data")
+    run = tmp_path / "run"
+    assert train(tiny_run(data, f"checkpoint.save={run}", "train.train_iters=2", "train.global_batch_size=4", "train.micro_batch_size=4")) == DONE
+    capsys.readouterr()
+    assert main(["convert", str(run), "-o", str(tmp_path / "theirs"), "--to", "huggingface", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result == {"output": str(tmp_path / "theirs"), "form": "huggingface", "model": "GPTNeoXForCausalLM"}
+    card = (tmp_path / "theirs" / "README.md").read_text()
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs")
+    tokens = (data / "train.bin").stat().st_size // 2
+    values = {line["iteration"]: line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "valid_loss" in line}
+    for line in (
+        "| class | GPTNeoXForCausalLM |", f"| parameters | {model.num_parameters():,} |", "| encoding | mmmtrack-1 |",
+        f"| my data | train | 60 | {tokens:,} |", "| steps | 2 of 2 |", "| samples | 8 |", f"| validation loss | {values[2]['valid_loss']:.4f} | 2 |",
+    ):  # fmt: skip
+        assert line in card.splitlines(), line
+    assert "AutoModelForCausalLM.from_pretrained" in card and "## Licence" in card
+    code = card.partition("```python\n")[2].partition("```")[0].replace('folder = "."', f"folder = {str(tmp_path / 'theirs')!r}")
+    exec(code.replace('"piece.mid"', repr(str(tmp_path / "piece.mid"))), {})  # the lines of the card as a reader copies them
+    assert read_midi(tmp_path / "piece.mid").tracks
+    (tmp_path / "plain").touch()
+    assert {path.stat().st_mode for path in (tmp_path / "theirs").iterdir()} == {(tmp_path / "plain").stat().st_mode}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    assert tokenizer.model_max_length == find_seq_length(run)
+
+
+def find_seq_length(run: Path) -> int:
+    return read_run(find_checkpoint(run) / "config.yaml").model.seq_length
+
+
 @pytest.fixture
 def merged(tmp_path) -> Path:
     write_tokenizer_folder(tmp_path / "merged", MERGED, BPE)

@@ -131,6 +131,8 @@ def test_back_to_diffusers_changes_no_bit(published, run, tmp_path):
     from safetensors.torch import load_file
 
     assert main(["convert", str(run), "--to", "huggingface", "-o", str(tmp_path / "back")]) == 0
+    card = (tmp_path / "back" / "README.md").read_text()
+    assert "# StableAudioDiTModel for text-to-music" in card and "diffusers.StableAudioPipeline.from_pretrained" in card
     for part in ("transformer", "projection_model"):
         name = f"{part}/diffusion_pytorch_model.safetensors"
         before, after = load_file(published / name), load_file(tmp_path / "back" / name)

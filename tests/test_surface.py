@@ -14,18 +14,19 @@ BUILD = [
     "--drop-duplicates", "--no-sanitize", "--seconds-per-file", "--seed", "--split", "--split-by", "--format",
 ]  # fmt: skip
 TABLE = ["--json", "--csv", "--markdown"]
+COMMON = {"-q/--quiet", "-v/--verbose"}  # of every command
 SURFACE = {
     "demo": ["overrides", "-o/--output", "--num"],
     "launch": ["-o/--output"],
     "tokenize": ["file", *ENCODING],
     "detokenize": ["file", "-o/--output", "--piece", "--steps-per-quarter", "--tokenizer"],
     "plot": ["file", "-o/--output"],
-    "corpus bach": ["-o/--output", "--workers"],
-    "corpus sounds": ["midi_dir", "-o/--output", "--num", "--seconds", "--sample-rate", "--seed", "--own"],
-    "render": ["files", "-o/--output", "--html", "--sound-font", "--own", "--sample-rate", "--bits"],
+    "corpus bach": ["-o/--output", "--workers", "--json"],
+    "corpus sounds": ["midi_dir", "-o/--output", "--num", "--seconds", "--sample-rate", "--seed", "--own", "--json"],
+    "render": ["files", "-o/--output", "--html", "--sound-font", "--own", "--sample-rate", "--bits", "--json"],
     "build tokens": [*BUILD, "--workers", "--json"],
-    "build plan": BUILD,
-    "build shard": ["output", "--rank", "--world-size", "--workers"],
+    "build plan": [*BUILD, "--json"],
+    "build shard": ["output", "--rank", "--world-size", "--workers", "--json"],
     "build merge": ["output", "--json"],
     "inspect": ["dataset", "--split", "--document", "-o/--output", "--html", "--json"],
     "build latents": ["audio_dir", "-o/--output", "--seconds", "--autoencoder", "--autoencoder-steps", "--music-encoder",
@@ -35,12 +36,12 @@ SURFACE = {
     "train": ["recipe", "overrides", "--profile-steps"],
     "generate midi": ["checkpoint", "-o/--output", "--num", "--seed", "--bars", "--continue", "--infill", "--from",
                       "--meter", "--tempo", "--label", "--instruments", "--density", "--bar-density", "--temperature", "--top-k", "--top-p", "--batch-size",
-                      "--tensor-model-parallel-size"],
+                      "--tensor-model-parallel-size", "--json"],
     "generate audio": ["checkpoints", "-o/--output", "--prompt", "--prompts", "--num", "--seed", "--seconds", "--steps", "--solver",
                        "--guidance-scale", "--shift", "--embedding-steps", "--embedding-guidance-scale", "--negative", "--towards",
-                       "--share", "--from", "--keep", "--variation", "--batch-size", "--rank", "--last-weights", "--format",
+                       "--share", "--from", "--keep", "--variation", "--batch-size", "--rank", "--json", "--last-weights", "--format",
                        "--bits"],
-    "convert": ["source", "-o/--output", "--to", "--tokenizer"],
+    "convert": ["source", "-o/--output", "--to", "--tokenizer", "--json"],
     "mfu": ["source", "--num-layers", "--hidden-size", "--num-attention-heads", "--num-query-groups", "--ffn-hidden-size",
             "--seq-length", "--vocab-size", "--swiglu", "--global-batch-size", "--num-gpus", "--step-time", "--warmup",
             "--recomputation", "--gpu", "--dtype", "--peak", *TABLE],
@@ -68,7 +69,12 @@ def surface(parser: argparse.ArgumentParser, name: str = "") -> dict[str, list[s
 
 
 def test_the_commands_and_their_options():
-    assert surface(_parser()) == SURFACE
+    found = surface(_parser())
+    assert {name: [word for word in words if word not in COMMON] for name, words in found.items()} == SURFACE
+
+
+def test_every_command_can_be_quiet_or_verbose():
+    assert {name for name, words in surface(_parser()).items() if not COMMON <= set(words)} == set()
 
 
 def test_the_recipes():

@@ -31,6 +31,7 @@ from megatron_music.training.checkpoint import save_weights
 from megatron_music.training.checkpoint_folder import CONFIG as RUN_CONFIG
 from megatron_music.training.checkpoint_folder import TOKENIZER
 from megatron_music.training.load import load_model_for_inference
+from megatron_music.training.model_card import write_card
 from megatron_music.training.new_folder import new_folder, one_process
 from megatron_music.training.newest import find_checkpoint
 
@@ -62,9 +63,13 @@ def convert_to_huggingface(checkpoint: str | os.PathLike, folder: str | os.PathL
         module, run = load_model_for_inference(checkpoint, own_layers=True)
         dtype = torch.bfloat16 if run.train.bf16 else torch.float32
         weights = {name: tensor.to("cpu", dtype) for name, tensor in _weights(module).items()}
-        save_torch_state_dict(to_huggingface(run.model, weights), unfinished, metadata={"format": "pt"})
+        theirs = to_huggingface(run.model, weights)
+        save_torch_state_dict(theirs, unfinished, metadata={"format": "pt"})
         _write_config(run.model, form, dtype, unfinished)
         write_tokenizer(unfinished, checkpoint / TOKENIZER)
+        _limit_length(unfinished / "tokenizer_config.json", run.model.seq_length)
+        parameters = sum(tensor.numel() for tensor in theirs.values())
+        write_card(unfinished, checkpoint, run, form.class_name, parameters, str(dtype).removeprefix("torch."))
     return form
 
 
@@ -155,6 +160,12 @@ def _write_config(model: ModelConfig, form: Form, dtype: torch.dtype, folder: Pa
     content = json.dumps({**config.to_dict(), **earlier}, indent=2, sort_keys=True)
     (folder / CONFIG).write_text(content + "\n", encoding="utf-8")
     transformers.GenerationConfig(**ids).save_pretrained(folder)
+
+
+def _limit_length(path: Path, seq_length: int) -> None:
+    """Tell transformers how many tokens the model reads, which a dataset's tokenizer does not know."""
+    content = json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": seq_length}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _read_config(folder: Path) -> tuple[Form, ModelConfig]:

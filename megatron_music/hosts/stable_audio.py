@@ -24,6 +24,7 @@ from megatron_music.models.flow_sizes import DIT_SIZES, DiTSize
 from megatron_music.training import distributed
 from megatron_music.training.checkpoint import save_weights
 from megatron_music.training.load import load_flow_model
+from megatron_music.training.model_card import write_card
 from megatron_music.training.new_folder import new_folder, one_process
 from megatron_music.training.newest import find_checkpoint
 from megatron_music.training.tasks import build_flow_model, files_below
@@ -131,6 +132,8 @@ def convert_to_stable_audio(checkpoint: str | os.PathLike, folder: str | os.Path
         projection.load_state_dict(embedders, strict=True)
         transformer.save_pretrained(unfinished / "transformer")
         projection.save_pretrained(unfinished / "projection_model")
+        parameters = sum(value.numel() for value in transformer.parameters())
+        write_card(unfinished, checkpoint, run, type(transformer).__name__, parameters, "float32")
 
 
 def _check_pipeline(source: Path) -> None:

@@ -6,7 +6,6 @@ Knows nothing about models or data.
 
 import gc
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TypeVar
@@ -18,6 +17,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_music.config import ConfigError, ParallelConfig
 from megatron_music.models.backends import why_no_transformer_engine
+from megatron_music.output import logger
 from megatron_music.training import cpu
 
 T = TypeVar("T")
@@ -173,9 +173,15 @@ def is_main() -> bool:
 
 
 def tell(sentence: str) -> None:
-    """Say a sentence on stderr, once for all processes; also before they are joined."""
+    """Print a message on stderr, once for all processes, also before they are joined. ``-q`` omits it."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"megatron-music: {sentence}", file=sys.stderr, flush=True)
+        logger.info(sentence)
+
+
+def warn(sentence: str) -> None:
+    """Print a warning on stderr, once for all processes, also before they are joined; under ``-q`` too."""
+    if os.environ.get("RANK", "0") == "0":
+        logger.warning(sentence)
 
 
 def on_main(work: Callable[[], T]) -> T:

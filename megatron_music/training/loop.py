@@ -76,7 +76,7 @@ def _train(config: Run, profile_steps: tuple[int, int] | None) -> int:
         elif folder:
             refusal = distributed.on_main(lambda: count_start(folder, progress.iteration, config))
             if refusal:
-                distributed.tell(refusal)
+                distributed.warn(refusal)
                 return FAILED
         if progress.iteration < config.train.train_iters:
             _tell(messages.opening(config, task.work, progress.iteration, origin, is_own, task.valid_batches is not None))
@@ -131,7 +131,7 @@ def _run(
                 **throughput.of_step(seconds, progress.consumed_samples),
             }
             if result.skipped:
-                distributed.tell(f"step {iteration} was skipped, since {result.skipped}; the weights stay as they were")
+                distributed.warn(f"step {iteration} was skipped, since {result.skipped}; the weights stay as they were")
                 # NaN is no JSON, and what is missing is noticed where a strange number is averaged.
                 numbers = {name: value for name, value in numbers.items() if value is None or math.isfinite(value)} | {"skipped": 1}
             record(iteration, **numbers)
@@ -153,7 +153,7 @@ def _run(
     if cost:
         distributed.tell(cost)
     if saver and saver.failure:
-        distributed.tell(f"{saver.failure}; the run ends without its last steps: make room, and give the same command again")
+        distributed.warn(f"{saver.failure}; the run ends without its last steps: make room, and give the same command again")
         return FAILED
     if not stopped:
         if first < total:
@@ -173,7 +173,7 @@ def _give_up(progress: Progress, saver: Saver | None) -> int:
     if saver:
         saver.finish()  # of a state before; it was good then
     skipped = progress.guard.in_a_row
-    distributed.tell(
+    distributed.warn(
         f"the run ends, since {len(skipped)} steps in a row were skipped ({iterations_as_words(skipped)}): no checkpoint "
         "holds weights of after them; lower optimizer.lr, look at the data there, or raise train.max_skipped_steps"
     )
@@ -190,7 +190,7 @@ def _recorder(metrics: Metrics) -> Callable[..., None]:
         try:
             metrics.write(iteration, **values)
         except OSError as error:
-            distributed.tell(f"the metrics of iteration {iteration} could not be written yet ({error.strerror}); make room")
+            distributed.warn(f"the metrics of iteration {iteration} could not be written yet ({error.strerror}); make room")
 
     return record
 

@@ -13,6 +13,8 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib import DummyTqdmFile
 
+from megatron_music.output import is_quiet, logger
+
 FILE = "metrics.jsonl"
 # What a person is told, in this order; the files have everything.
 SHOWN = {
@@ -81,7 +83,7 @@ class Metrics:
                 from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
                 self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=iteration + 1)
-        if sys.stderr.isatty() and iteration < total:
+        if sys.stderr.isatty() and iteration < total and not is_quiet():
             self.terminal = sys.stderr
             self.bar = tqdm(total=total, initial=iteration, unit="step", desc="train", dynamic_ncols=True, file=self.terminal)
             sys.stderr = DummyTqdmFile(self.terminal)  # whoever writes a line while the bar is shown writes it above the bar
@@ -113,7 +115,7 @@ class Metrics:
                 self.bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
             else:
                 self.bar.write(self._line(iteration, values), file=self.terminal)
-        elif "loss" not in values or iteration % self.log_interval == 0 or iteration == self.total:
+        elif not is_quiet() and ("loss" not in values or iteration % self.log_interval == 0 or iteration == self.total):
             print(self._line(iteration, values), file=sys.stderr, flush=True)
 
     def _line(self, iteration: int, values: dict[str, float]) -> str:
@@ -152,7 +154,7 @@ def _start_wandb(project: str, folder: Path | None, run: dict | None):
     try:
         started = wandb.init(mode=mode, **options)
     except wandb.Error as error:
-        print(f"megatron-music: Weights & Biases does not answer ({error}); its files are in {place}/wandb", file=sys.stderr)
+        logger.warning(f"Weights & Biases does not answer ({error}); its files are in {place}/wandb")
         started = wandb.init(mode="offline", **options)
     # A run that goes on from a checkpoint goes back, and its own steps may not.
     started.define_metric("*", step_metric="iteration")

@@ -38,6 +38,8 @@ def new_folder(target: str | os.PathLike) -> Iterator[Path]:
     try:
         yield unfinished
         for path in (*unfinished.rglob("*"), unfinished):
+            if path.is_file():  # safetensors makes files that their owner alone can read
+                path.chmod(unfinished.stat().st_mode & 0o666)
             _sync(path)
         unfinished.rename(target)
         _sync(target.parent)

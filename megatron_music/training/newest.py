@@ -50,9 +50,9 @@ def newest_whole(folder: Path) -> Path | None:
         reason = damage(checkpoint)
         if reason is None:
             if damaged:
-                distributed.tell(f"{'; '.join(damaged)}; using {checkpoint}, the newest whole checkpoint before that")
+                distributed.warn(f"{'; '.join(damaged)}; using {checkpoint}, the newest whole checkpoint before that")
             elif complaint:
-                distributed.tell(f"{folder / LATEST} {complaint}; using {checkpoint}, the newest whole checkpoint there")
+                distributed.warn(f"{folder / LATEST} {complaint}; using {checkpoint}, the newest whole checkpoint there")
             return checkpoint
         damaged.append(f"{checkpoint} is damaged ({reason})")
     if not candidates and complaint == "is missing":

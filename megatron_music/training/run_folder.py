@@ -6,7 +6,6 @@ Nothing is written before everything that can be known was checked. Knows nothin
 import fcntl
 import json
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -16,6 +15,7 @@ from megatron_music.config import ConfigError, Run, RunConfig
 from megatron_music.data.folders import DATA_RECORD, Tokenizer, check_folders, difference_of_records, record_of
 from megatron_music.data.latents import INDEX, LatentDataset
 from megatron_music.flow_run import OF_DATA, FlowRunConfig
+from megatron_music.output import logger
 from megatron_music.recipes import read_run, write_run
 from megatron_music.tokens import vocabulary
 from megatron_music.tokens.wording import read_wording
@@ -220,7 +220,7 @@ def _check_same_content(found: Run, wanted: Run, where: Path) -> None:
             "",
         )
         if not difference:
-            _say(f"{where} does not record its data, so that they are the same is taken from data.path alone")
+            logger.warning(f"{where} does not record its data, so that they are the same is taken from data.path alone")
     if difference:
         raise ConfigError(
             f"{difference} ({where}); name the data it was trained on, or start a new run from these weights with "
@@ -231,7 +231,7 @@ def _check_same_content(found: Run, wanted: Run, where: Path) -> None:
 def _tell_changes(found: Run, wanted: Run, where: Path) -> None:
     """Say what else of a run is not as it was: it holds from here on."""
     if found.train.train_iters != wanted.train.train_iters and not isinstance(wanted, FlowRunConfig):
-        _say(
+        logger.warning(
             f"train.train_iters is {wanted.train.train_iters}, and was {found.train.train_iters} in {where}; "
             "megatron-core shuffles the data anew for another length"
             + (", and the learning rate leaps to the schedule of that length" if wanted.optimizer.lr_decay_style != "constant" else "")
@@ -244,11 +244,9 @@ def _tell_changes(found: Run, wanted: Run, where: Path) -> None:
         if item.name not in ("path", "cache_path") and getattr(old, item.name) != getattr(new, item.name)
     ]
     if changes:
-        _say(f"{'; '.join(changes)} in {where}")
+        logger.warning(f"{'; '.join(changes)} in {where}")
 
 
-def _say(sentence: str) -> None:
-    print(f"megatron-music: {sentence}", file=sys.stderr)
 
 
 def _check_same_data(where: Path, config: Run, every_field: bool) -> None:

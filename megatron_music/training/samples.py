@@ -5,7 +5,6 @@ They change nothing in the training: generators of their own, and the model left
 
 import contextlib
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from megatron_music.generation.unruled import grammatical_share, write_unruled
 from megatron_music.music.measures import measure
 from megatron_music.music.midi import write_midi
 from megatron_music.music.score import Score
+from megatron_music.output import logger
 from megatron_music.tokens.mmmtrack import decode_piece
 from megatron_music.training import distributed
 from megatron_music.training.metrics import Metrics
@@ -56,7 +56,7 @@ class Samples:
         if reason:
             self._count = 0
             if distributed.is_main():
-                print(f"megatron-music: NO SAMPLE PIECES: {reason}", file=sys.stderr)
+                logger.warning(f"NO SAMPLE PIECES: {reason}")
         elif distributed.is_main():
             if config.logging.tensorboard and folder:
                 import megatron_music.music.pianoroll  # noqa: F401 (if matplotlib is missing, now and not in an hour)
@@ -110,7 +110,7 @@ class Samples:
             for number, score in heard.items():
                 write_midi(score, folder / f"{number:03}.mid")
         except OSError as error:  # a full disk is no reason to lose a training
-            print(f"megatron-music: the pieces of iteration {iteration} are not written ({error})", file=sys.stderr)
+            logger.warning(f"the pieces of iteration {iteration} are not written ({error})")
         if self._config.logging.tensorboard:
             from megatron_music.music.pianoroll import score_pixels
 

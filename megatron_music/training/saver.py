@@ -83,11 +83,11 @@ class Saver:
         try:
             distributed.on_main(lambda: prune(self.folder, self.config.most_recent_k, self.config.keep_every))
         except OSError as error:
-            distributed.tell(f"an old checkpoint of {self.folder} could not be removed ({error}); remove it by hand")
+            distributed.warn(f"an old checkpoint of {self.folder} could not be removed ({error}); remove it by hand")
 
     def _fail(self, iteration: int, reason: str) -> None:
         self.failure = f"the checkpoint after iteration {iteration} could not be written to {self.folder} ({reason})"
-        distributed.tell(f"{self.failure}; the one before stays and the training goes on: make room for the next save")
+        distributed.warn(f"{self.failure}; the one before stays and the training goes on: make room for the next save")
         self.record(iteration, save_failed=1)
 
 

@@ -1,0 +1,49 @@
+"""What a command prints: its result on stdout, messages on stderr. ``-q`` and ``-v`` set how much of it.
+
+Messages go through the logger ``megatron_music``, so that a program that imports the package can filter or redirect them.
+"""
+
+import json
+import logging
+import sys
+
+logger = logging.getLogger("megatron_music")
+
+
+class _Stderr(logging.StreamHandler):
+    """Writes to whatever ``sys.stderr`` is at the moment, since progress bars replace it."""
+
+    def __init__(self):
+        logging.Handler.__init__(self)
+        self.setFormatter(logging.Formatter("megatron-music: %(message)s"))
+
+    @property
+    def stream(self):
+        return sys.stderr
+
+
+if not logger.handlers:
+    logger.addHandler(_Stderr())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
+    """Quiet: warnings and errors only, no progress bars. Verbose: also tracebacks and the warnings of dependencies."""
+    logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+
+
+def is_quiet() -> bool:
+    return not logger.isEnabledFor(logging.INFO)
+
+
+def is_verbose() -> bool:
+    return logger.isEnabledFor(logging.DEBUG)
+
+
+def print_result(options, result: dict | list, text: str) -> None:
+    """Print what a command has made: as JSON under ``--json``, else as text for a person, which ``-q`` omits."""
+    if options.json:
+        print(json.dumps(result, indent=1))
+    elif not is_quiet():
+        print(text)
