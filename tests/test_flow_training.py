@@ -145,6 +145,32 @@ def test_a_run_cut_short_goes_on_to_the_same_numbers(runs, data, kind, tmp_path)
         assert same_weights(weights_of(runs[kind], averaged), weights_of(folder, averaged))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_latents_that_moved_are_resumed_on_to_the_same_bits(runs, data, kind, tmp_path):
+    shutil.copytree(data, tmp_path / "moved latents")
+    shutil.copytree(runs[kind], tmp_path / "moved run")
+    shutil.rmtree(tmp_path / "moved run" / "iter_0000020")
+    moved = flow_run(tmp_path / "moved latents", f"model.kind={kind}", f"checkpoint.save={tmp_path / 'moved run'}")
+    assert train(moved) == DONE
+    assert read_metrics(tmp_path / "moved run") == read_metrics(runs[kind])
+    for averaged in (True, False):
+        assert same_weights(weights_of(runs[kind], averaged), weights_of(tmp_path / "moved run", averaged))
+
+
+def test_latents_that_changed_are_refused_on_resume(runs, data, tmp_path):
+    """Other samples of the same encoders, at another path and in place of those that were trained on."""
+    shutil.copytree(data, tmp_path / "data")
+    shutil.copytree(runs["dit"], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "iter_0000020")
+    other = tiny_latents(tmp_path / "other", seed=1)
+    save = f"checkpoint.save={tmp_path / 'run'}"
+    refused("are other data than it was trained on", lambda: train(flow_run(other, save)))
+    shutil.rmtree(tmp_path / "data")
+    other.rename(tmp_path / "data")
+    refused("start a new run from these weights with checkpoint.load=", lambda: train(flow_run(tmp_path / "data", save)))
+    assert read_metrics(tmp_path / "run") == read_metrics(runs["dit"])
+
+
 def weights_of(run: Path, averaged: bool = True) -> dict[str, torch.Tensor]:
     try:
         model, _ = load_flow_model(find_checkpoint(run), averaged=averaged)

@@ -6,6 +6,7 @@ import megatron.core.optimizer.clip_grads as megatron_clipping
 import pytest
 import torch
 from megatron.core.utils import local_multi_tensor_l2_norm
+from torch.overrides import TorchFunctionMode
 from tiny_gpt import tiny_dataset, tiny_run
 
 from megatron_music.config import ConfigError, ModelConfig, RunConfig, TrainConfig
@@ -15,6 +16,7 @@ from megatron_music.training.engine import Engine, set_float32_precision
 from megatron_music.training.newest import find_checkpoint
 from megatron_music.training.optimizer import l2_norm
 from megatron_music.training.tasks import gpt_task
+from megatron_music.training.writer import _copy
 
 
 @pytest.fixture
@@ -64,6 +66,52 @@ def test_writing_in_a_thread_opens_no_context_on_a_gpu(engine, tmp_path, monkeyp
     monkeypatch.undo()
     save.finish(lambda: results[0])
     assert find_checkpoint(tmp_path / "run").name == "iter_0000001"
+
+
+def test_batches_are_copied_to_a_gpu_from_page_locked_memory(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: torch.device("meta"))  # stands in for a GPU
+    batch = {"tokens": torch.zeros(2, 3), "there already": torch.zeros(2, 3, device="meta")}
+    assert {name: value.device.type for name, value in distributed.to_device(batch).items()} == dict.fromkeys(batch, "meta")
+    assert len(pinned) == 1 and pinned[0] is batch["tokens"]
+
+
+def test_without_a_gpu_no_memory_is_page_locked(engine, monkeypatch):
+    def refuse(tensor):
+        raise RuntimeError("Cannot access accelerator device when none is available.")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refuse)
+    batch = {"tokens": torch.zeros(2, 3)}
+    assert distributed.to_device(batch)["tokens"] is batch["tokens"]
+
+
+class _OnGpu(torch.Tensor):
+    """A tensor of the CPU that says it is on a GPU."""
+
+    is_cuda = True
+
+
+class _Asked(TorchFunctionMode):
+    """Records whether page-locked memory is asked for, and gives ordinary memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.pins = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if "pin_memory" in kwargs:
+            self.pins.append(kwargs.pop("pin_memory"))
+        return function(*args, **kwargs)
+
+
+def test_a_save_beside_training_copies_from_a_gpu_into_page_locked_memory():
+    for tensor, pins in ((torch.ones(3), False), (torch.ones(3).as_subclass(_OnGpu), True)):
+        with _Asked() as asked:
+            copy = _copy(tensor)
+        assert asked.pins == [pins] and copy.tolist() == [1, 1, 1] and copy.data_ptr() != tensor.data_ptr()
 
 
 @pytest.mark.parametrize(

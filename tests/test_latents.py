@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny_latents import CHANNELS, EMBEDDING, FRAMES, INFO, TEXT_LENGTH, TEXT_SIZE, tiny_latents
 
+from megatron_music.cli import main
 from megatron_music.data.latents import DamagedLatents, LatentDataset, LatentItem, write_index, write_samples, write_texts
 
 
@@ -73,6 +74,14 @@ def test_what_is_damaged(tmp_path):
     (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(DamagedLatents, match="its format is 2"):
         LatentDataset(folder, "train")
+
+
+def test_inspect_of_latents_says_where_their_figures_are(tmp_path, capsys):
+    folder = tiny_latents(tmp_path / "latents")
+    assert main(["inspect", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert f"{folder} is a dataset of latents" in said and str(folder / "report.json") in said
+    assert "build" not in said.replace(str(folder), "")  # nothing is wrong with it
 
 
 def test_every_caption_has_a_state(tmp_path):

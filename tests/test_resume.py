@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +97,21 @@ def test_sigterm_saves_and_asks_to_be_requeued(data, undisturbed, tmp_path):
     assert (folder / "latest").read_text() == f"iter_{done:07d}\n"
     assert start(data, folder).wait() == DONE
     assert read_metrics(folder) == undisturbed
+
+
+def test_a_run_and_its_data_that_moved_go_on_with_the_same_losses(data, undisturbed, tmp_path):
+    """As after scratch was cleared: another path of both is no other run, and no other data."""
+    shutil.copytree(data, tmp_path / "data")
+    process = start(tmp_path / "data", tmp_path / "run")
+    wait_for_iteration(process, tmp_path / "run", 13)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == REQUEUE
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("data", "run"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    assert start(tmp_path / "elsewhere" / "data", tmp_path / "elsewhere" / "run").wait() == DONE
+    assert read_metrics(tmp_path / "elsewhere" / "run") == undisturbed
+    assert not (tmp_path / "data").exists() and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("cut", ["before the rename", "before latest"])

@@ -1,12 +1,13 @@
-"""Bytes that training a GPT takes on each rank, for any layout: weights, gradients, optimizer, activations.
+"""Estimates the memory of training a GPT on each rank, for any layout: weights, gradients, optimizer, activations.
 
-From the configuration alone. What lives as long as the run is counted exactly, up to the padding of megatron-core's buffers;
-activations are those the backward pass waits for at the fullest moment of the schedule, as megatron-core's layers with fused
-attention keep them (arXiv:2205.05198, table 2, has a layer's without what its pieces hold in common). Not counted: temporary
-buffers, fragments, the CUDA context and NCCL's buffers, which take some GB more.
+From the configuration alone. Weights, gradients and optimizer are exact up to the padding of megatron-core's buffers. Activations
+are those saved for the backward pass at the fullest moment of the schedule, as megatron-core's layers with fused attention save
+them (arXiv:2205.05198, table 2, counts each operation by itself, so a tensor that two of them share is counted twice there). Not
+counted: temporary buffers, fragmentation, the CUDA context and NCCL's buffers, which take a few GB more.
 
-Transformer Engine's layers, which `train` uses where they are installed, are counted by what their code keeps: the input of a norm and
-its output, so one tensor less for each RMSNorm; the rest of a layer keeps the same. This was not measured.
+Transformer Engine's layers, which `train` uses where they are installed, are counted from their code: a fused norm saves its input
+and its output, which is one tensor less for each RMSNorm; the other parts of a layer save the same. This was not measured.
+docs/profiling.md says what a public log shows of it.
 """
 
 from typing import NamedTuple

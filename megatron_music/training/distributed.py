@@ -184,6 +184,15 @@ def warn(sentence: str) -> None:
         logger.warning(sentence)
 
 
+def to_device(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A micro batch on this process's device; to a GPU from page-locked memory, so that the copy need not be waited for."""
+    device, pins = torch.cuda.current_device(), torch.cuda.is_available()
+    return {
+        name: (value.pin_memory() if pins and value.device.type == "cpu" else value).to(device, non_blocking=True)
+        for name, value in batch.items()
+    }
+
+
 def on_main(work: Callable[[], T]) -> T:
     """Do ``work`` on the main process alone; every process gets what it returned, or raises what it raised.
 

@@ -18,6 +18,7 @@ from megatron_music.flow.guidance import Condition, without_some
 from megatron_music.flow.path import interpolate, interpolate_v, loss_per_sample
 from megatron_music.flow_run import FlowConfig
 from megatron_music.models.text2muq import to_unit_variance
+from megatron_music.training import distributed
 
 
 def flow_batches(
@@ -149,7 +150,7 @@ def null_condition(dataset: LatentDataset, kind: str, hears_music: bool = True) 
 
 def forward_step(batches: Iterator[dict[str, Tensor]], model) -> tuple[Tensor, partial]:
     """The forward step that megatron-core's schedules call: the model's output, and the loss function for it."""
-    batch = {key: value.to(torch.cuda.current_device(), non_blocking=True) for key, value in next(batches).items()}
+    batch = distributed.to_device(next(batches))
     noisy, velocity = batch.pop("noisy"), batch.pop("velocity")
     return model(noisy, **batch), partial(sum_loss, velocity)
 

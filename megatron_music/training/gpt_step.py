@@ -10,6 +10,8 @@ import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
+from megatron_music.training import distributed
+
 
 def forward_step(batches: Iterator[dict[str, Tensor]], model) -> tuple[Tensor, partial]:
     """The forward step that megatron-core's schedules call.
@@ -25,7 +27,7 @@ def forward_step(batches: Iterator[dict[str, Tensor]], model) -> tuple[Tensor, p
 
     Context parallelism needs Transformer Engine and CUDA. It has not been run: tests hold the slicing of batches alone.
     """
-    batch = {key: value.to(torch.cuda.current_device(), non_blocking=True) for key, value in next(batches).items()}
+    batch = distributed.to_device(next(batches))
     size = parallel_state.get_context_parallel_world_size()
     if size > 1:
         rank = parallel_state.get_context_parallel_rank()
