@@ -1,6 +1,6 @@
 # make demo   Bach's chorales -> .bin/.idx -> a small GPT on megatron-core -> new chorales and a page to hear them, in demo/
 #             shorter: make demo DEMO_OPTIONS="--num 2 train.train_iters=20"
-# make demo-audio   the same chorales rendered with captions -> latents -> both stages of words to music -> sounds, in demo-audio/
+# make demo-audio   the same chorales rendered with captions -> latents -> both stages of text to music -> audio, in demo-audio/
 # make test   the whole test suite
 # Each sets up .venv first, with the versions of constraints.txt.
 # make test-extras   each extra alone in an environment of its own, from the wheel, does what docs/install.md says of it

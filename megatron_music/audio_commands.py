@@ -1,4 +1,4 @@
-"""The commands of sound, one function each: rendering, datasets of latents, words to music. Imports when it runs."""
+"""The commands of sound, one function each: rendering, datasets of latents, text to music. Imports when it runs."""
 
 import json
 import math
@@ -242,7 +242,7 @@ def generate_audio(options) -> None:
     try:
         maker = load_sound_maker(options.checkpoints, averaged=not options.last_weights)
         if options.rank and maker.music_encoder is None:
-            raise ValueError("--rank compares sounds with words, and this model has no encoder of music; leave --rank out")
+            raise ValueError("--rank compares sounds with words, and this model has no encoder of music; omit --rank")
         sounds = maker.make(
             prompts, options.num, options.seed, seconds=options.seconds, stage1=stage1, stage2=stage2,
             negative=options.negative, towards=options.towards, share=options.share if options.towards else 0.0,

@@ -208,7 +208,7 @@ def _check_given_piece(options) -> None:
     for verb, does, rest in (("--continue", options.continued, {}), ("--infill", options.infill, {"--bars": options.bars})):
         wrong = [name for name, wish in (wishes | rest).items() if does and wish is not None]
         if wrong:
-            raise ValueError(f"{wrong[0]} does not go with {verb}: the piece keeps its own; leave it out")
+            raise ValueError(f"{wrong[0]} does not go with {verb}: the piece keeps its own; omit it")
 
 
 def _check_wishes(options) -> "Encoding | None":

@@ -1,7 +1,7 @@
 """A whole run as frozen dataclasses, with one sentence for every contradiction.
 
 Facts are fields, under Megatron's names; what follows from them is a property or a method. Imports neither torch
-nor megatron-core, and knows nothing about files (recipes/ reads those) or about how a run is carried out.
+nor megatron-core; recipes/ reads the files.
 """
 
 from collections.abc import Sequence
@@ -36,16 +36,16 @@ def choice(section: str, config, name: str, allowed: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The GPT. A field left out comes from ``size``; ``size: custom`` leaves none out."""
+    """The GPT. Omitted fields come from ``size``; ``size: custom`` requires all of them."""
 
     size: str = setting("custom", f"a named shape ({either(tuple(SIZES))}), or custom, which gives every field below")
     num_layers: int | None = setting(None, "transformer layers")
     hidden_size: int | None = setting(None, "width of the residual stream")
     num_attention_heads: int | None = setting(None, "attention heads of a layer; divides hidden_size")
     num_query_groups: int | None = setting(
-        None, "key/value heads, fewer for grouped-query attention; left out: num_attention_heads"
+        None, "key/value heads, fewer for grouped-query attention; if omitted: num_attention_heads"
     )
-    ffn_hidden_size: int | None = setting(None, "width of the feed-forward layer; left out: 4 x hidden_size")
+    ffn_hidden_size: int | None = setting(None, "width of the feed-forward layer; if omitted: 4 x hidden_size")
     seq_length: int | None = setting(None, "tokens of a training sequence")
     position_embedding_type: str = setting("rope", "rope or learned_absolute")
     rotary_base: int = setting(10000, "base of the rotary frequencies, of rope")
@@ -116,7 +116,7 @@ class DataConfig:
     eod_mask_loss: bool = setting(
         True, "no loss where the input is a document end: the next document cannot be predicted"
     )
-    cache_path: str | None = setting(None, "folder of the index cache; default: `cache` in checkpoint.save, for a run that is not saved ~/.cache/megatron-music")
+    cache_path: str | None = setting(None, "folder of the index cache; if omitted: `cache` in checkpoint.save, for a run that is not saved ~/.cache/megatron-music")
 
     def __post_init__(self):
         if isinstance(self.path, list):
@@ -145,18 +145,18 @@ class ParallelConfig:
     tensor_model_parallel_size: int = setting(1, "processes that each layer is split over")
     pipeline_model_parallel_size: int = setting(1, "stages that the layers are split into")
     virtual_pipeline_model_parallel_size: int | None = setting(
-        None, "chunks of a stage, interleaved; left out: one, not interleaved"
+        None, "chunks of a stage, interleaved; if omitted: one, not interleaved"
     )
     context_parallel_size: int = setting(1, "parts of each sequence; above 1 it needs Transformer Engine")
     sequence_parallel: bool = setting(
         False, "split the sequence outside of tensor-parallel layers too, which saves activation memory"
     )
     overlap_grad_reduce: bool | None = setting(
-        None, "reduce gradients during the backward pass; left out: where there is CUDA"
+        None, "reduce gradients during the backward pass; if omitted: where there is CUDA"
     )
     overlap_param_gather: bool = setting(False, "gather updated parameters during the next forward pass")
     ddp_bucket_size: int | None = setting(
-        None, "parameters reduced at once where it is overlapped; left out: megatron-core's"
+        None, "parameters reduced at once where it is overlapped; if omitted: megatron-core's"
     )
     distributed_timeout_minutes: int = setting(10, "a process that waits this long for another ends the run")
 
@@ -169,12 +169,12 @@ class ParallelConfig:
         refuse_unless(
             virtual is None or virtual > 1,
             f"parallel.virtual_pipeline_model_parallel_size is {virtual}, where nothing is interleaved; set 2 or more, or "
-            "leave it out",
+            "omit it",
         )
         refuse_unless(
             virtual is None or self.pipeline_model_parallel_size > 1,
             f"parallel.virtual_pipeline_model_parallel_size is {virtual} with parallel.pipeline_model_parallel_size=1, where "
-            "there is no pipeline; set parallel.pipeline_model_parallel_size=2 or more, or leave it out",
+            "there is no pipeline; set parallel.pipeline_model_parallel_size=2 or more, or omit it",
         )
         refuse_unless(
             not self.sequence_parallel or self.tensor_model_parallel_size > 1,
@@ -234,7 +234,7 @@ class TrainConfig:
     train_iters: int = setting(1000, "optimizer steps of the whole run")
     micro_batch_size: int = setting(1, "sequences in one forward pass of one process")
     global_batch_size: int = setting(1, "sequences in one optimizer step of all processes")
-    seed: int = setting(1234, "of the first weights, the order of the data, and dropout")
+    seed: int = setting(1234, "seed of the initial weights, the order of the data, and dropout")
     bf16: bool = setting(False, "train in bfloat16 with float32 main weights; needs an A100 or later; else float32")
     float32_matmul_precision: str = setting(
         "high", "of float32 products on a GPU: highest (float32), high (TF32) or medium, as PyTorch names them"
@@ -244,7 +244,7 @@ class TrainConfig:
     loss_spike_factor: float = setting(
         0.0, "skip a step whose loss is above this many times the recent median; 0: only NaN and infinity"
     )
-    max_skipped_steps: int = setting(10, "this many steps skipped in a row end the run")
+    max_skipped_steps: int = setting(10, "the run ends after this many skipped steps in a row")
     max_starts_without_progress: int = setting(
         3, "after this many starts without a new checkpoint the next is refused; 0: never"
     )
@@ -252,10 +252,10 @@ class TrainConfig:
         None, "recompute activations in the backward pass: full (whole layers) or selective (core attention)"
     )
     recompute_method: str | None = setting(
-        None, "of full: uniform, all layers (left out), or block, the first of each part"
+        None, "of full: uniform, all layers (if omitted), or block, the first of each part"
     )
     recompute_num_layers: int | None = setting(
-        None, "of full: layers in one portion (uniform) or in all (block); left out: 1"
+        None, "of full: layers in one portion (uniform) or in all (block); if omitted: 1"
     )
 
     def __post_init__(self):
@@ -279,7 +279,7 @@ class TrainConfig:
             refuse_unless(
                 value is None or self.recompute_granularity == "full",
                 f"train.{name} is {value} with train.recompute_granularity={self.recompute_granularity or 'null'}, which does "
-                f"not read it; set train.recompute_granularity=full or leave train.{name} out",
+                f"not read it; set train.recompute_granularity=full or omit train.{name}",
             )
         if self.recompute_granularity == "full":
             choice("train", self, "recompute_method", ("uniform", "block"))
@@ -290,7 +290,7 @@ class TrainConfig:
 class CheckpointConfig:
     """Where a run is written, and where it starts."""
 
-    save: str | None = setting(None, "the run's folder; a run found there is resumed. Left out: nothing is written")
+    save: str | None = setting(None, "the run's folder; a run found there is resumed. If omitted: nothing is written")
     load: str | None = setting(
         None, "another run's folder or checkpoint, to start from its weights and optimizer at iteration 0"
     )
@@ -311,13 +311,13 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """What is told on the way. metrics.jsonl always has a line a step."""
+    """What a run reports while it trains. metrics.jsonl always has one line per step."""
 
     log_interval: int = setting(10, "steps between lines on stderr")
     tensorboard: bool = setting(True, "write TensorBoard events into the run's folder")
-    wandb_project: str | None = setting(None, "project of Weights & Biases; left out: nothing is sent")
+    wandb_project: str | None = setting(None, "project of Weights & Biases; if omitted: nothing is sent")
     peak_tflops: float | None = setting(
-        None, "of one GPU, dense, in the run's precision, for mfu; left out: by the GPU's name"
+        None, "of one GPU, dense, in the run's precision, for mfu; if omitted: by the GPU's name"
     )
     sample_pieces: int = setting(0, "pieces generated and measured at each evaluation, at most 8")
 
@@ -325,7 +325,7 @@ class LoggingConfig:
         positive("logging", self, "log_interval")
         refuse_unless(
             self.peak_tflops is None or 0 < self.peak_tflops < float("inf"),
-            f"logging.peak_tflops is {self.peak_tflops}; use a number above 0, such as 989, or leave it out",
+            f"logging.peak_tflops is {self.peak_tflops}; use a number above 0, such as 989, or omit it",
         )
         refuse_unless(
             0 <= self.sample_pieces <= 8,

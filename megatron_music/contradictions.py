@@ -43,7 +43,7 @@ def check_run(config: RunConfig) -> None:
 
 
 def check_flow_run(config: FlowRunConfig) -> None:
-    """The same for the models of words to music.
+    """The same for the text-to-music models.
 
     Raises:
         ConfigError: the first contradiction.

@@ -11,7 +11,7 @@ def convert(options) -> None:
 
 def _to_huggingface(options) -> None:
     if options.tokenizer:
-        raise ValueError("--tokenizer goes with --to megatron: a checkpoint of ours holds its tokenizer; leave it out")
+        raise ValueError("--tokenizer goes with --to megatron: a checkpoint of ours holds its tokenizer; omit it")
     from megatron_music.hosts.huggingface import convert_to_huggingface
 
     if _is_flow_run(options.source):
@@ -28,7 +28,7 @@ def _to_huggingface(options) -> None:
 def _to_megatron(options) -> None:
     if (Path(options.source) / "model_index.json").is_file():
         if options.tokenizer:
-            raise ValueError("--tokenizer is of a GPT's data, and this folder has its own; leave it out")
+            raise ValueError("--tokenizer is of a GPT's data, and this folder has its own; omit it")
         from megatron_music.hosts.stable_audio import convert_from_stable_audio
 
         parameters = convert_from_stable_audio(options.source, options.output)

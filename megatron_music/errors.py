@@ -1,4 +1,4 @@
-"""What is refused, in one sentence: what was given, what is allowed, what to do. Knows nothing about what is refused."""
+"""What is refused, in one sentence: what was given, what is allowed, what to do."""
 
 import difflib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A whole run of one of the two models of words to music: the sections that differ from the GPT's, in ``config.py``.
+"""A whole run of one of the two text-to-music models: the sections that differ from the GPT's, in ``config.py``.
 
 Facts are fields, what follows is a property, contradictions are refused. Imports neither torch nor megatron-core.
 """
@@ -54,11 +54,11 @@ class FlowModelConfig:
     num_attention_heads: int | None = setting(None, "attention heads of a layer; divides hidden_size")
     ffn_hidden_size: int | None = setting(None, "width of the feed-forward layer")
     text_size: int | None = setting(
-        None, "width of a word's state, as the text encoder gives it; left out: that of the data"
+        None, "width of a word's state, as the text encoder gives it; if omitted: that of the data"
     )
-    embedding_size: int | None = setting(None, "width of an embedding of music; left out: that of the data")
-    latent_channels: int | None = setting(None, "channels of the latents; left out: those of the data")
-    latent_length: int | None = setting(None, "latent frames of a sample; left out: those of the data")
+    embedding_size: int | None = setting(None, "width of an embedding of music; if omitted: that of the data")
+    latent_channels: int | None = setting(None, "channels of the latents; if omitted: those of the data")
+    latent_length: int | None = setting(None, "latent frames of a sample; if omitted: those of the data")
 
     def __post_init__(self):
         choice("model", self, "kind", tuple(KINDS))
@@ -68,7 +68,7 @@ class FlowModelConfig:
         for name, default in (("conditions", "music"), ("global_conditioning", "prepend")):
             refuse_unless(
                 self.kind == "dit" or getattr(self, name) == default,
-                f"model.{name} is {getattr(self, name)}, which a {self.kind} does not have; leave model.{name} out",
+                f"model.{name} is {getattr(self, name)}, which a {self.kind} does not have; omit model.{name}",
             )
         for item in fields(self)[4:]:
             if getattr(self, item.name) is not None:
@@ -118,7 +118,7 @@ class LatentsConfig:
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """What is learned, and what is drawn at random for it."""
+    """The objective, and the random choices of training."""
 
     objective: str = setting(
         "flow", "flow (velocity from noise to data), v (as Stable Audio Open 1.0), or regression (the data at once, to compare with)"
@@ -147,7 +147,7 @@ class FlowConfig:
 
 @dataclass(frozen=True)
 class FlowRunConfig(Run):
-    """A whole run of a model of words to music."""
+    """A whole run of a text-to-music model."""
 
     model: FlowModelConfig
     data: LatentsConfig = field(default_factory=LatentsConfig)

@@ -324,7 +324,7 @@ def _run_facts(options, facts: dict) -> dict:
 
 
 def _flow_words(flow: tuple) -> dict:
-    """What is said of a run of words to music: positions are its tokens."""
+    """What is said of a text-to-music run: positions are its tokens."""
     run, text_length = flow
     shape = run.model.shape
     positions = _frames(run) + shape.num_extra_positions

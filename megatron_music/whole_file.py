@@ -1,4 +1,4 @@
-"""A file that is there whole or not at all. Knows nothing about what it holds."""
+"""A file that is there whole or not at all."""
 
 import os
 from pathlib import Path

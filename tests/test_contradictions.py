@@ -31,7 +31,7 @@ def refusal_of(act) -> str:
         (["model.ffn_hidden_size=130", f"{TP}=4"], ["model.ffn_hidden_size 130", f"{TP} 4"]),
         ([f"{PP}=2", f"{VPP}=2"], ["the 1 layers of a pipeline stage", f"{VPP} 2", "divides by 2 x 2"]),
         ([f"{VPP}=2"], [f"{VPP} is 2", f"{PP}=1", "no pipeline"]),
-        ([f"{PP}=2", f"{VPP}=1"], [f"{VPP} is 1", "leave it out"]),
+        ([f"{PP}=2", f"{VPP}=1"], [f"{VPP} is 1", "omit it"]),
         (["model.seq_length=63", f"{TP}=2", f"{SP}=true"], ["model.seq_length 63", "a multiple of 2"]),
         (["model.seq_length=62", f"{CP}=2"], ["model.seq_length 62", "a multiple of 4"]),
         (["model.seq_length=60", f"{CP}=2", f"{TP}=2", f"{SP}=true"], ["2 sequence-parallel", "a multiple of 8"]),

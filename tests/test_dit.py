@@ -1,4 +1,4 @@
-"""Both models of words to music on one process: sizes, masks, lengths, precision, what is refused."""
+"""Both text-to-music models on one process: sizes, masks, lengths, precision, what is refused."""
 
 from dataclasses import replace
 

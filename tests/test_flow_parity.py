@@ -1,4 +1,4 @@
-"""The headline for words to music: the same outputs and gradients however a model is split, and diffusers' own.
+"""The headline test of text to music: the same outputs and gradients however a model is split, and diffusers' own.
 
 Right for the DiT are the gradients of diffusers' StableAudioDiTModel under the same weights; for stage 1 and for what embeds
 conditions, which nobody else has, those of plain autograd on one process. Each layout goes through the engine that trains

@@ -1,4 +1,4 @@
-"""Both models of words to music through the loop of the GPT: batches, averages, checkpoints, layouts, kills."""
+"""Both text-to-music models through the loop of the GPT: batches, averages, checkpoints, layouts, kills."""
 
 import json
 import os

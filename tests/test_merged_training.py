@@ -66,7 +66,7 @@ def test_the_size_comes_from_the_data(data, base):
     assert with_vocabulary_of_data(tiny_run(data)).model.vocab_size == 896
     assert with_vocabulary_of_data(tiny_run(data, "model.vocab_size=896")).model.vocab_size == 896
     assert with_vocabulary_of_data(tiny_run(base)).model.vocab_size == vocabulary.SIZE
-    with pytest.raises(ConfigError, match="model.vocab_size is 1000 and that of .* is 768; leave model.vocab_size out"):
+    with pytest.raises(ConfigError, match="model.vocab_size is 1000 and that of .* is 768; omit model.vocab_size"):
         with_vocabulary_of_data(tiny_run(base, "model.vocab_size=1000"))
 
 

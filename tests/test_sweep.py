@@ -81,7 +81,7 @@ def test_a_gpu_that_cannot_compute_in_bf16(tmp_path):
     ("options", "sentence"),
     [
         ({"vary": [BATCHES, BATCHES]}, "train.micro_batch_size varies twice"),
-        ({"vary": [("train.global_batch_size", ["8"])], "sequences_per_gpu": [4]}, "sets it too; leave one out"),
+        ({"vary": [("train.global_batch_size", ["8"])], "sequences_per_gpu": [4]}, "sets it too; omit one"),
         ({"vary": [("train.micro_batch", ["1", "2"])]}, r"none of the 4 settings can be; the first: unknown key train.micro_batch .did you mean micro_batch_size"),
         ({"vary": [("train.micro_batch_size", ["many"])]}, "none of the 2 settings can be; the first: train.micro_batch_size is 'many'"),
     ],
@@ -244,7 +244,7 @@ def test_more_processes_than_a_row_has(tmp_path, monkeypatch, capsys):
         (["tiny", "-o", "OTHER", "--steps=0"], "--steps is 0; use a number above 0"),
         (["tiny", "-o", "OTHER", "--warmup=-1"], "--warmup is -1; use steps from 0"),
         (["tiny", "-o", "FOLDER/plan.json"], "is a file; name a folder"),
-        (["demo-dit", "-o", "OTHER"], "data.path is not set, and a model of words to music is measured on its data alone"),
+        (["demo-dit", "-o", "OTHER"], "data.path is not set, and a text-to-music model is measured on its data alone"),
         (["FOLDER", "--report", "--plot", "x.txt"], "x.txt does not end in .png, .svg"),
         (["FOLDER", "--report", "--peak", "-1"], "--peak is -1.0; use a number above 0"),
     ],

@@ -1,4 +1,4 @@
-"""Tiny models of words to music with random weights, and what they are given, for the tests of parity.
+"""Tiny text-to-music models with random weights, and what they are given, for the tests of parity.
 
 The oracle of the DiT is diffusers' StableAudioDiTModel. Of four samples, each with filling of its own among the words.
 """

@@ -1,1 +1,1 @@
-"""Sound: files, rendering, captions, and what encodes words, music and waveforms. Knows nothing about tokens or training."""
+"""Sound: files, rendering, captions, and what encodes words, music and waveforms."""

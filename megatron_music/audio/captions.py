@@ -1,7 +1,7 @@
 """What a score says of itself in words: instruments, tempo, key, density, register, mood, and captions made of them.
 
 A caption tells some of the facts in one of many ways, so that one caption is true of many pieces and one piece has many true
-captions. Knows nothing about sound. Sources: the key's profiles are those of Krumhansl and Kessler 1982.
+captions. Sources: the key's profiles are those of Krumhansl and Kessler 1982.
 """
 
 import math
@@ -49,7 +49,7 @@ def facts_of(score: Score) -> Facts:
         ValueError: it has none.
     """
     if not score.num_notes:
-        raise ValueError("the score has no notes to be described; leave it out")
+        raise ValueError("the score has no notes to describe; use another file")
     names: dict[str, int] = {}
     for track in score.tracks:
         if len(track):

@@ -1,6 +1,6 @@
 """A score to sound: FluidSynth with a SoundFont where both are there, else a small synthesiser of our own in numpy.
 
-What was used is said with the sound. Knows nothing about captions. Shapes: [channels, frames].
+What was used is said with the sound. Shapes: [channels, frames].
 """
 
 import math
@@ -46,7 +46,7 @@ def render(score: Score, sample_rate: int = 44100, sound_font: str | os.PathLike
         ValueError: a score without notes, a sound font that is not there, or FluidSynth failed; one sentence.
     """
     if not score.num_notes:
-        raise ValueError("the score has no notes to be heard; leave it out")
+        raise ValueError("the score has no notes to play; use another file")
     program = None if own else shutil.which("fluidsynth")
     font = sound_font or os.environ.get(SOUND_FONT) or next((path for path in SOUND_FONTS if Path(path).is_file()), None)
     if sound_font and not Path(sound_font).is_file():
@@ -54,7 +54,7 @@ def render(score: Score, sample_rate: int = 44100, sound_font: str | os.PathLike
     if program and font:
         waveform, synthesiser = _fluidsynth(score, sample_rate, program, font), f"FluidSynth with {Path(font).name}"
     elif sound_font:
-        raise ValueError(f"{sound_font} needs FluidSynth, which is not on PATH; install fluidsynth, or leave the SoundFont out")
+        raise ValueError(f"{sound_font} needs FluidSynth, which is not on PATH; install fluidsynth, or omit --sound-font")
     else:
         waveform, synthesiser = Waveform(_synthesise(score, sample_rate), sample_rate), OWN
     peak = float(np.abs(waveform.samples).max(initial=0.0))
@@ -79,7 +79,7 @@ def _fluidsynth(score: Score, sample_rate: int, program: str, font: str | os.Pat
         try:
             done = subprocess.run(command, capture_output=True, timeout=SECONDS_ALLOWED, check=False, stdin=subprocess.DEVNULL)
         except subprocess.TimeoutExpired:
-            raise ValueError(f"FluidSynth took more than {SECONDS_ALLOWED} s over a score; leave it out") from None
+            raise ValueError(f"FluidSynth took more than {SECONDS_ALLOWED} s over a score; use another file, or --own") from None
         if done.returncode or not sound.is_file():
             said = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"]
             raise ValueError(f"FluidSynth could not render with {font} ({said[-1]}); try another SoundFont")

@@ -1,4 +1,4 @@
-"""Sounds as pictures. Knows nothing about where they come from."""
+"""Sounds as pictures."""
 
 import os
 from collections.abc import Sequence

@@ -47,9 +47,9 @@ def read_waveform(path: str | os.PathLike) -> Waveform:
             raise ValueError(f"{path} does not exist; check the path") from None
         raise ValueError(f"{path} is no sound that can be read ({str(error).splitlines()[0]}); convert it to WAV or FLAC") from None
     if not len(samples):
-        raise ValueError(f"{path} has no samples; leave it out")
+        raise ValueError(f"{path} has no samples; remove it")
     if not np.isfinite(samples).all():
-        raise ValueError(f"{path} has samples that are no numbers; mend it or leave it out")
+        raise ValueError(f"{path} has samples that are not finite; repair it or remove it")
     return Waveform(np.ascontiguousarray(samples.T), sample_rate)
 
 

@@ -1,4 +1,4 @@
-"""Words of a caption or prompt, in any script. Knows nothing about vectors.
+"""Words of a caption or prompt, in any script.
 
 A word is a run of letters, marks and digits after NFKC normalisation and case folding. Scripts that put no spaces between words
 (Chinese, Japanese, Thai, Lao, Khmer, Burmese) give overlapping pairs of characters, so that captions share some.

@@ -1,1 +1,1 @@
-"""Corpora on disk: MIDI folders to ``.bin/.idx``, and batches out of them. Knows nothing about models."""
+"""Corpora on disk: MIDI folders to ``.bin/.idx``, and batches out of them."""

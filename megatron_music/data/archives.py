@@ -250,7 +250,7 @@ def _next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
 
 
 def _unopened(path: str, error: Exception) -> ValueError:
-    return ValueError(f"{path} cannot be opened as an archive ({_one_line(error)}); get it again, or leave it out")
+    return ValueError(f"{path} cannot be opened as an archive ({_one_line(error)}); download it again, or remove it from the sources")
 
 
 def _one_line(error: Exception) -> str:

@@ -1,7 +1,6 @@
 """Micro batches from ``.bin/.idx``, through megatron-core's own GPTDataset and blending.
 
 Which samples a micro batch holds is arithmetic on ``consumed_samples``, so a resumed run needs that one number.
-Knows nothing about models or training; asks torch.distributed only so that one process builds the index cache.
 
 Shapes: B sequences of a micro batch, S tokens of a sequence.
 """

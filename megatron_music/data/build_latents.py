@@ -1,8 +1,8 @@
 """Captioned sound to a folder of latents: ``build latents``.
 
 Everything is made in ``OUT.building/out``, shard by shard, and gets its name in one rename when it is whole. Stopped at any
-moment, the same command goes on. Several processes may share the shards: each encodes ``shards[rank::world_size]``, and the
-one that finishes last puts the dataset together. Knows nothing about training.
+moment, the same command goes on. Several processes may share the shards: each encodes ``shards[rank::world_size]``, and the one
+that finishes last puts the dataset together.
 """
 
 import fcntl

@@ -1,4 +1,4 @@
-"""Which MIDI files a build reads: in folders, in archives, in lists. Knows nothing about what is in them.
+"""Which MIDI files a build reads: in folders, in archives, in lists.
 
 Archives inside folders are not opened: name them.
 """

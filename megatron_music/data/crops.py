@@ -45,9 +45,9 @@ class Crops:
             is_there = (self.folder / sound.path).exists()
             raise LeftOut("unreadable" if is_there else "missing", str(error)) from None
         if found.seconds < least:
-            raise LeftOut("too short", f"{sound.path} lasts {found.seconds:.2f} s, where {least:g} s are asked; leave it out")
+            raise LeftOut("too short", f"{sound.path} lasts {found.seconds:.2f} s, where {least:g} s are required; remove it")
         if float(np.abs(found.samples).max()) < SILENCE:
-            raise LeftOut("silent", f"{sound.path} is silent; leave it out")
+            raise LeftOut("silent", f"{sound.path} is silent; remove it")
         return resampled(found, sample_rate)
 
     def of(self, sound: Captioned, sample_rate: int, channels: int, length: int) -> list[Crop]:

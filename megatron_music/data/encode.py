@@ -1,6 +1,4 @@
 """One MIDI file to token ids: read, find the stretches in the wanted meters, quantise, cut into windows, encode, augment.
-
-Knows nothing about ``.bin/.idx`` and never imports torch, so that worker processes start fast.
 """
 
 import hashlib

@@ -1,8 +1,7 @@
 """``--split-by``: which files stay in one split beside those of equal notes, or which split a file was given to.
 
-Three ways to say it: ``folder``, ``FILE.csv:COLUMN`` and a regular expression with a group. Where every value found is the
-name of a split, as in MAESTRO's column ``split``, files go to the splits named; else files of one value stay together.
-Knows nothing about MIDI.
+Three ways to say it: ``folder``, ``FILE.csv:COLUMN`` and a regular expression with a group. Where every value found is the name
+of a split, as in MAESTRO's column ``split``, files go to the splits named; else files of one value stay together.
 """
 
 import csv

@@ -1,6 +1,4 @@
-"""Labels of files from a CSV: GENRE, STYLE and any others, keyed by path or by hash.
-
-Knows nothing about MIDI. Never imports torch.
+"""Labels of files from a CSV: GENRE, STYLE and any others, keyed by path or by hash. Never imports torch.
 """
 
 import csv

@@ -1,8 +1,8 @@
 """A dataset of captioned sound as training reads it: embeddings of music, latents of the autoencoder, states of the captions.
 
 ``OUT/index.json`` says what they are and of which encoders; ``texts.safetensors`` has the states of each caption once, row 0
-those of the empty one; ``train``, ``valid`` and ``test`` hold shards of samples. Nothing is decoded or encoded here, and
-shards are read where they lie on the disk. Knows nothing about sound. Shapes: C channels, T frames, L words, E embedding.
+those of the empty one; ``train``, ``valid`` and ``test`` hold shards of samples. Nothing is decoded or encoded here, and shards
+are read where they lie on the disk. Shapes: C channels, T frames, L words, E embedding.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What a build of latents is asked for. Numbers and names; knows nothing about sound."""
+"""The options of `build latents`."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""``OUT.building``: what a build will read, cut into shards, and the lock on it. Knows nothing about MIDI."""
+"""``OUT.building``: what a build will read, cut into shards, and the lock on it."""
 
 import fcntl
 import hashlib
@@ -209,7 +209,7 @@ def _grouped(entries: Iterable[Entry], split_by: str, sources: Sequence[str | os
             others = others or value
         yield replace(entry, group=value)
     if files and not splits and not others:
-        raise ValueError(f"--split-by {split_by} finds nothing for any of the {files:,} files; mend it, or leave it out")
+        raise ValueError(f"--split-by {split_by} finds nothing for any of the {files:,} files; correct it, or omit it")
     if len(splits) > 1 and others:
         named = " and ".join(splits[split] for split in sorted(splits))
         raise ValueError(f"--split-by {split_by} finds the splits {named}, and {others!r}, which is none; use train, valid and test alone")

@@ -1,6 +1,6 @@
 """Why a good file gives no document, in the words of reports, and which option would take it.
 
-Whoever writes a reason takes it from here, and whoever shows one finds its remedy here. Knows nothing about files.
+Whoever writes a reason takes it from here, and whoever shows one finds its remedy here.
 """
 
 import re

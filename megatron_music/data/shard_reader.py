@@ -1,6 +1,6 @@
 """A finished shard, read back: its record checked, its documents in pieces that fit in memory.
 
-Knows nothing about splits: it is told which run of documents belongs to which group.
+The caller says which run of documents belongs to which group.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """What a report says of the files that were left out, and of the music of those that were used, in words.
 
-The console, ``report.md`` and the page show the same sentences. Knows nothing about how they are drawn.
+The console, ``report.md`` and the page show the same sentences.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
-"""Worker processes that encode shards, and what happens when one hangs or dies. Knows nothing about MIDI or files.
+"""Worker processes that encode shards, and what happens when one hangs or dies.
 
-A worker is ``python -m megatron_music.data.worker OUT.building``. It is asked for a shard by a line of JSON on its
-standard input, and answers in lines: the number of each entry before it is touched, ``.`` while it passes over others
-on the way, ``-`` after the last, then an object: ``{"done": 3}``, or ``{"error": ...}``.
+A worker is ``python -m megatron_music.data.worker OUT.building``. It is asked for a shard by a line of JSON on its standard
+input, and answers in lines: the number of each entry before it is touched, ``.`` while it passes over others on the way, ``-``
+after the last, then an object: ``{"done": 3}``, or ``{"error": ...}``.
 """
 
 import errno

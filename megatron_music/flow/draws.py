@@ -1,7 +1,7 @@
 """What is drawn at random: noise, sigma, and whether a sample keeps its condition.
 
-Each sample has generators of its own, on the CPU: what it draws depends on the seed and its index alone, never on the batch
-it is in, on the number of processes, or on the machine. Knows nothing about the path.
+Each sample has generators of its own, on the CPU: what it draws depends on the seed and its index alone, never on the batch it
+is in, on the number of processes, or on the machine.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """An average of a model's weights over training, in float32: what is sampled from.
 
-Element by element, so that each process averages its own piece, whatever the layout. Knows nothing about models or files.
+Element by element, so that each process averages its own piece, whatever the layout.
 """
 
 import contextlib

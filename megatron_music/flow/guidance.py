@@ -1,6 +1,6 @@
 """Classifier-free guidance: conditions and their absence in one forward pass.
 
-A condition is a dict of tensors [B, ...] by name. Knows nothing about what they mean, nor about the model that reads them.
+A condition is a dict of tensors [B, ...] by name.
 """
 
 import math

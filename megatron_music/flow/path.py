@@ -1,8 +1,8 @@
 """The straight path between data and noise, what is learned on it, and the loss. The one home of the sign convention.
 
-sigma = 1 is noise, sigma = 0 is data, and ``velocity = noise - latents``, as in Megatron-Bridge, FLUX, SD3 and diffusers.
-Other conventions are converted at the border, by ``from_rising_time``. Tensors are [B, ...]; sigma is [B] and float32: in
-bfloat16 it has 256 values in each octave. Knows nothing about models and draws nothing.
+sigma = 1 is noise, sigma = 0 is data, and ``velocity = noise - latents``, as in Megatron-Bridge, FLUX, SD3 and diffusers. Other
+conventions are converted at the border, by ``from_rising_time``. Tensors are [B, ...]; sigma is [B] and float32: in bfloat16 it
+has 256 values in each octave.
 """
 
 import torch

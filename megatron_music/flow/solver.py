@@ -1,7 +1,7 @@
 """From noise to data along a velocity: an ordinary differential equation in sigma, from 1 down to 0.
 
 Fixed steps cost a known number of evaluations and can be captured in a graph; ``solve_adaptive`` chooses its steps for each
-sample by itself. Knows nothing about what gives the velocity.
+sample by itself.
 """
 
 from collections.abc import Callable

@@ -1,1 +1,1 @@
-"""Sampling: a model (ids to logits) in, music out. Knows nothing about datasets or training."""
+"""Sampling: a model (ids to logits) in, music out."""

@@ -1,6 +1,6 @@
 """Words to sound: prompts through both stages and the autoencoder, in batches that memory allows.
 
-Is given models and encoders; knows nothing about checkpoints, files or the command line. Sample i of a prompt depends on the
+Takes models and encoders that are loaded. Sample i of a prompt depends on the
 prompt, the seed and i alone. Shapes: B samples, C latent channels, T frames.
 """
 
@@ -161,7 +161,7 @@ class SoundMaker:
         if not all(prompt.strip() for prompt in prompts):
             raise ValueError("a prompt is empty; say in words what is to be heard")
         if towards and not self.dit.hears_music:
-            raise ValueError("this model is told no embedding of music, between two of which another could lie; leave towards out")
+            raise ValueError("this model takes no music embedding, so there is nothing to interpolate; omit towards")
         stage1, stage2 = stage1.as_trained(self.objectives[0]), stage2.as_trained(self.objectives[1])
         frames, given_CT, known_T = self._frames(seconds, given, stage2, free_bytes)
         for prompt in filter(None, (*prompts, negative.strip(), towards.strip())):

@@ -1,8 +1,8 @@
 """A GPT read token by token at speed: a megatron-core GPTModel's own parameters, a KV cache and few operations a layer.
 
 megatron-core's modules serve training and every architecture, and cost more than the arithmetic when one token is read.
-``Decoder`` makes the same numbers with a dozen operations a layer on buffers made once. ``reads`` says which models it
-knows, and ``next_logits_of`` takes megatron-core's own way for all others. Knows nothing about sampling or music.
+``Decoder`` makes the same numbers with a dozen operations a layer on buffers made once. ``reads`` says which models it knows,
+and ``next_logits_of`` takes megatron-core's own way for all others.
 
 Shapes: B pieces, S new tokens, H hidden, G query groups of this rank, R query heads a group, D head size, L tokens that are
 looked back at, V vocabulary.

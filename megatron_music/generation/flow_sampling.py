@@ -1,6 +1,6 @@
 """Samples of a flow model: embeddings of music from words (stage 1), latents of sound from conditions (stage 2).
 
-Is given models and conditions as tensors; knows nothing about words, sound, files or checkpoints. Shapes: B samples, E
+Takes models, and conditions as tensors. Shapes: B samples, E
 embedding, C channels, T frames. Noise of sample i depends on the seed and i alone.
 """
 

@@ -1,4 +1,4 @@
-"""One step of decoding as CUDA graphs: launched whole, instead of kernel by kernel. Knows nothing about models.
+"""One step of decoding as CUDA graphs: launched whole, instead of kernel by kernel.
 
 Tests run the same step on the CPU, through static buffers as here; the capture itself needs CUDA and has not been run.
 """

@@ -2,7 +2,7 @@
 
 Pieces longer than the model's window are written window by window: the last bars are given, new ones follow. A window ends all
 its notes at its end; so where more is to come its last bar is written only for the notes that are held into it, and left out.
-Given a model (ids to logits); knows nothing about checkpoints or datasets.
+Takes a model (ids to logits) that is loaded.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class Composer:
         next_logits: makes the model's ``NextLogits`` for a batch size and a length; by default with a KV cache.
 
     In all that it does ``seeds`` has a seed for each piece, which decides that piece alone; the pieces are written in one
-    batch; and ``on_token`` is told the length of the longest draft at every step.
+    batch; and ``on_token`` receives the length of the longest draft at every step.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Sampling token ids from a GPT under the grammar, many pieces at a time, with a KV cache.
 
-Given a model that turns ids into logits; knows nothing about checkpoints, datasets or files.
+Takes a model that turns ids into logits.
 
 Shapes: B pieces, S tokens, V vocabulary, K ids that one of the pieces may draw, G query groups of this rank, D head size.
 """

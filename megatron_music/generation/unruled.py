@@ -1,6 +1,4 @@
 """Documents sampled without the grammar, and whether the grammar accepts them: how well a model has learned the rules.
-
-Knows nothing about checkpoints or datasets.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """What a person asks of a piece, as token ids: instruments, meter, tempo, densities, labels.
 
-Each function refuses what the model's data did not have, in one sentence. Knows nothing about models.
+Each function refuses what the model's data did not have, in one sentence.
 """
 
 from collections.abc import Sequence

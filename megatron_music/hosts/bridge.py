@@ -1,7 +1,7 @@
 """The GPT as Megatron-Bridge knows models: a provider, the newer configuration with its builder, and recipes.
 
 Bridge builds the model, trains it and writes its checkpoints; from here come our layers, vocabulary, sizes and the
-count of operations. Both forms give the model of ``models/gpt.py``. Knows nothing about Bridge's training loop: a
+count of operations. Both forms give the model of ``models/gpt.py``. A
 script calls ``pretrain(config=music_gpt_125m_pretrain_config("OUT"), forward_step_func=forward_step)``.
 """
 

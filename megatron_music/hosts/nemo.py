@@ -1,7 +1,7 @@
 """Our tokenizer and our flow as NeMo's toolkit knows such things.
 
 NeMo 3 trains no language model: train with Megatron-Bridge or our own loop. This is for code of NeMo that takes a
-``TokenizerSpec`` or a velocity. Knows nothing about models or checkpoints.
+``TokenizerSpec`` or a velocity.
 """
 
 import os

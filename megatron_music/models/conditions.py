@@ -1,7 +1,7 @@
 """What a sample of sound is conditioned on, as the DiT hears it: tokens to attend to, and one global vector.
 
-Words from a text encoder, an embedding of music, and which seconds of how many a sample is. Knows nothing about encoders.
-Shapes: B samples, L words, C the width of a token, E the embedding of music.
+Words from a text encoder, an embedding of music, and which seconds of how many a sample is. Shapes: B samples, L words, C the
+width of a token, E the embedding of music.
 """
 
 import math

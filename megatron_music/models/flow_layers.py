@@ -1,6 +1,6 @@
-"""The layer of both models of words to music: self-attention, attention to a context, feed-forward.
+"""The layer of both text-to-music models: self-attention, attention to a context, feed-forward.
 
-Shapes: B samples, S positions, T tokens of the context, C their width. Knows nothing about whole models.
+Shapes: B samples, S positions, T tokens of the context, C their width.
 """
 
 import copy

@@ -1,7 +1,7 @@
-"""Named sizes of the two models of words to music, each stated whole, and the number of parameters that follows.
+"""Named sizes of the two text-to-music models, each stated whole, and the number of parameters that follows.
 
 Stage 1, Text2MuQ, turns words into one embedding of music; stage 2, the DiT, turns conditions into latents of sound.
-Arithmetic only: knows nothing about torch, and nothing about how a model is split over processes.
+Arithmetic only, without torch.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,7 @@
-"""What both models of words to music are built round: megatron-core's TransformerBlock, in any layout.
+"""The transformer that both text-to-music models are built on: megatron-core's TransformerBlock, in any layout.
 
 Shapes: B samples, S positions, H hidden, T tokens of the context, C their width. Every pipeline stage is given the context
-and makes its own copy of what embeds it; the positions enter on the first stage and leave on the last. Knows nothing about
-what the positions or the context mean.
+and makes its own copy of what embeds it; the positions enter on the first stage and leave on the last.
 """
 
 import hashlib

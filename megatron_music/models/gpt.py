@@ -1,6 +1,4 @@
-"""The GPT: megatron-core's GPTModel in our sizes, over our vocabulary.
-
-Knows nothing about data, losses over batches, or training. The parallel groups of megatron-core must exist.
+"""The GPT: megatron-core's GPTModel in our sizes, over our vocabulary. The parallel groups of megatron-core must exist.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Our own core attention, linear layers and norm, for machines without Transformer Engine.
 
 Shapes: S sequence, B batch, N attention heads of this rank, G query groups of this rank, D head size, H hidden.
-Knows nothing about whole models: specs.py puts these into megatron-core's layer.
+specs.py puts these into megatron-core's layer.
 
 megatron-core adds keyword arguments from version to version. Every class that it instantiates takes those it does not
 know: subclasses of megatron-core's classes pass them on to the base class, which judges them; the others ignore them.

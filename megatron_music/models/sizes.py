@@ -1,6 +1,6 @@
 """Named model sizes, each stated whole, and what follows from a size: the number of parameters.
 
-Arithmetic only: knows nothing about torch, and nothing about how a model is split over processes.
+Arithmetic only, without torch.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,6 @@
 """Layer specs for megatron-core: which module fills which place of a transformer layer.
 
-``gpt_layer`` is a module-level value, so that ``--spec megatron_music.models.specs gpt_layer`` finds it in
-Megatron-LM. Knows nothing about sizes or data.
+``gpt_layer`` is a module-level value, so that ``--spec megatron_music.models.specs gpt_layer`` finds it in Megatron-LM.
 """
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add

@@ -1,8 +1,7 @@
 """Whether two runs differ: medians, the difference, and how much of it is noise.
 
-Steps that follow each other are alike, so an interval from single steps would be too narrow: blocks of them are drawn
-(Kuensch 1989, the moving-block bootstrap). It is the noise within these two runs; another day or other nodes are not in it.
-Knows nothing about logs.
+Steps that follow each other are alike, so an interval from single steps would be too narrow: blocks of them are drawn (Kuensch
+1989, the moving-block bootstrap). It is the noise within these two runs; another day or other nodes are not in it.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Floating-point operations of a GPT's training step by the formulas that are published with, and MFU and HFU from them.
 
-Counts follow from the configuration alone: knows nothing about torch, modules, ranks or how a time was measured.
+Counts follow from the configuration alone, without torch.
 
 MFU divides the operations that the model needs by what the GPUs could have done; HFU those that are carried out, the
 recomputed ones included. A figure means something only beside the name of its formula, the vocabulary size and the sequence

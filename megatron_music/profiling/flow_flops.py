@@ -1,7 +1,7 @@
-"""Floating-point operations of both models of words to music, from their sizes alone. A multiplication and an addition are two.
+"""Floating-point operations of both text-to-music models, from their sizes alone. A multiplication and an addition are two.
 
 Counted are the matrix products and the attention, all of it: no position is hidden. Norms, activations, sines, and the fixed
-parts of the solver are not. Knows nothing about torch, ranks or how a time was measured.
+parts of the solver are not.
 """
 
 from megatron_music.models.flow_sizes import MODULATIONS, SECONDS_TOKENS, DiTSize, FlowSize, Text2MuQSize, num_tokens

@@ -1,4 +1,4 @@
-"""What nvidia-smi says of a GPU over a stretch of time: utilization, memory, power. Knows nothing about torch.
+"""What nvidia-smi says of a GPU over a stretch of time: utilization, memory, power.
 
 ``utilization.gpu`` is the share of time in which any kernel ran, however small: 100% says nothing of how well it was used.
 """

@@ -1,6 +1,4 @@
 """MFU and HFU of a measured step, by every formula side by side, with what each counts.
-
-Knows nothing about where the time is from, or about torch.
 """
 
 import statistics

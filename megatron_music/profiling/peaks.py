@@ -1,8 +1,7 @@
 """Peak speeds of GPUs, dense matrix products in bf16 and fp16 in TFLOP/s, each with where the number is from; and memory.
 
 Dense, that is without structured sparsity: data sheets print the double with it (1979 for an H100). Found by the names that
-``torch.cuda.get_device_name`` gives; a slice of a GPU (MIG) has no entry, as its peak is not the GPU's. Knows nothing
-about torch.
+``torch.cuda.get_device_name`` gives; a slice of a GPU (MIG) has no entry, as its peak is not the GPU's.
 """
 
 import re

@@ -1,9 +1,9 @@
 """The time of a training step of a GPT on a cluster that is not at hand, from the configuration and a few measured rates.
 
-A step is the sum of what a rank waits for: matrix products at a share of the GPU's peak; norms, activations and softmax at a share
-of its memory's speed; tensor-parallel messages within the node; messages between pipeline stages; the pipeline's bubble; the
-reduction of gradients; the optimizer. The shares are fitted to the ten runs of arXiv:2104.04473, table 1 (A100, unfused
-attention); for other GPUs they are carried over, which is an extrapolation. Knows nothing about torch or how a time is measured.
+A step is the sum of what a rank waits for: matrix products at a share of the GPU's peak; norms, activations and softmax at a
+share of its memory's speed; tensor-parallel messages within the node; messages between pipeline stages; the pipeline's bubble;
+the reduction of gradients; the optimizer. The shares are fitted to the ten runs of arXiv:2104.04473, table 1 (A100, unfused
+attention); for other GPUs they are carried over, which is an extrapolation.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Speeds as pictures: tokens a second over the number of GPUs, the rows of a sweep. Knows nothing about where they are from."""
+"""Speeds as pictures: tokens a second over the number of GPUs, the rows of a sweep."""
 
 import os
 from collections.abc import Sequence

@@ -5,7 +5,7 @@
     SWEEP/rows/000.json        what came of it; with it a row is done
     SWEEP/rows/000.log         what its processes said
 
-A row that cannot be, or has no room, is kept with the reason. Knows nothing about how a row is started or measured.
+A row that cannot be, or has no room, is kept with the reason.
 """
 
 import json
@@ -109,7 +109,7 @@ def plan_sweep(
     if repeated:
         raise ValueError(f"{repeated[0]} varies twice; give all its values at once")
     if sequences_per_gpu and "train.global_batch_size" in names:
-        raise ValueError("train.global_batch_size varies, and --sequences-per-gpu sets it too; leave one out")
+        raise ValueError("train.global_batch_size varies, and --sequences-per-gpu sets it too; omit one")
     rows, runs = [], []
     for number, (gpus, sequences, *values) in enumerate(product(num_gpus, sequences_per_gpu or [None], *(values for _, values in vary))):
         settings = dict(zip(names, values, strict=True))
@@ -120,7 +120,7 @@ def plan_sweep(
             run.check_gpu(gpu)
             refuse_unless(
                 run.data.path is not None or isinstance(run, RunConfig),
-                "data.path is not set, and a model of words to music is measured on its data alone; name a folder of "
+                "data.path is not set, and a text-to-music model is measured on its data alone; name a folder of "
                 "`megatron-music build latents`",
             )
             reason = None

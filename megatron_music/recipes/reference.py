@@ -79,7 +79,7 @@ megatron-music recipes demo > mine.yaml      # edit it
 megatron-music train mine.yaml data.path=data checkpoint.save=run
 ```
 
-Values are YAML: `null` leaves a field out, lists are written `data.path=[0.7,a,0.3,b]`. A run writes its whole configuration to
+Values are YAML: `null` means that a field is omitted, lists are written `data.path=[0.7,a,0.3,b]`. A run writes its whole configuration to
 `RUN/config.yaml`. Fields that contradict each other are refused before anything is built, with what to change.
 
 This page is generated from the code by `python -m megatron_music.recipes.reference > docs/configuration.md`.

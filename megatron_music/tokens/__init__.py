@@ -1,1 +1,1 @@
-"""The mmmtrack encoding: scores to token ids and back. Knows nothing about files, datasets or models."""
+"""The mmmtrack encoding: scores to token ids and back."""

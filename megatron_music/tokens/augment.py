@@ -1,6 +1,6 @@
 """Copies of documents in other keys and with their tracks in another order: arithmetic on ids, nothing is parsed again.
 
-What a document becomes depends on the file, the window and the copy alone. Knows nothing about files or scores.
+What a document becomes depends on the file, the window and the copy alone.
 
 Shapes: D documents, N tokens of all of them.
 """

@@ -1,9 +1,8 @@
-"""The encoding of several datasets that one model is trained on. Knows nothing about files.
+"""The encoding of several datasets that one model is trained on.
 
-Datasets are refused where the same token means different things in two of them: another grid, other merged tokens, other
-names of labels, other density levels. Options that only add tokens (meters, velocity, tempo, infill, labels, densities)
-may be on in a part of the data: the model's encoding has them all, so that generation offers everything that some of its
-data had.
+Datasets are refused where the same token means different things in two of them: another grid, other merged tokens, other names
+of labels, other density levels. Options that only add tokens (meters, velocity, tempo, infill, labels, densities) may be on in
+a part of the data: the model's encoding has them all, so that generation offers everything that some of its data had.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,8 @@
 """Merged tokens above the vocabulary's own: byte-pair encoding of the events within a bar.
 
-A word is a run of TIME_DELTA, VELOCITY, NOTE_ON and NOTE_OFF within one bar or fill; merges never leave it, and every
-other id stays as it is. A merged token stands for the ids it was merged from, so decoding is exact. Only learning
-needs the package ``tokenizers``. Knows nothing about scores or datasets.
+A word is a run of TIME_DELTA, VELOCITY, NOTE_ON and NOTE_OFF within one bar or fill; merges never leave it, and every other id
+stays as it is. A merged token stands for the ids it was merged from, so decoding is exact. Only learning needs the package
+``tokenizers``.
 
 Shapes: N ids, D documents.
 """

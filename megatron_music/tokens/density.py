@@ -1,8 +1,8 @@
 """DENSITY before and after its levels are known.
 
-How many notes make a track dense is asked of the training split, which is known only when every file is encoded. Until
-then the place of a DENSITY holds the note count itself, as an id above the vocabulary: an open id. Closing turns each
-into its DENSITY by one table look-up. Knows nothing about files.
+How many notes make a track dense is asked of the training split, which is known only when every file is encoded. Until then the
+place of a DENSITY holds the note count itself, as an id above the vocabulary: an open id. Closing turns each into its DENSITY
+by one table look-up.
 """
 
 import numpy as np

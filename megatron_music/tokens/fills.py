@@ -1,6 +1,4 @@
 """Which token may come next when bars that were taken out of a piece are filled: the grammar of what follows the piece.
-
-Knows nothing about models; it gives boolean masks over the vocabulary.
 """
 
 from collections.abc import Sequence

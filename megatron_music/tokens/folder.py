@@ -1,7 +1,7 @@
 """The tokenizer folder written beside every dataset and checkpoint.
 
-It holds ``mmmtrack.json`` (the encoding: what a reader needs to turn ids back into music) and the files with
-which ``transformers.AutoTokenizer`` loads the same vocabulary with identical ids. Knows nothing about megatron-core.
+It holds ``mmmtrack.json`` (the encoding: what a reader needs to turn ids back into music) and the files with which
+``transformers.AutoTokenizer`` loads the same vocabulary with identical ids.
 """
 
 import json

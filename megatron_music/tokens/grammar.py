@@ -1,9 +1,8 @@
 """Which token may come next: the mmmtrack grammar for constrained sampling.
 
-A piece sampled under it decodes without repair and encodes again to the same ids (DENSITY aside, which the model chooses):
-bars are complete, every note is switched off, events stand in canonical order, and the piece is over before the token
-budget is. ``tokens.fills`` does the same for bars that were taken out. Knows nothing about models; it gives boolean masks
-over the vocabulary.
+A piece sampled under it decodes without repair and encodes again to the same ids (DENSITY aside, which the model chooses): bars
+are complete, every note is switched off, events stand in canonical order, and the piece is over before the token budget is.
+``tokens.fills`` does the same for bars that were taken out.
 """
 
 from collections.abc import Sequence
@@ -68,11 +67,11 @@ class Grammar(Walk):
         if any(token_id not in encoding.label_ids.values() for token_id in labels or ()):
             raise ValueError("a label is not one of the encoding's; give ids of Encoding.label_ids")
         if (self._meters & ~only(*meter_ids(encoding))).any() or (self._tempos.any() and not encoding.tempo):
-            raise ValueError("a meter or tempo is given that the encoding does not write; leave it out")
+            raise ValueError("a meter or tempo is given that the encoding does not write; omit it")
         self._densities = densities
         self._bar_density = only(*_density_ids(encoding, "bar_density") if bar_density is None else [bar_density])
         if (densities is not None and not encoding.density) or (bar_density is not None and not encoding.bar_density):
-            raise ValueError("a density is given that the encoding does not write; leave it out")
+            raise ValueError("a density is given that the encoding does not write; omit it")
         if densities is not None and len(densities) not in (1, len(instruments or ())):
             raise ValueError(f"{len(densities)} densities are given; give one for all tracks, or one for each instrument")
         self._changes: list[list[int]] = [[] for _ in range(encoding.bars)]  # what each bar says of its meter and tempo

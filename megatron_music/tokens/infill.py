@@ -2,7 +2,7 @@
 
 ``BAR_START NOTE_ON=60 ... BAR_END`` becomes ``BAR_START FILL_IN BAR_END``, and its events follow the last track as
 ``FILL_START NOTE_ON=60 ... FILL_END``, in the order of the FILL_INs. What a bar says of itself (meter, tempo, density) stays
-with it. Arithmetic on ids; knows nothing about scores or models.
+with it. Arithmetic on ids.
 
 Source: Ens and Pasquier 2020, arXiv:2008.06048, BarFill.
 """

@@ -1,6 +1,6 @@
 """Labels as token ids: GENRE and STYLE in their own ranges, every other label in RESERVED.
 
-Which names there are is frozen in the encoding of a dataset; the vocabulary only has numbers. Knows nothing about files.
+Which names there are is frozen in the encoding of a dataset; the vocabulary only has numbers.
 """
 
 import re

@@ -6,15 +6,13 @@
     event := TIME_DELTA=<1..48> | [VELOCITY=<k>] NOTE_ON=<pitch> | NOTE_OFF=<pitch>
     fill  := FILL_START event* FILL_END
 
-Time counts in grid steps and restarts in each bar. A rest before a note is written, a rest after the last one is
-not. At one time NOTE_OFF comes before NOTE_ON, each by rising pitch. A note that ends on a bar line is switched
-off in the bar it fills, at its last step, not in the next. A bar says its meter and tempo where they differ from the bar
-before; the piece's head says those of its first bar. Which of the optional tokens are there is the ``Encoding``'s word.
+Time counts in grid steps and restarts in each bar. A rest before a note is written, a rest after the last one is not. At one
+time NOTE_OFF comes before NOTE_ON, each by rising pitch. A note that ends on a bar line is switched off in the bar it fills, at
+its last step, not in the next. A bar says its meter and tempo where they differ from the bar before; the piece's head says
+those of its first bar. Which of the optional tokens are there is the ``Encoding``'s word.
 
-The law, for each bar-line policy: ``decode(encode(quantize(score))) == apply_bar_lines(quantize(score))``, which
-for ``carry`` is ``quantize(score)`` itself. A window decodes to ``slice_bars`` of the piece.
-
-Knows nothing about files.
+The law, for each bar-line policy: ``decode(encode(quantize(score))) == apply_bar_lines(quantize(score))``, which for ``carry``
+is ``quantize(score)`` itself. A window decodes to ``slice_bars`` of the piece.
 """
 
 from typing import NamedTuple

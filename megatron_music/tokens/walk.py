@@ -1,6 +1,6 @@
 """A walk through a grammar, one id after another, and the events of a bar on it: what ``tokens.grammar`` is made of.
 
-A walk never comes to a place from which it could not end within its tokens. Knows nothing about models.
+A walk never comes to a place from which it could not end within its tokens.
 """
 
 from collections.abc import Generator, Iterable

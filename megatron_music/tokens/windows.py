@@ -1,8 +1,8 @@
 """Windows of a quantised piece as token ids, by array arithmetic: the meaning of the encoding on the writing side.
 
-Each bar of each track is written once, whatever windows it is in. A window is, for each track, a run of bars between two
-edges: it begins by striking what sounds on from before, and ends by closing what sounds on. ``tokens.compiled`` does
-the same as one loop, faster; the two are tested equal. Knows nothing about files.
+Each bar of each track is written once, whatever windows it is in. A window is, for each track, a run of bars between two edges:
+it begins by striking what sounds on from before, and ends by closing what sounds on. ``tokens.compiled`` does the same as one
+loop, faster; the two are tested equal.
 """
 
 from typing import NamedTuple

@@ -1,9 +1,8 @@
 """Checkpoints: a whole training state on disk, loaded again in any parallel layout.
 
-``RUN/iter_0000123`` is one: the tensors as megatron-core's dist_checkpointing writes them, ``state.json``,
-``config.yaml``, the files that the model is used with (``tokenizer/`` of a GPT, ``encoders/`` of a model of sound), and
-``manifest.json`` over all of it. It is written beside its place and renamed into
-it, so a save that is killed leaves the one before untouched. Knows nothing about the loop.
+``RUN/iter_0000123`` is one: the tensors as megatron-core's dist_checkpointing writes them, ``state.json``, ``config.yaml``, the
+files that the model is used with (``tokenizer/`` of a GPT, ``encoders/`` of a model of sound), and ``manifest.json`` over all
+of it. It is written beside its place and renamed into it, so a save that is killed leaves the one before untouched.
 """
 
 import json

@@ -1,8 +1,7 @@
 """megatron-core on a machine without CUDA: what it asks of ``torch.cuda``, answered by the CPU.
 
-megatron-core runs on gloo and the CPU but for places where it names CUDA outright. ``install`` answers those in
-this process until ``uninstall``; nothing is patched by importing this module, and nothing at all where CUDA exists.
-Knows nothing about models or training.
+megatron-core runs on gloo and the CPU but for places where it names CUDA outright. ``install`` answers those in this process
+until ``uninstall``; nothing is patched by importing this module, and nothing at all where CUDA exists.
 """
 
 import contextlib

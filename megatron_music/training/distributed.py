@@ -1,7 +1,6 @@
 """The processes of a run: their start, their parallel groups, their seeds, their end.
 
 One process needs no launcher; several come from torchrun, or whoever sets the same environment variables.
-Knows nothing about models or data.
 """
 
 import gc

@@ -1,6 +1,6 @@
 """A model in training: one optimizer step, one evaluation, in any parallel layout.
 
-Knows nothing about files, recipes' data or when to do what: loop.py decides that.
+loop.py decides when a step, an evaluation or a save is due.
 """
 
 import math

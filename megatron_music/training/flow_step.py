@@ -1,7 +1,7 @@
-"""The batches and the forward step of both models of words to music, and their loss.
+"""The batches and the forward step of both text-to-music models, and their loss.
 
 What a sample draws (noise, sigma, which of its captions, whether it keeps them) depends on the seed and on its number in the
-run alone: not on the layout, nor on where a run was stopped. Knows nothing about updates. Shapes: B samples, L words.
+run alone: not on the layout, nor on where a run was stopped. Shapes: B samples, L words.
 """
 
 from collections.abc import Iterator, Sequence

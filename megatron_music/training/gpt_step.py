@@ -1,6 +1,4 @@
-"""One forward pass of the GPT on one micro batch, and its loss.
-
-Knows nothing about where batches come from, or about updates. Shapes: B sequences, S tokens.
+"""One forward pass of the GPT on one micro batch, and its loss. Shapes: B sequences, S tokens.
 """
 
 from collections.abc import Iterator

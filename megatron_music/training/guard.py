@@ -1,7 +1,7 @@
 """When an update is skipped: a loss or gradient that is no number, or a loss that leaps.
 
 The state is a value, so that it can be saved with a checkpoint and a resumed run judges as an undisturbed one would.
-Knows nothing about tensors or processes: it is handed numbers that are the same on every process.
+It receives numbers that are the same on every process.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Models out of checkpoints, weights only, to generate with. Knows nothing about how they generate."""
+"""Models out of checkpoints, weights only, to generate with."""
 
 import os
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def load_model(checkpoint: Path, tp: int = 1, pp: int = 1, *, own_layers: bool =
 
 
 def load_flow_model(checkpoint: Path, tp: int = 1, *, averaged: bool = True):
-    """The model of words to music of one checkpoint, ready to sample from; see ``load_model``.
+    """The text-to-music model of one checkpoint, ready to sample from; see ``load_model``.
 
     Args:
         averaged: with the average of its weights, where the run kept one; else with the last ones.

@@ -1,6 +1,4 @@
 """The training loop: steps, evaluations, checkpoints, and an orderly end when a signal asks for one.
-
-Knows nothing about models or losses (tasks.py joins those) or about how a step is computed (engine.py).
 """
 
 import contextlib

@@ -1,7 +1,6 @@
 """The manifest of a checkpoint: the name, size and SHA-256 of every file, and what is wrong with one that differs.
 
-It tells a torn or altered checkpoint from a whole one. It is no signature: who writes all files writes the manifest,
-too. Knows nothing about tensors or processes.
+It tells a torn or altered checkpoint from a whole one. It is no signature: who writes all files writes the manifest, too.
 """
 
 import hashlib

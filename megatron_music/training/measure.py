@@ -1,6 +1,4 @@
 """A few steps of a run, timed: the same engine as training's, no evaluation, nothing saved.
-
-Knows nothing about sweeps or where the figures go.
 """
 
 import time

@@ -1,6 +1,6 @@
 """The record of a run: ``metrics.jsonl``, TensorBoard, Weights & Biases, and a progress bar.
 
-Knows nothing about training: it is handed numbers and pictures. Only the main process makes one that writes.
+It receives numbers and pictures. Only the main process makes one that writes.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from tqdm.contrib import DummyTqdmFile
 from megatron_music.output import is_quiet, logger
 
 FILE = "metrics.jsonl"
-# What a person is told, in this order; the files have everything.
+# What is shown to a person, in this order; the files have everything.
 SHOWN = {
     "loss": ".4f", "valid_loss": ".4f", "valid_perplexity": ".3f", "grad_norm": ".3f", "learning_rate": ".2e",
     "epoch": ".3f", "tokens_per_second": ",.0f", "tflops_per_gpu": ",.3g", "mfu": ".1%", "cuda_memory_gib": ".2f",

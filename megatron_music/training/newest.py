@@ -1,7 +1,7 @@
 """Which checkpoint a path means: the one it names, or the newest whole one of the run it names.
 
-A damaged checkpoint that was named itself is refused. Where a run was named, the one before it takes its place, and
-that is said aloud. Knows nothing about what a checkpoint holds.
+A damaged checkpoint that was named itself is refused. Where a run was named, the one before it takes its place, and that is
+said aloud.
 """
 
 import os

@@ -1,6 +1,4 @@
 """megatron-core's optimizer and schedule, and the state that this process keeps of the optimizer, by model parameter.
-
-Knows nothing about files or models.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """The reader of checkpoint tensors: megatron-core's torch_dist format, without executing what a file says.
 
-The format's index is a pickle, and its objects are pickles, which run code when they are read. Here the index is read
-by an unpickler that knows the dozen classes an index is made of and refuses every other, tensors and objects by torch's
-``weights_only`` unpickler, and ``common.pt`` not at all. Knows nothing of what the tensors mean.
+The format's index is a pickle, and its objects are pickles, which run code when they are read. Here the index is read by an
+unpickler that knows the dozen classes an index is made of and refuses every other, tensors and objects by torch's
+``weights_only`` unpickler, and ``common.pt`` not at all.
 """
 
 import pickle

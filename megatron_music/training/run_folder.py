@@ -1,6 +1,6 @@
 """A run's folder: whether it can be this run's, and holding it while the run lives.
 
-Nothing is written before everything that can be known was checked. Knows nothing about tensors.
+Nothing is written before everything that can be known was checked.
 """
 
 import fcntl
@@ -47,7 +47,7 @@ def _with_shape_of_latents(config: FlowRunConfig) -> FlowRunConfig:
         facts[name], asked = getattr(found.info, name), getattr(config.model, name)
         if asked not in (None, facts[name]):
             raise ConfigError(
-                f"model.{name} is {asked} and that of {config.data.path} is {facts[name]}; leave model.{name} out"
+                f"model.{name} is {asked} and that of {config.data.path} is {facts[name]}; omit model.{name}"
             )
     if config.model.kind == "dit":
         facts["embedding_size"] = found.info.embedding_size
@@ -63,7 +63,7 @@ def with_vocabulary_of_data(config: RunConfig) -> RunConfig:
     size, asked = check_folders(config.data).encoding.vocab_size, config.model.vocab_size
     if asked not in (vocabulary.SIZE, size):
         where = config.data.folders[0]
-        raise ConfigError(f"model.vocab_size is {asked} and that of {where} is {size}; leave model.vocab_size out")
+        raise ConfigError(f"model.vocab_size is {asked} and that of {where} is {size}; omit model.vocab_size")
     return replace(config, model=replace(config.model, vocab_size=size))
 
 

@@ -1,6 +1,6 @@
 """Pieces that the model writes at an evaluation: MIDI files, a picture, and measures of them beside validation music.
 
-They change nothing in the training: generators of their own, and the model left as it was found. Knows nothing about when.
+They change nothing in the training: generators of their own, and the model left as it was found.
 """
 
 import contextlib

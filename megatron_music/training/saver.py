@@ -1,6 +1,6 @@
 """The checkpoints of a run under way: written now or beside the training, the old ones removed, failures told.
 
-A save that fails leaves the checkpoint before in force, and the training goes on. Knows nothing about when to save.
+A save that fails leaves the checkpoint before in force, and the training goes on.
 """
 
 import contextlib

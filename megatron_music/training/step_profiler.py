@@ -1,6 +1,4 @@
 """Some steps of a run under a profiler: nsys's window and ranges on a GPU, torch.profiler's trace on a CPU.
-
-Knows nothing about what a step does.
 """
 
 import time

@@ -1,6 +1,6 @@
 """What a step says of the machine and of the way through the data: operations a second, MFU, memory, epochs.
 
-Every number is of the run as a whole but memory, which is the main process's. Knows nothing about where it is written.
+Every number is of the run as a whole but memory, which is the main process's.
 """
 
 import resource

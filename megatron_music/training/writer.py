@@ -1,9 +1,9 @@
 """The writer of checkpoint tensors: megatron-core's torch_dist format, in three parts.
 
-Planning is done together by all processes, writing by each alone, and finishing together again. So the middle part can
-wait for a thread of its own while training goes on. megatron-core's own writer starts a manager process and forks one
-more for each save, which takes seconds, needs a ``__main__`` guard and hangs when a child dies. The files are the same:
-megatron-core reads them. Knows nothing of what the tensors mean.
+Planning is done together by all processes, writing by each alone, and finishing together again. So the middle part can wait for
+a thread of its own while training goes on. megatron-core's own writer starts a manager process and forks one more for each
+save, which takes seconds, needs a ``__main__`` guard and hangs when a child dies. The files are the same: megatron-core reads
+them.
 """
 
 import io
