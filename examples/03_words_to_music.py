@@ -1,8 +1,8 @@
-"""Words to music in one program: chorales rendered with captions, latents, both stages trained, sounds for five prompts.
+"""Text to music in one program: chorales rendered with captions, latents, both stages trained, sounds for five prompts.
 
     python examples/03_words_to_music.py demo-audio
 
-`make demo-audio` runs this; nothing is downloaded. Run again, it goes on where it stopped. The score at the end asks a
+`make demo-audio` runs this; nothing is downloaded. Run it again to resume. The score at the end asks a
 classifier, trained on real renders, whether the sounds have the instrument and the tempo of their prompts, beside chance,
 models trained by regression in a quarter of the steps, and what the autoencoder alone leaves of real sounds.
 docs/walk-audio.md follows the same steps file by file.
@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from megatron_music.cli import guarded, quiet_dependencies
+from megatron_music.demo import say, write_corpus
 
 SOUNDS, SECONDS, SEED = 400, 8.192, 0
 PROMPTS = (
@@ -32,41 +33,23 @@ def main() -> int:
     folder = options.folder
 
     quiet_dependencies()
-    say(1, "Bach's chorales from the music21 package, as MIDI", folder / "midi")
+    say(1, "Bach's chorales from the music21 package, as MIDI", folder / "midi", steps=6)
     write_corpus(folder / "midi")
-    say(2, f"{options.sounds} renders in several instruments and tempos, with captions", folder / "audio")
+    say(2, f"{options.sounds} renders in several instruments and tempos, with captions", folder / "audio", steps=6)
     write_sounds(folder / "midi", folder / "audio", options.sounds)
-    say(3, "an autoencoder and encoders fitted to them; embeddings and latents", folder / "data")
+    say(3, "an autoencoder and encoders fitted to them; embeddings and latents", folder / "data", steps=6)
     build(folder / "audio", folder / "data")
     runs = {}
     for number, objective in ((4, "flow"), (5, "regression")):
         for stage in ("text2muq", "dit"):
             runs[objective, stage] = folder / f"{stage}-{objective}"
-            say(number, f"{stage} on megatron-core by {objective}", runs[objective, stage])
+            say(number, f"{stage} on megatron-core by {objective}", runs[objective, stage], steps=6)
             status = train(stage, objective, folder / "data", runs[objective, stage], options.overrides)
             if status:
                 return status
-    say(6, f"sounds for {len(PROMPTS)} prompts, and more to be scored", folder / "sounds")
+    say(6, f"sounds for {len(PROMPTS)} prompts, and more to be scored", folder / "sounds", steps=6)
     account(folder, runs)
     return 0
-
-
-def say(number: int, what: str, where: Path) -> None:
-    print(f"[{number}/6] {what} -> {where}", flush=True)
-
-
-def write_corpus(folder: Path) -> None:
-    from megatron_music.commands import progress_bar
-    from megatron_music.data.bach import write_chorales
-
-    marker = folder / ".complete"
-    if marker.exists():
-        return
-    with progress_bar("score") as bar:
-        for done, total in write_chorales(folder):
-            bar.total = total
-            bar.update(done - bar.n)
-    marker.touch()
 
 
 def write_sounds(midi: Path, folder: Path, count: int) -> None:

@@ -84,9 +84,9 @@ def add_corpus_sounds(parser) -> None:
     parser.add_argument("midi_dir", metavar="MIDI_DIR", help="folder of MIDI files")
     parser.add_argument("-o", "--output", required=True, metavar="AUDIO_DIR", help="folder for the audio files and captions")
     parser.add_argument("--num", type=int, default=400, help="audio files")
-    parser.add_argument("--seconds", type=float, default=8.2, help="of each")
+    parser.add_argument("--seconds", type=float, default=8.2, help="length of each audio file")
     parser.add_argument("--sample-rate", type=int, default=16000, metavar="HZ", help="samples per second")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of instruments, tempos and excerpts")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of instruments, tempos and excerpts")
     parser.add_argument("--own", action="store_true", help="use this package's synthesiser whatever is installed")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -104,30 +104,30 @@ def corpus_sounds(options) -> None:
 
 
 _LATENTS_HELP = {
-    "seconds": "of a sample",
-    "autoencoder": "a folder of an autoencoder; or, fitted to these sounds, spectral, or an Oobleck: tiny, small, stable-audio-open",
-    "autoencoder_steps": "of an Oobleck's fit",
-    "music_encoder": "small to fit one, muq:PYTHON for MuQ-MuLan (weights CC-BY-NC-4.0) in that Python, or a folder",
-    "text_encoder": "words to fit one, or a folder or hub name of Hugging Face's, such as google-t5/t5-base",
-    "min_seconds": "shorter sounds are left out",
-    "crops_per_file": "at most; 0 is all",
-    "files_per_shard": "sounds in a shard",
-    "valid_fraction": "of the sounds",
-    "test_fraction": "of the sounds",
-    "seed": "of the splits and of what is fitted",
+    "seconds": "length of a training sample",
+    "autoencoder": "the folder of an autoencoder; or one to fit to your audio: spectral, or an Oobleck (tiny, small, stable-audio-open)",
+    "autoencoder_steps": "training steps of an Oobleck",
+    "music_encoder": "small to fit one; muq:PYTHON for MuQ-MuLan (weights CC-BY-NC-4.0) in that Python; or a folder",
+    "text_encoder": "words to fit one; or a Hugging Face folder or hub name, such as google-t5/t5-base",
+    "min_seconds": "shorter files are skipped",
+    "crops_per_file": "most training samples from one file; 0: no limit",
+    "files_per_shard": "audio files per shard",
+    "valid_fraction": "share of the files for validation",
+    "test_fraction": "share of the files for testing",
+    "seed": "seed of the splits and of the fitted encoders",
 }
 
 
 def add_build_latents(parser) -> None:
     from megatron_music.data.latents_options import LatentsOptions
 
-    parser.add_argument("audio_dir", metavar="AUDIO_DIR", help="with captions.csv or .jsonl; or MusicBench, or Music4All")
+    parser.add_argument("audio_dir", metavar="AUDIO_DIR", help="a folder with captions.csv or captions.jsonl; or MusicBench, or Music4All")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the dataset's folder")
     for item in fields(LatentsOptions):
         name = f"--{item.name.replace('_', '-')}"
         parser.add_argument(name, type=item.type, default=item.default, help=f"{_LATENTS_HELP[item.name]} (%(default)s)")
-    parser.add_argument("--rank", type=int, default=None, metavar="R", help="of several processes that share the work, from 0; under torchrun its own")
-    parser.add_argument("--world-size", type=int, default=None, metavar="W", help="how many processes share the work")
+    parser.add_argument("--rank", type=int, default=None, metavar="R", help="number of this process, from 0, among those that share the work; under torchrun it is known")
+    parser.add_argument("--world-size", type=int, default=None, metavar="W", help="number of processes that share the work")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
@@ -194,30 +194,30 @@ def _device() -> str:
 
 
 def add_generate_audio(parser) -> None:
-    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="of a dit, and of a text2muq")
+    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="runs or checkpoints: a dit (stage 2) and, if any, a text2muq (stage 1)")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the audio files")
-    parser.add_argument("--prompt", action="append", default=[], metavar="WORDS", help="what is to be heard; may be repeated")
-    parser.add_argument("--prompts", default=None, metavar="FILE.txt", help="more of them, one a line")
-    parser.add_argument("--num", type=int, default=1, help="samples of each prompt")
+    parser.add_argument("--prompt", action="append", default=[], metavar="WORDS", help="description of the audio; may be repeated")
+    parser.add_argument("--prompts", default=None, metavar="FILE.txt", help="a file of prompts, one per line")
+    parser.add_argument("--num", type=int, default=1, help="samples per prompt")
     parser.add_argument("--seed", type=int, default=0, help="sample k depends on the prompt, the seed and k")
-    parser.add_argument("--seconds", type=float, default=None, help="by default as long as the model was trained on")
-    parser.add_argument("--steps", type=int, default=100, help="of stage 2")
-    parser.add_argument("--solver", default="euler", help="euler, midpoint, heun, rk4 or dopri5")
-    parser.add_argument("--guidance-scale", type=float, default=3.0, metavar="X", help="of stage 2; 1 is none")
-    parser.add_argument("--shift", type=float, default=1.0, metavar="X", help="above 1: more steps where noise is high")
-    parser.add_argument("--embedding-steps", type=int, default=50, metavar="N", help="of stage 1")
-    parser.add_argument("--embedding-guidance-scale", type=float, default=3.0, metavar="X", help="of stage 1")
-    parser.add_argument("--negative", default="", metavar="WORDS", help="what is not to be heard")
-    parser.add_argument("--towards", default="", metavar="WORDS", help="go some of the way to this prompt's embedding")
-    parser.add_argument("--share", type=float, default=0.5, metavar="X", help="with --towards, how far: 0 to 1")
-    parser.add_argument("--from", dest="source", default=None, metavar="FILE.wav", help="a sound to keep something of")
+    parser.add_argument("--seconds", type=float, default=None, help="length; by default that of the training samples")
+    parser.add_argument("--steps", type=int, default=100, help="solver steps of stage 2")
+    parser.add_argument("--solver", default="euler", help="solver of stage 2: euler, midpoint, heun, rk4 or dopri5")
+    parser.add_argument("--guidance-scale", type=float, default=3.0, metavar="X", help="strength of classifier-free guidance in stage 2; 1: no guidance")
+    parser.add_argument("--shift", type=float, default=1.0, metavar="X", help="above 1: more steps at high noise")
+    parser.add_argument("--embedding-steps", type=int, default=50, metavar="N", help="solver steps of stage 1")
+    parser.add_argument("--embedding-guidance-scale", type=float, default=3.0, metavar="X", help="strength of classifier-free guidance in stage 1; 1: no guidance")
+    parser.add_argument("--negative", default="", metavar="WORDS", help="negative prompt: what to avoid")
+    parser.add_argument("--towards", default="", metavar="WORDS", help="a second prompt, to interpolate to")
+    parser.add_argument("--share", type=float, default=0.5, metavar="X", help="with --towards: how far, 0 to 1")
+    parser.add_argument("--from", dest="source", default=None, metavar="FILE.wav", help="an audio file to continue, fill or vary")
     parser.add_argument("--keep", action="append", default=[], metavar="A-B", help="with --from: seconds that stay as they are")
-    parser.add_argument("--variation", type=float, default=None, metavar="X", help="with --from: how much is made anew, 0 to 1")
-    parser.add_argument("--batch-size", type=int, default=None, metavar="N", help="of stage 2; by default what memory allows")
-    parser.add_argument("--rank", action="store_true", help="list the samples of a prompt by how well they go with it")
+    parser.add_argument("--variation", type=float, default=None, metavar="X", help="with --from: how much changes, 0 to 1")
+    parser.add_argument("--batch-size", type=int, default=None, metavar="N", help="samples at a time in stage 2; by default what memory allows")
+    parser.add_argument("--rank", action="store_true", help="list the samples of a prompt, best match first")
     parser.add_argument("--json", action="store_true", help="print the samples and what they were made with as JSON")
-    parser.add_argument("--last-weights", action="store_true", help="instead of their average")
-    parser.add_argument("--format", default="wav", choices=("wav", "flac"), help="of the files")
+    parser.add_argument("--last-weights", action="store_true", help="use the last weights instead of their average")
+    parser.add_argument("--format", default="wav", choices=("wav", "flac"), help="format of the audio files")
     parser.add_argument("--bits", type=int, default=16, choices=(16, 24), help="bits per sample")
 
 

@@ -198,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     add_encoding_options(tokenize, bars=0)
 
     detokenize = command(verbs, "detokenize", commands.detokenize, "turn text tokens into a MIDI file")
-    detokenize.add_argument("file", metavar="TOKENS.txt", help="- for standard input")
+    detokenize.add_argument("file", metavar="TOKENS.txt", help="a file of text tokens, or - for standard input")
     detokenize.add_argument("-o", "--output", required=True, metavar="FILE.mid", help="the MIDI file to write")
     detokenize.add_argument("--piece", type=int, default=None, metavar="K", help="which piece of several, from 1")
     detokenize.add_argument("--steps-per-quarter", type=int, default=4, choices=(4, 12), help="the grid of the tokens")
@@ -208,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("file", metavar="FILE.mid", help="the piece")
     plot.add_argument("-o", "--output", required=True, metavar="ROLL.png", help="the picture to write: .png, .pdf or .svg")
 
-    corpus = verbs.add_parser("corpus", help="write a corpus of MIDI files or of sounds")
+    corpus = verbs.add_parser("corpus", help="write a corpus of MIDI or audio files")
     corpora = corpus.add_subparsers(dest="corpus", required=True, metavar="NAME")
     bach = command(corpora, "bach", commands.corpus_bach, "Bach's four-voice chorales from the music21 package")
     bach.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the MIDI files")
@@ -239,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("output", metavar="OUT", help="the dataset that was planned")
     merge.add_argument("--json", action="store_true", help="print the report as JSON")
 
-    latents = command(builds, "latents", audio_commands.build_latents, "captioned sound to embeddings and latents")
+    latents = command(builds, "latents", audio_commands.build_latents, "captioned audio to embeddings and latents")
     audio_commands.add_build_latents(latents)
 
     inspect = command(verbs, "inspect", dataset_commands.inspect, "print a dataset's figures, or one of its documents")
@@ -266,23 +266,23 @@ def _parser() -> argparse.ArgumentParser:
     midi = command(generates, "midi", commands.generate_midi, "new pieces from a trained GPT")
     midi.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's folder, or one of its iter_ folders")
     midi.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the pieces")
-    midi.add_argument("--num", type=int, default=1, help="pieces")
-    midi.add_argument("--seed", type=int, default=0, help="piece k is made from seed + k")
-    midi.add_argument("--bars", type=int, default=None, help="length in bars; with --continue, the new bars")
-    midi.add_argument("--continue", dest="continued", default=None, metavar="FILE.mid", help="go on from this piece")
-    midi.add_argument("--infill", default=None, metavar="BARS", help='what to write anew: "track 2 bars 3-4", "track 1", "bar 7"')
-    midi.add_argument("--from", dest="source", default=None, metavar="FILE.mid", help="with --infill, the piece")
-    midi.add_argument("--meter", default=None, metavar="N/D", help="of all bars, e.g. 3/4; by default the model's choice")
-    midi.add_argument("--tempo", type=float, default=None, metavar="QPM", help="quarters a minute; by default the model's choice")
-    midi.add_argument("--label", action="append", default=[], metavar="NAME=VALUE", help="e.g. GENRE=JAZZ; may be repeated")
+    midi.add_argument("--num", type=int, default=1, metavar="N", help="number of pieces")
+    midi.add_argument("--seed", type=int, default=0, metavar="S", help="piece k is made from seed S + k")
+    midi.add_argument("--bars", type=int, default=None, metavar="N", help="length in bars (with --continue: of the new part); by default the model's window")
+    midi.add_argument("--continue", dest="continued", default=None, metavar="FILE.mid", help="continue this piece")
+    midi.add_argument("--infill", default=None, metavar="BARS", help='which bars to rewrite: "track 2 bars 3-4", "track 1", "bar 7"')
+    midi.add_argument("--from", dest="source", default=None, metavar="FILE.mid", help="with --infill: the piece")
+    midi.add_argument("--meter", default=None, metavar="N/D", help="meter of all bars, such as 3/4; by default the model's choice")
+    midi.add_argument("--tempo", type=float, default=None, metavar="QPM", help="tempo in quarter notes per minute; by default the model's choice")
+    midi.add_argument("--label", action="append", default=[], metavar="NAME=VALUE", help="a label of the data, such as GENRE=JAZZ; may be repeated")
     midi.add_argument("--instruments", default=None, metavar="A,B", help="General MIDI names or families, programs, DRUMS or voices: piano,violin or 0,32,DRUMS or SOPRANO,ALTO,TENOR,BASS")
     midi.add_argument("--density", type=_levels, default=None, metavar="L[,L]",
                       help="how many notes, in the model's levels from 0: of all tracks, or of each of the --instruments")  # fmt: skip
-    midi.add_argument("--bar-density", type=int, default=None, metavar="L", help="the same of every bar")
+    midi.add_argument("--bar-density", type=int, default=None, metavar="L", help="how many notes in each bar, in the model's levels from 0")
     midi.add_argument("--temperature", type=float, default=1.0, metavar="X", help="below 1: safer choices; above 1: bolder ones")
     midi.add_argument("--top-k", type=int, default=0, metavar="K", help="sample from the K most likely tokens; 0 for all")
     midi.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample from the most likely tokens that together have probability P")
-    midi.add_argument("--batch-size", type=int, default=16, help="pieces written at a time")
+    midi.add_argument("--batch-size", type=int, default=16, metavar="B", help="pieces generated at a time")
     midi.add_argument("--tensor-model-parallel-size", type=int, default=None, metavar="N",
                       help="under torchrun: processes a layer is split over, by default all; the rest are pipeline stages")  # fmt: skip
     midi.add_argument("--json", action="store_true", help="print the files written as JSON")
@@ -290,28 +290,28 @@ def _parser() -> argparse.ArgumentParser:
     audio = command(generates, "audio", audio_commands.generate_audio, "generate audio from text prompts")
     audio_commands.add_generate_audio(audio)
 
-    convert = command(verbs, "convert", convert_commands.convert, "a checkpoint to Hugging Face's form, or back")
+    convert = command(verbs, "convert", convert_commands.convert, "convert a checkpoint to Hugging Face format, or back")
     convert.add_argument("source", metavar="CHECKPOINT|HF_DIR", help="a run; or config.json and safetensors; or Stable Audio Open's folder of diffusers")
     convert.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder")
-    convert.add_argument("--to", required=True, choices=tuple(convert_commands.CONVERSIONS), help="the form to write")
-    convert.add_argument("--tokenizer", default=None, metavar="DIR", help="of the data, where HF_DIR has no mmmtrack.json")
+    convert.add_argument("--to", required=True, choices=tuple(convert_commands.CONVERSIONS), help="the format to write")
+    convert.add_argument("--tokenizer", default=None, metavar="DIR", help="tokenizer folder of the data, if HF_DIR has no mmmtrack.json")
     convert.add_argument("--json", action="store_true", help="print the result as JSON")
 
-    profiling_commands.add_mfu(command(verbs, "mfu", profiling_commands.mfu, "how well a training step uses its GPUs, by each formula"))
+    profiling_commands.add_mfu(command(verbs, "mfu", profiling_commands.mfu, "model FLOPs utilization of a training step, by several formulas"))
 
-    profiling_commands.add_memory(command(verbs, "memory", profiling_commands.memory, "what training takes on each rank"))
+    profiling_commands.add_memory(command(verbs, "memory", profiling_commands.memory, "estimate the memory of training on each rank"))
 
-    sweep_commands.add_sweep(command(verbs, "sweep", sweep_commands.sweep, "a few steps of a run in many settings, side by side"))
-    predict_commands.add_predict(command(verbs, "predict", predict_commands.predict, "the time of a step on a cluster that is not at hand"))
-    trace_commands.add_trace(command(verbs, "trace", trace_commands.trace, "what a profiled stretch of time was spent on"))
-    profiling_commands.add_compare(command(verbs, "compare", profiling_commands.compare, "whether the steps of two runs differ by more than noise"))
+    sweep_commands.add_sweep(command(verbs, "sweep", sweep_commands.sweep, "measure a few steps of a run in many settings"))
+    predict_commands.add_predict(command(verbs, "predict", predict_commands.predict, "predict the time of a step on a cluster"))
+    trace_commands.add_trace(command(verbs, "trace", trace_commands.trace, "summarise a profiler trace"))
+    profiling_commands.add_compare(command(verbs, "compare", profiling_commands.compare, "test whether two runs differ in speed by more than noise"))
 
-    preflight = command(verbs, "preflight", commands.preflight, "what would go wrong with a job, before it is queued")
+    preflight = command(verbs, "preflight", commands.preflight, "check a job script before it is queued")
     preflight.add_argument("script", metavar="[sbatch OPTION...] JOB.sbatch", help="a job script, or sbatch and its options before it")
     preflight.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG", help="what the script will be given")
-    preflight.add_argument("--gpu", default=None, metavar="NAME", help="of the nodes, where the script does not name it")
+    preflight.add_argument("--gpu", default=None, metavar="NAME", help="GPU of the nodes, if the script does not name it")
     preflight.add_argument("--json", action="store_true", help="print the findings as JSON")
 
-    doctor = command(verbs, "doctor", commands.doctor, "say what this machine has and lacks")
+    doctor = command(verbs, "doctor", commands.doctor, "report what this machine has and what is missing")
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     return parser

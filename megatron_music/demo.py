@@ -49,12 +49,14 @@ def demo(options) -> int:
     return 0
 
 
-def say(number: int, what: str, where: Path) -> None:
+def say(number: int, what: str, where: Path, steps: int = 4) -> None:
+    """Print which step of a demo begins, and where its result will be; ``-q`` omits it."""
     if not is_quiet():
-        print(f"[{number}/4] {what} -> {where}", flush=True)
+        print(f"[{number}/{steps}] {what} -> {where}", flush=True)
 
 
 def write_corpus(folder: Path) -> None:
+    """Bach's chorales as MIDI, unless they are there already."""
     marker = folder / ".complete"
     if marker.exists():
         return

@@ -141,7 +141,7 @@ def test_a_list_names_files_folders_and_archives(tmp_path):
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"gone.mid does not exist"):
         find_files([tmp_path / "gone.mid"])
-    with pytest.raises(ValueError, match=r"no MIDI files in .*; files ending in .mid, .midi, .kar, .rmi are read"):
+    with pytest.raises(ValueError, match=r"no MIDI files in .*; files ending in .mid, .midi, .kar, .rmi are read: export scores .* as MIDI first"):
         find_files([tmp_path])
 
 

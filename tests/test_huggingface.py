@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -267,10 +268,19 @@ def test_an_exported_model_says_what_it_is_and_everybody_can_read_it(tmp_path, c
     code = card.partition("```python\n")[2].partition("```")[0].replace('folder = "."', f"folder = {str(tmp_path / 'theirs')!r}")
     exec(code.replace('"piece.mid"', repr(str(tmp_path / "piece.mid"))), {})  # the lines of the card as a reader copies them
     assert read_midi(tmp_path / "piece.mid").tracks
+    pieces = transformers.pipeline("text-generation", model=str(tmp_path / "theirs"))
+    text = pieces("PIECE_START ", max_length=64, logits_processor=[GrammarLogits([Grammar(Encoding(), 64)])])[0]["generated_text"]
+    assert text.startswith("PIECE_START TRACK_START ")
     (tmp_path / "plain").touch()
     assert {path.stat().st_mode for path in (tmp_path / "theirs").iterdir()} == {(tmp_path / "plain").stat().st_mode}
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
     assert tokenizer.model_max_length == find_seq_length(run)
+
+
+def test_importing_what_generates_prints_nothing():
+    code = "from megatron_music.hosts.huggingface import GrammarLogits"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def find_seq_length(run: Path) -> int:

@@ -1,4 +1,4 @@
-"""Captioned sound to a folder of latents: ``build latents``.
+"""Captioned audio to a folder of latents: ``build latents``.
 
 Everything is made in ``OUT.building/out``, shard by shard, and gets its name in one rename when it is whole. Stopped at any
 moment, the same command goes on. Several processes may share the shards: each encodes ``shards[rank::world_size]``, and the one
@@ -20,17 +20,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from megatron_music.audio import spectral_autoencoder
-from megatron_music.audio.autoencoder import Autoencoder, load_autoencoder
+from megatron_music.audio.autoencoder import Autoencoder
 from megatron_music.audio.music_encoder import SIZE as EMBEDDING_SIZE
-from megatron_music.audio.music_encoder import (
-    MuQMuLanProcess,
-    MusicEncoder,
-    features_of,
-    fit_music_encoder,
-    load_music_encoder,
-)
-from megatron_music.audio.text_encoder import TextEncoder, fit_words, load_text_encoder
+from megatron_music.audio.music_encoder import MuQMuLanProcess
+from megatron_music.audio.text_encoder import TextEncoder
 from megatron_music.data.captioned import Captioned, read_captioned, with_names_on_disk
 from megatron_music.data.crops import Crops, LeftOut
 from megatron_music.data.latents import (
@@ -42,25 +35,16 @@ from megatron_music.data.latents import (
     write_samples,
     write_texts,
 )
-from megatron_music.data.latents_options import OOBLECK_SIZES, SPECTRAL, LatentsOptions
+from megatron_music.data.latents_encoders import Encoders, encoders_of, hash_of, latent_frames
+from megatron_music.data.latents_options import LatentsOptions
 from megatron_music.data.plan import held, sync_path
 from megatron_music.data.splits import KEY_BYTES, assign_splits
 from megatron_music.whole_file import write_whole
 
 PLAN, REPORT, QUARANTINE = "plan.json", "report.json", "quarantine.jsonl"
-FITTED_SOUNDS = 256  # that the autoencoder learns from at most
-FITTED_CROPS = 4096  # that the encoders of music and words learn from at most
 _BATCH = 8  # crops of one sound on a CPU
 _CUDA_BATCH = 32  # crops of several sounds on a GPU; halved where its memory is too small
 _FIT, _MERGE = "encoders.lock", "merge.lock"
-
-
-class Encoders(NamedTuple):
-    """What turns sound and words into numbers."""
-
-    autoencoder: Autoencoder
-    music: MusicEncoder
-    text: TextEncoder
 
 
 Progress = Callable[[Iterable, int], Iterable]
@@ -81,7 +65,7 @@ def build_latents(
 
     Args:
         progress: wraps the sounds of this rank.
-        say: is told what is begun.
+        say: receives a line on each part of the work as it begins.
         rank, world_size: this process, from 0, of those that share the work in one ``OUT.building``. Any of them may start at
             any time; one that was stopped is started again.
         device: of the autoencoder and of the text encoder.
@@ -113,7 +97,7 @@ def build_latents(
             made.mkdir(exist_ok=True)
             splits = _splits(sounds, options)
             crops = Crops(folder, options)
-            encoders = _encoders(made / ENCODERS, [sounds[n] for n in splits["train"]], crops, options, say, device)
+            encoders = encoders_of(made / ENCODERS, [sounds[n] for n in splits["train"]], crops, options, say, device)
         jobs = [
             _Job(split, number, [sounds[n] for n in files[first : first + options.files_per_shard]])
             for split, files in splits.items()
@@ -205,83 +189,6 @@ def _splits(sounds: Sequence[Captioned], options: LatentsOptions) -> dict[str, l
     return {name: np.flatnonzero(found == number).tolist() for number, name in enumerate(SPLITS)}
 
 
-def _encoders(
-    folder: Path, sounds: Sequence[Captioned], crops: Crops, options: LatentsOptions, say: Callable, device: torch.device | str
-) -> Encoders:
-    """The encoders on a device, those to be fitted fitted once; what is in the folder is whole."""
-    folder.mkdir(exist_ok=True)
-    if not (folder / "autoencoder").exists():
-        _keep(_autoencoder(sounds, crops, options, say, device), folder / "autoencoder")
-    autoencoder = load_autoencoder(folder / "autoencoder").to(device)
-    length = _length(options, autoencoder) * autoencoder.downsampling
-
-    def with_captions(sound: Captioned) -> list:
-        found = crops.of(sound, autoencoder.sample_rate, autoencoder.channels, length)
-        return [(crop.waveform, sound.captions) for crop in found]
-
-    learned = None
-    if not (folder / "music").exists():
-        if options.music_encoder == "small":
-            say("fitting the encoder of music")
-            learned = crops.some(sounds, FITTED_CROPS, with_captions)
-            features = np.stack([features_of(crop) for crop, _ in learned]) if learned else np.zeros((0, 1))
-            music = fit_music_encoder(features, [captions for _, captions in learned])
-        elif options.music_encoder.startswith("muq:"):
-            music = MuQMuLanProcess(options.music_encoder.removeprefix("muq:"))
-        else:
-            music = load_music_encoder(options.music_encoder)
-        _keep(music, folder / "music")
-    music = load_music_encoder(folder / "music")
-    if not (folder / "text").exists():
-        if options.text_encoder == "words":
-            say("fitting the encoder of words")
-            learned = learned or crops.some(sounds, FITTED_CROPS, with_captions)
-            embeddings = music.embed_audio([crop for crop, _ in learned])
-            owners = [number for number, (_, captions) in enumerate(learned) for _ in captions]
-            text = fit_words([caption for _, captions in learned for caption in captions], embeddings[owners], seed=options.seed)
-        else:
-            text = load_text_encoder(options.text_encoder)
-        _keep(text, folder / "text")
-    return Encoders(autoencoder, music, load_text_encoder(folder / "text").to(device))
-
-
-def _autoencoder(
-    sounds: Sequence[Captioned], crops: Crops, options: LatentsOptions, say: Callable, device: torch.device | str
-) -> Autoencoder:
-    """The one that is asked for, fitted or read."""
-    wanted = options.autoencoder
-
-    def learned(sample_rate: int, channels: int) -> list[np.ndarray]:
-        return crops.some(sounds, FITTED_SOUNDS, lambda sound: [crops.whole(sound, sample_rate, channels).samples])
-
-    if wanted == SPECTRAL:
-        say("fitting the spectral autoencoder")
-        found = learned(spectral_autoencoder.SAMPLE_RATE, spectral_autoencoder.CHANNELS)
-        return spectral_autoencoder.fit_spectral_autoencoder(found, seed=options.seed)
-    if wanted not in OOBLECK_SIZES:
-        return load_autoencoder(wanted)
-    from megatron_music.audio.fit_oobleck import fit_oobleck
-    from megatron_music.audio.oobleck import SIZES
-
-    say(f"fitting the Oobleck autoencoder {wanted} in {options.autoencoder_steps} steps")
-    size = SIZES[wanted]
-    found = learned(size.sample_rate, size.channels)
-    return fit_oobleck(found, size, steps=options.autoencoder_steps, seed=options.seed, device=device)
-
-
-def _keep(encoder, folder: Path) -> None:
-    """Save an encoder whole or not at all."""
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    encoder.save(unfinished)
-    os.rename(unfinished, folder)
-
-
-def _length(options: LatentsOptions, autoencoder: Autoencoder) -> int:
-    """Latent frames of a sample."""
-    return max(round(options.seconds * autoencoder.sample_rate / autoencoder.downsampling), 1)
-
-
 class _Job(NamedTuple):
     """One shard."""
 
@@ -349,7 +256,7 @@ def _merge(
     write_texts(made, texts, torch.cat([part.cpu() for part in states]).numpy(), lengths)
     info = LatentsInfo(
         latent_channels=encoders.autoencoder.latent_channels,
-        latent_length=_length(options, encoders.autoencoder),
+        latent_length=latent_frames(options, encoders.autoencoder),
         sample_rate=encoders.autoencoder.sample_rate,
         channels=encoders.autoencoder.channels,
         downsampling=encoders.autoencoder.downsampling,
@@ -383,14 +290,6 @@ def _unreadable(captions: Sequence[str], encoder: TextEncoder) -> dict:
     return {"count": len(found), "first": found[0] if found else None}
 
 
-def hash_of(folder: Path) -> str:
-    """SHA-256 of all files of an encoder's folder, by name."""
-    found = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        found.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    return found.hexdigest()
-
-
 def _encode_shard(
     path: Path,
     files: Sequence[Captioned],
@@ -403,7 +302,7 @@ def _encode_shard(
 ) -> dict:
     """Write the samples of some sounds, and tell what became of them."""
     autoencoder = encoders.autoencoder
-    length = _length(options, autoencoder) * autoencoder.downsampling
+    length = latent_frames(options, autoencoder) * autoencoder.downsampling
     items, left_out, waiting = [], [], []  # items lack their latents until ``encode``
     on_cpu = torch.device(device).type == "cpu"
     for sound in files:

@@ -76,7 +76,7 @@ def find_files(sources: Sequence[str | os.PathLike]) -> list[SourceFile]:
 def no_midi_files(sources: Sequence[str | os.PathLike]) -> ValueError:
     """The error for sources with nothing to read."""
     named, suffixes = ", ".join(map(str, sources)), ", ".join(MIDI_SUFFIXES)
-    return ValueError(f"no MIDI files in {named}; files ending in {suffixes} are read")
+    return ValueError(f"no MIDI files in {named}; files ending in {suffixes} are read: export scores (MusicXML, ABC, MuseScore) as MIDI first")
 
 
 def find_entries(files: Iterable[SourceFile]) -> Iterator[Entry]:

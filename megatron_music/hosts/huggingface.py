@@ -1,4 +1,4 @@
-"""The door to Hugging Face: a checkpoint as a folder that transformers loads, and such a folder as a run of ours.
+"""Converts checkpoints to folders that transformers loads, and such folders to runs.
 
 Owns transformers, huggingface_hub and safetensors. Weights are read from safetensors alone, never from a pickle, and no
 code that lies in a folder is run. Which model is which, and how tensors are cut, is known to models/convert.py.
@@ -7,6 +7,7 @@ code that lies in a folder is run. Which model is which, and how tensors are cut
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,22 +19,25 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from megatron_music.config import ConfigError, ModelConfig, ParallelConfig, RunConfig, TrainConfig, refuse_unless
-from megatron_music.models.convert import Form, form_named, form_of, from_huggingface, to_huggingface
-from megatron_music.models.form_config import config_fields, model_of
-from megatron_music.models.gpt import build_gpt
 from megatron_music.recipes import read_run
 from megatron_music.tokens import vocabulary
 from megatron_music.tokens.folder import ENCODING_FILE, write_tokenizer_folder
 from megatron_music.tokens.walk import Walk
 from megatron_music.tokens.wording import read_wording
-from megatron_music.training import distributed
-from megatron_music.training.checkpoint import save_weights
-from megatron_music.training.checkpoint_folder import CONFIG as RUN_CONFIG
-from megatron_music.training.checkpoint_folder import TOKENIZER
-from megatron_music.training.load import load_model_for_inference
-from megatron_music.training.model_card import write_card
-from megatron_music.training.new_folder import new_folder, one_process
-from megatron_music.training.newest import find_checkpoint
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # megatron-core names what it lacks: apex, Transformer Engine
+    from megatron_music.models.convert import Form, form_named, form_of, from_huggingface, to_huggingface
+    from megatron_music.models.form_config import config_fields, model_of
+    from megatron_music.models.gpt import build_gpt
+    from megatron_music.training import distributed
+    from megatron_music.training.checkpoint import save_weights
+    from megatron_music.training.checkpoint_folder import CONFIG as RUN_CONFIG
+    from megatron_music.training.checkpoint_folder import TOKENIZER
+    from megatron_music.training.load import load_model_for_inference
+    from megatron_music.training.model_card import write_card
+    from megatron_music.training.new_folder import new_folder, one_process
+    from megatron_music.training.newest import find_checkpoint
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_JSON = "tokenizer.json"

@@ -1,4 +1,4 @@
-"""The door to Stable Audio Open: diffusers' folder of it as a run of ours, and such a run back as the parts that training changes.
+"""Converts Stable Audio Open: diffusers' folder to a run, and such a run back to the parts that training changes.
 
 Weights are read from safetensors alone. Which tensor is which is known to models/convert_dit.py; how such a model is asked,
 to models/conditions.py (``stable-audio``) and generation/v_sampling.py.
@@ -15,8 +15,8 @@ import torch
 from megatron_music.audio.oobleck import load_oobleck
 from megatron_music.audio.text_encoder import HUB, load_text_encoder
 from megatron_music.config import ConfigError, LoggingConfig, ParallelConfig, TrainConfig, refuse_unless
-from megatron_music.data.build_latents import hash_of
 from megatron_music.data.latents import ENCODERS, INDEX, LatentsInfo, write_index
+from megatron_music.data.latents_encoders import hash_of
 from megatron_music.flow_run import FlowConfig, FlowModelConfig, FlowRunConfig
 from megatron_music.models.conditions import LONGEST_SECONDS
 from megatron_music.models.convert_dit import from_diffusers, load_weights, to_diffusers

@@ -74,7 +74,7 @@ _HEAD = """# The fields of a run
 A run is a recipe with overrides: `megatron-music train RECIPE section.field=value ...`. `megatron-music recipes` lists the recipes,
 and `megatron-music recipes NAME` prints one with every field, its value and its meaning. That text is a recipe again:
 
-```
+```bash
 megatron-music recipes demo > mine.yaml      # edit it
 megatron-music train mine.yaml data.path=data checkpoint.save=run
 ```
