@@ -65,5 +65,5 @@ def test_drums_and_several_instruments():
 
 
 def test_no_notes_are_refused():
-    with pytest.raises(ValueError, match="no notes to be described"):
+    with pytest.raises(ValueError, match="no notes to describe"):
         facts_of(Score([Track(np.empty((0, 4), np.int64))], 4))

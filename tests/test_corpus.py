@@ -208,7 +208,7 @@ def test_archives_that_are_none_are_refused(tmp_path):
     for name in ("x.tar", "x.tar.gz", "x.tgz", "x.zip", "x.tar.xz"):
         for content in (b"", b"no archive at all" * 100):
             (tmp_path / name).write_bytes(content)
-            with pytest.raises(ValueError, match=rf"{name} cannot be opened as an archive .*; get it again"):
+            with pytest.raises(ValueError, match=rf"{name} cannot be opened as an archive .*; download it again"):
                 entries(tmp_path / name)
 
 

@@ -56,7 +56,7 @@ def test_drums_sound_and_instruments_differ():
 
 
 def test_no_notes_are_refused_and_no_sound_font_is_named():
-    with pytest.raises(ValueError, match="no notes to be heard"):
+    with pytest.raises(ValueError, match="no notes to play"):
         render(replace(score(60), tracks=()), RATE)
     with pytest.raises(ValueError, match="nowhere.sf2 does not exist"):
         render(score(60), RATE, "nowhere.sf2")

@@ -121,7 +121,7 @@ def test_the_command_writes_sounds_and_refuses_what_needs_music(run, tmp_path, c
     assert main([*command, "-o", str(tmp_path / "sounds")]) == 0
     assert (tmp_path / "sounds" / "01-001.wav").stat().st_size > 1000
     capsys.readouterr()
-    for options, sentence in ((["--rank"], "no encoder of music"), (["--towards", "fast"], "told no embedding of music")):
+    for options, sentence in ((["--rank"], "no encoder of music"), (["--towards", "fast"], "takes no music embedding")):
         assert main([*command, *options, "-o", str(tmp_path / "none")]) == 2
         assert sentence in capsys.readouterr().err
         assert not (tmp_path / "none").exists()

@@ -59,7 +59,7 @@ def test_what_is_no_sound(tmp_path):
         ("missing.wav", "does not exist"),
         ("text.wav", "is no sound that can be read"),
         ("empty.wav", "has no samples"),
-        ("nan.wav", "samples that are no numbers"),
+        ("nan.wav", "samples that are not finite"),
     ):
         with pytest.raises(ValueError, match=words) as error:
             read_waveform(tmp_path / name)
