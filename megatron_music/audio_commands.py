@@ -273,7 +273,7 @@ def _prompts(options) -> list[str]:
         prompts += [line.strip() for line in lines if line.strip()]
     if not prompts or not all(prompt.strip() for prompt in prompts):
         what = "a prompt is empty" if prompts else "no prompt was given"
-        raise ValueError(f'{what}; say in words what is to be heard, as in --prompt "slow organ music"')
+        raise ValueError(f'{what}; describe the audio in words, as in --prompt "slow organ music"')
     return prompts
 
 

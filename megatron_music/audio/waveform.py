@@ -64,7 +64,7 @@ def write_waveform(
         metadata: of plain values; stands as JSON in the file's comment, where ``read_metadata`` finds it.
 
     Raises:
-        ValueError: another suffix or width, or samples that are no numbers.
+        ValueError: another suffix or width, or samples that are not finite.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
@@ -72,7 +72,7 @@ def write_waveform(
     if bits not in SUBTYPES:
         raise ValueError(f"a sample of {bits} bits cannot be written; use 16 or 24")
     if not np.isfinite(samples).all():
-        raise ValueError(f"the sound for {path} has samples that are no numbers; nothing was written")
+        raise ValueError(f"the sound for {path} has samples that are not finite; nothing was written")
     samples = np.clip(samples, -1, 1)
     if path.suffix.lower() == ".wav":
         write_whole(path, wav_bytes(samples, sample_rate, bits=bits, metadata=metadata))

@@ -159,7 +159,7 @@ class SoundMaker:
         if num < 1:
             raise ValueError(f"the number of samples is {num}; use 1 or more")
         if not all(prompt.strip() for prompt in prompts):
-            raise ValueError("a prompt is empty; say in words what is to be heard")
+            raise ValueError("a prompt is empty; describe the audio in words")
         if towards and not self.dit.hears_music:
             raise ValueError("this model takes no music embedding, so there is nothing to interpolate; omit towards")
         stage1, stage2 = stage1.as_trained(self.objectives[0]), stage2.as_trained(self.objectives[1])
