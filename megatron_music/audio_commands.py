@@ -166,7 +166,7 @@ def build_latents(options) -> None:
     samples = ", ".join(f"{count:,} {split}" for split, count in report["samples"].items())
     reasons = ", ".join(f"{count:,} {kind}" for kind, count in report["left_out"].items())
     lines = {
-        "samples": f"{samples}, of {report['seconds_a_sample']:.3f} s, with {report['captions']:,} captions",
+        "samples": f"{samples}, of {report['seconds_a_sample']:.3f} s, with {counted(report['captions'], 'caption')}",
         "sounds": f"{report['sounds']['listed']:,} listed, {report['sounds']['left_out']:,} left out" + (f" ({reasons})" if reasons else ""),
         **{kind: encoder["name"] for kind, encoder in report["encoders"].items()},
         "in": options.output,

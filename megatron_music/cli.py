@@ -11,6 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from megatron_music import (
     audio_commands,
@@ -28,11 +29,12 @@ from megatron_music import (
 from megatron_music.commands import BAD_INPUT, FAILED, OK
 from megatron_music.dataset_options import NEGATIVE_NUMBER_OR_RANGE, add_build_options, add_encoding_options
 from megatron_music.models.backends import naming_transformer_engine
+from megatron_music.processes import stopped_by_every_signal
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser()
+    parser = build_parser()
     if not arguments:
         parser.print_help()
         return OK
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def guarded(command: Callable[[], int | None]) -> int:
     """Run a command; what goes wrong becomes one sentence on stderr and an exit status."""
     try:
-        with naming_transformer_engine():
+        with stopped_by_every_signal() if "RANK" not in os.environ else nullcontext(), naming_transformer_engine():
             return command() or OK
     except ModuleNotFoundError as error:
         if (error.name or "megatron_music").partition(".")[0] == "megatron_music":
@@ -98,6 +100,7 @@ def _first_line(error: Exception) -> str:
 
 def quiet_dependencies() -> None:
     """Keep torch's and megatron-core's warnings about their own code off the terminal; `doctor` says what is absent."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler writes its own probes (USDT) above every other level
     for options in (
         {"module": r"torch\.|megatron\."},
         {"message": r"Please use DTensor instead", "category": FutureWarning},
@@ -178,7 +181,8 @@ def _add_verbosity(parser: argparse.ArgumentParser, default: bool | str) -> None
     either.add_argument("-v", "--verbose", action="store_true", default=default, help="print tracebacks and the warnings of dependencies, too")
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; also what shtab reads for tab completion, see docs/install.md."""
     parser = _Parser(prog="megatron-music", description="Music models on NVIDIA's Megatron stack.")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     _add_verbosity(parser, False)

@@ -14,6 +14,7 @@ from megatron_music.dataset_options import encoding_of
 from megatron_music.output import is_quiet, logger, print_result
 
 if TYPE_CHECKING:
+    from megatron_music.music.score import Score
     from megatron_music.tokens.folder import Encoding
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
@@ -187,6 +188,7 @@ def generate_midi(options) -> None:
         from megatron_music.music.midi import read_midi
 
         given = read_midi(options.continued or options.source, voices=encoding.voices if encoding else "auto")
+        _check_fits(given, holes, encoding)
     from megatron_music.training import distributed
     from megatron_music.training.inference import load_composer
 
@@ -209,6 +211,17 @@ def _check_given_piece(options) -> None:
         wrong = [name for name, wish in (wishes | rest).items() if does and wish is not None]
         if wrong:
             raise ValueError(f"{wrong[0]} does not go with {verb}: the piece keeps its own; omit it")
+
+
+def _check_fits(given: "Score", holes, encoding: "Encoding | None") -> None:
+    """Refuse bars that the piece does not have, and a piece that the model cannot go on with, before the model is loaded."""
+    from megatron_music.generation.continuing import Continuation
+    from megatron_music.generation.infill import Filling
+
+    if encoding and holes:
+        Filling(given, holes, encoding)
+    elif encoding:
+        Continuation(given, encoding)
 
 
 def _check_wishes(options) -> "Encoding | None":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from megatron_music.counted import counted
 from megatron_music.errors import divisors, refuse_unless
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def check_world_size(config: Run, world_size: int) -> None:
         sizes, names = f"{sizes} x {parallel.context_parallel_size}", "tensor x pipeline x context"
     refuse_unless(
         world_size % model_size == 0,
-        f"{world_size} processes do not divide by {names} parallel size {sizes}; start a multiple of {model_size} "
+        f"{counted(world_size, 'process', 'processes')} cannot be divided by {names} parallel size {sizes}; start a multiple of {model_size} "
         f"processes, such as torchrun --nproc_per_node {model_size}",
     )
     data_size = parallel.data_parallel_size(world_size)
@@ -185,7 +186,7 @@ def _check_layers(config: Run) -> None:
     layers = model.num_layers // pipeline
     refuse_unless(
         virtual is None or layers % virtual == 0,
-        f"the {layers} layers of a pipeline stage do not divide by parallel.virtual_pipeline_model_parallel_size {virtual}; "
+        f"a pipeline stage's {counted(layers, 'layer')} cannot be divided by parallel.virtual_pipeline_model_parallel_size {virtual}; "
         f"use one of {divisors(layers)}, or a model.num_layers that divides by {pipeline} x {virtual}",
     )
 
@@ -235,6 +236,6 @@ def _check_recompute(config: Run) -> None:
     layers = config.model.num_layers // config.parallel.num_model_chunks
     refuse_unless(
         config.train.recompute_num_layers is None or config.train.recompute_num_layers <= layers,
-        f"train.recompute_num_layers {config.train.recompute_num_layers} is more than the {layers} layers of one part of the "
-        f"model; use 1 to {layers}",
+        f"train.recompute_num_layers {config.train.recompute_num_layers} is more than one part of the model has ({counted(layers, 'layer')}"
+        f"); use 1 to {layers}",
     )

@@ -5,6 +5,7 @@ import json
 import re
 
 from megatron_music.commands import check_output_file
+from megatron_music.counted import counted
 from megatron_music.profiling_commands import add_table_form, capacity_gb, positive
 
 _HOW_SURE = "a prediction: see docs/profiling.md for its error"
@@ -100,8 +101,8 @@ def _predict_search(options, run, cluster) -> None:
     columns = dict.fromkeys(("tensor", "pipeline", "chunks", "data", "micro_batch", "recomputation"), "")
     _show(options, columns | {"seconds": ".4g", "tokens_per_second": ",.0f", "memory_gb": ".1f"}, rows, {"left_out": left_out})
     if options.form in ("text", "markdown"):
-        print(f"\n{len(layouts)} layouts fit on {options.num_gpus} {cluster.gpu}, {left_out['out of memory']} do not, "
-              f"{left_out['impossible']} cannot be; {_HOW_SURE}")  # fmt: skip
+        print(f"\n{counted(len(layouts), 'layout')} with room on {options.num_gpus} {cluster.gpu}, {left_out['out of memory']} without, "
+              f"{left_out['impossible']} impossible; {_HOW_SURE}")  # fmt: skip
 
 
 def _predict_scaling(options, run, cluster) -> None:

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from megatron_music.counted import counted
 from megatron_music.findings import NOTE, OK, WRONG, Finding
 from megatron_music.preflight_run import mounts
 from megatron_music.preflight_scripts import check_arguments
@@ -89,7 +90,7 @@ def _text(job: Job) -> Iterator[Finding]:
     if "/" in output and not Path(output).parent.is_dir():
         yield Finding(WRONG, f"the folder of --output={output} is missing, and Slurm does not make it: the job fails without a word",
                       where, f"run: mkdir -p {Path(output).parent}")  # fmt: skip
-    yield Finding(OK, f"{len(lines)} lines, {len(job.options)} option{'s' if len(job.options) != 1 else ''} of sbatch", where)
+    yield Finding(OK, f"{counted(len(lines), 'line')}, {counted(len(job.options), 'option')} of sbatch", where)
 
 
 def _shape(job: Job) -> Iterator[Finding]:
@@ -99,7 +100,7 @@ def _shape(job: Job) -> Iterator[Finding]:
         yield Finding(NOTE, f"a heterogeneous job of {job.num_parts} parts: the first is looked at, on which alone srun starts tasks", where,
                       "submit the parts as jobs of their own")  # fmt: skip
     if gpus is not None and job.tasks_per_node > gpus:
-        yield Finding(WRONG, f"{tasks} tasks on {job.num_nodes} nodes of {gpus} GPUs each: more tasks than GPUs", where,
+        yield Finding(WRONG, f"{counted(tasks, 'task')} on {counted(job.num_nodes, 'node')} of {counted(gpus, 'GPU')}: more tasks than GPUs", where,
                       f"set --ntasks-per-node={gpus}")  # fmt: skip
     if job.seconds and job.lead_seconds and job.lead_seconds * 2 > job.seconds:
         yield Finding(WRONG, f"the signal comes {job.lead_seconds} s before the end of {job.seconds} s: little is left for training",

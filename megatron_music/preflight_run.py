@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from megatron_music.config import Run, RunConfig
+from megatron_music.counted import counted
 from megatron_music.data.latents import INDEX
 from megatron_music.findings import NOTE, OK, WRONG, Finding, finding_of
 from megatron_music.profiling.logs import read_log, summarize
@@ -37,10 +38,10 @@ def check_run(
             sound = False
             yield finding_of(error, where)
     if sound:
-        yield Finding(OK, f"{job.num_tasks} tasks: {_layout(run, job.num_tasks)}", where)
+        yield Finding(OK, f"{counted(job.num_tasks, 'task')}: {_layout(run, job.num_tasks)}", where)
     per_node = job.tasks_per_node
     if run.parallel.tensor_model_parallel_size > per_node and job.num_nodes > 1:
-        yield Finding(NOTE, f"tensor parallel size {run.parallel.tensor_model_parallel_size} reaches over nodes of {per_node} tasks, where "
+        yield Finding(NOTE, f"tensor parallel size {run.parallel.tensor_model_parallel_size} reaches over nodes of {counted(per_node, 'task')}, where "
                       "every layer waits for the network", where, f"use {per_node} or less, and pipeline stages over nodes")  # fmt: skip
     if not run.train.bf16 and gpu and (known := peak_of(gpu, "fp16")) and known.has_bf16:
         yield Finding(NOTE, f"train.bf16 is false: {gpu} computes in float32, at a fraction of its speed", where, "add train.bf16=true")
@@ -145,8 +146,8 @@ def _saving(job: Job, run: Run, where: str) -> Iterator[Finding]:
     between = seconds * run.checkpoint.save_interval
     left = job.seconds - (job.lead_seconds or 0)
     if run.checkpoint.save_interval and between > left:
-        yield Finding(WRONG, f"{run.checkpoint.save_interval} steps of {seconds:.3g} s between checkpoints are longer than the {left} s a "
-                      "start has", where, f"set checkpoint.save_interval={max(1, int(left / seconds / 4))}")  # fmt: skip
+        yield Finding(WRONG, f"{counted(run.checkpoint.save_interval, 'step')} of {seconds:.3g} s from checkpoint to checkpoint: more than the {left} s "
+                      "a start has", where, f"set checkpoint.save_interval={max(1, int(left / seconds / 4))}")  # fmt: skip
     else:
         yield Finding(OK, f"steps took {seconds:.3g} s; {left / seconds:,.0f} of them in one start", where)
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from megatron_music.counted import counted
 from megatron_music.data.plan import PLAN_FILE, building_folder
 from megatron_music.findings import NOTE, OK, WRONG, Finding
 from megatron_music.preflight_run import check_mounts, check_new_folder, check_run
@@ -76,7 +77,7 @@ def _sweep(job, arguments, gpu, environment):
         left_out = sorted(row.number for row in waiting if row.number not in tasks)
         if left_out:
             yield Finding(NOTE, f"rows {', '.join(map(str, left_out))} of {where} are not in --array={job.options['array']}", where)
-    yield Finding(OK, f"{len(sweep.rows)} rows, {len(waiting)} of them to be measured", where)
+    yield Finding(OK, f"{counted(len(sweep.rows), 'row')}, {len(waiting)} of them to be measured", where)
     yield from check_mounts([Path(where)], where, environment)
 
 
@@ -148,12 +149,12 @@ def _build_plan(job, arguments, gpu, environment):
 
 def _parsed(words: Sequence[str]) -> tuple[argparse.Namespace | None, str]:
     """The arguments as the command line itself reads them, or its refusal."""
-    from megatron_music.cli import _parser  # the commands import this module, when they run
+    from megatron_music.cli import build_parser  # the commands import this module, when they run
 
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return _parser().parse_args(words), ""
+            return build_parser().parse_args(words), ""
     except SystemExit:
         lines = said.getvalue().strip().splitlines() or ["the arguments cannot be read"]
         return None, lines[-1].partition("error: ")[2] or lines[-1]

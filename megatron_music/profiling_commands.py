@@ -1,7 +1,10 @@
 """The commands of performance, one function each: what a step costs and how well it uses the machine. Imports when it runs."""
 
 import json
+import math
 from pathlib import Path
+
+from megatron_music.counted import counted
 
 _SHAPE = {
     "num_layers": "L",
@@ -48,6 +51,9 @@ def add_mfu(parser) -> None:
     add_table_form(parser)
 
 
+NO_PEAK = "no peak of the CPU is known, so MFU and HFU are left out; --peak TFLOP/s gives one, of one process"
+
+
 def mfu(options) -> None:
     from megatron_music.profiling.logs import after_warmup, read_log, summarize
     from megatron_music.profiling.mfu import compare_stated, find_peak, utilization_of, utilizations
@@ -56,16 +62,19 @@ def mfu(options) -> None:
     if (options.source is None) == (options.step_time is None):
         raise ValueError("mfu needs the time of a step, once; give --step-time SECONDS, or a run's folder or log")
     _check_warmup(options)
-    peak = find_peak(options.gpu, options.peak, options.dtype)
-    facts, measured, steps = {}, None, []
+    if options.source is None:
+        peak = find_peak(options.gpu, options.peak, options.dtype)
+    facts, measured, steps, is_cpu = {}, None, [], False
     if options.source is not None:
         path, log = Path(options.source), read_log(_log_of(options.source))
+        is_cpu = log.facts.get("device") == "CPU"
+        peak = _peak_of_cpu(options) if is_cpu else find_peak(options.gpu, options.peak, options.dtype)
         facts = log.facts | (_facts_of_run(path if path.is_dir() else path.parent) if log.kind == "metrics.jsonl" else {})
         steps = after_warmup(_steps_of_batch(options, log.steps, facts), options.warmup)
         measured = summarize(_steps_of_batch(options, log.steps, facts), options.warmup)
     seconds = positive("--step-time", measured.median if measured else options.step_time)
     run = _run_facts(options, facts)
-    how = {"num_gpus": run["num_gpus"], "seconds": seconds, "peak_tflops": peak.tflops}
+    how = {"num_gpus": run["num_gpus"], "seconds": seconds, "peak_tflops": peak.tflops if peak else math.inf}
     stated = None
     if "flow" in facts:
         found = [utilization_of(_flow_flops(facts["flow"], run), **how)]
@@ -73,6 +82,8 @@ def mfu(options) -> None:
         shape = {"global_batch_size": run["global_batch_size"], "variant": run["variant"]}
         found = utilizations(run["model"], recomputation=run["recomputation"], **shape, **how)
         stated = compare_stated(steps, run["model"], num_gpus=run["num_gpus"], **shape)
+    if peak is None:
+        found = [line._replace(mfu=None, hfu=None) for line in found]
     if options.form == "json":
         print(json.dumps(_mfu_json(found, run, seconds, measured, peak, stated), indent=1))
         return
@@ -81,9 +92,22 @@ def mfu(options) -> None:
     if options.form == "csv":
         print(format_table(columns, [line._asdict() for line in found], "csv"))
         return
-    shown = [line if line.mfu is not None else line._replace(counts="not derived for this model") for line in found]
+    shown = [line if line.model_tflops_per_gpu is not None else line._replace(counts="not derived for this model") for line in found]
     table = format_table(columns, [line._asdict() for line in shown], options.form)
-    print("\n".join([*_mfu_head(run, seconds, measured, peak), "", table, *_mfu_foot(found, peak, facts, stated)]))
+    print("\n".join([*_mfu_head(run, seconds, measured, peak, is_cpu), "", table, *_mfu_foot(found, peak, facts, stated, is_cpu)]))
+
+
+def _peak_of_cpu(options):
+    """The peak that --peak gives of a CPU; None without it. That of a GPU is refused."""
+    from megatron_music.profiling.mfu import find_peak
+
+    if options.peak is not None:
+        return find_peak("the CPU, a process of it", options.peak)
+    if options.gpu:
+        raise ValueError(
+            f"{options.source} ran on a CPU, and --gpu {options.gpu} would compare it with a GPU; omit --gpu, or give --peak TFLOP/s of the CPU"
+        )
+    return None
 
 
 def _speed(tflops: float) -> str:
@@ -97,22 +121,24 @@ def _steps_of_batch(options, steps: list, facts: dict) -> list:
     return [step for step in steps if step.global_batch_size in (None, options.global_batch_size)] or steps
 
 
-def _mfu_head(run: dict, seconds: float, measured, peak) -> list[str]:
+def _mfu_head(run: dict, seconds: float, measured, peak, is_cpu: bool) -> list[str]:
     batch = run["global_batch_size"]
     spread = ""
     if measured:
         spread = (
-            f", the median of {measured.num_lines} lines, half of them between {measured.lower_quartile:.4g} and "
+            f", the median of {counted(measured.num_lines, 'line')}, half of them between {measured.lower_quartile:.4g} and "
             f"{measured.upper_quartile:.4g}; {measured.num_warmup_lines} of warm-up left out"
         )
+    places = counted(run["num_gpus"], "process", "processes") + " on the CPU" if is_cpu else counted(run["num_gpus"], "GPU")
+    known = f"peak {peak.tflops:g} TFLOP/s per {'process' if is_cpu else 'GPU'}: {peak.gpu}, {peak.source}" if peak else NO_PEAK
     return [
-        f"{run['title']}; {batch} {run['samples']} per step on {run['num_gpus']} GPUs",
+        f"{run['title']}; {counted(batch, run['sample'])} per step{', ' if is_cpu else ' on '}{places}",
         f"step {seconds:.4g} s{spread}; {batch * run['tokens'] / seconds:,.0f} tokens/s",
-        f"peak {peak.tflops:g} TFLOP/s per GPU: {peak.gpu}, {peak.source}",
+        known,
     ]
 
 
-def _mfu_foot(found: list, peak, facts: dict, stated) -> list[str]:
+def _mfu_foot(found: list, peak, facts: dict, stated, is_cpu: bool) -> list[str]:
     from megatron_music.profiling.mfu import LOW_MFU
 
     said = []
@@ -121,7 +147,7 @@ def _mfu_foot(found: list, peak, facts: dict, stated) -> list[str]:
         follows = f"counts {words[stated.follows]}" if stated.follows else "agrees with neither"
         said.append(f"the log's own {stated.stated:.1f} TFLOP/s per GPU {follows}: {stated.causal:.1f} with half of the scores, "
                     f"{stated.all_scores:.1f} with all")  # fmt: skip
-    refused = [line for line in found if line.mfu is None]
+    refused = [line for line in found if line.model_tflops_per_gpu is None]
     if refused:
         said.append(f"{' and '.join(line.formula for line in refused)}: {refused[0].counts.partition(' is ')[2] or refused[0].counts}")
     best = max(line.mfu or 0 for line in found)
@@ -131,7 +157,7 @@ def _mfu_foot(found: list, peak, facts: dict, stated) -> list[str]:
         said.append(f"above 100% of a bf16 peak: {reason}; give the dense peak of that precision with --peak (FP8 on an H100: 1979)")
     elif low:
         said.append(f"the log has {low}, and the peak is that of bf16; give the dense peak of that precision with --peak (FP8 on an H100: 1979)")
-    if best < LOW_MFU:
+    if peak and best < LOW_MFU and not is_cpu:
         said.append(f"below {LOW_MFU:.0%} a step waits for kernel launches or memory, not for the matrix products")
     return ["", *said] if said else []
 
@@ -146,9 +172,9 @@ def _mfu_json(found: list, run: dict, seconds: float, measured, peak, stated) ->
         "step_seconds": seconds,
         "measured": measured._asdict() if measured else None,
         "stated": stated._asdict() if stated else None,
-        "peak_tflops": peak.tflops,
-        "peak_source": peak.source,
-        "gpu": peak.gpu,
+        "peak_tflops": peak.tflops if peak else None,
+        "peak_source": peak.source if peak else None,
+        "gpu": peak.gpu if peak else None,
         "num_gpus": run["num_gpus"],
         "global_batch_size": run["global_batch_size"],
         "model": shape,
@@ -192,7 +218,7 @@ def memory(options) -> None:
     ]
     print(format_table(columns, rows, options.form))
     if options.form != "csv":
-        print(f"\nGB (10^9 bytes) of one rank of each pipeline stage, {options.num_gpus} GPUs; {answer.sentence}")
+        print(f"\nGB (10^9 bytes) of one rank of each pipeline stage, {counted(options.num_gpus, 'GPU')}; {answer.sentence}")
         print(checkpoint_memory(stages, run, options.num_gpus))
         if with_engine < max(stage.total for stage in stages):
             print(f"with Transformer Engine's layers, by what their code keeps and not measured: {with_engine / 1e9:.2f} GB")
@@ -314,13 +340,13 @@ def _run_facts(options, facts: dict) -> dict:
         return common | _flow_words(facts["flow"])
     model = ModelConfig(**{name: facts[name] for name in shape if name in facts})
     variant = Variant(**facts.get("variant", {}))
-    title = f"{model.num_layers} layers x {model.hidden_size}, {model.num_attention_heads} heads"
+    title = f"{counted(model.num_layers, 'layer')} x {model.hidden_size}, {counted(model.num_attention_heads, 'head')}"
     if variant.kv_channels:
         title += f" of {variant.kv_channels} channels"
     if variant.num_moe_layers:
-        title += f", {variant.num_moe_layers} layers of experts ({variant.moe_router_topk} per token)"
+        title += f", {counted(variant.num_moe_layers, 'layer')} of experts ({variant.moe_router_topk} per token)"
     title += f", {model.seq_length} tokens, vocabulary {model.vocab_size}"
-    return common | {"model": model, "variant": variant, "title": title, "samples": "sequences", "tokens": model.seq_length}
+    return common | {"model": model, "variant": variant, "title": title, "sample": "sequence", "tokens": model.seq_length}
 
 
 def _flow_words(flow: tuple) -> dict:
@@ -329,10 +355,10 @@ def _flow_words(flow: tuple) -> dict:
     shape = run.model.shape
     positions = _frames(run) + shape.num_extra_positions
     title = (
-        f"{run.model.kind}, {shape.num_layers} layers x {shape.hidden_size}, {shape.num_attention_heads} heads, {positions} positions, "
-        f"{text_length} words"
+        f"{run.model.kind}, {counted(shape.num_layers, 'layer')} x {shape.hidden_size}, {counted(shape.num_attention_heads, 'head')}, {positions} positions, "
+        f"{counted(text_length, 'word')}"
     )
-    return {"model": None, "title": title, "samples": "samples", "tokens": positions}
+    return {"model": None, "title": title, "sample": "sample", "tokens": positions}
 
 
 def _flow_flops(flow: tuple, facts: dict):

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from megatron_music.counted import counted
+
 _SHORT = {"J": "job-name", "N": "nodes", "n": "ntasks", "c": "cpus-per-task", "t": "time", "p": "partition", "o": "output",
           "A": "account", "G": "gpus", "a": "array", "d": "dependency", "e": "error", "q": "qos", "C": "constraint", "w": "nodelist",
           "x": "exclude", "D": "chdir", "M": "clusters", "L": "licenses", "m": "distribution", "b": "begin", "i": "input", "B": "extra-node-info",
@@ -55,7 +57,7 @@ class Job(NamedTuple):
             except ValueError:
                 raise ValueError(f"sbatch's option --{name}={value} cannot be read") from None
         if self.num_nodes < 1 or self.num_tasks < 1:
-            raise ValueError(f"the job has {self.num_nodes} nodes and {self.num_tasks} tasks")
+            raise ValueError(f"the job has {counted(self.num_nodes, 'node')} and {counted(self.num_tasks, 'task')}")
 
     @property
     def num_nodes(self) -> int:

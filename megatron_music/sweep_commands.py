@@ -17,6 +17,7 @@ from pathlib import Path
 from megatron_music.commands import FAILED, OK, check_output_file, progress_bar
 from megatron_music.counted import counted
 from megatron_music.predict_commands import numbers
+from megatron_music.processes import end_with_starter, run_to_end
 from megatron_music.profiling_commands import add_table_form, positive
 
 
@@ -140,12 +141,13 @@ def _measure_row(planned, number: int) -> int:
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if size < row.num_gpus:
         raise ValueError(
-            f"row {number} is of {row.num_gpus} processes and {size} were started; start as many, or give `sweep {planned.folder}` alone"
+            f"row {number} is of {counted(row.num_gpus, 'process', 'processes')}, and the launcher started {size}; start as many, or give `sweep {planned.folder}` alone"
         )
     if rank >= row.num_gpus:
         return OK
     if size > 1:
         os.environ["WORLD_SIZE"] = str(row.num_gpus)
+    end_with_starter()
     from megatron_music.training.measure import is_out_of_memory, measure
 
     try:
@@ -210,27 +212,13 @@ def _launch(planned, row, time_limit: float) -> None:
     log = planned.path(row, "log")
     planned.path(row, "json").unlink(missing_ok=True)  # of a failure before
     with open(log, "w", encoding="utf-8") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
         try:
-            status = process.wait(timeout=time_limit)
+            status = run_to_end(command, file, time_limit)
         except subprocess.TimeoutExpired:
             write_outcome(planned, row, Outcome(NOT_MEASURED, f"no end within {time_limit:g} s; raise --time-limit, or see {log}"))
             return
-        finally:
-            _end(process)
     if outcome_of(planned, row).status == WAITING:
         write_outcome(planned, row, Outcome(NOT_MEASURED, f"{_how_it_ended(status)}; see {log}"))
-
-
-def _end(process: subprocess.Popen) -> None:
-    """End a launcher that has not ended by itself; told to, it ends its processes, which are no children of ours."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _how_it_ended(status: int) -> str:
@@ -270,7 +258,7 @@ def _show(options, planned, figures: list) -> None:
         print("\n" + format_table(heads, [row._asdict() for row in scaled], options.form))
     devices = sorted({row.device for row in figures if row.device})
     where = f"on {' and '.join(devices) or 'nothing yet'}" + (", where each process counts as a GPU" if devices == ["CPU"] else "")
-    print(f"\n{planned.name}; medians of {planned.steps} steps {where}; best: the most TFLOP/s per GPU by the formula "
+    print(f"\n{planned.name}; medians of {counted(planned.steps, 'step')} {where}; best: the most TFLOP/s per GPU by the formula "
           "mcore (of flow models: flow); eq3: equation 3 of arXiv:2104.04473, which counts full recomputation whatever was done")  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from megatron_music.commands import check_output_file
+from megatron_music.counted import counted
 from megatron_music.profiling_commands import add_table_form
 
 
@@ -52,5 +53,5 @@ def _notes(timelines) -> list[str]:
         notes.append(f"CUDA graphs traced as a whole, which count as other: {graphs}; `nsys profile --cuda-graph-trace=node` shows "
                      "their kernels")  # fmt: skip
     if left_out := sum(timeline.num_left_out for timeline in timelines):
-        notes.append(f"left out, without a name, a start or a length: {left_out} event{'s' if left_out > 1 else ''}")
+        notes.append(f"left out, without a name, a start or a length: {counted(left_out, 'event')}")
     return notes

@@ -142,7 +142,7 @@ def test_nothing_to_encode_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match="no MIDI files"):
         build_tokens([tmp_path / "midi"], tmp_path / "out")
     (tmp_path / "midi" / "a.mid").write_text("no music")
-    with pytest.raises(BuildError, match="none of the 1 files gives a document .1 damaged"):
+    with pytest.raises(BuildError, match="no document in 1 file .1 damaged"):
         build_tokens([tmp_path / "midi"], tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["midi"]
 

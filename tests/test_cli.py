@@ -2,13 +2,15 @@
 
 import errno
 import json
+import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 
-from megatron_music.cli import _parser, guarded, main
+from megatron_music.cli import build_parser, guarded, main
 from megatron_music.data.build import build_tokens
 from megatron_music.data.options import DEFAULT_ENCODING, BuildOptions, Filters
 from megatron_music.dataset_options import build_options_of
@@ -90,6 +92,42 @@ def test_doctor(capsys):
     assert status == 0 and findings["base"]["status"] == "ok" and "miditoolkit" in findings["base"]["detail"] and findings["python"]["status"] == "ok"
 
 
+def test_one_of_a_thing_is_singular(capsys, midi, tmp_path):
+    out, sweep, job = tmp_path / "out", tmp_path / "sweep", tmp_path / "job.sbatch"
+    job.write_text("#!/usr/bin/env bash\n#SBATCH --nodes=1\nmegatron-music train tiny\n")
+    run_of_one = ["model.num_layers=1", "train.global_batch_size=1", "train.micro_batch_size=1"]
+    shape = "--num-layers 1 --hidden-size 64 --num-attention-heads 1 --seq-length 64 --vocab-size 768 --global-batch-size 1 --num-gpus 1"
+    commands = [
+        ["build", "tokens", midi.parent, "-o", out, "--bars", 2], ["inspect", out],
+        ["memory", "tiny", *run_of_one], ["predict", "tiny", *run_of_one, "--gpu", "a100", "--search", "--top", 1],
+        ["mfu", *shape.split(), "--step-time", 1, "--gpu", "a100"],
+        ["sweep", "tiny", *run_of_one, "-o", sweep, "--steps", 1, "--plan"], ["sweep", sweep, "--report"],
+        ["preflight", job],
+    ]  # fmt: skip
+    for command in commands:
+        _, text, err = run(capsys, *command)
+        assert text and not re.findall(r"(?<![\d.,:/=-])1 (?!is\b|was\b|has\b|does\b)[A-Za-z]+s\b", text + err), (command, text, err)
+
+
+@pytest.mark.parametrize(("text", "statuses", "said"), [
+    ("raise OSError('libtransformer_engine.so: undefined symbol: _ZN3c10')", ("note", "wrong"),
+     "cannot be imported: OSError: libtransformer_engine.so: undefined symbol: _ZN3c10"),
+    ("import os; os._exit(3)", ("note", "wrong"), "cannot be imported: ended with status 3"),
+    ("print('a greeting'); __version__ = '9.8.7'", ("ok",), "9.8.7: layers use it on CUDA"),
+])  # fmt: skip
+def test_doctor_imports_transformer_engine_in_a_process_of_its_own(tmp_path, text, statuses, said):
+    """A build for another torch may raise anything or end the process; what it prints is no version."""
+    (tmp_path / "transformer_engine" / "pytorch").mkdir(parents=True)
+    (tmp_path / "transformer_engine" / "__init__.py").write_text(text + "\n")
+    (tmp_path / "transformer_engine" / "pytorch" / "__init__.py").touch()
+    paths = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run([sys.executable, "-m", "megatron_music", "doctor", "--json"], env=os.environ | {"PYTHONPATH": paths},
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert "Traceback" not in done.stderr
+    finding = next(finding for finding in json.loads(done.stdout) if finding["name"] == "transformer-engine")
+    assert finding["status"] in statuses and said in finding["detail"]
+
+
 def test_recipes(capsys):
     assert "demo" in run(capsys, "recipes")[1]
 
@@ -104,7 +142,7 @@ def test_recipes(capsys):
     (["plot", "nowhere.mid", "-o", "x.png"], "nowhere.mid cannot be read"),
     (["build", "tokens", "nowhere", "-o", "out"], "nowhere does not exist"),
     (["build", "tokens", "{empty}", "-o", "out"], "no MIDI files in"),
-    (["build", "tokens", "{text}", "-o", "out"], "none of the 1 files gives a document"),
+    (["build", "tokens", "{text}", "-o", "out"], "no document in 1 file"),
     (["build", "tokens", "{midi}", "-o", "out", "--split", "half"], "--split is 'half'"),
     (["build", "tokens", "{midi}", "-o", "out", "--split", "1,1,1"], "does not add up to 1"),
     (["build", "tokens", "{midi}", "-o", "out", "--workers", "0"], "workers is 0"),
@@ -204,7 +242,7 @@ def test_a_page_of_a_dataset(capsys, dataset, tmp_path):
     }),
 ])  # fmt: skip
 def test_what_is_typed_is_what_is_built(words, wanted):
-    parsed = _parser().parse_args(["build", "tokens", "midi", "-o", "out", *words.split()])
+    parsed = build_parser().parse_args(["build", "tokens", "midi", "-o", "out", *words.split()])
     assert build_options_of(parsed) == BuildOptions(**wanted)
 
 

@@ -29,7 +29,7 @@ def refusal_of(act) -> str:
         ([f"{TP}=8"], ["model.num_attention_heads 4", f"{TP} 8", "1, 2, 4"]),
         (["model.num_query_groups=2", f"{TP}=4"], ["model.num_query_groups 2", "1, 2"]),
         (["model.ffn_hidden_size=130", f"{TP}=4"], ["model.ffn_hidden_size 130", f"{TP} 4"]),
-        ([f"{PP}=2", f"{VPP}=2"], ["the 1 layers of a pipeline stage", f"{VPP} 2", "divides by 2 x 2"]),
+        ([f"{PP}=2", f"{VPP}=2"], ["a pipeline stage's 1 layer cannot", f"{VPP} 2", "divides by 2 x 2"]),
         ([f"{VPP}=2"], [f"{VPP} is 2", f"{PP}=1", "no pipeline"]),
         ([f"{PP}=2", f"{VPP}=1"], [f"{VPP} is 1", "omit it"]),
         (["model.seq_length=63", f"{TP}=2", f"{SP}=true"], ["model.seq_length 63", "a multiple of 2"]),
@@ -47,7 +47,7 @@ def refusal_of(act) -> str:
         (["parallel.ddp_bucket_size=0"], ["parallel.ddp_bucket_size is 0", "1 or more"]),
         (
             ["train.recompute_granularity=full", "train.recompute_method=block", "train.recompute_num_layers=3"],
-            ["train.recompute_num_layers 3", "the 2 layers"],
+            ["train.recompute_num_layers 3", "(2 layers)", "use 1 to 2"],
         ),
     ],
 )

@@ -1,9 +1,14 @@
 """The adapter for machines without CUDA: what it computes in bfloat16."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
+from tiny_gpt import tiny_dataset
 
 from megatron_music.training import cpu
 
@@ -64,3 +69,12 @@ def test_what_is_recomputed_in_a_backward_pass_is_what_was_computed(adapter):
     torch.utils.checkpoint.checkpoint(product, inputs, use_reentrant=False).backward()
     # Were it computed otherwise, torch would miss what it has kept, and raise.
     assert len(seen) == 2 and torch.equal(*seen)
+
+
+def test_training_where_the_system_has_no_affinity(tmp_path):
+    """As macOS, where Python has no os.sched_getaffinity."""
+    code = "import os, sys; del os.sched_getaffinity; from megatron_music.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = ["train", "tiny", f"data.path={tiny_dataset(tmp_path / 'data')}", f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=1"]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", code, *command], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "finished; iteration 1 is saved" in done.stderr, done.stderr

@@ -1,4 +1,6 @@
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +110,8 @@ def test_whole_piece_models_are_refused():
         Composer(None, Encoding(bars=0), 64)
 
 
+# A bar of 4/4 and one of 5/4.
+SONG = Score((Track([(0, 4, 60, 90), (16, 20, 62, 90)], 0),), 4, (TimeSignature(0, 4, 4), TimeSignature(16, 5, 4)))
 LABELS = (("GENRE", ("JAZZ", "ROCK")), ("MOOD", ("HAPPY", "SAD")))
 EVERYTHING = Encoding(
     bars=4, meters=("all",), velocity=True, tempo=True, density=3, density_bins=(2, 8), bar_density=2, bar_density_bins=(3,),
@@ -396,3 +400,44 @@ def test_a_file_in_the_place_of_the_folder(tmp_path, capsys):
 def test_silent_tracks_stay_in_a_continuation():
     score = Score((Track(tiny_score(4).tracks[0].notes), Track(tiny_score(1).tracks[1].notes)), 4)
     assert encode_piece(slice_steps(score, 32, 64)).tolist().count(v.TRACK_START) == 2
+
+
+@pytest.fixture
+def tokenizer_alone(tmp_path) -> Path:
+    """A run of which only the tokenizer can be read: whoever reads a tensor of it says that it is damaged."""
+    run, checkpoint = tmp_path / "run", tmp_path / "run" / "iter_0000005"
+    write_tokenizer_folder(checkpoint / "tokenizer", Encoding(meters=("3/4", "4/4"), tempo=True, density=3, density_bins=(2, 5), labels=LABELS))
+    (run / "latest").write_text("iter_0000005\n")
+    write_midi(SONG, tmp_path / "song.mid")
+    return run
+
+
+@pytest.mark.parametrize(("words", "sentence"), [
+    ("--tempo 900", "the tempo is 900"),
+    ("--meter 7/8", "does not know the meter 7/8"),
+    ("--density 9", "--density 9 is none of the model's levels"),
+    ("--density 0,1 --instruments piano", "2 densities for 1 instrument"),
+    ("--bar-density 1", "train it on data built with --bar-density"),
+    ("--label GENRE=POLKA", "does not know the label GENRE=POLKA"),
+    ("--instruments kazoo", "kazoo"),
+    ("--infill bar=1 --from SONG", "bar=1"),
+    ("--infill 'bar 1' --from SONG", "has not learned to fill bars"),
+    ("--continue SONG --tempo 100", "--tempo does not go with --continue"),
+    ("--continue SONG", "the piece ends in 5/4 (bar 2), and the model knows 3/4 4/4 alone"),
+])  # fmt: skip
+def test_what_a_model_does_not_know_is_refused_before_it_is_loaded(tokenizer_alone, tmp_path, capsys, words, sentence):
+    command = ["generate", "midi", str(tokenizer_alone), "-o", str(tmp_path / "new")]
+    assert main([*command, *shlex.split(words.replace("SONG", str(tmp_path / "song.mid")))]) == 2
+    assert sentence in capsys.readouterr().err
+    assert main(command) == 2, "without the wish it is the checkpoint that is refused"
+    assert sentence not in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
+def test_bars_that_a_piece_does_not_have_are_refused_before_the_model_is_loaded(tokenizer_alone, tmp_path, capsys):
+    shutil.rmtree(tokenizer_alone / "iter_0000005" / "tokenizer")
+    write_tokenizer_folder(tokenizer_alone / "iter_0000005" / "tokenizer", Encoding(meters=("4/4", "5/4"), infill=True))
+    command = ["generate", "midi", str(tokenizer_alone), "-o", str(tmp_path / "new"), "--from", str(tmp_path / "song.mid")]
+    assert main([*command, "--infill", "bar 9"]) == 2
+    assert "bar 9 is not in the piece; it has 2 bars" in capsys.readouterr().err
+    assert main([*command, "--infill", "bar 2"]) == 2
+    assert "is not in the piece" not in capsys.readouterr().err

@@ -145,6 +145,6 @@ def test_too_many_in_a_row_end_the_run_and_save_nothing(data, tmp_path, monkeypa
     strike(monkeypatch, dict.fromkeys(range(3, 20), math.nan))
     options = (f"checkpoint.save={tmp_path / 'run'}", "train.max_skipped_steps=4", "checkpoint.save_interval=2")
     assert train(tiny_run(data, *options)) == FAILED
-    assert "4 steps in a row were skipped (3 to 6)" in capfd.readouterr().err
+    assert "4 steps in a row had to be skipped (3 to 6)" in capfd.readouterr().err
     assert (tmp_path / "run" / "latest").read_text() == "iter_0000004\n"
     assert len(steps_of(tmp_path / "run")) == 6

@@ -44,7 +44,7 @@ NEVER_TORCH = [
     "megatron_music.cli", "megatron_music.commands", "megatron_music.config", "megatron_music.contradictions",
     "megatron_music.convert_commands", "megatron_music.doctor", "megatron_music.errors", "megatron_music.flow_run",
     "megatron_music.predict_commands", "megatron_music.findings", "megatron_music.preflight", "megatron_music.preflight_run", "megatron_music.preflight_scripts",
-    "megatron_music.sbatch_options", "megatron_music.recipes", "megatron_music.audio.captions", "megatron_music.audio.probe",
+    "megatron_music.processes", "megatron_music.sbatch_options", "megatron_music.recipes", "megatron_music.audio.captions", "megatron_music.audio.probe",
     "megatron_music.audio.reading", "megatron_music.audio.render", "megatron_music.audio.timbres", "megatron_music.audio.waveform",
     "megatron_music.audio.listening", "megatron_music.counted", "megatron_music.demo", "megatron_music.launch_commands",
     "megatron_music.audio.words", "megatron_music.audio_commands", "megatron_music.recipes.reference",

@@ -247,7 +247,7 @@ def test_ids_of_copies_and_dropped_files_are_not_counted_where_they_are_not_writ
 
 def test_a_build_without_a_document_is_refused_and_leaves_nothing(tmp_path):
     write_shards(tmp_path / "out", [TinyFile(damage="torn"), TinyFile(left_out="short")], PLAIN)
-    with pytest.raises(BuildError, match="none of the 2 files gives a document .1 damaged, 1 left out; for one: torn"):
+    with pytest.raises(BuildError, match="no document in 2 files .1 damaged, 1 left out; for one: torn"):
         merge_shards(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

@@ -341,3 +341,27 @@ def test_tables():
     assert format_table(columns, rows, "csv") == "name,share\na,0.5\nlong name,"
     with pytest.raises(ValueError, match="use one of text"):
         format_table(columns, rows, "xml")
+
+
+def test_a_run_on_a_cpu_is_compared_with_no_gpu(tmp_path, capsys):
+    """Its metrics have no memory of a GPU. Without a peak there is no share, and a low one is no hint about kernels."""
+    log = tmp_path / "metrics.jsonl"
+    rows = [{"iteration": number, "loss": 2.0, "step_seconds": 0.5, "process_memory_gib": 0.4} for number in range(1, 5)]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shape = "--num-layers 1 --hidden-size 64 --num-attention-heads 1 --seq-length 64 --vocab-size 768 --global-batch-size 1 --num-gpus 1"
+    command = ["mfu", str(log), *shape.split(), "--warmup", "3"]
+    assert main(command) == 0
+    told = capsys.readouterr().out
+    assert "no peak of the CPU is known" in told and "%" not in told and "kernel launches" not in told
+    assert "1 layer x 64, 1 head, 64 tokens, vocabulary 768; 1 sequence per step, 1 process on the CPU" in told and "the median of 1 line," in told
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["mcore"]["mfu"] is None and found["mcore"]["model_tflops_per_gpu"] > 0 and found["gpu"] is None
+    assert main([*command, "--peak", "0.5"]) == 0
+    told = capsys.readouterr().out
+    assert "peak 0.5 TFLOP/s per process: the CPU" in told and "%" in told and "kernel launches" not in told
+    assert main([*command, "--gpu", "h100"]) == 2
+    assert "ran on a CPU, and --gpu h100 would compare it with a GPU; omit --gpu, or give --peak" in capsys.readouterr().err
+    log.write_text(log.read_text().replace("process_memory_gib", "cuda_memory_gib"))
+    assert main([*command, "--gpu", "h100"]) == 0
+    assert "below 10% a step waits for kernel launches" in capsys.readouterr().out

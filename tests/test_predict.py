@@ -92,7 +92,7 @@ def test_scaling_loses_what_the_gradients_cost():
     found = scale(run, [8, 64, 512], A100)
     assert [row.global_batch_size for row in found] == [32, 256, 2048]
     assert found[0].efficiency == 1 > found[1].efficiency > found[2].efficiency > 0.5
-    with pytest.raises(ConfigError, match="do not divide"):
+    with pytest.raises(ConfigError, match="cannot be divided"):
         scale(run, [8, 10], A100)
 
 

@@ -78,7 +78,7 @@ def test_our_own_scripts_have_nothing_wrong(path):
         (GOOD + "if true; then\n", "bash cannot read it"),
         (GOOD.replace("B:USR1", "USR1"), "--signal=USR1@300 goes to the steps, and the script's trap never runs; write --signal=B:USR1@300"),
         (GOOD.replace("set -euo pipefail", "set -eu").replace("srun true", "srun true | tee log"), "a pipe behind srun hides the status"),
-        (GOOD.replace("a100:2", "a100:1"), "4 tasks on 2 nodes of 1 GPUs each: more tasks than GPUs; set --ntasks-per-node=1"),
+        (GOOD.replace("a100:2", "a100:1"), "4 tasks on 2 nodes of 1 GPU: more tasks than GPUs; set --ntasks-per-node=1"),
         (GOOD.replace("01:00:00", "00:08:00"), "the signal comes 300 s before the end of 480 s"),
         (GOOD.replace("#SBATCH --time", "#SBATCH --requeue\n#SBATCH --time"), "--requeue without --open-mode=append"),
         (GOOD.replace("#SBATCH --time", "#SBATCH --output=missing/%j.out\n#SBATCH --time"), "the folder of --output=missing/%j.out is missing"),
@@ -94,7 +94,7 @@ def test_mistakes_of_a_script(tmp_path, text, sentence):
     ("overrides", "sentence"),
     [
         (["parallel.tensor_model_parallel_size=3"], "does not divide by parallel.tensor_model_parallel_size 3"),
-        (["parallel.pipeline_model_parallel_size=8", "model.num_layers=8"], "4 processes do not divide by tensor x pipeline"),
+        (["parallel.pipeline_model_parallel_size=8", "model.num_layers=8"], "4 processes cannot be divided by tensor x pipeline"),
         (["train.global_batch_size=6"], "train.global_batch_size 6 does not divide"),
         (["checkpoint.load=nowhere"], "checkpoint.load=nowhere is missing"),
         (["checkpoint.save=null"], "checkpoint.save is not set: what is trained would be lost"),
@@ -120,7 +120,7 @@ def test_checkpoints_further_apart_than_a_start_is_long(data, tmp_path):
     lines = [json.dumps({"iteration": step, "loss": 1.0, "step_seconds": 2.0}) for step in range(1, 40)]
     (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     (line,) = wrong(look(tmp_path, recipe=run_of(data, tmp_path, "checkpoint.save_interval=2000")))
-    assert "2000 steps of 2 s between checkpoints are longer than the 3300 s a start has; set checkpoint.save_interval=412" in line
+    assert "2,000 steps of 2 s from checkpoint to checkpoint: more than the 3300 s a start has; set checkpoint.save_interval=412" in line
     findings = look(tmp_path, recipe=run_of(data, tmp_path, "checkpoint.save_interval=100"))
     assert not wrong(findings) and any("1,650 of them in one start" in finding.what for finding in findings)
 

@@ -1,8 +1,10 @@
 """The command line as users' scripts know it. A change here breaks somebody's job script: say so in CHANGELOG.md."""
 
 import argparse
+import re
+from pathlib import Path
 
-from megatron_music.cli import _parser
+from megatron_music.cli import build_parser
 from megatron_music.recipes import recipe_names
 
 ENCODING = ["--bars", "--hop", "--bar-line", "--steps-per-quarter", "--meters", "--unknown-meters", "--velocity", "--tempo",
@@ -69,12 +71,18 @@ def surface(parser: argparse.ArgumentParser, name: str = "") -> dict[str, list[s
 
 
 def test_the_commands_and_their_options():
-    found = surface(_parser())
+    found = surface(build_parser())
     assert {name: [word for word in words if word not in COMMON] for name, words in found.items()} == SURFACE
 
 
 def test_every_command_can_be_quiet_or_verbose():
-    assert {name for name, words in surface(_parser()).items() if not COMMON <= set(words)} == set()
+    assert {name for name, words in surface(build_parser()).items() if not COMMON <= set(words)} == set()
+
+
+def test_tab_completion_reads_the_parser_that_the_documentation_names():
+    page = (Path(__file__).parent.parent / "docs" / "install.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"shtab --shell=\w+ (\S+)", page))
+    assert names == {f"{build_parser.__module__}.{build_parser.__name__}"} and build_parser().prog == "megatron-music"
 
 
 def test_the_recipes():
@@ -91,4 +99,4 @@ def test_every_option_has_a_help_text():
                 found.append(f"{parser.prog} {action.option_strings or action.dest}")
         return found
 
-    assert silent(_parser()) == []
+    assert silent(build_parser()) == []

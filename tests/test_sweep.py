@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import PATIENCE_SECONDS, children_of, is_running, wait_until
 from tiny_gpt import tiny_dataset
 
 from megatron_music.cli import main
@@ -63,7 +64,7 @@ def test_a_plan_has_every_combination_and_why_some_cannot_be(tmp_path):
         (gpus, tensor, micro, str(4 * gpus)) for gpus in (1, 2) for tensor in "12" for micro in "123"
     ]
     assert [row.number for row in sweep.rows if row.impossible is None] == [0, 1, 6, 7, 9, 10]
-    assert "1 processes do not divide" in sweep.rows[3].impossible and "no multiple of train.micro_batch_size 3" in sweep.rows[2].impossible
+    assert "1 process cannot be divided" in sweep.rows[3].impossible and "no multiple of train.micro_batch_size 3" in sweep.rows[2].impossible
     assert asdict(read_sweep(tmp_path / "sweep")) == asdict(sweep)
     assert sweep.run(sweep.rows[7]).train.global_batch_size == 8 and sweep.run(sweep.rows[7]).train.micro_batch_size == 2
     assert [outcome_of(sweep, row).status for row in sweep.rows[1:3]] == [WAITING, IMPOSSIBLE]
@@ -134,7 +135,7 @@ def test_rows_are_measured_kept_and_gone_on_with(tmp_path, capsys):
     sweep, said = read_sweep(folder), capsys.readouterr().out
     statuses = [outcome_of(sweep, row).status for row in sweep.rows]
     assert statuses == [MEASURED, IMPOSSIBLE, OUT_OF_MEMORY, IMPOSSIBLE, MEASURED, MEASURED, OUT_OF_MEMORY, OUT_OF_MEMORY], said
-    assert "out of memory: " in said and "rows 1, 3 impossible: 1 processes do not divide" in said
+    assert "out of memory: " in said and "rows 1, 3 impossible: 1 process cannot be divided" in said
     found = outcome_of(sweep, sweep.rows[5])
     run = sweep.run(sweep.rows[5])
     assert len(found.step_seconds) == 3 and found.device == "CPU" and found.memory_gb > 0.1 and found.gpu is None
@@ -184,39 +185,41 @@ def test_a_row_that_does_not_end_and_one_that_is_killed(tmp_path, capsys):
     assert main(["sweep", "tiny", "-o", str(folder), "--steps=1000000", "--time-limit=1"]) == 1
     assert "failed: no end within 1 s; raise --time-limit" in capsys.readouterr().out
     running = subprocess.Popen([sys.executable, "-m", "megatron_music", "sweep", str(folder)], stdout=subprocess.PIPE, text=True)
-    child = _child_of(running.pid)
+    child = children_of(running.pid, 1)[0]
     second = subprocess.run([sys.executable, "-m", "megatron_music", "sweep", str(folder)], capture_output=True, text=True, check=False)
     assert second.returncode == 2 and "is being measured by another process" in second.stderr
     os.kill(child, signal.SIGKILL)
-    said, _ = running.communicate(timeout=60)
+    said, _ = running.communicate(timeout=PATIENCE_SECONDS)
     assert running.returncode == 1 and "killed from outside, as the kernel does when memory is short; see" in said
 
 
-def test_an_interrupt_ends_the_processes_of_a_row(tmp_path):
+@pytest.mark.parametrize(("workers", "kind"), [(0, signal.SIGINT), (1, signal.SIGTERM), (2, signal.SIGINT), (2, signal.SIGHUP)])
+def test_an_interrupt_ends_the_processes_of_a_row(tmp_path, workers, kind):
+    """While the launcher starts, while it starts its workers, and while they do."""
+    running, folder = _endless_sweep(tmp_path)
+    launcher = children_of(running.pid, 1)[0]
+    below = [launcher, *children_of(launcher, workers)]
+    running.send_signal(kind)
+    _, said = running.communicate(timeout=PATIENCE_SECONDS)
+    assert running.returncode == 1 and "stopped; files that were finished stay" in said
+    assert not any(is_running(pid) for pid in below)
+    assert sorted(path.name for path in (folder / "rows").iterdir()) == ["000.log", "000.yaml"]
+
+
+def test_the_processes_of_a_row_end_with_a_sweep_that_is_killed(tmp_path):
+    running, _ = _endless_sweep(tmp_path)
+    launcher = children_of(running.pid, 1)[0]
+    below = [launcher, *children_of(launcher, 2)]
+    running.kill()
+    running.communicate()
+    wait_until(lambda: not any(is_running(pid) for pid in below))
+
+
+def _endless_sweep(tmp_path: Path) -> tuple[subprocess.Popen, Path]:
     folder = tmp_path / "sweep"
     assert main(["sweep", "tiny", "-o", str(folder), "--steps=1000000", "--num-gpus=2", "--plan"]) == 0
-    running = subprocess.Popen([sys.executable, "-m", "megatron_music", "sweep", str(folder)], stderr=subprocess.PIPE, text=True)
-    launcher = _child_of(running.pid)
-    workers = _children(launcher, 2)
-    running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=90)
-    assert running.returncode == 1 and "stopped; files that were finished stay" in said
-    assert not any(Path(f"/proc/{pid}").exists() for pid in (launcher, *workers))
-    assert not (folder / "rows" / "000.json").exists()
-
-
-def _children(pid: int, count: int) -> list[int]:
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        if len(found) >= count:
-            return [int(each) for each in found]
-        time.sleep(0.1)
-    raise AssertionError(f"process {pid} has started nothing")
-
-
-def _child_of(pid: int) -> int:
-    return _children(pid, 1)[0]
+    command = [sys.executable, "-m", "megatron_music", "sweep", str(folder)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True), folder
 
 
 def test_more_processes_than_a_row_has(tmp_path, monkeypatch, capsys):
@@ -229,7 +232,7 @@ def test_more_processes_than_a_row_has(tmp_path, monkeypatch, capsys):
     assert main(["sweep", str(folder), "--row", "1"]) == 0 and not (folder / "rows" / "001.json").exists()
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert main(["sweep", str(folder), "--row", "1"]) == 2 and "row 1 is of 2 processes and 1 were started" in capsys.readouterr().err
+    assert main(["sweep", str(folder), "--row", "1"]) == 2 and "row 1 is of 2 processes, and the launcher started 1" in capsys.readouterr().err
     assert main(["sweep", str(folder), "--row", "2"]) == 2 and "has rows 0 to 1" in capsys.readouterr().err
     assert main(["sweep", str(folder)]) == 2 and "starts the processes of each row itself" in capsys.readouterr().err
 

@@ -2,8 +2,11 @@
 
 import gzip
 import json
+import os
 import re
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -227,13 +230,22 @@ def test_steps_of_a_run_are_profiled(tmp_path, capsys):
         assert "is no window of iterations" in capsys.readouterr().err
 
 
+def test_the_profiler_s_own_probes_stay_off_the_terminal(tmp_path):
+    command = ["train", "tiny", f"data.path={tiny_dataset(tmp_path / 'data')}", f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=3"]
+    environment = {name: value for name, value in os.environ.items() if name != "KINETO_LOG_LEVEL"}
+    done = subprocess.run([sys.executable, "-m", "megatron_music", *command, "--profile-steps", "2"], env=environment,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0 and (tmp_path / "run" / "trace-rank0.json").is_file()
+    assert "USDT" not in done.stderr + done.stdout and "iteration 3/3" in done.stderr
+
+
 def test_a_run_that_ends_within_the_window_is_written(tmp_path, capsys):
     data = tiny_dataset(tmp_path / "data")
     run = ["train", "tiny", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=3", "logging.tensorboard=false"]
     assert main([*run, "--profile-steps", "2-100"]) == 0
     (timeline,) = read_trace(tmp_path / "run" / "trace-rank0.json")
     assert {"iteration 2", "iteration 3"} <= set(timeline.ranges)
-    assert "2 steps were profiled and 0 were not: too few to say what the profiler costs" in capsys.readouterr().err
+    assert "too few steps to say what the profiler costs: 2 profiled, 0 others" in capsys.readouterr().err
 
 
 def test_a_window_that_no_step_falls_in_is_refused_or_said(tmp_path, capsys):

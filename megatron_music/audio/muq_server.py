@@ -4,11 +4,17 @@ A message is its length in 8 bytes, little-endian, and safetensors: ``audio`` (f
 in, ``embedding`` (float32 [512]) goes out, after an empty one that says it is ready.
 """
 
+import ctypes
 import os
+import signal
 import sys
+
+_PR_SET_PDEATHSIG = 1  # prctl: the signal to get when the parent dies
 
 
 def main(model: str) -> None:
+    if sys.platform == "linux":  # elsewhere it ends when it next reads: loading the weights may take minutes
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print goes elsewhere,
     sys.stdout = sys.stderr  # and at once: what is said last is why it failed

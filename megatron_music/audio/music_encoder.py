@@ -179,7 +179,11 @@ class MuQMuLanProcess:
         except OSError as error:
             self._said.close()
             raise ValueError(f"{python} cannot be run ({error.strerror}); name a Python that has muq installed") from None
-        self._receive("started")
+        try:
+            self._receive("started")
+        except BaseException:  # an interrupt while it loads its weights
+            self.close()
+            raise
 
     def embed_audio(self, waveforms: Sequence[Waveform]) -> np.ndarray:
         """See SmallMusicEncoder."""
@@ -203,12 +207,12 @@ class MuQMuLanProcess:
         write_whole(folder / MUQ, (json.dumps(found) + "\n").encode())
 
     def close(self) -> None:
-        """End the process."""
-        with suppress(OSError):  # what it did not read
-            self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait(timeout=30)
-        self._said.close()
+        """End the process, which has nothing to save; a second call does nothing."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._said):
+            with suppress(OSError):  # what it did not read
+                pipe.close()
 
     def _ask(self, tensors: dict[str, np.ndarray]) -> np.ndarray:
         content = save(tensors)
@@ -225,7 +229,8 @@ class MuQMuLanProcess:
         head = self._process.stdout.read(8)
         content = self._process.stdout.read(int.from_bytes(head, "little")) if len(head) == 8 else b""
         if not content:
-            self._process.wait(timeout=30)
+            with suppress(subprocess.TimeoutExpired):  # its last words are written before it ends
+                self._process.wait(timeout=30)
             self._said.seek(0)
             said = self._said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
             self.close()

@@ -4,16 +4,15 @@ Needs no download. Only pieces with a soprano, alto, tenor and bass part are tak
 """
 
 import os
-import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import music21
 
 from megatron_music.music.midi import write_midi
 from megatron_music.music.score import VOICE_NAMES, VOICE_PROGRAM, Note, Score, Tempo, TimeSignature, Track
+from megatron_music.processes import end_with_parent
 
 TICKS_PER_QUARTER = 480
 QUARTERS_PER_MINUTE = 96.0  # the editions give no tempo
@@ -37,9 +36,9 @@ def write_chorales(folder: str | os.PathLike, workers: int | None = None) -> Ite
     tasks = [(path, folder / f"{path.stem}.mid") for path in paths if not (folder / f"{path.stem}.mid").exists()]
     done = len(paths) - len(tasks)
     folder.mkdir(parents=True, exist_ok=True)
-    leave_interrupts = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process to handle
-    with ProcessPoolExecutor(workers or os.cpu_count(), initializer=leave_interrupts) as pool:
-        for _ in pool.map(_write_chorale, *zip(*tasks, strict=True), chunksize=4) if tasks else ():
+    with ProcessPoolExecutor(workers or os.cpu_count(), initializer=end_with_parent) as pool:
+        # One score at a time: an interrupt waits for those that are begun.
+        for _ in pool.map(_write_chorale, *zip(*tasks, strict=True)) if tasks else ():
             done += 1
             yield done, len(paths)
 

@@ -24,6 +24,7 @@ from megatron_music.audio.autoencoder import Autoencoder
 from megatron_music.audio.music_encoder import SIZE as EMBEDDING_SIZE
 from megatron_music.audio.music_encoder import MuQMuLanProcess
 from megatron_music.audio.text_encoder import TextEncoder
+from megatron_music.counted import counted
 from megatron_music.data.captioned import Captioned, read_captioned, with_names_on_disk
 from megatron_music.data.crops import Crops, LeftOut
 from megatron_music.data.latents import (
@@ -218,7 +219,7 @@ def _encode_jobs(
     missing = [job for job in jobs if not job.record(building).exists()]
     total = sum(len(job.files) for job in missing)
     where = "" if torch.device(device).type == "cpu" else f" on {torch.cuda.get_device_name(device)}"
-    say(f"encoding {total:,} sounds in {len(missing):,} of {len(jobs):,} shards{where}")
+    say(f"encoding {counted(total, 'sound')} in {len(missing):,} of {counted(len(jobs), 'shard')}{where}")
     done = iter(progress(range(total), total))
     for job in missing:
         path = building / "out" / job.split / f"{job.number:05}.safetensors"
@@ -250,7 +251,7 @@ def _merge(
     if not shards["train"]:
         why = left_out[0]["reason"] if left_out else "there is none"
         raise ValueError(f"no sound of {crops.folder} can be trained on ({why}); mend the folder and remove {building}")
-    say(f"encoding {len(texts) - 1:,} captions")
+    say(f"encoding {counted(len(texts) - 1, 'caption')}")
     states, keeps = zip(*(encoders.text.encode(texts[first : first + 256]) for first in range(0, len(texts), 256)), strict=True)
     lengths = torch.cat(keeps).sum(1).cpu().numpy()
     write_texts(made, texts, torch.cat([part.cpu() for part in states]).numpy(), lengths)

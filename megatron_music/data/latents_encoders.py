@@ -21,6 +21,7 @@ from megatron_music.audio.music_encoder import (
 )
 from megatron_music.audio.text_encoder import TextEncoder, fit_words, load_text_encoder
 from megatron_music.data.captioned import Captioned
+from megatron_music.counted import counted
 from megatron_music.data.crops import Crops
 from megatron_music.data.latents_options import OOBLECK_SIZES, SPECTRAL, LatentsOptions
 
@@ -94,7 +95,7 @@ def _autoencoder(
     from megatron_music.audio.fit_oobleck import fit_oobleck
     from megatron_music.audio.oobleck import SIZES
 
-    say(f"fitting the Oobleck autoencoder {wanted} in {options.autoencoder_steps} steps")
+    say(f"fitting the Oobleck autoencoder {wanted} in {counted(options.autoencoder_steps, 'step')}")
     size = SIZES[wanted]
     found = learned(size.sample_rate, size.channels)
     return fit_oobleck(found, size, steps=options.autoencoder_steps, seed=options.seed, device=device)

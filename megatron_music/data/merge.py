@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_music.counted import counted
 from megatron_music.data import passes, reasons
 from megatron_music.data.figures import write_figures
 from megatron_music.data.file_list import write_file_list
@@ -236,7 +237,7 @@ def _nothing_left(tally: Tally, encoding: Encoding) -> str:
     way_out = reasons.remedy(reason, encoding)
     meters = f", mostly in {', '.join(meter for meter, _ in tally.meters_left_out.most_common(3))}" if tally.meters_left_out else ""
     return (
-        f"none of the {len(tally.splits)} files gives a document ({tally.quarantined} damaged, "
+        f"no document in {counted(len(tally.splits), 'file')} ({tally.quarantined} damaged, "
         f"{sum(tally.left_out.values())} left out{meters}; for one: {reason}); {way_out or 'try other options'}, or name another folder"
     )
 

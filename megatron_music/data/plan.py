@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megatron_music import __version__
+from megatron_music.counted import counted
 from megatron_music.data.archives import Entry
 from megatron_music.data.corpus import SourceFile, find_entries, find_files, no_midi_files
 from megatron_music.data.grouping import Grouping, absolute, split_named
@@ -209,7 +210,7 @@ def _grouped(entries: Iterable[Entry], split_by: str, sources: Sequence[str | os
             others = others or value
         yield replace(entry, group=value)
     if files and not splits and not others:
-        raise ValueError(f"--split-by {split_by} finds nothing for any of the {files:,} files; correct it, or omit it")
+        raise ValueError(f"--split-by {split_by} finds nothing in {counted(files, 'file')}; correct it, or omit it")
     if len(splits) > 1 and others:
         named = " and ".join(splits[split] for split in sorted(splits))
         raise ValueError(f"--split-by {split_by} finds the splits {named}, and {others!r}, which is none; use train, valid and test alone")

@@ -8,10 +8,10 @@ import os
 import re
 from pathlib import Path
 
+from megatron_music.counted import counted
 from megatron_music.data.charts import charts, excluded_files, megabytes
 from megatron_music.data.unheld import PEDAL_NOTES, unheld_in_words
 from megatron_music.data.words import (
-    count_of,
     left_out_in_words,
     levels_in_words,
     meters_in_words,
@@ -62,10 +62,10 @@ def describe(report: dict, out: str | os.PathLike) -> str:
         f"files    {files['used']:,} of {files['found']:,} used, {files['quarantined']:,} in quarantine"
         + (f", {files['rescued']:,} rescued (read after clamping their bytes)" if files.get("rescued") else ""),
         f"copies   {_copies(files)}",
-        *(f"         {count_of(count, 'file')} left out: {_visible(reason)}" for reason, count in left_out_in_words(report)),
+        *(f"         {counted(count, 'file')} left out: {_visible(reason)}" for reason, count in left_out_in_words(report)),
         *(f"{name:8} {_visible(said)}" for name, said in _of_all_files(report) if said),
         f"windows  {'; '.join(text if what in ('windows', 'grid') else f'{what}: {text}' for what, text in encoding)}",
-        *(f"         {count_of(count, 'window')} left out: {_visible(why)}" for why, count in windows_left_out),
+        *(f"         {counted(count, 'window')} left out: {_visible(why)}" for why, count in windows_left_out),
         f"notes    {notes.get('notes_in', 0):,} read, {notes.get('notes_lost', 0):,} lost, "
         f"onsets moved {notes['mean_onset_error_steps']:.3f} steps on average",
     ]
@@ -76,7 +76,7 @@ def describe(report: dict, out: str | os.PathLike) -> str:
         lines.append(f"labels   {files['labelled']:,} of {files['used']:,} used files have one")
     lines.append(
         f"rate     {rates['files_per_second']:,.0f} files/s, {rates['tokens_per_second'] / 1e6:.2f} M tokens/s "
-        f"with {rates['workers']} worker{'s' if rates['workers'] > 1 else ''}{rates.get('of', '') and ', merging alone'}"
+        f"with {counted(rates['workers'], 'worker')}{rates.get('of', '') and ', merging alone'}"
     )
     rows = [(split, report["splits"][split]) for split in SPLITS]
     sources = [(_visible(row["name"]), row) for row in report.get("sources", ())]
@@ -217,9 +217,9 @@ def encoding_in_words(encoding: dict) -> list[tuple[str, str]]:
     for name, unit in (("density", "track"), ("bar_density", "bar")):
         if encoding.get(name):
             bins = ", ".join(map(str, encoding.get(f"{name}_bins", ()))) or "none"
-            rows.append((f"density of a {unit}", f"{count_of(encoding[name], 'level')}, cut at {bins} notes"))
+            rows.append((f"density of a {unit}", f"{counted(encoding[name], 'level')}, cut at {bins} notes"))
     for label, names in encoding.get("labels", ()):
-        rows.append((f"label {label}", f"{len(names)} names"))
+        rows.append((f"label {label}", counted(len(names), "name")))
     if encoding.get("bpe"):
         rows.append(("merged tokens", f"{encoding['bpe']:,}"))
     return rows
@@ -282,7 +282,7 @@ def bpe_in_words(bpe: dict) -> str:
     """How much merging shortened the dataset."""
     gain = bpe["tokens_before"] / max(bpe["tokens_after"], 1)
     tokens = f"{bpe['tokens_before']:,} tokens became {bpe['tokens_after']:,}"
-    return f"{bpe['merges']:,} merges, {tokens}, {gain:.2f} times fewer"
+    return f"{counted(bpe['merges'], 'merge')}, {tokens}, {gain:.2f} times fewer"
 
 
 def _copies(files: dict) -> str:

@@ -5,15 +5,11 @@ The console, ``report.md`` and the page show the same sentences.
 
 from collections.abc import Mapping
 
+from megatron_music.counted import counted
 from megatron_music.data import reasons
 from megatron_music.tokens.folder import Encoding, encoding_of_json
 
 SHOWN_METERS = 6
-
-
-def count_of(number: int, noun: str) -> str:
-    """A number of things."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def meters_in_words(meters: Mapping) -> str:
@@ -64,7 +60,7 @@ def warnings(report: Mapping) -> list[str]:
     split_by = report.get("split_by")
     if split_by and split_by["contradictions"]:
         found.append(
-            f"{count_of(split_by['contradictions'], 'piece')} given to more than one split: the same notes are in training and "
+            f"{counted(split_by['contradictions'], 'piece')} given to more than one split: the same notes are in training and "
             "held out; --drop-duplicates keeps the first file of each"
         )
     rows = report["splits"]
@@ -74,7 +70,7 @@ def warnings(report: Mapping) -> list[str]:
     for name, levels in report.get("density_levels", {}).items():
         if len(levels["levels"]) < levels["asked"]:
             found.append(
-                f"--{name.replace('_', '-')} {levels['asked']} gives {count_of(len(levels['levels']), 'level')}: "
+                f"--{name.replace('_', '-')} {levels['asked']} gives {counted(len(levels['levels']), 'level')}: "
                 "the music has no more that differ in whole notes"
             )
     return found
@@ -86,11 +82,11 @@ def split_by_in_words(report: Mapping) -> str:
     if not found:
         return ""
     how = report["options"]["split_by"]
-    parts = [f"as given by {how}" if found["given"] else f"by {how}: {count_of(found['groups'], 'group')}"]
+    parts = [f"as given by {how}" if found["given"] else f"by {how}: {counted(found['groups'], 'group')}"]
     if found["joined"]:
         parts.append(f"{found['joined']:,} of them share notes with another and stay with it")
     if found["files_without"]:
-        parts.append(f"{count_of(found['files_without'], 'file')} without one, split by notes")
+        parts.append(f"{counted(found['files_without'], 'file')} without one, split by notes")
     return ", ".join(parts)
 
 

@@ -5,6 +5,7 @@ Each function refuses what the model's data did not have, in one sentence.
 
 from collections.abc import Sequence
 
+from megatron_music.counted import counted
 from megatron_music.music.grid import FASTEST, SLOWEST, tempo_bin
 from megatron_music.music.score import VOICE_NAMES
 from megatron_music.tokens import vocabulary as v
@@ -35,7 +36,7 @@ def meter_id(meter: str, encoding: Encoding) -> int:
 def density_ids(levels: Sequence[int], instruments: Sequence[int] | None, encoding: Encoding) -> list[int]:
     ids = [_density_id(level, encoding.density_levels("density"), "--density") for level in levels]
     if len(ids) != 1 and len(ids) != len(instruments or ()):
-        tracks = f"{len(instruments)} instruments" if instruments else "instruments that are the model's choice"
+        tracks = counted(len(instruments), "instrument") if instruments else "instruments that are the model's choice"
         raise ValueError(f"there are {len(ids)} densities for {tracks}; give one for all, or one for each instrument named")
     return ids
 

@@ -9,6 +9,7 @@ from statistics import fmean
 
 _FIELDS = ("utilization.gpu", "utilization.memory", "memory.used", "power.draw")
 INTERVAL_MS = 200
+_SECONDS_TO_END = 10
 
 
 class GpuMonitor:
@@ -40,7 +41,11 @@ class GpuMonitor:
         if self._process is None:
             return
         self._process.terminate()
-        output, _ = self._process.communicate()
+        try:
+            output, _ = self._process.communicate(timeout=_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:  # it waits for the driver
+            self._process.kill()
+            return
         self.figures = _summary(output)
 
 

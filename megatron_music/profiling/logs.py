@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from megatron_music.counted import counted
 from megatron_music.profiling.log_facts import facts_of
 
 _NUMBER = r"([\d.]+(?:[eE][+-]?\d+)?)"
@@ -73,7 +74,10 @@ def read_log(path: Path) -> Log:
     for kind, read in (("metrics.jsonl", _own_steps), ("Megatron-LM or Megatron-Bridge", _megatron_steps), ("NeMo", _nemo_steps)):
         steps = list(read(lines))
         if steps:
-            return Log(kind, steps, facts_of(lines))
+            facts = facts_of(lines)
+            if kind == "metrics.jsonl" and any('"process_memory_gib"' in line for line in lines):
+                facts["device"] = "CPU"  # of a GPU the file has cuda_memory_gib
+            return Log(kind, steps, facts)
     raise ValueError(
         f"{path} has no line with the time of a step; name a metrics.jsonl, or a log of Megatron-LM or Bridge "
         "('elapsed time per iteration (ms)') or of NeMo ('train_step_timing in s')"
@@ -103,8 +107,8 @@ def after_warmup(steps: Sequence[Step], warmup: int) -> list[Step]:
     kept = [step for step, before in _with_iterations_before(steps) if before >= warmup]
     if not kept:
         raise ValueError(
-            f"all {len(steps)} lines cover some of the first {warmup} iterations of a start, the warm-up; give --warmup 0, or a "
-            "longer run"
+            f"every line ({len(steps)}) covers some of the first {counted(warmup, 'iteration')} of a start, the warm-up; give --warmup 0, or "
+            "a longer run"
         )
     return kept
 

@@ -38,7 +38,7 @@ def plot_sweep(figures: Sequence[Figures], path: str | os.PathLike, *, title: st
         for row in scaling(figures):
             groups.setdefault((row.what, row.precision, row.sequences_per_gpu), []).append(row)
         for (what, precision, sequences), rows in groups.items():
-            name = ", ".join(filter(None, [what, precision, f"{sequences:g} sequences per GPU"]))
+            name = ", ".join(filter(None, [what, precision, f"{sequences:g} sequence{'s' if sequences != 1 else ''} per GPU"]))
             rest[0].plot([row.num_gpus for row in rows], [row.tokens_per_second for row in rows], marker="o", label=name)
         rest[0].set(xlabel="GPUs", ylabel="tokens per second", xticks=sorted({row.num_gpus for rows in groups.values() for row in rows}))
         rest[0].set_ylim(bottom=0)

@@ -243,7 +243,8 @@ def _figures(sweep: Sweep, row: Row, outcome: Outcome, gpu: str | None, peak_tfl
     if outcome.status != MEASURED:
         return known
     seconds = median(outcome.step_seconds)
-    peak = peak_tflops or _peak(gpu or outcome.device, run.train.bf16)
+    is_cpu = outcome.device == "CPU"  # which is no share of a GPU
+    peak = peak_tflops or (None if is_cpu else _peak(gpu or outcome.device, run.train.bf16))
     recomputation = run.train.recompute_granularity or "none"
     by_formula = {}
     if is_gpt:

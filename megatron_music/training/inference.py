@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from megatron_music.counted import counted
 from megatron_music.generation.midi import Composer
 from megatron_music.generation.sampling import Sampler
 from megatron_music.tokens.folder import read_encoding
@@ -32,7 +33,7 @@ def load_composer(
     world_size = distributed.launched_size()
     tensor = world_size if tensor_model_parallel_size is None else tensor_model_parallel_size
     if tensor < 1 or world_size % tensor:
-        raise ValueError(f"tensor-parallel size {tensor} does not divide {world_size} processes; use a divisor of them")
+        raise ValueError(f"tensor-parallel size {tensor} does not divide {counted(world_size, 'process', 'processes')}; use a divisor of them")
     checkpoint = find_checkpoint(checkpoint)
     encoding = read_encoding(checkpoint / "tokenizer")
     model, run = load_model(checkpoint, tensor, world_size // tensor)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from megatron_music.config import Run
+from megatron_music.counted import counted
 from megatron_music.errors import refuse_unless
 from megatron_music.training import distributed, messages
 from megatron_music.training.checkpoint import Progress, load_checkpoint
@@ -172,7 +173,7 @@ def _give_up(progress: Progress, saver: Saver | None) -> int:
         saver.finish()  # of a state before; it was good then
     skipped = progress.guard.in_a_row
     distributed.warn(
-        f"the run ends, since {len(skipped)} steps in a row were skipped ({iterations_as_words(skipped)}): no checkpoint "
+        f"the run ends, since {counted(len(skipped), 'step')} in a row had to be skipped ({iterations_as_words(skipped)}): no checkpoint "
         "holds weights of after them; lower optimizer.lr, look at the data there, or raise train.max_skipped_steps"
     )
     return FAILED

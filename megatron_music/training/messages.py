@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from megatron_music.config import Run
+from megatron_music.counted import counted
 from megatron_music.training.checkpoint_folder import checkpoint_name
 from megatron_music.training.tasks import Work
 
@@ -23,16 +24,16 @@ def opening(config: Run, work: Work, iteration: int, origin: Path | None, is_own
         found = [f"resuming from iteration {iteration} of {save}, to iteration {train.train_iters}"]
     else:
         weights = f"from the weights of {origin}" if origin else "from new weights"
-        found = [f"training {weights}, {train.train_iters} iterations" + (f", into {save}" if save else "")]
+        found = [f"training {weights}, {counted(train.train_iters, 'iteration')}" + (f", into {save}" if save else "")]
     if not save:
         found.append("checkpoint.save is not set: the model will be discarded at the end; checkpoint.save=RUN keeps it in the folder RUN")
     samples = math.ceil(work.train_tokens / work.tokens_per_sample)
     epochs = train.train_iters * train.global_batch_size * work.tokens_per_sample / work.train_tokens
-    noun = f"windows of {work.tokens_per_sample:,} tokens" if hasattr(config.model, "seq_length") else "samples"
-    found.append(f"the training data are {samples:,} {noun}, each read {epochs:,.3g} times (epochs)")
+    noun, length = ("window", f" of {work.tokens_per_sample:,} tokens") if hasattr(config.model, "seq_length") else ("sample", "")
+    found.append(f"the training data are {counted(samples, noun)}{length}, each read {epochs:,.3g} times (epochs)")
     if epochs >= MANY_EPOCHS:
         found.append(
-            f"{samples:,} {noun.split()[0]} x {epochs:,.0f} epochs: the model will memorise them; add data, or lower train.train_iters, "
+            f"{counted(samples, noun)} x {epochs:,.0f} epochs: the model will memorise them; add data, or lower train.train_iters, "
             "and keep the checkpoint with the lowest valid_loss"
         )
     if train.eval_iters and not has_valid:
@@ -50,7 +51,7 @@ def done(config: Run) -> list[str]:
     """What a run says after its last step."""
     train, save = config.train, config.checkpoint.save
     if not save:
-        return [f"finished {train.train_iters} iterations; the model was discarded, since checkpoint.save is not set"]
+        return [f"finished {counted(train.train_iters, 'iteration')}; the model was discarded, since checkpoint.save is not set"]
     return [f"finished; iteration {train.train_iters} is saved in {Path(save) / checkpoint_name(train.train_iters)}", next_step(config)]
 
 

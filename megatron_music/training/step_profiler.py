@@ -66,7 +66,7 @@ class StepProfiler:
         if not profiled:
             return f"no step was profiled: this start had none of the iterations {self._window[0]}-{self._window[1]}" if self._window else None
         if min(len(profiled), len(others)) < FEWEST:
-            return f"{len(profiled)} steps were profiled and {len(others)} were not: too few to say what the profiler costs"
+            return f"too few steps to say what the profiler costs: {len(profiled)} profiled, {len(others)} others"
         slower = median(profiled) / median(others) - 1
         return (
             f"{len(profiled)} profiled steps took {median(profiled):.4g} s, the {len(others)} others {median(others):.4g} s (medians): "
