@@ -95,7 +95,7 @@ def test_it_holds_the_numbers_of_the_report(content):
 def test_every_drawing_says_in_words_what_it_shows(content):
     drawings = re.findall(r"<svg[^>]*>", content)
     assert len(drawings) == 3 + 4 and all('role="img"' in drawing and "aria-label=" in drawing for drawing in drawings)
-    assert "Piano roll of document 0 of train: 1 bars, 3 notes, 2 tracks" in content
+    assert "Piano roll of document 0 of train: 1 bar, 3 notes, 2 tracks" in content
     assert "prefers-color-scheme:dark" in content
 
 

@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from megatron_music.data.charts import charts, excluded_files, megabytes
+from megatron_music.data.charts import charts, compact, excluded_files, megabytes
 from megatron_music.data.unheld import PEDAL_NOTES, unheld_in_words
 from megatron_music.data.words import (
     count_of,
@@ -75,7 +75,7 @@ def describe(report: dict, out: str | os.PathLike) -> str:
     if "labelled" in files:
         lines.append(f"labels   {files['labelled']:,} of {files['used']:,} used files have one")
     lines.append(
-        f"rate     {rates['files_per_second']:,.0f} files/s, {rates['tokens_per_second'] / 1e6:.2f} M tokens/s "
+        f"rate     {_rate(rates['files_per_second'])} files/s, {_rate(rates['tokens_per_second'])} tokens/s "
         f"with {rates['workers']} worker{'s' if rates['workers'] > 1 else ''}{rates.get('of', '') and ', merging alone'}"
     )
     rows = [(split, report["splits"][split]) for split in SPLITS]
@@ -139,7 +139,7 @@ def markdown(report: dict) -> str:
         rows = [[row[name] for name in names] for row in report["sources"]]
         lines += _table(["data set", "files found", "files used", "windows", "tokens", "bytes"], rows)
     section("Files", "exclusions", "meters")
-    lines += _table(["what became of them", "files"], files_in_words(report))
+    lines += _table(["outcome", "files"], files_in_words(report))
     for name, said in _of_all_files(report):
         if said:
             lines += [f"{name.capitalize()}: {_cell(said)}.", ""]
@@ -150,22 +150,25 @@ def markdown(report: dict) -> str:
     if files["quarantined"]:
         lines += [f"`{QUARANTINE_FILE}` names each damaged file and the reason.", ""]
     section("Encoding")
-    lines += _table(["what", "how"], encoding_in_words(report["encoding"]))
+    lines += _table(["setting", "value"], encoding_in_words(report["encoding"]))
     if report.get("bpe"):
         lines += [f"Merged tokens (BPE): {bpe_in_words(report['bpe'])}.", ""]
     if report.get("unigram_entropy_nats"):
-        lines += [f"Entropy of single tokens in train: {report['unigram_entropy_nats']:.3f} nats. A model that learns "
-                  "anything of their order has a lower loss.", ""]  # fmt: skip
+        lines += [f"Unigram entropy of train: {report['unigram_entropy_nats']:.3f} nats per token. A model that learns anything "
+                  "about token order reaches a lower loss.", ""]  # fmt: skip
     section("Notes", "onset_error")
     lines += _table(["notes", "count"], notes_in_words(notes))
     if report.get("unheld"):
-        section("What these files hold that the tokens do not")
-        lines += _table(["what", "how many", "in files"], unheld_in_words(report))
+        section("Not represented in the tokens")
+        lines += _table(["content of the files", "count", "in files"], unheld_in_words(report))
     if {"document_tokens", "instruments", "density"} & pictures.keys():
         section("Histograms", "document_tokens", "density", "instruments")
     if "instruments" in pictures:
         rows = sorted(report["histograms"]["instruments"].items(), key=lambda row: (-row[1], row[0]))
         lines += _table(["instrument", "token", "tracks"], [[instrument_name(v), f"INST={v}", n] for v, n in rows[:20]])
+        if len(rows) > 20:
+            rest = sum(number for _, number in rows[20:])
+            lines += [f"The 20 most frequent of {len(rows)} instruments; the others have {count_of(rest, 'track')}.", ""]
     lines += [f"Fingerprint of files and options: `{_cell(report['fingerprint'])}`.", ""]
     return "\n".join(lines)
 
@@ -199,7 +202,7 @@ def encoding_in_words(encoding: dict) -> list[tuple[str, str]]:
     windows = f"{encoding['bars']} bars, hop {encoding['hop']}" if encoding["bars"] else "whole pieces"
     rows = [
         ("windows", windows),
-        ("grid", f"{encoding['steps_per_quarter']} steps a quarter"),
+        ("grid", f"{encoding['steps_per_quarter']} steps per quarter note"),
         ("notes across bar lines", BAR_LINES.get(encoding["bar_line"], encoding["bar_line"])),
     ]
     if tuple(encoding.get("meters", ("4/4",))) != ("4/4",):
@@ -256,7 +259,7 @@ def notes_in_words(notes: dict) -> list[tuple[str, int | float]]:
         ("onsets exactly on the grid", "onsets_on_grid"),
     ]
     counts = [(text, notes.get(name, 0)) for text, name in rows]
-    moved = [("steps an onset moved on average", "mean"), ("steps an onset moved at most", "max")]
+    moved = [("mean shift of an onset, steps", "mean"), ("largest shift of an onset, steps", "max")]
     return [*counts, *((text, float(notes[f"{name}_onset_error_steps"])) for text, name in moved)]
 
 
@@ -283,6 +286,11 @@ def bpe_in_words(bpe: dict) -> str:
     gain = bpe["tokens_before"] / max(bpe["tokens_after"], 1)
     tokens = f"{bpe['tokens_before']:,} tokens became {bpe['tokens_after']:,}"
     return f"{bpe['merges']:,} merges, {tokens}, {gain:.2f} times fewer"
+
+
+def _rate(per_second: float) -> str:
+    """Three digits of a rate that may be slow or fast: 0.253, 143, 516 k."""
+    return compact(per_second) if per_second >= 1 else f"{per_second:.3g}"
 
 
 def _copies(files: dict) -> str:
