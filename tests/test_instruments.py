@@ -73,7 +73,8 @@ def test_the_dark_scheme_has_a_colour_for_each_of_the_light_one():
 def test_a_track_without_a_name_is_called_by_its_instrument_and_no_two_are_called_alike():
     note = [Note(0, 4, 60)]
     tracks = [Track(note, 0), Track(note, 40, name="Lead"), Track(note, 40), Track(note, 0), Track(note, is_drum=True),
-              Track(note, voice="ALTO", name="x"), Track(note, 0, name="  "), Track(note, 0, name="Grand piano 1"), Track(note, 0, name="a\nb")]  # fmt: skip
+              Track(note, voice="ALTO", name="x"), Track(note, 0, name="  "), Track(note, 0, name="Grand piano 1"),
+              Track(note, 0, name="a\nb")]  # fmt: skip
     labels = track_labels(tracks)
     assert labels == ["Grand piano 2", "Lead", "Violin", "Grand piano 3", "Drums", "Alto", "Grand piano 4", "Grand piano 1", r"a\nb"]
     assert track_labels(tracks[:2]) == ["Grand piano", "Lead"]

@@ -18,7 +18,8 @@ NAMES = ("one.mid", "two <b>&amp; 音楽.mid")
 def content(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pieces")
     write_midi(tiny_score(), folder / NAMES[0])
-    pianos = tuple(Track([Note(8 * beat, 8 * beat + 8, pitch) for beat in range(200)], 0, name=name) for pitch, name in ((60, ""), (64, ""), (67, "<i>&")))
+    notes = {pitch: [Note(8 * beat, 8 * beat + 8, pitch) for beat in range(200)] for pitch in (60, 64, 67)}
+    pianos = tuple(Track(notes[pitch], 0, name=name) for pitch, name in ((60, ""), (64, ""), (67, "<i>&")))
     write_midi(Score(pianos, 4), folder / NAMES[1])
     pieces = list(render_files([(folder / name, folder / f"{name}.wav") for name in NAMES], 8000, own=True))
     write_listening_page(folder / "page.html", "New & old", "Some <pieces>.", pieces)

@@ -11,7 +11,13 @@ from tiny import tiny_score
 
 from megatron_music.cli import main
 from megatron_music.music.midi import write_midi
-from megatron_music.music.pianoroll import MAX_ROWS, NO_FONT, plot_score, rows_of_bars, score_pixels
+from megatron_music.music.pianoroll import (
+    MAX_ROWS,
+    NO_FONT,
+    plot_score,
+    rows_of_bars,
+    score_pixels,
+)
 from megatron_music.music.score import Note, Score, TimeSignature, Track
 
 

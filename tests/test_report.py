@@ -29,7 +29,7 @@ def test_the_report_in_the_terminal():
         "         1,530 windows left out: fewer than 2 tracks",
         "notes    402,794 read, 759 lost, onsets moved 0.183 steps on average",
         "bpe      2,048 merges, 10,275,594 tokens became 5,137,797, 2.00 times fewer",
-        "rate     143 files/s, 521 k tokens/s with 2 workers",
+        "rate     143 files/s, 0.52 M tokens/s with 2 workers",
         "",
         "split             files  documents          tokens           bytes",
         "train             1,170     17,760       4,545,563       9,091,126",
@@ -174,8 +174,8 @@ def test_instruments_have_the_names_of_general_midi():
 
 
 def test_a_slow_build_has_a_rate():
-    rates = {"seconds": 276.0, "workers": 1, "files_per_second": 0.2536, "tokens_per_second": 0.0}
-    assert "rate     0.254 files/s, 0 tokens/s with 1 worker" in describe(tiny_report(rates=rates), "data")
+    rates = {"seconds": 276.0, "workers": 1, "files_per_second": 0.2536, "tokens_per_second": 3465.4}
+    assert "rate     0.25 files/s, 0.0035 M tokens/s with 1 worker" in describe(tiny_report(rates=rates), "data")
 
 
 def test_the_table_of_instruments_says_what_it_leaves_out():

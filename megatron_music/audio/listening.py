@@ -16,7 +16,12 @@ import numpy as np
 from megatron_music.audio.render import render, seconds_at
 from megatron_music.audio.waveform import Waveform, wav_bytes, write_waveform
 from megatron_music.counted import counted
-from megatron_music.music.instruments import PALETTE_CSS, css_colour, track_colour, track_labels
+from megatron_music.music.instruments import (
+    PALETTE_CSS,
+    css_colour,
+    track_colour,
+    track_labels,
+)
 from megatron_music.music.midi import read_midi
 from megatron_music.music.names import printable
 from megatron_music.music.score import Score
@@ -96,6 +101,7 @@ def _card(number: int, piece: Rendered) -> str:
         f'<li><i style="--c:{colour}"></i>{html.escape(label)}</li>' for label, colour in zip(track_labels(tracks), colours, strict=True)
     )
     seconds = piece.waveform.seconds
+    sheet = _roll(score, tracks, colours, seconds, name) + _bar_numbers(score, seconds)
     tempo = f"{score.tempos[0].quarters_per_minute:.0f} BPM" if score.tempos else ""
     facts = " · ".join(filter(None, (counted(score.num_bars, "bar"), tempo, counted(score.num_notes, "note"))))
     sound = base64.b64encode(_small(piece.waveform)).decode()
@@ -105,8 +111,8 @@ def _card(number: int, piece: Rendered) -> str:
 <div class="name"><h2 id="t{number}">{name}</h2><p>{facts}</p></div>
 <ul class="legend" aria-label="Tracks">{legend}</ul>
 </div>
-<div class="window" tabindex="0" role="region" aria-label="Piano roll of {name}"><div class="sheet" style="--seconds:{seconds:.2f}">{_roll(score, tracks, colours, seconds, name)}{_bar_numbers(score, seconds)}</div></div>
-<div class="seek"><input type="range" min="0" max="{seconds:.2f}" step="0.01" value="0" aria-label="Position in {name}"><output>0:00 / {_clock(seconds)}</output></div>
+<div class="window" tabindex="0" role="region" aria-label="Piano roll of {name}"><div class="sheet" style="--seconds:{seconds:.2f}">{sheet}</div></div>
+<div class="seek"><input type="range" min="0" max="{seconds:.2f}" step="0.01" value="0" aria-label="Position in {name}"><output aria-live="off">0:00 / {_clock(seconds)}</output></div>
 <audio preload="metadata" controls src="data:audio/wav;base64,{sound}"></audio>
 </section>"""
 
@@ -183,13 +189,16 @@ kbd{border:1px solid var(--line);border-radius:.3rem;padding:0 .35rem;font:inher
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.1rem .9rem;margin:0;padding:0;color:var(--soft);font-size:.85rem}
 .legend li{display:flex;align-items:center;gap:.4rem}.legend i{width:.7rem;height:.7rem;border-radius:.2rem;background:var(--c)}
 .window{overflow-x:auto;border:1px solid var(--line);border-radius:.6rem;scrollbar-width:thin}
-.sheet{width:max(100%,calc(var(--seconds)*2.6rem))}.roll{display:block;height:clamp(9rem,24vw,12rem);width:100%}.scripted .roll{cursor:pointer}
-.numbers{position:relative;height:1.25rem;border-top:1px solid var(--line);color:var(--soft);font-size:.75rem;font-variant-numeric:tabular-nums;overflow:hidden}
+.sheet{width:max(100%,calc(var(--seconds)*2.6rem))}
+.roll{display:block;height:clamp(9rem,24vw,12rem);width:100%}.scripted .roll{cursor:pointer}
+.numbers{position:relative;height:1.25rem;overflow:hidden;border-top:1px solid var(--line);color:var(--soft);font-size:.75rem;
+  font-variant-numeric:tabular-nums}
 .numbers span{position:absolute;padding-left:.2rem}
 .black{fill:var(--row)}.bar{stroke:var(--line);stroke-width:1;vector-effect:non-scaling-stroke}
 .notes rect{fill:var(--c)}.playing .notes rect{opacity:.5}.playing .notes rect.on{opacity:1}
 .head-line{stroke:var(--ink);stroke-width:2;vector-effect:non-scaling-stroke;visibility:hidden}.begun .head-line{visibility:visible}
-.hint{display:none}.scripted .hint{display:inline}.seek{display:none;align-items:center;gap:.8rem;margin-top:.6rem}.seek input{flex:1;min-width:0;accent-color:var(--accent);height:1.5rem;margin:0}
+.hint{display:none}.scripted .hint{display:inline}
+.seek{display:none;align-items:center;gap:.8rem;margin-top:.6rem}.seek input{flex:1;min-width:0;accent-color:var(--accent);height:1.5rem;margin:0}
 output{color:var(--soft);font-size:.85rem;font-variant-numeric:tabular-nums;white-space:nowrap}
 .play{display:none}audio{display:block;width:100%;margin-top:.7rem}
 .scripted .play{display:block}.scripted .seek{display:flex}.scripted audio{display:none}
@@ -243,7 +252,8 @@ const choose = piece => {
 choose(pieces[0]);
 for (const piece of pieces) for (const name of ['pointerdown', 'focusin']) piece.card.addEventListener(name, () => choose(piece));
 document.addEventListener('keydown', event => {
-  if (event.code !== 'Space' || event.ctrlKey || event.altKey || event.metaKey || event.target.closest('button, audio')) return;
+  if (event.code !== 'Space' || event.ctrlKey || event.altKey || event.metaKey) return;
+  if (event.target.closest('button, audio')) return;
   event.preventDefault();
   if (chosen && !event.repeat) chosen.toggle();
 });

@@ -81,9 +81,8 @@ def draw_roll(score: Score, title: str) -> str:
     low, high = min(pitches) - 1, max(pitches) + 2
     missing = max(MIN_ROLL_PITCHES - (high - low), 0)
     low, high = low - missing // 2, high + missing - missing // 2
-    lines = [
-        f'<rect class="black" x="0" y="{high - pitch - 1}" width="{end}" height="1"/>' for pitch in range(low, high) if pitch % 12 in _BLACK_KEYS
-    ]
+    black = [pitch for pitch in range(low, high) if pitch % 12 in _BLACK_KEYS]
+    lines = [f'<rect class="black" x="0" y="{high - pitch - 1}" width="{end}" height="1"/>' for pitch in black]
     lines += [f'<line class="grid" x1="{start}" x2="{start}" y1="0" y2="{high - low}"/>' for start in starts]
     octaves = range(-(-low // 12) * 12, high, 12)
     lines += [f'<line class="grid" x1="0" x2="{end}" y1="{high - pitch}" y2="{high - pitch}"/>' for pitch in octaves]

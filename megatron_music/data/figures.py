@@ -10,7 +10,14 @@ import textwrap
 import unicodedata
 from pathlib import Path
 
-from megatron_music.data.charts import Bars, Chart, Histogram, charts, compact, nice_ticks
+from megatron_music.data.charts import (
+    Bars,
+    Chart,
+    Histogram,
+    charts,
+    compact,
+    nice_ticks,
+)
 from megatron_music.data.drawings import text
 from megatron_music.data.report import FIGURES
 from megatron_music.music.names import printable

@@ -14,7 +14,6 @@ import numpy as np
 from megatron_music.data.charts import Chart, charts
 from megatron_music.data.drawings import draw_chart, draw_roll, text
 from megatron_music.data.index_file import HEADER_BYTES, check_index
-from megatron_music.data.unheld import unheld_in_words
 from megatron_music.data.report import (
     FILES_FILE,
     OLDER,
@@ -29,6 +28,7 @@ from megatron_music.data.report import (
     size_in_words,
     split_totals,
 )
+from megatron_music.data.unheld import unheld_in_words
 from megatron_music.data.words import split_by_in_words, warnings
 from megatron_music.music.instruments import PALETTE_CSS
 from megatron_music.tokens.bpe import read_bpe
@@ -37,6 +37,7 @@ from megatron_music.tokens.mmmtrack import decode_piece
 from megatron_music.whole_file import write_whole
 
 QUARANTINE_LINES = 20
+ROLLS = "A few documents of train as the model sees them: time to the right, pitch upwards, one colour per track."
 STYLE = """
 :root{color-scheme:light dark;--paper:#fff;--card:#f6f8fa;--ink:#1f2328;--soft:#57606a;--line:#d8dee4;--row:#f1f3f6;--warn:#bc4c00}
 @media(prefers-color-scheme:dark){:root{--paper:#14171c;--card:#1c2128;--ink:#e6e8eb;--soft:#a3adb8;--line:#353c45;--row:#191d23;--warn:#f0883e}}
@@ -119,7 +120,7 @@ def page(folder: str | os.PathLike, documents: int = 4) -> str:
         f'<header><p class="soft">Music as tokens: a dataset of megatron_music {text(report["megatron_music"])}'
         f"{_built(report)}</p><h1>{name}</h1>{_settings(report)}{_facts(report)}{_warnings(report)}</header><main>",
         f'<p class="soft">{OLDER}</p>' if is_older(report) else "",
-        _section("Piano rolls", _rolls(folder, documents), "A few documents of train as the model sees them: time to the right, pitch upwards, one colour per track."),
+        _section("Piano rolls", _rolls(folder, documents), ROLLS),
         _pair(_chart(drawn, "splits") + _splits_table(report), _chart(drawn, "sources") + _sources_table(report)),
         _pair(_chart(drawn, "document_tokens"), _chart(drawn, "density")),
         _pair(_chart(drawn, "instruments"), _chart(drawn, "onset_error") + _notes(report)),

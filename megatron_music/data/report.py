@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from megatron_music.data.charts import charts, compact, excluded_files, megabytes
+from megatron_music.data.charts import charts, excluded_files, megabytes
 from megatron_music.data.unheld import PEDAL_NOTES, unheld_in_words
 from megatron_music.data.words import (
     count_of,
@@ -75,7 +75,7 @@ def describe(report: dict, out: str | os.PathLike) -> str:
     if "labelled" in files:
         lines.append(f"labels   {files['labelled']:,} of {files['used']:,} used files have one")
     lines.append(
-        f"rate     {_rate(rates['files_per_second'])} files/s, {_rate(rates['tokens_per_second'])} tokens/s "
+        f"rate     {_rate(rates['files_per_second'], ',.0f')} files/s, {_rate(rates['tokens_per_second'] / 1e6, '.2f')} M tokens/s "
         f"with {rates['workers']} worker{'s' if rates['workers'] > 1 else ''}{rates.get('of', '') and ', merging alone'}"
     )
     rows = [(split, report["splits"][split]) for split in SPLITS]
@@ -238,10 +238,10 @@ def files_in_words(report: dict) -> list[tuple[str, int]]:
     files = report["files"]
     rows = [("found", files["found"]), ("used", files["used"])]
     for name, text in (
-        ("copies", "used, and copies of an earlier file byte for byte"),
-        ("near_copies", "used, and with the same notes as an earlier file in other bytes"),
+        ("copies", "used, byte-for-byte copies of an earlier file"),
+        ("near_copies", "used, same notes as an earlier file in other bytes"),
         ("rescued", "read only after their bytes were clamped"),
-        ("labelled", "used, and with a label"),
+        ("labelled", "used, with a label"),
     ):
         if name in files:
             rows.append((text, files[name]))
@@ -288,9 +288,10 @@ def bpe_in_words(bpe: dict) -> str:
     return f"{bpe['merges']:,} merges, {tokens}, {gain:.2f} times fewer"
 
 
-def _rate(per_second: float) -> str:
-    """Three digits of a rate that may be slow or fast: 0.253, 143, 516 k."""
-    return compact(per_second) if per_second >= 1 else f"{per_second:.3g}"
+def _rate(per_second: float, how: str) -> str:
+    """A rate in the given format; one that would come out as zero has two digits: 0.25, 0.0035."""
+    said = format(per_second, how)
+    return said if float(said.replace(",", "")) else f"{per_second:.2g}"
 
 
 def _copies(files: dict) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from megatron_music.music.names import printable
 from megatron_music.music.score import VOICE_NAMES, Track
 
-# Every colour has a contrast of 3 or more with its background (WCAG 1.4.11), and any two differ for readers with normal, protan and
-# deutan vision; tests/test_instruments.py measures both. Green, orange, blue and red; and blue, orange, green, red, teal, violet, sand, grey.
+# Every colour has a contrast of 3 or more with its background (WCAG 1.4.11), and any two differ for readers with normal, protan
+# and deutan vision; tests/test_instruments.py measures both. Voices are green, orange, blue and red; tracks are blue, orange,
+# green, red, teal, violet, sand and grey.
 VOICE_COLOURS = {"SOPRANO": "#1e7a5c", "ALTO": "#c77700", "TENOR": "#4a86e8", "BASS": "#8a1f11"}
 TRACK_COLOURS = ("#2b6cb0", "#d97706", "#2f7d4f", "#7f1028", "#4096af", "#4c1d95", "#a58c70", "#525762")
 DARK_VOICE_COLOURS = {"SOPRANO": "#4fd1a0", "ALTO": "#f5b041", "TENOR": "#5a93fe", "BASS": "#d9534a"}

@@ -154,7 +154,9 @@ def _remarks(rows: Sequence[tuple[int, int]], missing: Sequence[str]) -> list[st
         remarks.append(f"no installed font has {letters}: the picture has other names in their place; install a font such as Noto Sans CJK")
     first, last = rows[0]
     if last - first >= MAX_READABLE_BARS:
-        remarks.append(f"{rows[-1][1] - rows[0][0] + 1:,} bars are {last - first + 1} in a row, too many to read; draw a part with --bars {first}-{first + 63}")
+        remarks.append(
+            f"{rows[-1][1] - first + 1:,} bars are {last - first + 1} in a row, too many to read; draw a part with --bars {first}-{first + 63}"
+        )
     return remarks
 
 
@@ -192,7 +194,8 @@ def _families(words: str) -> tuple[list[str], list[str]]:
     wanted -= _letters_of(font_manager.findfont(_FAMILY), wanted)
     if not wanted:
         return families, []
-    fonts = {font.fname: font.name for font in font_manager.fontManager.ttflist if font.style == "normal" and "LastResort" not in font.fname}
+    upright = (font for font in font_manager.fontManager.ttflist if font.style == "normal" and "LastResort" not in font.fname)
+    fonts = {font.fname: font.name for font in upright}
     for path in sorted(fonts, key=lambda path: (not any(word in fonts[path] for word in _BROAD), fonts[path], path)):
         found = _letters_of(path, wanted)
         if found:

@@ -19,8 +19,9 @@ _LETTERS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def plot_scaling(num_gpus: Sequence[int], tokens_per_second: Sequence[float], path: str | os.PathLike, *, title: str) -> None:
-    """Tokens per second over GPUs, both axes logarithmic, beside perfect scaling from the first point; below it the efficiency of each point,
-    its tokens per second per GPU as a share of the first one's."""
+    """Tokens per second over GPUs, both axes logarithmic, beside perfect scaling from the first point.
+
+    Below it the efficiency of each point: its tokens per second per GPU as a share of the first one's."""
     figure = Figure(figsize=(7, 5.2), layout="constrained")
     speed, share = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.3))
     first = tokens_per_second[0] / num_gpus[0]
@@ -73,7 +74,8 @@ def _draw_scaling(axes: Axes, figures: Sequence[Figures]) -> None:
         perfect = [speeds[0] / gpus[0] * number for number in gpus]
         axes.plot(gpus, perfect, color=_SOFT, linestyle="--", linewidth=1, zorder=0, label=None if place else "perfect scaling")
         for row in rows if len(groups) == 1 else ():
-            axes.annotate(f"{row.efficiency:.0%}", (row.num_gpus, row.tokens_per_second), (0, -15), textcoords="offset points", ha="center", fontsize="small")
+            place = (row.num_gpus, row.tokens_per_second)
+            axes.annotate(f"{row.efficiency:.0%}", place, (0, -15), textcoords="offset points", ha="center", fontsize="small")
     axes.set_xticks(sorted({row.num_gpus for rows in groups.values() for row in rows}))
     axes.set(xlabel="GPUs", ylabel="tokens per second, the best layout of each")
     axes.margins(x=0.12)

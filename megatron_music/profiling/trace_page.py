@@ -66,8 +66,8 @@ def trace_page(title: str, shares: Sequence[Share], ranges: Sequence[dict], kern
         f"<title>{_text(title)}</title><style>{_STYLE}</style></head>\n<body>"
         f"<header><h1>{_text(title)}</h1><p>What each rank spent its time on, from its first kernel to its last.</p>{said}</header>"
         f'<main><ul class="key">{key}</ul>{bars}'
-        '<h2>Time of each rank</h2><p class="soft">Shares of the time in which at least one kernel of a kind ran. Kernels of several kinds '
-        "can run at once, so that a row may add up to more than 100%; the bars above are scaled down to fit. Communication is exposed while "
+        '<h2>Time of each rank</h2><p class="soft">Shares of the time in which at least one kernel of a kind ran. Kernels of several '
+        "kinds can run at once, so that a row may add up to more than 100%; the bars above are scaled down to fit. Communication is exposed while "
         "nothing else runs, and hidden while something does.</p>"
         f"{_table('Time of each rank', share_columns, _in_ms([share._asdict() for share in shares]))}"
         '<h2>Ranges</h2><p class="soft">Named stretches of the code, the longest first: how often each ran, its milliseconds on the median '
@@ -113,5 +113,5 @@ def _table(name: str, columns: dict[str, str], rows: Sequence[dict], mark: str =
         "<tr>" + "".join(f"<td{mark}>{_text(cell)}</td>" for mark, cell in zip(marks, cells, strict=True)) + "</tr>"
         for cells in format_cells(columns, rows)
     ]
-    table = f'<table{f" class={chr(34)}{mark}{chr(34)}" if mark else ""}><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+    table = f'<table class="{mark}"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
     return f'<div class="wide" tabindex="0" role="region" aria-label="{escape(name)}">{table}</div>'
