@@ -144,19 +144,35 @@ def compare(steps: int) -> tuple[dict, dict]:
     return {name: row_of(found.__getitem__) for name, found in points.items()}, points
 
 
-def draw(points: dict, path: Path) -> None:
-    """One panel a row, the first caption's answers as crosses."""
+def draw(points: dict, rows: dict, path: Path) -> None:
+    """One panel per row of the table: what was sampled for each caption, and the answers of the data as crosses."""
     from matplotlib.figure import Figure
 
+    from megatron_music.music.instruments import TRACK_COLOURS
     from megatron_music.music.pianoroll import save_figure
 
-    names = ["the truth", "regression", "euler, 50 steps", "euler, 50 steps, guidance 3"]
-    figure = Figure(figsize=(3 * len(names), 3.2), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names)), names, strict=True):
-        for caption, colour in ((0, "#4c78a8"), (1, "#f58518")):
-            axes.scatter(*points[name][caption][:800].T, s=3, alpha=0.4, color=colour)
-            axes.scatter(*MODES[caption].T, marker="x", color="black", s=30, linewidths=1)
-        axes.set(title=name, xlim=(-3, 3), ylim=(-3, 3), aspect="equal", xticks=[], yticks=[])
+    names = {
+        "the truth": "the data", "regression": "regression", "euler, 50 steps": "flow, Euler, 50 steps",
+        "euler, 50 steps, guidance 3": "the same with guidance 3",
+    }  # fmt: skip
+    figure = Figure(figsize=(3.1 * len(names), 4.3), layout="compressed")
+    for axes, (name, title) in zip(figure.subplots(1, len(names), sharey=True), names.items(), strict=True):
+        for caption, marker in ((0, "o"), (1, "^")):
+            axes.scatter(
+                *points[name][caption][:800].T, s=14 if name == "regression" else 7, alpha=0.5, color=TRACK_COLOURS[caption],
+                marker=marker, linewidths=0, label=f"sampled for caption {caption + 1}", zorder=2,
+            )  # fmt: skip
+        crosses = torch.cat([MODES[caption] for caption in (0, 1)])
+        axes.scatter(*crosses.T, marker="x", color="black", s=34, linewidths=1.2, label="answer in the data", zorder=3)
+        axes.set_title(f"{title}\n{rows[name]['near']:.0%} near an answer", fontsize="medium")
+        axes.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal", xticks=(-2, 0, 2), yticks=(-2, 0, 2), xlabel="first number of the answer")
+        axes.grid(True, color="#e4e7eb", linewidth=0.8)
+        axes.set_axisbelow(True)
+    figure.axes[0].set_ylabel("second number of the answer")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, markerscale=1.8)
+    for handle in legend.legend_handles:
+        handle.set_alpha(1)
     save_figure(figure, path)
 
 
@@ -175,7 +191,7 @@ def main() -> None:
         command = f"python benchmarks/one_to_many.py --steps {options.steps}"
         options.json.write_text(json.dumps({"command": command, "machine": machine(), "rows": rows}, indent=1) + "\n")
     if options.plot:
-        draw(points, options.plot)
+        draw(points, rows, options.plot)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import sys
 from dataclasses import fields
 from pathlib import Path
 

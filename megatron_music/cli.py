@@ -211,6 +211,7 @@ def build_parser() -> argparse.ArgumentParser:
     plot = command(verbs, "plot", commands.plot, "draw a MIDI file as a piano roll")
     plot.add_argument("file", metavar="FILE.mid", help="the piece")
     plot.add_argument("-o", "--output", required=True, metavar="ROLL.png", help="the picture to write: .png, .pdf or .svg")
+    plot.add_argument("--bars", default=None, metavar="FROM-TO", help="the bars to draw, counted from 1 (default all)")
 
     corpus = verbs.add_parser("corpus", help="write a corpus of MIDI or audio files")
     corpora = corpus.add_subparsers(dest="corpus", required=True, metavar="NAME")

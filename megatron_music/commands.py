@@ -4,6 +4,7 @@ The place where training's checkpoints and generation's models are joined; knows
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -102,9 +103,19 @@ def plot(options) -> None:
     from megatron_music.music.pianoroll import plot_score
 
     check_output_file(options.output, (".png", ".pdf", ".svg"))
-    plot_score(read_midi(options.file), options.output, Path(options.file).name)
+    bars = _bar_range(options.bars) if options.bars else None
+    for remark in plot_score(read_midi(options.file), options.output, Path(options.file).name, bars):
+        print(f"megatron-music: {remark}", file=sys.stderr)
     if not is_quiet():
         print(f"piano roll in {options.output}")
+
+
+def _bar_range(words: str) -> tuple[int, int]:
+    """The first and the last bar of ``9-16``, ``9..16`` or ``9``."""
+    match = re.fullmatch(r"\s*(\d{1,9})\s*(?:(?:-|\.\.)\s*(\d{1,9})\s*)?", words, re.ASCII)
+    if not match:
+        raise ValueError(f"--bars is {words!r}; give the first and the last bar, such as 9-16")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def check_output_file(path: str, suffixes: tuple[str, ...] = ()) -> None:

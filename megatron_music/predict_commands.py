@@ -116,7 +116,7 @@ def _predict_scaling(options, run, cluster) -> None:
         from megatron_music.profiling.scaling_chart import plot_scaling
 
         speeds = [row.tokens_per_second for row in found]
-        plot_scaling(options.scaling, speeds, options.output, title=f"{options.recipe} on {cluster.gpu}, predicted")
+        plot_scaling(options.scaling, speeds, options.output, title=f"Predicted scaling of {options.recipe} on {cluster.gpu}")
     _show(options, columns, [row._asdict() for row in found], {})
     if options.form in ("text", "markdown"):
         print(f"\n{_HOW_SURE}")

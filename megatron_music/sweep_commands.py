@@ -85,7 +85,7 @@ def sweep(options) -> int:
     if options.plot:
         from megatron_music.profiling.scaling_chart import plot_sweep
 
-        plot_sweep(figures, options.plot, title=planned.name)
+        plot_sweep(figures, options.plot, title=f"Sweep of {planned.name}")
     _show(options, planned, figures)
     return FAILED if any(row.status == NOT_MEASURED for row in figures) else OK
 

@@ -27,7 +27,7 @@ def trace(options) -> None:
     ranges, kernels = slowest_ranges(timelines), slowest_kernels(timelines)
     if options.html:
         title = f"Trace of {', '.join(Path(file).name for file in options.files)}"
-        write_whole(Path(options.html), trace_page(title, shares, ranges, kernels).encode())
+        write_whole(Path(options.html), trace_page(title, shares, ranges, kernels, _notes(timelines)).encode())
     rows = [share._asdict() for share in shares]
     if options.form == "json":
         print(json.dumps({"ranks": rows, "ranges": ranges, "kernels": kernels}, indent=1))

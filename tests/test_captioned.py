@@ -1,7 +1,6 @@
 """Listings of captions: no caption is lost without a word, and every refusal names its line."""
 
 import json
-import os
 import unicodedata
 
 import pytest

@@ -1,12 +1,20 @@
 """The charts of a report as pictures."""
 
+from unicodedata import east_asian_width
 from xml.etree import ElementTree
 
 import pytest
 from tiny_report import older_report, tiny_report
 
 from megatron_music.data.charts import charts
-from megatron_music.data.figures import LEFT, RIGHT, WIDTH, write_figures
+from megatron_music.data.figures import (
+    LEFT,
+    LETTER,
+    NAME_LETTERS,
+    RIGHT,
+    WIDTH,
+    write_figures,
+)
 
 NAMES = ["splits", "sources", "document_tokens", "instruments", "density", "onset_error", "exclusions"]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -86,3 +94,29 @@ def test_an_empty_split_and_an_older_report(tmp_path):
     report["splits"] = {split: dict.fromkeys(("files", "documents", "tokens", "bytes"), 0) for split in report["splits"]}
     report["files"]["quarantined"] = 0
     assert [path.stem for path in write_figures(report, tmp_path)] == ["splits"] == [chart.name for chart in charts(report)]
+
+
+def test_a_long_reason_is_on_two_lines_and_a_longer_one_loses_its_middle(tmp_path):
+    long = "a reason that goes on and on, far beyond two lines of thirty-four letters each"
+    reasons = {"no part in any meter of the vocabulary of 4 bars": 7, long: 3}
+    report = tiny_report()
+    report["files"]["left_out"] = reasons
+    write_figures(report, tmp_path)
+    said = words(tmp_path / "figures" / "exclusions.svg")
+    place = said.index("no part in any meter of the")
+    assert said[place + 1] == "vocabulary of 4 bars"
+    second = said[said.index("a reason that goes on and on, far") + 1]
+    assert "…" in second and second.endswith("letters each")
+    titles = [element.text for element in ElementTree.parse(tmp_path / "figures" / "exclusions.svg").iter(f"{SVG}title")]
+    assert set(reasons) <= set(titles), "the whole name, where the pointer rests"
+
+
+def test_names_in_east_asian_letters_do_not_leave_the_picture(tmp_path):
+    names = ["音楽" * 8, "音楽" * 20, "음악 " * 20, "a" * 34]
+    row = tiny_report()["sources"][0]
+    write_figures(tiny_report(sources=[{**row, "name": name} for name in names]), tmp_path)
+    for element in ElementTree.parse(tmp_path / "figures" / "sources.svg").iter(f"{SVG}text"):
+        if element.get("text-anchor") == "end":
+            columns = sum(2 if east_asian_width(letter) in "WF" else 1 for letter in element.text)
+            assert columns <= NAME_LETTERS and float(element.get("x")) - columns * LETTER >= 0, element.text
+    assert names[0] in words(tmp_path / "figures" / "sources.svg")

@@ -7,10 +7,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from contrast import contrast, schemes
 from tiny_report import DUET, older_report, tiny_dataset, tiny_report
 
+from megatron_music.data.drawings import draw_roll
 from megatron_music.data.page import page, read_documents, write_page
 from megatron_music.data.report import OLDER
+from megatron_music.music.score import Note, Score, Track
 from megatron_music.tokens import vocabulary
 
 VOID = {"meta", "rect", "line", "br", "link", "img"}
@@ -95,7 +98,7 @@ def test_it_holds_the_numbers_of_the_report(content):
 def test_every_drawing_says_in_words_what_it_shows(content):
     drawings = re.findall(r"<svg[^>]*>", content)
     assert len(drawings) == 3 + 4 and all('role="img"' in drawing and "aria-label=" in drawing for drawing in drawings)
-    assert "Piano roll of document 0 of train: 1 bars, 3 notes, 2 tracks" in content
+    assert "Piano roll of document 0 of train: 1 bar, 3 notes, 2 tracks" in content
     assert "prefers-color-scheme:dark" in content
 
 
@@ -157,3 +160,30 @@ def test_it_loads_neither_torch_nor_matplotlib():
     heavy = {"torch", "megatron.core", "matplotlib"}
     code = f"import sys, megatron_music.data.page; sys.exit(bool({heavy!r} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_words_stand_out_in_both_schemes(content):
+    for scheme, colours in schemes(content).items():
+        for paper in ("paper", "card"):
+            assert contrast(colours["ink"], colours[paper]) >= 7 and contrast(colours["soft"], colours[paper]) >= 4.5, scheme
+        assert contrast(colours["warn"], colours["paper"]) >= 3
+
+
+def test_every_colour_of_a_drawing_has_a_dark_counterpart(content):
+    used = set(re.findall(r"var\(--(c-[0-9a-f]+)\)", content))
+    found = schemes(content)
+    assert len(used) == 4 and used <= found["light"].keys() and used <= found["dark"].keys()
+    assert not re.search(r'(fill="|background:|fill:)#', content[content.index("</style>") :]), "a colour that is the same in the dark"
+
+
+def test_a_roll_of_one_note_names_an_octave():
+    for pitch in (0, 61, 66, 71, 127):
+        roll = draw_roll(Score((Track([Note(0, 4, pitch)]),), 4), "a piece")
+        assert re.search(r'<div class="y" aria-hidden="true"><span style="top:[\d.]+%">C-?\d</span>', roll), pitch
+        assert "1 bar, 1 note, 1 track" in roll
+
+
+def test_two_tracks_of_one_instrument_are_told_apart_in_a_roll():
+    tracks = (Track([Note(0, 4, 60)], 40), Track([Note(0, 4, 64)], 40))
+    roll = draw_roll(Score(tracks, 4), "a piece")
+    assert "Violin 1</li>" in roll and "Violin 2</li>" in roll

@@ -215,7 +215,7 @@ def test_the_report_says_which_notes_the_pedal_holds(tmp_path):
             "tempos inside a bar": (1, 1), "meters": (1, 1),
         }  # fmt: skip
         for shown in (markdown(report), page(tmp_path / pedal)):
-            assert "What these files hold that the tokens do not" in shown and "key signatures" in shown
+            assert "Not represented in the tokens" in shown and "key signatures" in shown
 
 
 def test_a_sysex_in_packets_moves_no_note():

@@ -11,8 +11,7 @@ from tiny_report import older_report, tiny_report, write_report
 from megatron_music.data.charts import Bars, charts, compact, megabytes, nice_ticks
 from megatron_music.data.figures import write_figures
 from megatron_music.data.report import OLDER, describe, markdown, read_report, write_markdown
-from megatron_music.music.instruments import GENERAL_MIDI, TRACK_COLOURS, VOICE_COLOURS, instrument_name
-from megatron_music.music.score import VOICE_NAMES
+from megatron_music.music.instruments import GENERAL_MIDI, instrument_name
 
 
 def panels(report: dict) -> dict:
@@ -25,7 +24,7 @@ def test_the_report_in_the_terminal():
         "copies   3 byte for byte, 11 with the same notes, 2 left out",
         "         70 files left out: no part in 4/4; --meters all takes them",
         "         9 files left out: no window of 4 bars",
-        "windows  4 bars, hop 1; 4 steps a quarter; notes across bar lines: carried over (carry); velocity: written; "
+        "windows  4 bars, hop 1; 4 steps per quarter note; notes across bar lines: carried over (carry); velocity: written; "
         "density of a track: 3 levels, cut at 4, 9 notes",
         "         1,530 windows left out: fewer than 2 tracks",
         "notes    402,794 read, 759 lost, onsets moved 0.183 steps on average",
@@ -56,9 +55,9 @@ def test_markdown_holds_every_number_and_no_strangers_markup():
         "| left out: damaged (in quarantine) | 26 |",
         "| fewer than 2 tracks | 1,530 |",
         r"| density of a track | 3 levels, cut at 4, 9 notes |",
-        "| steps an onset moved on average | 0.183 |",
+        "| mean shift of an onset, steps | 0.183 |",
         "| Grand piano | INST=0 | 41,322 |",
-        "Entropy of single tokens in train: 3.812 nats.",
+        "Unigram entropy of train: 3.812 nats per token.",
     ):
         assert said in text
     assert "<b>" not in text
@@ -174,8 +173,10 @@ def test_instruments_have_the_names_of_general_midi():
     assert [instrument_name(value) for value in ("DRUMS", "ALTO", "128", "²")] == ["Drums", "Alto", "128", "²"]
 
 
-def test_colours_are_those_of_the_piano_rolls():
-    from megatron_music.music import pianoroll
+def test_a_slow_build_has_a_rate():
+    rates = {"seconds": 276.0, "workers": 1, "files_per_second": 0.2536, "tokens_per_second": 3465.4}
+    assert "rate     0.25 files/s, 0.0035 M tokens/s with 1 worker" in describe(tiny_report(rates=rates), "data")
 
-    assert pianoroll.VOICE_COLOURS == VOICE_COLOURS and tuple(VOICE_COLOURS) == VOICE_NAMES
-    assert pianoroll.TRACK_COLOURS == TRACK_COLOURS
+
+def test_the_table_of_instruments_says_what_it_leaves_out():
+    assert "The 20 most frequent of 33 instruments; the others have 598 tracks." in markdown(tiny_report())

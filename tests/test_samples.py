@@ -14,7 +14,7 @@ from megatron_music.music.grid import quantize
 from megatron_music.music.midi import read_midi
 from megatron_music.tokens import vocabulary as v
 from megatron_music.data.folders import Tokenizer
-from megatron_music.tokens.folder import Encoding, write_tokenizer_folder
+from megatron_music.tokens.folder import Encoding
 from megatron_music.tokens.mmmtrack import encode_piece
 from megatron_music.training import distributed, samples
 from megatron_music.training.inference import load_composer

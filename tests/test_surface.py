@@ -22,7 +22,7 @@ SURFACE = {
     "launch": ["-o/--output"],
     "tokenize": ["file", *ENCODING],
     "detokenize": ["file", "-o/--output", "--piece", "--steps-per-quarter", "--tokenizer"],
-    "plot": ["file", "-o/--output"],
+    "plot": ["file", "-o/--output", "--bars"],
     "corpus bach": ["-o/--output", "--workers", "--json"],
     "corpus sounds": ["midi_dir", "-o/--output", "--num", "--seconds", "--sample-rate", "--seed", "--own", "--json"],
     "render": ["files", "-o/--output", "--html", "--sound-font", "--own", "--sample-rate", "--bits", "--json"],

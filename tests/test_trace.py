@@ -7,17 +7,27 @@ import re
 import sqlite3
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
+from contrast import VISIONS, contrast, distance, schemes
 from hypothesis import given
 from hypothesis import strategies as st
+from test_page import Reader
 from tiny_gpt import launch, tiny_dataset
 
 from megatron_music.cli import main
 from megatron_music.profiling.intervals import innermost, length, overlap, union
-from megatron_music.profiling.trace import kind_of, read_trace, share_of, slowest_kernels, slowest_ranges
+from megatron_music.profiling.kernel_kinds import KINDS
+from megatron_music.profiling.trace import (
+    kind_of,
+    read_trace,
+    share_of,
+    slowest_kernels,
+    slowest_ranges,
+)
 
 WORKER = Path(__file__).parent / "trace_worker.py"
 # Microseconds 0 to 100: a product to 40; a message from 30 to 60, so 10 of it hidden; a copy from 80 to 90; attention to 100.
@@ -208,6 +218,7 @@ def test_the_command(real, tmp_path, capsys):
     text = page.read_text()
     assert not re.search(r"<(script|link|img)|https?://", text), "self-contained"
     assert text.count('class="bar"') == 2 and "aten::" in text
+    assert "No GPU in the trace: the innermost operators on the CPU stand in for kernels." in text
     assert main(["trace", *map(str, real), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["rank"] for row in found["ranks"]] == ["0", "1"] and found["ranges"][0]["times"] == 3
@@ -267,6 +278,27 @@ def test_names_cannot_break_the_page(tmp_path):
     path = write_chrome(tmp_path / "trace.json", kernels=[("<script>alert(1)</script>", 0, 10, 1)])
     assert main(["trace", str(path), "--html", str(tmp_path / "page.html")]) == 0
     assert "<script>" not in (tmp_path / "page.html").read_text()
+
+
+def test_the_page_is_read_on_a_telephone_in_the_dark_and_aloud(tmp_path):
+    kernels = [("sgemm", 0, 60, 1), ("ncclDevKernel_AllReduce", 40, 80, 2), ("<b>&\n", 90, 100, 1)]
+    path = write_chrome(tmp_path / "trace.json", kernels=kernels)
+    assert main(["trace", str(path), "--html", str(tmp_path / "page.html")]) == 0
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    read = Reader(text)
+    assert ("lang", "en") in read.attributes and ("name", "viewport") in read.attributes
+    assert [read.elements.count(tag) for tag in ("h1", "main", "header")] == [1, 1, 1] and read.elements.count("h2") == 3
+    label = next(value for name, value in read.attributes if name == "aria-label" and "gemm" in value)
+    assert "gemm 60.0%, attention 0.0%, communication 40.0%" in label and "idle 10.0%" in label
+    assert re.search(r'title="gemm 60.0%"><span>60%</span>', text), "a wide piece says its share"
+    assert r"&lt;b&gt;&amp;\n" in text
+    found = schemes(text)
+    for scheme, colours in found.items():
+        assert contrast(colours["ink"], colours["paper"]) >= 7 and contrast(colours["soft"], colours["paper"]) >= 4.5, scheme
+        kinds = [colours[kind] for kind in KINDS]
+        assert min(contrast(colour, colours["paper"]) for colour in kinds) >= 3, scheme
+        worst = min((distance(one, other, vision), one, other) for vision in VISIONS for one, other in combinations(kinds, 2))
+        assert worst[0] >= 8, (scheme, worst)
 
 
 @pytest.mark.parametrize(

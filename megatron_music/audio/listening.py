@@ -16,13 +16,20 @@ import numpy as np
 from megatron_music.audio.render import render, seconds_at
 from megatron_music.audio.waveform import Waveform, wav_bytes, write_waveform
 from megatron_music.counted import counted
-from megatron_music.music.instruments import TRACK_COLOURS, VOICE_COLOURS, instrument_name
+from megatron_music.music.instruments import (
+    PALETTE_CSS,
+    css_colour,
+    track_colour,
+    track_labels,
+)
 from megatron_music.music.midi import read_midi
+from megatron_music.music.names import printable
 from megatron_music.music.score import Score
 from megatron_music.whole_file import write_whole
 
 PAGE_SAMPLE_RATE = 22050  # of the sound inside the page, mono
 _PIXELS_PER_SECOND, _ROW_HEIGHT = 60, 4
+_SECONDS_PER_NUMBER = 0.95  # of the roll, at the narrowest 2.6rem per second
 
 
 class Rendered(NamedTuple):
@@ -63,20 +70,22 @@ def write_listening_page(path: str | os.PathLike, title: str, about: str, pieces
     """
     cards = "\n".join(_card(number, piece) for number, piece in enumerate(pieces, 1))
     synthesisers = " and ".join(sorted({piece.synthesiser for piece in pieces}))
+    which = "the framed piece; click another to choose it" if len(pieces) > 1 else "the piece"
+    hint = f"<kbd>Space</kbd> plays and pauses {which}. Click a roll to move to that moment."
     page = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{html.escape(title)}</title>
-<style>{_STYLE}</style>
+<style>{PALETTE_CSS}{_STYLE}</style>
 </head>
 <body>
 <header><h1>{html.escape(title)}</h1><p>{html.escape(about)}</p></header>
 <main>
 {cards}
 </main>
-<footer>{counted(len(pieces), "piece")}, rendered by {html.escape(synthesisers)}. Space plays and pauses the chosen piece; a click on a roll goes there.</footer>
+<footer>{counted(len(pieces), "piece")}, rendered by {html.escape(synthesisers)}. <span class="hint">{hint}</span></footer>
 <script>{_SCRIPT}</script>
 </body>
 </html>
@@ -85,14 +94,14 @@ def write_listening_page(path: str | os.PathLike, title: str, about: str, pieces
 
 
 def _card(number: int, piece: Rendered) -> str:
-    name, score = html.escape(piece.path.name), piece.score
-    tracks = [(index, track) for index, track in enumerate(score.tracks) if len(track)]
-    colours = [_colour(track, index) for index, track in tracks]
-    labels = [_label(track) for _, track in tracks]
+    name, score = html.escape(printable(piece.path.name)), piece.score
+    tracks = [track for track in score.tracks if len(track)]
+    colours = [css_colour(track_colour(track, place)) for place, track in enumerate(tracks)]
     legend = "".join(
-        f'<li><i style="--c:{colour}"></i>{html.escape(label)}</li>' for label, colour in dict.fromkeys(zip(labels, colours, strict=True))
+        f'<li><i style="--c:{colour}"></i>{html.escape(label)}</li>' for label, colour in zip(track_labels(tracks), colours, strict=True)
     )
     seconds = piece.waveform.seconds
+    sheet = _roll(score, tracks, colours, seconds, name) + _bar_numbers(score, seconds)
     tempo = f"{score.tempos[0].quarters_per_minute:.0f} BPM" if score.tempos else ""
     facts = " · ".join(filter(None, (counted(score.num_bars, "bar"), tempo, counted(score.num_notes, "note"))))
     sound = base64.b64encode(_small(piece.waveform)).decode()
@@ -102,8 +111,8 @@ def _card(number: int, piece: Rendered) -> str:
 <div class="name"><h2 id="t{number}">{name}</h2><p>{facts}</p></div>
 <ul class="legend" aria-label="Tracks">{legend}</ul>
 </div>
-<div class="window">{_roll(score, [track for _, track in tracks], colours, seconds, name)}</div>
-<div class="seek"><input type="range" min="0" max="{seconds:.2f}" step="0.01" value="0" aria-label="Position in {name}"><output>0:00 / {_clock(seconds)}</output></div>
+<div class="window" tabindex="0" role="region" aria-label="Piano roll of {name}"><div class="sheet" style="--seconds:{seconds:.2f}">{sheet}</div></div>
+<div class="seek"><input type="range" min="0" max="{seconds:.2f}" step="0.01" value="0" aria-label="Position in {name}"><output aria-live="off">0:00 / {_clock(seconds)}</output></div>
 <audio preload="metadata" controls src="data:audio/wav;base64,{sound}"></audio>
 </section>"""
 
@@ -127,18 +136,21 @@ def _roll(score: Score, tracks: Sequence, colours: Sequence[str], seconds: float
             for begin, end, pitch in zip(begins, ends, track.notes[:, 2].tolist(), strict=True)
         )
         notes.append(f'<g class="notes" style="--c:{colour}">{boxes}</g>')
+    label = f"{name}: {counted(score.num_bars, 'bar')}, {counted(score.num_notes, 'note')}, {counted(len(tracks), 'track')}"
     return (
-        f'<svg class="roll" role="img" aria-label="Piano roll of {name}" viewBox="0 0 {width} {height}" data-scale="{_PIXELS_PER_SECOND}" '
-        f'style="--seconds:{seconds:.2f}" preserveAspectRatio="none">{rows}{bars}{"".join(notes)}<path class="head-line" d="M0 0V{height}"/></svg>'
+        f'<svg class="roll" role="img" aria-label="{label}" viewBox="0 0 {width} {height}" data-scale="{_PIXELS_PER_SECOND}" '
+        f'preserveAspectRatio="none">{rows}{bars}{"".join(notes)}<path class="head-line" d="M0 0V{height}"/></svg>'
     )
 
 
-def _colour(track, index: int) -> str:
-    return VOICE_COLOURS.get(track.voice, TRACK_COLOURS[index % len(TRACK_COLOURS)])
-
-
-def _label(track) -> str:
-    return track.voice.capitalize() if track.voice else "Drums" if track.is_drum else instrument_name(str(track.program))
+def _bar_numbers(score: Score, seconds: float) -> str:
+    """Numbers of bars below the roll, at least ``_SECONDS_PER_NUMBER`` apart."""
+    spans, latest = [], -math.inf
+    for number, begin in enumerate(seconds_at(score, np.asarray(score.bar_starts[:-1])).tolist(), 1):
+        if begin - latest >= _SECONDS_PER_NUMBER and begin < seconds:
+            spans.append(f'<span style="left:{100 * begin / seconds:.2f}%">{number}</span>')
+            latest = begin
+    return f'<div class="numbers" aria-hidden="true">{"".join(spans)}</div>'
 
 
 def _small(waveform: Waveform) -> bytes:
@@ -156,14 +168,16 @@ def _clock(seconds: float) -> str:
 
 
 _STYLE = """
-:root{color-scheme:light dark;--paper:#fbfaf7;--card:#fff;--ink:#1d2025;--soft:#5c636e;--line:#e4e1da;--row:#f4f2ed;--accent:#1d2025;--on:#fff;--lift:0 1px 2px #0000000d,0 8px 24px #0000000d}
-@media(prefers-color-scheme:dark){:root{--paper:#121417;--card:#1a1d22;--ink:#eceef1;--soft:#a2aab5;--line:#2d323a;--row:#171a1f;--accent:#eceef1;--on:#15181c;--lift:none}}
+:root{color-scheme:light dark;--paper:#fbfaf7;--card:#fff;--ink:#1d2025;--soft:#5c636e;--line:#e4e1da;--row:#f4f2ed;--accent:#1d2025;--on:#fff;--focus:#1d64d8;--lift:0 1px 2px #0000000d,0 8px 24px #0000000d}
+@media(prefers-color-scheme:dark){:root{--paper:#121417;--card:#1a1d22;--ink:#eceef1;--soft:#a2aab5;--line:#2d323a;--row:#171a1f;--accent:#eceef1;--on:#15181c;--focus:#7cb0ff;--lift:none}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
 header,main,footer{max-width:64rem;margin:0 auto;padding:0 clamp(.8rem,4vw,2rem)}
 header{padding-top:clamp(1.8rem,6vw,3.5rem);padding-bottom:1.4rem}
 h1{font-size:clamp(1.7rem,5vw,2.5rem);line-height:1.15;letter-spacing:-.02em;margin:0 0 .4rem;overflow-wrap:anywhere}
 header p{color:var(--soft);margin:0}footer{color:var(--soft);font-size:.875rem;padding-top:.4rem;padding-bottom:3rem}
+kbd{border:1px solid var(--line);border-radius:.3rem;padding:0 .35rem;font:inherit;background:var(--card)}
+.scripted .piece.chosen{border-color:var(--soft)}
 .piece{background:var(--card);border:1px solid var(--line);border-radius:1rem;box-shadow:var(--lift);margin:0 0 1.1rem;padding:1rem clamp(.8rem,2.5vw,1.25rem)}
 .head{display:flex;align-items:center;gap:.5rem .9rem;flex-wrap:wrap;margin-bottom:.8rem}
 .name{flex:1 1 9rem;min-width:0}h2{font-size:1.05rem;line-height:1.3;margin:0;overflow-wrap:anywhere}
@@ -171,15 +185,19 @@ header p{color:var(--soft);margin:0}footer{color:var(--soft);font-size:.875rem;p
 .play{flex:none;width:3rem;height:3rem;border:0;border-radius:50%;background:var(--accent);color:var(--on);cursor:pointer;padding:0;transition:transform .12s}
 .play:hover{transform:scale(1.06)}.play svg{width:1.6rem;height:1.6rem;fill:currentColor;display:block;margin:auto}
 .halt,.playing .go{display:none}.playing .halt{display:inline}
-:focus-visible{outline:3px solid #3b82f6;outline-offset:2px}
+:focus-visible{outline:3px solid var(--focus);outline-offset:2px}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.1rem .9rem;margin:0;padding:0;color:var(--soft);font-size:.85rem}
 .legend li{display:flex;align-items:center;gap:.4rem}.legend i{width:.7rem;height:.7rem;border-radius:.2rem;background:var(--c)}
 .window{overflow-x:auto;border:1px solid var(--line);border-radius:.6rem;scrollbar-width:thin}
-.roll{display:block;height:clamp(9rem,24vw,12rem);width:max(100%,calc(var(--seconds)*2.6rem));cursor:pointer}
+.sheet{width:max(100%,calc(var(--seconds)*2.6rem))}
+.roll{display:block;height:clamp(9rem,24vw,12rem);width:100%}.scripted .roll{cursor:pointer}
+.numbers{position:relative;height:1.25rem;overflow:hidden;border-top:1px solid var(--line);color:var(--soft);font-size:.75rem;
+  font-variant-numeric:tabular-nums}
+.numbers span{position:absolute;padding-left:.2rem}
 .black{fill:var(--row)}.bar{stroke:var(--line);stroke-width:1;vector-effect:non-scaling-stroke}
-.notes rect{fill:var(--c)}.playing .notes rect{opacity:.45}.playing .notes rect.on{opacity:1;filter:brightness(1.15)}
-@media(prefers-color-scheme:dark){.notes rect,.legend i{filter:brightness(1.2) saturate(.95)}}
+.notes rect{fill:var(--c)}.playing .notes rect{opacity:.5}.playing .notes rect.on{opacity:1}
 .head-line{stroke:var(--ink);stroke-width:2;vector-effect:non-scaling-stroke;visibility:hidden}.begun .head-line{visibility:visible}
+.hint{display:none}.scripted .hint{display:inline}
 .seek{display:none;align-items:center;gap:.8rem;margin-top:.6rem}.seek input{flex:1;min-width:0;accent-color:var(--accent);height:1.5rem;margin:0}
 output{color:var(--soft);font-size:.85rem;font-variant-numeric:tabular-nums;white-space:nowrap}
 .play{display:none}audio{display:block;width:100%;margin-top:.7rem}
@@ -197,7 +215,7 @@ const pieces = [...document.querySelectorAll('.piece')].map(card => {
     const begin = +rect.getAttribute('x') / scale;
     return {rect, begin, end: begin + (+rect.getAttribute('width') + 1.5) / scale};
   });
-  const show = () => {
+  const show = (follow = !audio.paused) => {
     const now = audio.currentTime, x = now * scale;
     card.classList.toggle('begun', now > 0);
     line.setAttribute('transform', `translate(${x} 0)`);
@@ -205,7 +223,7 @@ const pieces = [...document.querySelectorAll('.piece')].map(card => {
     range.value = now;
     range.setAttribute('aria-valuetext', clock(now) + ' of ' + clock(total));
     output.textContent = clock(now) + ' / ' + clock(total);
-    if (!audio.paused) view.scrollLeft = now / total * roll.clientWidth - view.clientWidth / 3;
+    if (follow) view.scrollLeft = now / total * roll.clientWidth - view.clientWidth / 3;
   };
   const frame = () => { show(); if (!audio.paused) requestAnimationFrame(frame); };
   const sign = () => {
@@ -215,24 +233,29 @@ const pieces = [...document.querySelectorAll('.piece')].map(card => {
   };
   const toggle = () => {
     if (!audio.paused) return audio.pause();
-    for (const other of pieces) if (other.audio !== audio) other.audio.pause();
     audio.play();
   };
-  const seek = seconds => { audio.currentTime = Math.min(Math.max(seconds, 0), total); show(); };
+  const seek = (seconds, follow) => { audio.currentTime = Math.min(Math.max(seconds, 0), total); show(follow); };
   button.onclick = toggle;
-  range.oninput = () => seek(+range.value);
-  roll.onclick = event => seek((event.clientX - roll.getBoundingClientRect().left) / roll.clientWidth * total);
-  audio.onplay = audio.onpause = sign;
+  range.oninput = () => seek(+range.value, true);
+  roll.onclick = event => seek((event.clientX - roll.getBoundingClientRect().left) / roll.clientWidth * total, false);
+  audio.onplay = () => { for (const other of pieces) if (other.audio !== audio) other.audio.pause(); sign(); };
+  audio.onpause = sign;
   audio.onended = () => { audio.currentTime = 0; sign(); };
   return {card, audio, toggle};
 });
-let chosen = pieces[0];
-for (const piece of pieces) piece.card.addEventListener('pointerdown', () => chosen = piece);
-for (const piece of pieces) piece.card.addEventListener('focusin', () => chosen = piece);
+let chosen;
+const choose = piece => {
+  chosen = piece;
+  for (const other of pieces) other.card.classList.toggle('chosen', other === piece && pieces.length > 1);
+};
+choose(pieces[0]);
+for (const piece of pieces) for (const name of ['pointerdown', 'focusin']) piece.card.addEventListener(name, () => choose(piece));
 document.addEventListener('keydown', event => {
-  if (event.code !== 'Space' || event.target.closest('button')) return;
+  if (event.code !== 'Space' || event.ctrlKey || event.altKey || event.metaKey) return;
+  if (event.target.closest('button, audio')) return;
   event.preventDefault();
-  if (chosen) chosen.toggle();
+  if (chosen && !event.repeat) chosen.toggle();
 });
 document.documentElement.classList.add('scripted');
 """

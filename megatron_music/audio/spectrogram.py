@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from megatron_music.audio.music_encoder import HOP, SAMPLE_RATE, log_mel
 from megatron_music.audio.waveform import Waveform
-from megatron_music.music.pianoroll import save_figure
+from megatron_music.music.pianoroll import plain, save_figure
 
 
 def plot_spectrograms(sounds: Sequence[tuple[str, Waveform]], path: str | os.PathLike) -> None:
@@ -24,7 +24,7 @@ def plot_spectrograms(sounds: Sequence[tuple[str, Waveform]], path: str | os.Pat
         mel = log_mel(waveform)
         end = mel.shape[1] * HOP / SAMPLE_RATE
         axes.imshow(mel, origin="lower", aspect="auto", cmap="magma", extent=(0, end, 0, len(mel)), vmin=-1.5, vmax=7)
-        axes.set_title(title, fontsize=9, loc="left")
+        axes.set_title(plain(title), fontsize=9, loc="left")
         axes.set_ylabel("mel band", fontsize=8)
         axes.tick_params(labelsize=7)
     rows[-1].set_xlabel("seconds", fontsize=8)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_music.data import reasons
+from megatron_music.counted import counted
 from megatron_music.data.words import left_out_in_words
 from megatron_music.music.instruments import TRACK_COLOURS, instrument_name
 
@@ -82,7 +83,7 @@ def splits(report: dict) -> Chart:
         _bars("tokens", names, [row["tokens"] for row in rows.values()]),
         _bars("windows (documents)", names, [row["documents"] for row in rows.values()], ORANGE),
     ]
-    caption = "A file and all its windows are in one split."
+    caption = "All windows of a file are in the same split."
     return Chart("splits", "Tokens and windows by split", caption, tuple(panels))
 
 
@@ -99,7 +100,7 @@ def sources(report: dict) -> Chart | None:
         sizes = [row["text_bytes"] / 1e6 for row in rows]
         panels.append(_bars("as text, MB (10⁶ bytes)", names, sizes, TEAL, as_text=megabytes))
     panels.append(_bars("windows (documents)", names, [row["documents"] for row in rows], ORANGE))
-    caption = "Each source that was given to the build, all splits together."
+    caption = "Each source given to the build, all splits together."
     return Chart("sources", "Sizes by data set", caption, tuple(panels))
 
 
@@ -142,7 +143,7 @@ def instruments(report: dict) -> Chart | None:
     return Chart(
         "instruments",
         "Instruments",
-        f"Tracks in documents by instrument ({len(rows)} kinds in all); programs have their General MIDI names.",
+        f"Tracks in documents by instrument, {len(rows)} in all, under their General MIDI names.",
         (_bars("tracks in documents", tuple(names), values),),
     )
 
@@ -163,7 +164,7 @@ def density(report: dict) -> Chart | None:
     return Chart(
         "density",
         "Density of tracks",
-        "Notes that one track strikes in one window; DENSITY tokens cut this into equal shares.",
+        "Notes of one track in one window; DENSITY tokens split this distribution into quantiles.",
         (Histogram(label, "tracks in windows", tuple(counts), tuple(names), ticks,
                    (min(notes, len(counts) - 1) + 0.5, f"median {notes}")),),
     )  # fmt: skip
@@ -179,9 +180,9 @@ def onset_error(report: dict) -> Chart | None:
     ticks = tuple((place, f"{edges[place]:.2g}") for place in range(0, len(edges), 2))
     return Chart(
         "onset_error",
-        "Quantisation error",
-        f"How far onsets lay from the grid of 1/{4 * report['encoding']['steps_per_quarter']} notes: half a step at most. "
-        f"{notes.get('onsets_on_grid', 0):,} of {notes.get('notes_in', 0):,} onsets lay exactly on it.",
+        "Quantization error",
+        f"Distance of onsets from the grid of 1/{4 * report['encoding']['steps_per_quarter']} notes, half a step at most. "
+        f"{notes.get('onsets_on_grid', 0):,} of {notes.get('notes_in', 0):,} onsets are exactly on it.",
         (Histogram("distance from the grid, steps", "onsets", tuple(found), tuple(names), ticks, None),),
     )
 
@@ -193,16 +194,16 @@ def meters(report: dict) -> Chart | None:
     rows = list(found["files"].items())
     shown, rest = rows[:TOP_METERS], sum(count for _, count in rows[TOP_METERS:])
     left_out = found["left_out"]
-    names = [f"{meter}, read as not declared" if found["undeclared"].get(meter) else meter for meter, _ in shown]
+    names = [f"{meter}, read as undeclared" if found["undeclared"].get(meter) else meter for meter, _ in shown]
     values = [count - left_out.get(meter, 0) for meter, count in shown]
-    panels = [_bars("files in a meter that is encoded", names, values)]
+    panels = [_bars("files used, by their main meter", names, values)]
     if rest:
         more = rest - sum(left_out.get(meter, 0) for meter, _ in rows[TOP_METERS:])
-        panels = [_bars("files in a meter that is encoded", [*names, f"{len(rows) - TOP_METERS} others"], [*values, more])]
+        panels = [_bars("files used, by their main meter", [*names, f"{len(rows) - TOP_METERS} others"], [*values, more])]
     if left_out:
         ordered = sorted(left_out.items(), key=lambda row: (-row[1], row[0]))[:TOP_METERS]
         panels.append(_bars("files left out for their meter", [m for m, _ in ordered], [n for _, n in ordered], RED))
-    caption = f"Each file counts with the meter in force longest; {found['changing']:,} files have more than one."
+    caption = f"Each file counts once, under the meter it has longest; {counted(found['changing'], 'file')} change meter."
     return Chart("meters", "Meters", caption, tuple(panels))
 
 
@@ -219,7 +220,7 @@ def exclusions(report: dict) -> Chart | None:
     if not panels:
         return None
     remedies = [said for said, _ in left_out_in_words(report) if "; " in said]
-    caption = " ".join(["Files and windows that gave no document.", *(f"{said[0].upper()}{said[1:]}." for said in remedies[:3])])
+    caption = " ".join(["Files and windows that are not in the dataset.", *(f"{said[0].upper()}{said[1:]}." for said in remedies[:3])])
     return Chart("exclusions", "What was left out, and why", caption, tuple(panels))
 
 

@@ -4,16 +4,17 @@ Bars that have names are rows of a table, so that a screen reader reads them out
 that stretches, with its words beside it in HTML, so that they stay readable on a telephone. Styles are in ``page``.
 """
 
-from collections.abc import Sequence
 from html import escape
 
+from megatron_music.counted import counted
 from megatron_music.data.charts import Bars, Chart, Histogram, compact, nice_ticks
-from megatron_music.music.instruments import TRACK_COLOURS, VOICE_COLOURS, instrument_name
+from megatron_music.music.instruments import css_colour, track_colour, track_labels
 from megatron_music.music.names import printable
 from megatron_music.music.score import Score, Track
-from megatron_music.music.names import printable
 
 MAX_ROLL_BARS = 16
+MIN_ROLL_PITCHES = 18  # of a roll's height, so that few notes are not drawn as large blocks and a C is always in it
+_BLACK_KEYS = (1, 3, 6, 8, 10)
 
 
 def text(value: object) -> str:
@@ -33,7 +34,7 @@ def draw_bars(panel: Bars) -> str:
     highest = max(panel.values, default=0) or 1
     rows = "".join(
         f'<tr><th scope="row">{text(name)}</th><td class="bar"><span style="width:{100 * value / highest:.2f}%;'
-        f'background:{panel.colour}"></span></td><td>{text(said)}</td></tr>'
+        f'background:{css_colour(panel.colour)}"></span></td><td>{text(said)}</td></tr>'
         for name, value, said in zip(panel.names, panel.values, panel.texts, strict=True)
     )
     return f'<table class="bars"><caption>{text(panel.heading)}</caption><tbody>{rows}</tbody></table>'
@@ -64,7 +65,7 @@ def draw_histogram(panel: Histogram) -> str:
     return (
         f'<div class="plot"><div class="y" aria-hidden="true">{y_words}</div><div class="canvas">'
         f'<svg role="img" aria-label="{text(label)}" viewBox="0 0 {width} 100" preserveAspectRatio="none" '
-        f'fill="{panel.colour}">{grid}{bars}{median}</svg>{said}</div>'
+        f'style="fill:{css_colour(panel.colour)}">{grid}{bars}{median}</svg>{said}</div>'
         f'<div class="x" aria-hidden="true">{x_words}</div><p class="unit">{text(panel.x_label)}</p></div>'
     )
 
@@ -78,20 +79,24 @@ def draw_roll(score: Score, title: str) -> str:
     if not pitches:
         return f"<figure><h3>{text(title)}</h3><p>No note sounds in it.</p></figure>"
     low, high = min(pitches) - 1, max(pitches) + 2
-    lines = [f'<line class="grid" x1="{start}" x2="{start}" y1="0" y2="{high - low}"/>' for start in starts]
+    missing = max(MIN_ROLL_PITCHES - (high - low), 0)
+    low, high = low - missing // 2, high + missing - missing // 2
+    black = [pitch for pitch in range(low, high) if pitch % 12 in _BLACK_KEYS]
+    lines = [f'<rect class="black" x="0" y="{high - pitch - 1}" width="{end}" height="1"/>' for pitch in black]
+    lines += [f'<line class="grid" x1="{start}" x2="{start}" y1="0" y2="{high - low}"/>' for start in starts]
     octaves = range(-(-low // 12) * 12, high, 12)
     lines += [f'<line class="grid" x1="0" x2="{end}" y1="{high - pitch}" y2="{high - pitch}"/>' for pitch in octaves]
     groups, keys = [], []
-    names = track_names(tracks)
+    names = track_labels(tracks)
     for number, track in enumerate(tracks):
-        colour = VOICE_COLOURS.get(track.voice, TRACK_COLOURS[number % len(TRACK_COLOURS)])
+        colour = css_colour(track_colour(track, number))
         gap = 0.06 * score.steps_per_quarter  # so that repeated notes are told apart
         boxes = "".join(
             f'<rect x="{start}" y="{high - pitch - 0.95:g}" width="{max(stop - start - gap, gap):g}" height="0.9"/>'
             for start, stop, pitch in _notes_before(end, track)
         )
         name = text(names[number])
-        groups.append(f'<g fill="{colour}"><title>{name}</title>{boxes}</g>')
+        groups.append(f'<g style="fill:{colour}"><title>{name}</title>{boxes}</g>')
         keys.append(f'<li><i style="background:{colour}"></i>{name}</li>')
     size = 100 / (high - low)
     y_words = "".join(
@@ -100,8 +105,9 @@ def draw_roll(score: Score, title: str) -> str:
     x_words = "".join(
         f'<span style="left:{100 * start / end:.2f}%">{bar + 1}</span>' for bar, start in enumerate(starts[:-1])
     )
-    shown = "" if score.num_bars < len(starts) else f", of which the first {MAX_ROLL_BARS} are drawn"
-    label = f"Piano roll of {title}: {score.num_bars} bars, {score.num_notes} notes, {len(tracks)} tracks{shown}"
+    shown = "" if score.num_bars < len(starts) else f"; the first {MAX_ROLL_BARS} bars are drawn"
+    facts = (counted(score.num_bars, "bar"), counted(score.num_notes, "note"), counted(len(tracks), "track"))
+    label = f"Piano roll of {title}: {', '.join(facts)}{shown}"
     return (
         f'<figure class="roll"><h3>{text(title)}</h3><figcaption>{text(label.partition(": ")[2])}</figcaption>'
         f'<div class="plot"><div class="y" aria-hidden="true">{y_words}</div><div class="canvas">'
@@ -114,19 +120,6 @@ def draw_roll(score: Score, title: str) -> str:
 def _notes_before(end: int, track: Track) -> list[tuple[int, int, int]]:
     """Start, end and pitch of the notes that begin before a step, none of them longer."""
     return [(start, min(stop, end), pitch) for start, stop, pitch, _ in track.notes.tolist() if start < end]
-
-
-def track_name(track: Track) -> str:
-    """What a person calls the instrument of a decoded track."""
-    return instrument_name(track.voice or ("DRUMS" if track.is_drum else str(track.program)))
-
-
-def track_names(tracks: Sequence[Track]) -> list[str]:
-    """The names of the tracks of one piece; of several of one instrument each has its number."""
-    names = [track_name(track) for track in tracks]
-    return [
-        f"{name} {names[: place + 1].count(name)}" if names.count(name) > 1 else name for place, name in enumerate(names)
-    ]
 
 
 def _up(value: float, top: float) -> str:

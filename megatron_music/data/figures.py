@@ -1,18 +1,31 @@
 """The charts of a report as pictures: SVG files that need nothing but a browser, and the same bytes for the same numbers.
 
-Words are not measured: names stand to the right in a column of their own, and are cut in the middle where they are long.
+Widths of names are estimated, not measured: names stand in a column of their own, on two lines where they are long, and lose
+their middle where two lines are not enough.
 """
 
+import math
 import os
+import textwrap
+import unicodedata
 from pathlib import Path
 
-from megatron_music.data.charts import Bars, Chart, Histogram, charts, compact, nice_ticks
+from megatron_music.data.charts import (
+    Bars,
+    Chart,
+    Histogram,
+    charts,
+    compact,
+    nice_ticks,
+)
 from megatron_music.data.drawings import text
 from megatron_music.data.report import FIGURES
+from megatron_music.music.names import printable
 
 WIDTH, LEFT, RIGHT = 760, 236, 744  # pixels: of a picture, and where what is drawn in it begins and ends
 ROW, PLOT = 25, 236  # heights of a bar and of a histogram
-NAME_LETTERS, LETTER = 34, 6.6  # of a name, and the width of a letter
+NAME_LETTERS, LETTER = 34, 6.6  # of a line of a name, and the width of a letter; East Asian letters are twice as wide
+LINE = 13  # height of a line of a name
 INK, MUTED, LINES = "#24292f", "#57606a", "#e4e7eb"
 
 
@@ -50,15 +63,19 @@ def _bars(panel: Bars) -> tuple[str, int]:
     """Named bars, and their height with the heading."""
     room = RIGHT - LEFT - LETTER * (2 + max(map(len, panel.texts), default=0))  # for the number behind the longest bar
     highest = max(panel.values, default=0) or 1
-    parts = [_word(LEFT, 20, panel.heading)]
-    for place, (name, value, said) in enumerate(zip(panel.names, panel.values, panel.texts, strict=True)):
-        top, width = 30 + ROW * place, room * value / highest
+    parts, top = [_word(LEFT, 20, panel.heading)], 30.0
+    for name, value, said in zip(panel.names, panel.values, panel.texts, strict=True):
+        width, lines = room * value / highest, _lines(name)
+        extra = LINE * (len(lines) - 1)
+        words = "".join(_word(LEFT - 8, top + 13 + LINE * number, line, "end", INK) for number, line in enumerate(lines))
         parts.append(
-            _word(LEFT - 8, top + 13, _short(name), "end", INK)
-            + f'<rect x="{LEFT}" y="{top}" width="{width:.1f}" height="17" fill="{panel.colour}"/>'
-            + _word(LEFT + width + 6, top + 13, said)
+            f"<g>{f'<title>{text(name)}</title>' if _columns(name) > NAME_LETTERS else ''}{words}"
+            + f'<rect x="{LEFT}" y="{top + extra / 2:g}" width="{width:.1f}" height="17" fill="{panel.colour}"/>'
+            + _word(LEFT + width + 6, top + 13 + extra / 2, said)
+            + "</g>"
         )
-    return "".join(parts), 34 + ROW * len(panel.names)
+        top += ROW + extra
+    return "".join(parts), math.ceil(top) + 4
 
 
 def _histogram(panel: Histogram) -> tuple[str, int]:
@@ -98,6 +115,31 @@ def _word(x: float, y: float, said: str, anchor: str = "start", colour: str = MU
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{text(said)}</text>'
 
 
-def _short(name: str) -> str:
-    half = NAME_LETTERS // 2
-    return name if len(name) <= NAME_LETTERS else f"{name[:half]}…{name[1 - half :]}"
+def _lines(name: str) -> list[str]:
+    """A name on one line or two, each of at most ``NAME_LETTERS`` columns."""
+    name = printable(name)
+    if _columns(name) <= NAME_LETTERS:
+        return [name]
+    if _columns(name) == len(name):
+        lines = textwrap.wrap(name, NAME_LETTERS, break_long_words=False, break_on_hyphens=False)
+        if len(lines) > 1 and len(lines[0]) <= NAME_LETTERS:
+            rest = " ".join(lines[1:])
+            return [lines[0], rest if len(rest) <= NAME_LETTERS else _shortened(rest)]
+    return [_shortened(name)]
+
+
+def _shortened(name: str) -> str:
+    """A name that loses its middle, so that its beginning and its end fit one line."""
+    half = (NAME_LETTERS - 1) // 2
+    return f"{_fitting(name, half)}…{_fitting(name[::-1], half)[::-1]}"
+
+
+def _fitting(name: str, columns: int) -> str:
+    """As much of the beginning as fits so many columns."""
+    end = next((end for end in range(len(name)) if _columns(name[: end + 1]) > columns), len(name))
+    return name[:end]
+
+
+def _columns(name: str) -> int:
+    """The width of a name in letters."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in name)

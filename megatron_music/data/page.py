@@ -14,7 +14,6 @@ import numpy as np
 from megatron_music.data.charts import Chart, charts
 from megatron_music.data.drawings import draw_chart, draw_roll, text
 from megatron_music.data.index_file import HEADER_BYTES, check_index
-from megatron_music.data.unheld import unheld_in_words
 from megatron_music.data.report import (
     FILES_FILE,
     OLDER,
@@ -29,16 +28,19 @@ from megatron_music.data.report import (
     size_in_words,
     split_totals,
 )
+from megatron_music.data.unheld import unheld_in_words
 from megatron_music.data.words import split_by_in_words, warnings
+from megatron_music.music.instruments import PALETTE_CSS
 from megatron_music.tokens.bpe import read_bpe
 from megatron_music.tokens.folder import read_encoding
 from megatron_music.tokens.mmmtrack import decode_piece
 from megatron_music.whole_file import write_whole
 
 QUARANTINE_LINES = 20
+ROLLS = "A few documents of train as the model sees them: time to the right, pitch upwards, one colour per track."
 STYLE = """
-:root{color-scheme:light dark;--paper:#fff;--card:#f6f8fa;--ink:#1f2328;--soft:#57606a;--line:#d8dee4;--warn:#bc4c00}
-@media(prefers-color-scheme:dark){:root{--paper:#14171c;--card:#1c2128;--ink:#e6e8eb;--soft:#a3adb8;--line:#353c45;--warn:#f0883e}}
+:root{color-scheme:light dark;--paper:#fff;--card:#f6f8fa;--ink:#1f2328;--soft:#57606a;--line:#d8dee4;--row:#f1f3f6;--warn:#bc4c00}
+@media(prefers-color-scheme:dark){:root{--paper:#14171c;--card:#1c2128;--ink:#e6e8eb;--soft:#a3adb8;--line:#353c45;--row:#191d23;--warn:#f0883e}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
 header,main,footer{max-width:68rem;margin:0 auto;padding:1.25rem clamp(.9rem,4vw,2rem)}
@@ -73,8 +75,9 @@ caption{text-align:left;padding:.6rem 0 .25rem}
 .bars td{padding:.12rem 0}.bars td:last-child{width:5.8rem;padding-left:.6rem;color:var(--soft);font-size:.86rem;
   white-space:nowrap}
 .bars .bar span{display:block;height:.95rem;min-width:1px;border-radius:0 .15rem .15rem 0}
-.plot{display:grid;grid-template-columns:3.2rem 1fr;margin-top:1.2rem;font-size:.78rem;color:var(--soft);
+.plot{display:grid;grid-template-columns:3.2rem 1fr;margin-top:1.7rem;font-size:.78rem;color:var(--soft);
   font-variant-numeric:tabular-nums}
+.black{fill:var(--row)}rect.black:hover{opacity:1}
 .canvas{position:relative;height:13rem}.canvas svg{display:block;width:100%;height:100%;overflow:visible}
 .plot span{position:absolute;white-space:nowrap}.y{position:relative}.y span{right:.55rem;transform:translateY(-50%)}
 .x{grid-column:2;position:relative;height:1.35rem;margin-top:.2rem}.x span{transform:translateX(-50%)}
@@ -83,7 +86,7 @@ caption{text-align:left;padding:.6rem 0 .25rem}
 .median{stroke:var(--ink);stroke-width:1.2;stroke-dasharray:5 4;vector-effect:non-scaling-stroke}
 .plot .said{top:-1.15rem;margin:0 .4rem;padding:0 .25rem;color:var(--ink);background:var(--paper)}
 rect:hover{opacity:.75}
-.roll .canvas{height:11rem;border:1px solid var(--line);border-width:0 1px 1px 0}.roll .x span{transform:none;
+.roll .plot{margin-top:.7rem}.roll .canvas{height:11rem;border:1px solid var(--line);border-width:0 1px 1px 0}.roll .x span{transform:none;
   padding-left:.15rem}
 .key{list-style:none;display:flex;flex-wrap:wrap;gap:.1rem 1.1rem;margin:.3rem 0 0 3.2rem;padding:0;font-size:.85rem;
   color:var(--soft)}
@@ -117,20 +120,20 @@ def page(folder: str | os.PathLike, documents: int = 4) -> str:
         f'<header><p class="soft">Music as tokens: a dataset of megatron_music {text(report["megatron_music"])}'
         f"{_built(report)}</p><h1>{name}</h1>{_settings(report)}{_facts(report)}{_warnings(report)}</header><main>",
         f'<p class="soft">{OLDER}</p>' if is_older(report) else "",
-        _section("Piano rolls", _rolls(folder, documents), "A few documents of train, as a model reads them."),
+        _section("Piano rolls", _rolls(folder, documents), ROLLS),
         _pair(_chart(drawn, "splits") + _splits_table(report), _chart(drawn, "sources") + _sources_table(report)),
         _pair(_chart(drawn, "document_tokens"), _chart(drawn, "density")),
         _pair(_chart(drawn, "instruments"), _chart(drawn, "onset_error") + _notes(report)),
         _pair(_chart(drawn, "exclusions"), _files(report), _chart(drawn, "meters")),
         _unheld(report),
         _quarantine(folder),
-        _section("Encoding", _table(["what", "how"], encoding_in_words(report["encoding"])), _training_words(report)),
+        _section("Encoding", _table(["setting", "value"], encoding_in_words(report["encoding"])), _training_words(report)),
         f'</main><footer><p>Fingerprint of files and options: <code>{text(report["fingerprint"])}</code></p></footer>',
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{name}: a dataset of music as tokens</title><style>{STYLE}</style></head>\n<body>"
+        f"<title>{name}: a dataset of music as tokens</title><style>{PALETTE_CSS}{STYLE}</style></head>\n<body>"
         + "\n".join(part for part in body if part)
         + "</body></html>\n"
     )
@@ -176,7 +179,7 @@ def _built(report: dict) -> str:
 
 
 def _settings(report: dict) -> str:
-    """The encoding and what else was asked for, in one line of labels."""
+    """The encoding and the other options of the build, as a row of labels."""
     said = [f"{what}: {how}" if what not in ("windows", "grid") else how for what, how in encoding_in_words(report["encoding"])]
     asked = report.get("options", {})
     said += [
@@ -221,7 +224,7 @@ def _training_words(report: dict) -> str:
         words.append(f"Merged tokens (BPE): {bpe_in_words(report['bpe'])}.")
     if report.get("unigram_entropy_nats"):
         entropy = f"{report['unigram_entropy_nats']:.3f} nats"
-        words.append(f"Entropy of single tokens in train: {entropy}; a model that learns of their order has less loss.")
+        words.append(f"Unigram entropy of train: {entropy} per token. A model that learns anything about token order reaches a lower loss.")
     return " ".join(words)
 
 
@@ -241,7 +244,7 @@ def _sources_table(report: dict) -> str:
 
 
 def _files(report: dict) -> str:
-    return _section("Files", _table(["what became of them", "files"], files_in_words(report)), _list_words(report))
+    return _section("Files", _table(["outcome", "files"], files_in_words(report)), _list_words(report))
 
 
 def _notes(report: dict) -> str:
@@ -250,7 +253,7 @@ def _notes(report: dict) -> str:
 
 def _unheld(report: dict) -> str:
     rows = unheld_in_words(report)
-    return _section("What these files hold that the tokens do not", _table(["what", "how many", "in files"], rows)) if rows else ""
+    return _section("Not represented in the tokens", _table(["content of the files", "count", "in files"], rows)) if rows else ""
 
 
 def _quarantine(folder: Path) -> str:
@@ -268,7 +271,7 @@ def _quarantine(folder: Path) -> str:
     if not rows:
         return ""
     rest = f"The first {len(lines)}; {more:,} more are in {QUARANTINE_FILE}." if more else f"All, from {QUARANTINE_FILE}."
-    head = '<thead><tr><th scope="col">file</th><th scope="col">why</th></tr></thead>'
+    head = '<thead><tr><th scope="col">file</th><th scope="col">reason</th></tr></thead>'
     table = f'<div class="wide"><table class="data stack">{head}<tbody>{rows}</tbody></table></div>'
     return _section("Damaged files", table, rest)
 

@@ -13,7 +13,6 @@ from megatron_music.data.charts import charts, excluded_files, megabytes
 from megatron_music.data.unheld import PEDAL_NOTES, unheld_in_words
 from megatron_music.data.words import (
     left_out_in_words,
-    levels_in_words,
     meters_in_words,
     reason_in_words,
     split_by_in_words,
@@ -75,7 +74,7 @@ def describe(report: dict, out: str | os.PathLike) -> str:
     if "labelled" in files:
         lines.append(f"labels   {files['labelled']:,} of {files['used']:,} used files have one")
     lines.append(
-        f"rate     {rates['files_per_second']:,.0f} files/s, {rates['tokens_per_second'] / 1e6:.2f} M tokens/s "
+        f"rate     {_rate(rates['files_per_second'], ',.0f')} files/s, {_rate(rates['tokens_per_second'] / 1e6, '.2f')} M tokens/s "
         f"with {counted(rates['workers'], 'worker')}{rates.get('of', '') and ', merging alone'}"
     )
     rows = [(split, report["splits"][split]) for split in SPLITS]
@@ -139,7 +138,7 @@ def markdown(report: dict) -> str:
         rows = [[row[name] for name in names] for row in report["sources"]]
         lines += _table(["data set", "files found", "files used", "windows", "tokens", "bytes"], rows)
     section("Files", "exclusions", "meters")
-    lines += _table(["what became of them", "files"], files_in_words(report))
+    lines += _table(["outcome", "files"], files_in_words(report))
     for name, said in _of_all_files(report):
         if said:
             lines += [f"{name.capitalize()}: {_cell(said)}.", ""]
@@ -150,22 +149,25 @@ def markdown(report: dict) -> str:
     if files["quarantined"]:
         lines += [f"`{QUARANTINE_FILE}` names each damaged file and the reason.", ""]
     section("Encoding")
-    lines += _table(["what", "how"], encoding_in_words(report["encoding"]))
+    lines += _table(["setting", "value"], encoding_in_words(report["encoding"]))
     if report.get("bpe"):
         lines += [f"Merged tokens (BPE): {bpe_in_words(report['bpe'])}.", ""]
     if report.get("unigram_entropy_nats"):
-        lines += [f"Entropy of single tokens in train: {report['unigram_entropy_nats']:.3f} nats. A model that learns "
-                  "anything of their order has a lower loss.", ""]  # fmt: skip
+        lines += [f"Unigram entropy of train: {report['unigram_entropy_nats']:.3f} nats per token. A model that learns anything "
+                  "about token order reaches a lower loss.", ""]  # fmt: skip
     section("Notes", "onset_error")
     lines += _table(["notes", "count"], notes_in_words(notes))
     if report.get("unheld"):
-        section("What these files hold that the tokens do not")
-        lines += _table(["what", "how many", "in files"], unheld_in_words(report))
+        section("Not represented in the tokens")
+        lines += _table(["content of the files", "count", "in files"], unheld_in_words(report))
     if {"document_tokens", "instruments", "density"} & pictures.keys():
         section("Histograms", "document_tokens", "density", "instruments")
     if "instruments" in pictures:
         rows = sorted(report["histograms"]["instruments"].items(), key=lambda row: (-row[1], row[0]))
         lines += _table(["instrument", "token", "tracks"], [[instrument_name(v), f"INST={v}", n] for v, n in rows[:20]])
+        if len(rows) > 20:
+            rest = sum(number for _, number in rows[20:])
+            lines += [f"The 20 most frequent of {len(rows)} instruments; the others have {counted(rest, 'track')}.", ""]
     lines += [f"Fingerprint of files and options: `{_cell(report['fingerprint'])}`.", ""]
     return "\n".join(lines)
 
@@ -199,7 +201,7 @@ def encoding_in_words(encoding: dict) -> list[tuple[str, str]]:
     windows = f"{encoding['bars']} bars, hop {encoding['hop']}" if encoding["bars"] else "whole pieces"
     rows = [
         ("windows", windows),
-        ("grid", f"{encoding['steps_per_quarter']} steps a quarter"),
+        ("grid", f"{encoding['steps_per_quarter']} steps per quarter note"),
         ("notes across bar lines", BAR_LINES.get(encoding["bar_line"], encoding["bar_line"])),
     ]
     if tuple(encoding.get("meters", ("4/4",))) != ("4/4",):
@@ -235,10 +237,10 @@ def files_in_words(report: dict) -> list[tuple[str, int]]:
     files = report["files"]
     rows = [("found", files["found"]), ("used", files["used"])]
     for name, text in (
-        ("copies", "used, and copies of an earlier file byte for byte"),
-        ("near_copies", "used, and with the same notes as an earlier file in other bytes"),
+        ("copies", "used, byte-for-byte copies of an earlier file"),
+        ("near_copies", "used, same notes as an earlier file in other bytes"),
         ("rescued", "read only after their bytes were clamped"),
-        ("labelled", "used, and with a label"),
+        ("labelled", "used, with a label"),
     ):
         if name in files:
             rows.append((text, files[name]))
@@ -256,7 +258,7 @@ def notes_in_words(notes: dict) -> list[tuple[str, int | float]]:
         ("onsets exactly on the grid", "onsets_on_grid"),
     ]
     counts = [(text, notes.get(name, 0)) for text, name in rows]
-    moved = [("steps an onset moved on average", "mean"), ("steps an onset moved at most", "max")]
+    moved = [("mean shift of an onset, steps", "mean"), ("largest shift of an onset, steps", "max")]
     return [*counts, *((text, float(notes[f"{name}_onset_error_steps"])) for text, name in moved)]
 
 
@@ -283,6 +285,12 @@ def bpe_in_words(bpe: dict) -> str:
     gain = bpe["tokens_before"] / max(bpe["tokens_after"], 1)
     tokens = f"{bpe['tokens_before']:,} tokens became {bpe['tokens_after']:,}"
     return f"{counted(bpe['merges'], 'merge')}, {tokens}, {gain:.2f} times fewer"
+
+
+def _rate(per_second: float, how: str) -> str:
+    """A rate in the given format; one that would come out as zero has two digits: 0.25, 0.0035."""
+    said = format(per_second, how)
+    return said if float(said.replace(",", "")) else f"{per_second:.2g}"
 
 
 def _copies(files: dict) -> str:

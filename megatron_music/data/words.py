@@ -71,7 +71,7 @@ def warnings(report: Mapping) -> list[str]:
         if len(levels["levels"]) < levels["asked"]:
             found.append(
                 f"--{name.replace('_', '-')} {levels['asked']} gives {counted(len(levels['levels']), 'level')}: "
-                "the music has no more that differ in whole notes"
+                "the other quantiles fall on the same numbers of notes"
             )
     return found
 

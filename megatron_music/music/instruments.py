@@ -3,11 +3,16 @@
 import difflib
 from collections.abc import Sequence
 
-from megatron_music.music.score import VOICE_NAMES
+from megatron_music.music.names import printable
+from megatron_music.music.score import VOICE_NAMES, Track
 
-# Green, orange, blue and red that colour-blind readers can tell apart (Okabe and Ito).
-VOICE_COLOURS = {"SOPRANO": "#009e73", "ALTO": "#e69f00", "TENOR": "#0072b2", "BASS": "#d55e00"}
-TRACK_COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#9d755d", "#bab0ac")
+# Every colour has a contrast of 3 or more with its background (WCAG 1.4.11), and any two differ for readers with normal, protan
+# and deutan vision; tests/test_instruments.py measures both. Voices are green, orange, blue and red; tracks are blue, orange,
+# green, red, teal, violet, sand and grey.
+VOICE_COLOURS = {"SOPRANO": "#1e7a5c", "ALTO": "#c77700", "TENOR": "#4a86e8", "BASS": "#8a1f11"}
+TRACK_COLOURS = ("#2b6cb0", "#d97706", "#2f7d4f", "#7f1028", "#4096af", "#4c1d95", "#a58c70", "#525762")
+DARK_VOICE_COLOURS = {"SOPRANO": "#4fd1a0", "ALTO": "#f5b041", "TENOR": "#5a93fe", "BASS": "#d9534a"}
+DARK_TRACK_COLOURS = ("#6ca6ea", "#f0963c", "#78bfa6", "#d8443a", "#5fe2ff", "#9a63e8", "#f5e7b2", "#7d8490")
 
 # General MIDI level 1, sixteen families of eight programs.
 GENERAL_MIDI = tuple(
@@ -45,6 +50,47 @@ def instrument_name(value: str) -> str:
     if value.isascii() and value.isdigit() and int(value) < len(GENERAL_MIDI):
         return GENERAL_MIDI[int(value)]
     return value.capitalize() if value in (*VOICE_NAMES, "DRUMS") else value
+
+
+def track_labels(tracks: Sequence[Track]) -> list[str]:
+    """Names of the tracks of one piece for a legend: the voice, else the file's own name, else the General MIDI instrument.
+
+    A name that several tracks share gets a number, so that no two labels are alike.
+    """
+    names = [
+        track.voice.capitalize()
+        or printable(track.name).strip()
+        or instrument_name("DRUMS" if track.is_drum else str(track.program))
+        for track in tracks
+    ]
+    labels, used = [], set(names)
+    for place, name in enumerate(names):
+        number = names[: place + 1].count(name)
+        while names.count(name) > 1 and (f"{name} {number}" in used or f"{name} {number}" in labels):
+            number += 1
+        labels.append(f"{name} {number}" if names.count(name) > 1 else name)
+    return labels
+
+
+def track_colour(track: Track, place: int) -> str:
+    """The colour of a track on white, as ``#rrggbb``; ``place`` counts the tracks of the piece from 0."""
+    return VOICE_COLOURS.get(track.voice) or TRACK_COLOURS[place % len(TRACK_COLOURS)]
+
+
+def css_colour(colour: str) -> str:
+    """A colour of the palettes as a variable of ``PALETTE_CSS``, so that a dark page shows its dark counterpart."""
+    return f"var(--c-{colour.removeprefix('#')})"
+
+
+def _css_variables(dark: bool) -> str:
+    pairs = [(colour, DARK_VOICE_COLOURS[voice] if dark else colour) for voice, colour in VOICE_COLOURS.items()]
+    pairs += zip(TRACK_COLOURS, DARK_TRACK_COLOURS if dark else TRACK_COLOURS, strict=True)
+    return "".join(f"--c-{light.removeprefix('#')}:{shown};" for light, shown in pairs)
+
+
+PALETTE_CSS = (
+    f":root{{{_css_variables(dark=False)}}}\n@media(prefers-color-scheme:dark){{:root{{{_css_variables(dark=True)}}}}}\n"
+)
 
 
 # The names of the standard where they are not those above, by program.

@@ -6,14 +6,15 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from megatron_music.music.pianoroll import save_figure
+from megatron_music.music.instruments import TRACK_COLOURS
+from megatron_music.music.pianoroll import plain, save_figure
 
 
 def plot_loss(
     metrics: str | os.PathLike,
     path: str | os.PathLike,
     baselines: dict[str, float] | None = None,
-    unit: str = "nats a token",
+    unit: str = "nats per token",
 ) -> None:
     """Draw training and validation loss over steps.
 
@@ -27,17 +28,24 @@ def plot_loss(
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for key, label, style in (
-        ("loss", "training", {"linewidth": 1, "alpha": 0.6}),
-        ("valid_loss", "validation", {"marker": "o", "markersize": 4}),
+        ("loss", "training", {"linewidth": 1, "color": TRACK_COLOURS[0]}),
+        ("valid_loss", "validation", {"marker": "o", "markersize": 5, "color": TRACK_COLOURS[1]}),
     ):
         points = [(row["iteration"], row[key]) for row in rows if key in row]
         if points:
+            if key == "valid_loss":
+                label += f", last {points[-1][1]:.3f}"
             axes.plot(*zip(*points, strict=True), label=label, **style)
     for number, (name, loss) in enumerate((baselines or {}).items()):
-        axes.axhline(loss, linestyle=("--", ":")[number % 2], color="#888888", label=f"{name} {loss:.2f}")
+        axes.axhline(loss, linestyle=("--", ":")[number % 2], color="#57606a")
+        axes.text(0.995, loss, plain(f"{name} {loss:.2f}"), transform=axes.get_yaxis_transform(), ha="right", va="bottom", color="#57606a")
     axes.set_xlabel("step")
-    axes.set_ylabel(f"loss, {unit}")
+    axes.set_ylabel(plain(f"loss, {unit}"))
     axes.set_ylim(bottom=0)
-    axes.grid(True, color="#eeeeee")
-    axes.legend(frameon=False)
+    if baselines:
+        axes.set_ylim(top=max(axes.get_ylim()[1], 1.08 * max(baselines.values())))  # room for the words on the highest line
+    axes.grid(True, color="#e4e7eb", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.lines[: -len(baselines or ()) or None]:
+        figure.legend(loc="outside upper right", ncols=2, frameon=False)
     save_figure(figure, path)
