@@ -51,7 +51,7 @@ def composer(trained):
 def test_the_pages_python_writes_what_the_commands_write(trained, tmp_path, monkeypatch):
     """Run as printed, in a folder with a run and a song."""
     page = (Path(__file__).parent.parent / "docs" / "generation.md").read_text(encoding="utf-8")
-    (script,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    (script,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (tmp_path / "page.py").write_text(script, encoding="utf-8")
     (tmp_path / "run").symlink_to(trained)
     write_midi(tiny_score(6), tmp_path / "song.mid")

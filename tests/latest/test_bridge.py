@@ -145,7 +145,7 @@ def test_the_attention_backend_goes_with_the_model(backend):
 def script() -> str:
     """The page's, as printed."""
     page = (Path(__file__).parent.parent.parent / "docs" / "megatron-bridge.md").read_text()
-    (script,) = [text for text in re.findall(r"```python\n(.*?)```", page, re.S) if "pretrain(" in text]
+    (script,) = [text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "pretrain(" in text]
     return script
 
 
