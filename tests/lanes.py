@@ -28,7 +28,7 @@ TITLES = {
 SUITES = {
     "GPT": [
         "test_parity", "test_checkpoint", "test_batches", "test_tokenizer", "test_gpt_step", "test_layer_options", "test_backends",
-        "test_attention", "test_decoder",
+        "test_attention", "test_decoder", "test_sharding",
     ],
     "Text to music": ["test_dit", "test_flow_training", "test_flow_parity", "test_flow_sampling", "test_generate_audio"],
     "Hosts": ["latest"],

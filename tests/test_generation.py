@@ -1,4 +1,6 @@
 import json
+import re
+import runpy
 import shlex
 import shutil
 from pathlib import Path
@@ -47,6 +49,26 @@ def trained(request, tmp_path_factory) -> Path:
 def composer(trained):
     yield load_composer(trained)
     distributed.stop()
+
+
+def test_the_pages_python_writes_what_the_commands_write(trained, tmp_path, monkeypatch):
+    """Run as printed, in a folder with a run and a song."""
+    page = (Path(__file__).parent.parent / "docs" / "generation.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "page.py").write_text(script, encoding="utf-8")
+    (tmp_path / "run").symlink_to(trained)
+    write_midi(tiny_score(6), tmp_path / "song.mid")
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("page.py", run_name="__main__")
+    bars = "track 2 bars 3-4"
+    for options, names in (
+        (["--num", "2", "--bars", "8"], ["new-1.mid", "new-2.mid"]),
+        (["--continue", "song.mid", "--bars", "8"], ["longer.mid"]),
+        (["--infill", bars, "--from", "song.mid"], ["filled.mid"]),
+    ):
+        assert main(["generate", "midi", "run", "-o", names[0][:-4], *options]) == 0
+        for number, name in enumerate(names, start=1):
+            assert Path(name).read_bytes() == Path(names[0][:-4], f"{number:03}.mid").read_bytes()
 
 
 def test_pieces_are_the_same_however_a_model_is_read_and_split(trained, tmp_path):

@@ -20,18 +20,23 @@ def seed_bridge() -> None:
     """Make ``megatron.bridge.models.gpt_provider``, ``megatron.bridge.training.config`` and their like importable."""
     if "megatron.bridge" in sys.modules:
         return
-    folders = [str(Path(folder, "bridge")) for folder in megatron.__path__ if Path(folder, "bridge").is_dir()]
-    if not folders:
+    if not any(Path(folder, "bridge").is_dir() for folder in megatron.__path__):
         raise ImportError("megatron-bridge is not installed; run make test-latest")
     for package in PACKAGES:
-        module = types.ModuleType(f"megatron.bridge{package}")
-        module.__path__ = [str(Path(folder, *package.split("."))) for folder in folders]
-        sys.modules[module.__name__] = module
+        bare_package(f"megatron.bridge{package}")
     sys.modules["megatron.bridge.models"].__getattr__ = _provider
     # Counting operations asks only whether a run trains adapters, whose module is Transformer Engine's.
     adapters = types.ModuleType("megatron.bridge.peft.lora")
     adapters.LoRA = type("LoRA", (), {})
     sys.modules[adapters.__name__] = adapters
+
+
+def bare_package(name: str) -> None:
+    """Make the modules of a package below ``megatron`` importable, without its ``__init__``."""
+    places = [Path(folder, *name.split(".")[1:]) for folder in megatron.__path__]
+    module = types.ModuleType(name)
+    module.__path__ = [str(place) for place in places if place.is_dir()]
+    sys.modules[name] = module
 
 
 def _provider(name: str):
