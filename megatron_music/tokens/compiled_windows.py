@@ -93,14 +93,6 @@ def _rest(out, place, steps):
 
 
 @compiled
-def _copy(source, first, last, out, place):
-    """Copy ``source[first:last]`` to ``out[place:]``, five times faster than such an assignment; returns the place after it."""
-    for index in range(last - first):
-        out[place + index] = source[first + index]
-    return place + max(last - first, 0)
-
-
-@compiled
 def _write_bars(key, lines, change, num_tracks, bar_table, velocity):
     """Every bar of every track once, BAR_START to BAR_END.
 
@@ -255,14 +247,16 @@ def write_windows(
                 going, going_end = crossing_start[last + 1], crossing_start[last + 2]
             source_end = start[last + 1]
             if going == going_end:
-                place = _copy(written, source, source_end, out, place)
+                out[place : place + source_end - source] = written[source:source_end]
+                place += source_end - source
             else:
                 line = lines[first_bar + bars] - lines[first_bar + bars - 1]
                 rest = line - last_step[last]
                 own_end = source_end - 1
                 own = own_end - released[last]
                 source_end = own - (-(-rest // _LONGEST) if released[last] else 0)
-                place = _rest(out, _copy(written, source, source_end, out, place), rest)
+                out[place : place + source_end - source] = written[source:source_end]
+                place = _rest(out, place + source_end - source, rest)
                 while going < going_end or own < own_end:
                     if own == own_end or (going < going_end and _NOTE_OFF + (crossings[going] >> 5) < written[own]):
                         out[place] = _NOTE_OFF + (crossings[going] >> 5)
