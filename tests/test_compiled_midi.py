@@ -1,4 +1,4 @@
-"""The compiled loop reads what the same loop reads as Python, and refuses what it refuses; other rules of reading."""
+"""The compiled loop, the same loop as Python and array arithmetic read the same, and refuse the same; other rules of reading."""
 
 import struct
 from functools import partial
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_music.music import midi
+from megatron_music.music import midi, midi_tables
 from megatron_music.music.score import Score, Track
 from mutants import mutant
 from tiny import scores, tiny_score
@@ -31,15 +31,25 @@ def outcome(read, content: bytes) -> Score | str:
         return str(error)
 
 
+LOOP = midi.Engine(midi_tables.loop_tables, midi.PLAIN.lengthen)
+
+
+def read_by_loop(content: bytes, sanitize: bool = False, voices: str = "auto", pedal: str = "ignore") -> Score:
+    return midi.read_bytes(content, "the file", sanitize, voices, pedal, LOOP)
+
+
 def both(content: bytes) -> Score | str:
-    """What both read, or say."""
+    """What both engines and the loop as Python read, or say."""
     found = []
     for options in ({}, {"sanitize": True}, {"pedal": "extend"}, {"pedal": "auto", "voices": "off"}):
-        one, other = (outcome(partial(read, **options), content) for read in (compiled_midi.read_midi, midi.read_midi))
-        assert one == other
-        if isinstance(one, Score):
-            assert one.content.counts == other.content.counts
-            assert np.array_equal(one.content.pedal_lengthening, other.content.pedal_lengthening)
+        one = outcome(partial(compiled_midi.read_midi, **options), content)
+        for read in (midi.read_midi, read_by_loop):
+            other = outcome(partial(read, **options), content)
+            assert one == other
+            if isinstance(one, Score):
+                assert np.array_equal(one.columns, other.columns)
+                assert one.content.counts == other.content.counts
+                assert np.array_equal(one.content.pedal_lengthening, other.content.pedal_lengthening)
         found.append(one)
     return found[0]
 
@@ -138,7 +148,8 @@ def test_many_events_at_one_time_keep_the_files_order(count):
 
 
 def test_more_tracks_and_notes_than_there_is_room_for_at_first(monkeypatch):
-    monkeypatch.setattr(midi, "FIRST_ROOM", 16)
+    for module in (midi_tables, compiled_midi):
+        monkeypatch.setattr(module, "FIRST_ROOM", 16)
     notes = b"".join(
         bytes([0, 0xC0 | channel, program, 0, 0x90 | channel, 60, 80, 1, 60, 0]) for channel in range(16) for program in range(128)
     )

@@ -3,7 +3,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -149,7 +149,7 @@ def _encode(digest: str, score: Score, rescued: bool, options: BuildOptions, lab
         density=np.bincount(np.minimum(found.track_notes, _MAX_DENSITY), minlength=_MAX_DENSITY + 1),
         unheld={} if found.left_out else count_unheld(score, options.encoding),
         onset_error=np.array(errors[0] if len(errors) == 1 else [*map(sum, zip(*errors, strict=True))] or [0] * 10),
-        meters=meters_of(score, options.encoding),
+        meters=meters_of(score, found.undeclared),
     )
 
 
@@ -178,6 +178,7 @@ class EncodedScore(NamedTuple):
     reports: list[QuantizationReport]  # of the stretches that gave documents
     windows_left_out: Counter
     left_out: str  # why there are none, or empty
+    undeclared: tuple[tuple[int, int], ...]  # meters that were read as if the file had not declared them
 
 
 def encode_score(
@@ -188,7 +189,7 @@ def encode_score(
     engine: Engine = ARRAYS,
 ) -> EncodedScore:
     """Every window of every stretch in the encoding's meters; whole stretches where the encoding has no windows."""
-    meters, unknown = _meters_on_grid(encoding), encoding.undeclared(score.time_signatures)
+    meters, unknown = _meters_on_grid(encoding.meters, encoding.steps_per_quarter), encoding.undeclared(score.time_signatures)
     stretches = [stretch for stretch in sections(score, meters, unknown, encoding.steps_per_quarter) if stretch.num_notes]
     dropped: Counter = Counter()
     made, numbers, reports = [], [], []
@@ -221,24 +222,28 @@ def encode_score(
         reports,
         dropped,
         left_out,
+        unknown,
     )
 
 
 @cache
-def _meters_on_grid(encoding: Encoding) -> tuple[tuple[int, int], ...]:
-    """The encoding's meters whose bars are a whole number of steps."""
-    return tuple(meter for meter in encoding.meter_set if 4 * encoding.steps_per_quarter * meter[0] % meter[1] == 0)
+def _meters_on_grid(names: tuple[str, ...], steps_per_quarter: int) -> frozenset[tuple[int, int]]:
+    """The meters of an encoding whose bars are a whole number of steps."""
+    return frozenset(meter for meter in Encoding(meters=names).meter_set if 4 * steps_per_quarter * meter[0] % meter[1] == 0)
 
 
-def meters_of(score: Score, encoding: Encoding) -> "MetersOfFile":
-    """What a file says of its meter."""
-    unknown = encoding.undeclared(score.time_signatures)
+def meters_of(score: Score, unknown: Sequence[tuple[int, int]]) -> "MetersOfFile":
+    """What a file says of its meter.
+
+    Args:
+        unknown: meters that are read as if they were not declared.
+    """
+    if len(score.time_signatures) == 1 and not score.time_signatures[0].start_step:  # as most files
+        _, numerator, denominator = score.time_signatures[0]
+        return MetersOfFile(f"{numerator}/{denominator}", False, (numerator, denominator) in unknown)
     starts = {0: (4, 4)}  # as MIDI has it where a file says nothing
     for start, numerator, denominator in sorted(score.time_signatures, key=itemgetter(0)):
         starts[start] = (numerator, denominator)  # of several at one time the last holds
-    if len(starts) == 1:
-        ((numerator, denominator),) = starts.values()
-        return MetersOfFile(f"{numerator}/{denominator}", False, (numerator, denominator) in unknown)
     lasting: Counter = Counter()
     places = sorted(starts)
     for start, end in pairwise((*places, max(score.length_steps, places[-1]))):
@@ -269,7 +274,7 @@ def _within(value, bounds: tuple) -> np.ndarray | bool:
 def _filtered(encoded: EncodedStretch, bars: int, filters: Filters, dropped: Counter) -> Windows:
     """The windows that pass; the others are counted by the first filter that stops them."""
     written = encoded.windows
-    if filters == NO_FILTERS or not len(written.lengths):
+    if filters is NO_FILTERS or filters == NO_FILTERS or not len(written.lengths):
         return written
     count = len(written.lengths)
     tracks = np.bincount(written.row_documents, minlength=count)

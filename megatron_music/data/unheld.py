@@ -39,13 +39,13 @@ def count_unheld(score: Score, encoding: Encoding) -> dict[str, int]:
     content = score.content
     counts = dict(content.counts) if content else {}
     if content and len(content.pedal_lengthening):
-        is_step = content.pedal_lengthening * encoding.steps_per_quarter >= score.steps_per_quarter
-        counts[PEDAL_NOTES[content.pedal_is_applied]] = int(np.count_nonzero(is_step))
+        step = -(-score.steps_per_quarter // encoding.steps_per_quarter)  # in ticks, those begun counted
+        counts[PEDAL_NOTES[content.pedal_is_applied]] = int(np.count_nonzero(content.pedal_lengthening >= step))
     if not encoding.velocity:
         counts["velocities"] = int(np.count_nonzero(score.columns[4] != DEFAULT_VELOCITY))
-    speeds = [tempo.quarters_per_minute for tempo in score.tempos]
+    speeds = [speed for _, speed in score.tempos]
     if not encoding.tempo:
-        counts["tempos"] = sum([abs(speed - DEFAULT_QUARTERS_PER_MINUTE) > 0.01 for speed in speeds])
+        counts["tempos"] = len([speed for speed in speeds if abs(speed - DEFAULT_QUARTERS_PER_MINUTE) > 0.01])
     else:
         counts["clipped tempos"] = sum([not SLOWEST <= speed <= FASTEST for speed in speeds])
         if len(speeds) > 1:
@@ -53,7 +53,7 @@ def count_unheld(score: Score, encoding: Encoding) -> dict[str, int]:
             places = tempo_places(score, lines, encoding.steps_per_quarter)
             counts["tempos inside a bar"] = len(speeds) - len(np.unique(places[places >= 0]))
     wanted = _meters(encoding.meters)
-    counts["meters"] = sum([signature[1:] not in wanted for signature in score.time_signatures])
+    counts["meters"] = len([0 for _, numerator, denominator in score.time_signatures if (numerator, denominator) not in wanted])
     return {kind: count for kind, count in counts.items() if count > 0}
 
 

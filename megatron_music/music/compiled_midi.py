@@ -6,7 +6,8 @@ import numpy as np
 
 from megatron_music.music import midi, midi_bytes
 from megatron_music.music.compiling import compiled
-from megatron_music.music.pedal import PEDAL_DOWN
+from megatron_music.music.midi_tables import FIRST_ROOM, MAX_TRACKS, Header, Tables
+from megatron_music.music.pedal import NUM_KEYBOARD_PROGRAMS, PEDAL_DOWN
 from megatron_music.music.score import Score
 
 # The functions as they stand, each with the compiled ones before it in the place of its helpers.
@@ -14,7 +15,7 @@ _LOOP = dict(vars(midi_bytes))
 for _name in ("number_at", "quantity_at", "program_at", "read_chunk", "read_chunks", "read_file", "order_tracks"):
     _LOOP[_name] = compiled(FunctionType(getattr(midi_bytes, _name).__code__, _LOOP, _name))
 _read_file, _order_tracks = _LOOP["read_file"], _LOOP["order_tracks"]
-_NUM_NUMBERS, _TABLE_LENGTHS, _MAX_TRACKS = midi_bytes.NUM_NUMBERS, midi_bytes.TABLE_LENGTHS, midi.MAX_TRACKS
+_NUM_NUMBERS, _TABLE_LENGTHS, _MAX_TRACKS = midi_bytes.NUM_NUMBERS, midi_bytes.TABLE_LENGTHS, MAX_TRACKS
 _NOTE, _MARK, _CONTROL, _HEAD = (
     midi_bytes.NOTE_FIELDS, midi_bytes.MARK_FIELDS, midi_bytes.CONTROL_FIELDS, midi_bytes.HEAD_FIELDS
 )  # fmt: skip
@@ -22,6 +23,7 @@ _NOTES, _TRACKS, _MARKS, _CONTROLS, _HANGING = (
     midi_bytes.NOTES, midi_bytes.TRACKS, midi_bytes.MARKS, midi_bytes.CONTROLS, midi_bytes.HANGING
 )  # fmt: skip
 _SET_PEDAL, _PEDAL_DOWN, _DRUM_CHANNEL = midi_bytes.SET_PEDAL, PEDAL_DOWN, midi_bytes.DRUM_CHANNEL
+_ALL_PROGRAMS = 128
 _PITCHED, _CHANNELS = _TABLE_LENGTHS[0], _TABLE_LENGTHS[3]
 
 
@@ -30,28 +32,42 @@ def read_midi(content: bytes, sanitize: bool = False, voices: str = "auto", peda
     return midi.read_bytes(content, "the file", sanitize, voices, pedal, _ENGINE)
 
 
-def read_tables(header: midi.Header, lenient: bool) -> midi.Tables:
-    """``music.midi.read_tables``."""
-    content, room = np.frombuffer(header.content, np.uint8), min(len(header.content) // 3 + 1, midi.FIRST_ROOM)
+def read_tables(header: Header, lenient: bool) -> Tables:
+    """``music.midi_tables.read_tables``."""
+    content, room = np.frombuffer(header.content, np.uint8), min(len(header.content) // 3 + 1, FIRST_ROOM)
     while True:
-        error, numbers, columns, limits, heads, marks, controls = _read(content, *header[1:4], lenient, room)
+        error, columns, packed, controls = _read(content, *header[1:4], lenient, room)
         if error != midi_bytes.FULL or room > len(content) // 3:
-            return error, numbers.tolist(), columns, limits.tolist(), heads.tolist(), marks.tolist(), controls
+            break
         room = min(4 * room, len(content) // 3 + 1)
+    packed = packed.tolist()
+    numbers = packed[:_NUM_NUMBERS]
+    heads = _NUM_NUMBERS + numbers[_TRACKS] + 1
+    marks = heads + _HEAD * numbers[_TRACKS]
+    return Tables(
+        error, numbers, columns, packed[_NUM_NUMBERS:heads],
+        [packed[row : row + _HEAD] for row in range(heads, marks, _HEAD)],
+        [packed[row : row + _MARK] for row in range(marks, len(packed), _MARK)],
+        controls,
+    )  # fmt: skip
 
 
-def lengthening(columns: np.ndarray, heads: np.ndarray, controls: np.ndarray) -> np.ndarray:
-    """``music.pedal.lengthening``; by arrays where tracks share a channel, or chunks a channel's pedal."""
-    is_simple, longer = _lengthening(columns, heads, controls)
-    return longer if is_simple else midi.PLAIN.lengthening(columns, heads, controls)
+def lengthen(columns: np.ndarray, heads: list[list[int]], controls: np.ndarray, mode: str) -> np.ndarray:
+    """``music.pedal.lengthen``; by arrays where tracks share a channel, or chunks a channel's pedal."""
+    keyboards = {"auto": NUM_KEYBOARD_PROGRAMS, "extend": _ALL_PROGRAMS}.get(mode, 0)
+    is_simple, longer = _lengthen(columns, np.array(heads, np.int64), controls, keyboards)
+    return longer if is_simple else midi.PLAIN.lengthen(columns, heads, controls, mode)
 
 
-_ENGINE = midi.Engine(read_tables, lengthening)
+_ENGINE = midi.Engine(read_tables, lengthen)
 
 
 @compiled
 def _read(content, place, form, promised, lenient, room):
-    """``music.midi.read_tables`` with room for a number of rows in each table."""
+    """``music.midi_tables.loop_tables`` with room for a number of rows in each table.
+
+    Few arrays are returned, because each costs a microsecond: numbers, limits, heads and marks are one.
+    """
     notes, marks = np.empty(_NOTE * room, np.int32), np.empty(_MARK * room, np.int32)
     controls, heads = np.empty(_CONTROL * room, np.int32), np.empty(_HEAD * min(room, _MAX_TRACKS), np.int32)
     numbers = np.zeros(_NUM_NUMBERS, np.int64)
@@ -60,19 +76,18 @@ def _read(content, place, form, promised, lenient, room):
         np.full(_CHANNELS, -1, np.int32), np.full(_CHANNELS, -1, np.int32), np.full(_CHANNELS, -1, np.int32),
     )  # fmt: skip
     error = _read_file(content, place, form, promised, lenient, notes, marks, controls, heads, numbers, tables)
-    num_tracks = numbers[_TRACKS]
+    num_tracks, num_marks, num_controls = numbers[_TRACKS], numbers[_MARKS], numbers[_CONTROLS]
     new = np.empty(num_tracks, np.int32)
     _order_tracks(heads, num_tracks, new)
     columns, limits = _by_track(notes, numbers, new)
-    return (
-        error, numbers, columns, limits, _rows(heads, _HEAD, num_tracks), _rows(marks, _MARK, numbers[_MARKS]),
-        _rows(controls, _CONTROL, numbers[_CONTROLS]),
-    )  # fmt: skip
-
-
-@compiled
-def _rows(table, fields, count):
-    return table[: fields * count].reshape(count, fields).astype(np.int64)  # a copy: the room is too large to be kept
+    packed = np.empty(_NUM_NUMBERS + num_tracks + 1 + _HEAD * num_tracks + _MARK * num_marks, np.int64)
+    packed[:_NUM_NUMBERS] = numbers
+    first = _NUM_NUMBERS + num_tracks + 1
+    packed[_NUM_NUMBERS:first] = limits
+    packed[first : first + _HEAD * num_tracks] = heads[: _HEAD * num_tracks]
+    packed[first + _HEAD * num_tracks :] = marks[: _MARK * num_marks]
+    # A copy: the room is too large to be kept.
+    return error, columns, packed, controls[: _CONTROL * num_controls].copy().reshape(num_controls, _CONTROL)
 
 
 @compiled
@@ -99,8 +114,12 @@ def _by_track(notes, numbers, new):
 
 
 @compiled
-def _lengthening(columns, heads, controls):
-    """Whether the loop may do it, and ``music.pedal.lengthening``: presses of the pedal first, then notes from last to first."""
+def _lengthen(columns, heads, controls, keyboards):
+    """Whether the loop may do it, and ``music.pedal.lengthen``: presses of the pedal first, then notes from last to first.
+
+    Args:
+        keyboards: tracks with a program below it get the ends.
+    """
     num_notes, num_controls, num_tracks = columns.shape[1], len(controls), len(heads)
     longer = np.zeros(num_notes, np.int64)
     ports = 1
@@ -136,27 +155,38 @@ def _lengthening(columns, heads, controls):
             elif is_down[channel] and not goes_down:
                 up[first[channel] + count[channel] - 1] = time
             is_down[channel] = goes_down
-    following, next_of = np.empty(num_notes, np.int64), np.full(128, -1)
+    following, next_of = np.empty(num_notes, np.int64), np.empty(128, np.int64)
+    track, low, high, press, num_longer = -1, 0, 0, 0, 0
     for note in range(num_notes - 1, -1, -1):
-        track, start, end, pitch = columns[0, note], columns[1, note], columns[2, note], columns[3, note]
-        if note == num_notes - 1 or columns[0, note + 1] != track:
+        if columns[0, note] != track:
+            track = columns[0, note]
+            channel = heads[track, 0]
+            low, high = first[channel], first[channel] + (0 if channel & 15 == _DRUM_CHANNEL else count[channel])
+            press = high
             next_of[:] = -1
+        if low == high:
+            continue
+        start, end, pitch = columns[1, note], columns[2, note], columns[3, note]
         after = next_of[pitch]
         following[note] = after
         next_of[pitch] = note
-        channel = heads[track, 0]
-        if channel & 15 == _DRUM_CHANNEL or count[channel] == 0:
+        while press < high and down[press] <= end:  # seldom far: notes are by onset, and their ends nearly
+            press += 1
+        while press > low and down[press - 1] > end:
+            press -= 1
+        if press == low or end >= up[press - 1]:
             continue
-        low, high = first[channel], first[channel] + count[channel]
-        while low < high:
-            middle = (low + high) >> 1
-            if down[middle] <= end:
-                low = middle + 1
-            else:
-                high = middle
-        if low > first[channel] and end < up[low - 1]:
-            while after >= 0 and columns[1, after] < max(end, start + 1):
-                after = following[after]
-            until = up[low - 1] if after < 0 else min(up[low - 1], columns[1, after])
-            longer[note] = max(until - end, 0)
-    return True, longer
+        while after >= 0 and columns[1, after] < max(end, start + 1):
+            after = following[after]
+        until = up[press - 1] if after < 0 else min(up[press - 1], columns[1, after])
+        if until > end:
+            longer[note] = until - end
+            num_longer += 1
+            if heads[track, 1] < keyboards:
+                columns[2, note] = until
+    found, place = np.empty(num_longer, np.int64), 0
+    for note in range(num_notes):
+        if longer[note]:
+            found[place] = longer[note]
+            place += 1
+    return True, found

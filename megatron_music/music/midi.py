@@ -1,52 +1,21 @@
 """MIDI files in and out. The one owner of miditoolkit.
 
-Reading is the loop of ``music.midi_bytes``, and what is made of its tables here; ``music.midi_events`` writes. Knows nothing about
-tokens.
+``music.midi_tables`` reads the bytes to tables, of which scores are made here; ``music.midi_events`` writes.
 """
 
 import os
-import struct
-from array import array
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
 import miditoolkit
 import numpy as np
 
-from megatron_music.music.midi_bytes import (
-    CHUNK,
-    CONTROL_FIELDS,
-    CONTROLS,
-    CUT,
-    DATA,
-    FULL,
-    HANGING,
-    HEAD_FIELDS,
-    LATE,
-    LONG,
-    MARK_FIELDS,
-    MARKS,
-    METER,
-    NO_CHUNK,
-    NOTE_FIELDS,
-    NOTES,
-    NUM_NUMBERS,
-    NUM_STATE,
-    PLACE,
-    SET_PEDAL,
-    SHORT,
-    STATUS,
-    TABLE_LENGTHS,
-    TEMPO,
-    TRACKS,
-    UNKNOWN,
-    order_tracks,
-    read_file,
-)
+from megatron_music.music import pedal as pedals
+from megatron_music.music.midi_bytes import METER, NUM_STATE, PEDALS
 from megatron_music.music.midi_text import decode_text
-from megatron_music.music.pedal import NUM_KEYBOARD_PROGRAMS, lengthening
 from megatron_music.music.midi_events import (
     DRUM_CHANNEL,
     NOTE_OFF,
@@ -63,6 +32,7 @@ from megatron_music.music.midi_events import (
     tempo_data,
     time_signature_data,
 )
+from megatron_music.music.midi_tables import Header, MidiError, Tables, damage, read_header, read_tables
 from megatron_music.music.score import (
     DEFAULT_TEMPO,
     FOUR_FOUR,
@@ -78,8 +48,6 @@ from megatron_music.music.score import (
 MAX_QUARTERS = 40_000  # 10,000 bars of 4/4, five and a half hours at 120 quarters per minute: longer pieces are looked at twice
 MAX_SILENT_QUARTERS = 4_000
 TICKS_PER_QUARTER = 480
-FIRST_ROOM = 1 << 18  # rows of each table, before more are asked for
-MAX_TRACKS = 1 << 14
 _NONE_LONGER = np.empty(0, np.int64)
 
 # Names of what ``midi_bytes`` counts, in its order.
@@ -88,10 +56,6 @@ CONTENT_COUNTS = (
     "system exclusive", "silent tracks", "notes never switched off",
 )  # fmt: skip
 _MELODIC_CHANNELS = [channel for channel in range(16) if channel != DRUM_CHANNEL]
-
-
-class MidiError(ValueError):
-    """A file is no MIDI, is damaged, or holds what music cannot."""
 
 
 def read_midi(
@@ -169,43 +133,6 @@ def to_miditoolkit(score: Score) -> miditoolkit.MidiFile:
     return midi
 
 
-class Header(NamedTuple):
-    """Of a MIDI file: the bytes without a RIFF wrapper, where the first chunk after the header begins, and what it says."""
-
-    content: bytes
-    place: int
-    form: int  # format 0, 1 or 2
-    chunks: int
-    ticks_per_quarter: int
-
-
-def read_header(content: bytes, where: str) -> Header:
-    """Refuse bytes that are no MIDI file in ticks per quarter note. A header may be long, and an unknown format is read as 1."""
-    if not content:
-        raise MidiError(f"{where} is empty; leave it out")
-    if content[:4] == b"RIFF" and content[8:12] == b"RMID":
-        content = _inside_riff(content)
-    if content[:4] != b"MThd" or len(content) < 14:
-        raise MidiError(f"{where} is no MIDI file (it does not begin with MThd); leave it out")
-    length, form, chunks, division = struct.unpack(">IHHH", content[4:14])
-    if division >= 0x8000:
-        raise MidiError(f"{where} counts time in SMPTE frames, not quarters; export it with ticks per quarter note")
-    if division == 0:
-        raise MidiError(f"{where} has 0 ticks in a quarter note, so no note has a length; leave it out")
-    return Header(content, 8 + max(length, 6), form if form <= 2 else 1, chunks, division)
-
-
-def _inside_riff(content: bytes) -> bytes:
-    """What the data chunk of a RIFF file holds; empty if there is none."""
-    place = 12
-    while place + 8 <= len(content):
-        (length,) = struct.unpack("<I", content[place + 4 : place + 8])
-        if content[place : place + 4] == b"data":
-            return content[place + 8 : place + 8 + length]
-        place += 8 + length + length % 2
-    return b""
-
-
 def checked(score: Score, where: str) -> Score:
     """The score, if it is music."""
     if score.steps_per_quarter <= 0:
@@ -226,19 +153,17 @@ def checked(score: Score, where: str) -> Score:
     return score
 
 
-Tables = tuple[int, Sequence[int], np.ndarray, Sequence[int], list[list[int]], list[list[int]], np.ndarray]
-
-
 class Engine(NamedTuple):
     """The loops of reading."""
 
     read_tables: Callable[[Header, bool], Tables]
-    lengthening: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # of columns, heads and controls
+    lengthen: Callable[[np.ndarray, list[list[int]], np.ndarray, str], np.ndarray]  # ``pedal.lengthen``
 
 
-def read_bytes(
-    content: bytes, where: str, sanitize: bool, voices: str, pedal: str, engine: Engine
-) -> Score:
+PLAIN = Engine(read_tables, pedals.lengthen)
+
+
+def read_bytes(content: bytes, where: str, sanitize: bool, voices: str, pedal: str, engine: Engine) -> Score:
     """``read_midi`` of a file's bytes.
 
     Args:
@@ -248,41 +173,42 @@ def read_bytes(
     header = read_header(content, where)
     error, numbers, columns, limits, heads, marks, controls = engine.read_tables(header, sanitize)
     if error:
-        raise MidiError(f"{where} is damaged ({_damage(error, numbers, header)}); repair it or leave it out")
+        raise MidiError(f"{where} is damaged ({damage(error, numbers, header)}); repair it or leave it out")
     if len(set(limits)) < len(limits):  # tracks of notes that are never switched off are none
         sounding = [number for number, (first, last) in enumerate(pairwise(limits)) if first < last]
         heads, limits = [heads[number] for number in sounding], [0, *(limits[number + 1] for number in sounding)]
         columns[0] = np.repeat(np.arange(len(heads)), np.diff(limits))
     found = _file_content(columns, heads, numbers, controls, pedal, engine)
-    meters = [(time, count, unit) for kind, time, count, unit in marks if kind == METER]
-    if sanitize:
-        meters = [meter for meter in meters if _is_meter(*meter[1:])]
-    tempos = [(time, 60_000_000 / speed) for kind, time, speed, _ in marks if kind == TEMPO and speed]
+    meters, tempos = [], []
+    for kind, time, value, unit in marks:
+        if kind == METER:
+            if not sanitize or _is_meter(value, unit):
+                meters.append(TimeSignature(time, value, unit))
+        elif value:
+            tempos.append(Tempo(time, 60_000_000 / value))
     rows = columns[1:].T
-    tracks = [
-        Track(
-            rows[first:last],
-            0 if head[0] & 15 == DRUM_CHANNEL else head[1],
-            head[0] & 15 == DRUM_CHANNEL,
-            name=decode_text(header.content[head[2] : head[3]]) if head[3] else "",
-        )
-        for head, (first, last) in zip(heads, pairwise(limits), strict=True)
-    ]
+    tracks = []
+    for head, first, last in zip(heads, limits, limits[1:], strict=False):
+        is_drum = head[0] & 15 == DRUM_CHANNEL
+        name = decode_text(header.content[head[2] : head[3]]) if head[3] > head[2] else ""
+        tracks.append(Track(rows[first:last], 0 if is_drum else head[1], is_drum, name=name))
     for track, voice in zip(tracks, voices_of(tracks, columns, voices), strict=True):
         track.voice = voice
     score = Score.from_columns(
         columns,
         tracks,
         steps_per_quarter=header.ticks_per_quarter,
-        time_signatures=tuple([TimeSignature(*meter) for meter in sorted(meters, key=_time)]) or FOUR_FOUR,
-        tempos=tuple([Tempo(*tempo) for tempo in sorted(tempos, key=_time)]) or DEFAULT_TEMPO,
+        time_signatures=_by_time(meters) or FOUR_FOUR,
+        tempos=_by_time(tempos) or DEFAULT_TEMPO,
         content=found,
     )
     return checked(score, where)
 
 
-def _time(event: tuple) -> int:
-    return event[0]
+def _by_time(events: list) -> tuple:
+    if len(events) > 1:
+        events.sort(key=itemgetter(0))
+    return tuple(events)
 
 
 def _file_content(
@@ -290,79 +216,9 @@ def _file_content(
 ) -> FileContent:
     """What else the file holds. Notes that the pedal lengthens get their ends in ``columns``, if they are to have them."""
     counts = {name: number for name, number in zip(CONTENT_COUNTS, numbers[NUM_STATE:], strict=True) if number}
-    if "pedal" not in counts or not heads:
+    if not numbers[PEDALS] or not heads:
         return FileContent(counts, _NONE_LONGER, False)
-    rows = np.array(heads)
-    longer = engine.lengthening(columns, rows, controls)
-    if pedal == "auto":
-        columns[2] += np.where((rows[:, 1] < NUM_KEYBOARD_PROGRAMS)[columns[0]], longer, 0)
-    elif pedal == "extend":
-        columns[2] += longer
-    return FileContent(counts, longer[longer > 0], pedal != "ignore")
-
-
-def _lengthening(columns: np.ndarray, heads: np.ndarray, controls: np.ndarray) -> np.ndarray:
-    return lengthening(columns, heads, controls[controls[:, 0] == SET_PEDAL, 1:4])
-
-
-def read_tables(header: Header, lenient: bool) -> Tables:
-    """The content of a file as tables.
-
-    Returns:
-        What is wrong, or 0 (an error of ``midi_bytes``); its ``numbers``; ``Score.columns``; where each track begins in them,
-        and the end of the last; a row for each track, tempo or meter, and controller (int64 [C, 5]), in its order of fields.
-    """
-    size = len(header.content)
-    room = min(size // 3 + 1, FIRST_ROOM)
-    while True:
-        notes, marks = array("i", bytes(4 * NOTE_FIELDS * room)), array("i", bytes(4 * MARK_FIELDS * room))
-        heads = array("i", bytes(4 * HEAD_FIELDS * min(room, MAX_TRACKS)))
-        controls = array("i", bytes(4 * CONTROL_FIELDS * room))
-        numbers = [0] * NUM_NUMBERS
-        tables = tuple([-1] * length for length in TABLE_LENGTHS)
-        error = read_file(*header[:4], lenient, notes, marks, controls, heads, numbers, tables)
-        if error != FULL or room > size // 3:
-            break
-        room = min(4 * room, size // 3 + 1)
-    new = array("i", bytes(4 * numbers[TRACKS]))
-    order_tracks(heads, numbers[TRACKS], new)
-    rows = np.frombuffer(notes, np.int32)[: NOTE_FIELDS * numbers[NOTES]].reshape(-1, NOTE_FIELDS)
-    is_whole = rows[:, 2] >= 0
-    numbers[HANGING] = len(rows) - int(np.count_nonzero(is_whole))
-    rows = rows[is_whole]
-    track = np.frombuffer(new, np.int32)[rows[:, 0]] if len(rows) else rows[:, 0]
-    order = np.argsort(track, kind="stable")
-    columns = np.empty((5, len(rows)), np.int64)
-    columns[0], columns[1:] = track[order], rows[order, 1:5].T
-    limits = columns[0].searchsorted(np.arange(numbers[TRACKS] + 1)).tolist()
-    return (
-        error, numbers, columns, limits, _rows(heads, HEAD_FIELDS, numbers[TRACKS]).tolist(),
-        _rows(marks, MARK_FIELDS, numbers[MARKS]).tolist(), _rows(controls, CONTROL_FIELDS, numbers[CONTROLS]),
-    )  # fmt: skip
-
-
-PLAIN = Engine(read_tables, _lengthening)
-
-
-def _rows(table: array, fields: int, count: int) -> np.ndarray:
-    return np.frombuffer(table, np.int32)[: fields * count].reshape(-1, fields).astype(np.int64)
-
-
-def _damage(error: int, numbers: Sequence[int], header: Header) -> str:
-    """What is wrong with a file's bytes, in words."""
-    place, chunk = int(numbers[PLACE]), int(numbers[CHUNK]) + 1
-    byte = header.content[place] if place < len(header.content) else 0
-    return {
-        FULL: "it has more tracks than can be read",
-        CUT: f"track chunk {chunk} ends inside an event",
-        DATA: f"track chunk {chunk} has a data byte above 127 at byte {place:,}",
-        STATUS: f"track chunk {chunk} has a data byte where an event should begin, at byte {place:,}",
-        UNKNOWN: f"track chunk {chunk} has the undefined status byte 0x{byte:02x} at byte {place:,}",
-        LONG: f"track chunk {chunk} has a length of more than four bytes",
-        LATE: f"track chunk {chunk} goes beyond {1 << 31:,} ticks",
-        NO_CHUNK: f"no chunk begins at byte {place:,}, where track chunk {chunk} should",
-        SHORT: f"track chunk {chunk} is cut off by the end of the file",
-    }[error]
+    return FileContent(counts, engine.lengthen(columns, heads, controls, pedal), pedal != "ignore")
 
 
 def _is_meter(numerator: int, denominator: int) -> bool:

@@ -2,11 +2,31 @@
 
 import numpy as np
 
-from megatron_music.music.midi_bytes import DRUM_CHANNEL
+from megatron_music.music.midi_bytes import DRUM_CHANNEL, SET_PEDAL
 
 PEDAL_MODES = ("auto", "extend", "ignore")
 NUM_KEYBOARD_PROGRAMS = 8  # the first ones: pianos, harpsichord and clavinet
 PEDAL_DOWN = 64  # values from here on press the pedal
+
+
+def lengthen(columns: np.ndarray, heads: list[list[int]], controls: np.ndarray, mode: str) -> np.ndarray:
+    """Let the notes last as the pedal has them, those that ``mode`` names.
+
+    Args:
+        columns: as ``Score.columns``; ends are changed in place.
+        heads, controls: as ``midi_tables.Tables`` has them.
+        mode: ``extend`` is all notes, ``auto`` those of keyboards, ``ignore`` none.
+
+    Returns:
+        By how much the pedal lengthens each note that it lengthens, whether the note is changed or not (int64).
+    """
+    rows = np.array(heads, np.int64)
+    longer = lengthening(columns, rows, controls[controls[:, 0] == SET_PEDAL, 1:4].astype(np.int64))
+    if mode == "auto":
+        columns[2] += np.where((rows[:, 1] < NUM_KEYBOARD_PROGRAMS)[columns[0]], longer, 0)
+    elif mode == "extend":
+        columns[2] += longer
+    return longer[longer > 0]
 
 
 def lengthening(columns: np.ndarray, heads: np.ndarray, pedals: np.ndarray) -> np.ndarray:

@@ -72,8 +72,9 @@ class Track:
             raise ValueError(f"voice is {voice!r}; use one of {', '.join(VOICE_NAMES)} or leave it empty")
         if not 0 <= program <= 127:
             raise ValueError(f"program is {program}; General MIDI has 0..127")
-        rows = notes if isinstance(notes, np.ndarray) else np.array(list(notes), np.int64).reshape(-1, 4) if notes else _NO_NOTES
-        self.rows = np.asarray(rows, np.int64)  # as they were given, in any order
+        if not isinstance(notes, np.ndarray):
+            notes = np.array(list(notes), np.int64).reshape(-1, 4) if notes else _NO_NOTES
+        self.rows = notes if notes.dtype == np.int64 else notes.astype(np.int64)  # as they were given, in any order
         self.program, self.is_drum, self.voice, self.name = program, is_drum, voice, name
 
     @cached_property
@@ -199,7 +200,7 @@ class Score:
 
     @property
     def last_end_step(self) -> int:
-        return int(self.columns[2].max(initial=0))
+        return int(np.maximum.reduce(self.columns[2], initial=0))  # as max, without its detour through Python
 
     @property
     def num_notes(self) -> int:
@@ -288,8 +289,9 @@ def _are_falling_lines(tracks: list[Track], columns: np.ndarray) -> bool:
     lengths = [len(track.rows) for track in tracks]
     firsts = [0, *accumulate(lengths[:-1])]
     sums = np.add.reduceat(columns[3], firsts).tolist()
-    if any(a * m <= b * n for a, b, n, m in zip(sums, sums[1:], lengths, lengths[1:], strict=False)):
-        return False
+    for a, b, n, m in zip(sums, sums[1:], lengths, lengths[1:], strict=False):
+        if a * m <= b * n:
+            return False
     overlaps = columns[1, 1:] < columns[2, :-1]
     for first in firsts[1:]:
         overlaps[first - 1] = False  # from one track to the next

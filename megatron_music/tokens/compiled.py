@@ -4,6 +4,7 @@ Notes are put in order by counting, which takes a time in proportion to their nu
 of time.
 """
 
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -24,9 +25,8 @@ def encode_stretch(score: Score, encoding: Encoding, label_ids: tuple[int, ...] 
     score = sounding_tracks(score)
     velocity, old, new = encoding.velocity, score.steps_per_quarter, encoding.steps_per_quarter
     tracks = score.tracks
-    columns, last, last_onset, shortened, lengthened, error, worst, on_steps, errors = _quantize(
-        score.columns, new, old, velocity, len(tracks)
-    )
+    columns, counts = _quantize(score.columns, new, old, velocity, len(tracks))
+    last, last_onset, shortened, lengthened, error, worst, on_steps, *errors = counts.tolist()
     check_length(last)
     notes, kept = score.num_notes, columns.shape[1]
     report = QuantizationReport(
@@ -38,7 +38,7 @@ def encode_stretch(score: Score, encoding: Encoding, label_ids: tuple[int, ...] 
         onsets_on_grid=on_steps,
         mean_onset_error=error / old / notes,
         max_onset_error=worst / old,
-        onset_errors=tuple(errors.tolist()),
+        onset_errors=tuple(errors),
     )
     if encoding.writes_meters or encoding.tempo:
         quantized = on_grid(score, columns, report, new, encoding.writes_meters, encoding.tempo)
@@ -59,27 +59,30 @@ def encode_stretch(score: Score, encoding: Encoding, label_ids: tuple[int, ...] 
     if not len(first_bars):
         return EncodedStretch(Windows.none(), report, num_bars, len(tracks))
     instruments = np.array([instrument_id(track) for track in tracks])
-    windows = write_windows(
+    ids, lengths, begins, rows = write_windows(
         columns, lines, head, change, instruments, first_bars, encoding.bars or num_bars, _track_table(encoding),
         _bar_table(encoding), velocity, not encoding.bars,
     )  # fmt: skip
-    return EncodedStretch(Windows(*windows), report, num_bars, len(tracks))
+    return EncodedStretch(Windows(ids, lengths, begins, *rows), report, num_bars, len(tracks))
 
 
 @compiled
 def _quantize(columns, new, old, velocity, num_tracks):
-    """``music.grid.quantize_columns``: the columns, the last step and onset, and what the report is of.
+    """``music.grid.quantize_columns``: the columns; and the last step and onset, and what the report is of, in one array.
 
-    One call, and one for the windows: to go from Python into compiled code and back costs as much as a hundred notes.
+    One call, and one for the windows: to go from Python into compiled code and back costs as much as a hundred notes, and each
+    array as much as twenty.
     """
     key, is_sorted, last, lengthened, error, worst, on_steps, errors = _quantize_keys(columns, new, old, velocity, num_tracks)
     if not is_sorted:
         key.sort()
     quantized, shortened = _quantize_columns(key, velocity)
-    last_onset = 0
+    counts = np.zeros(7 + len(errors), np.int64)
     for note in range(quantized.shape[1]):
-        last_onset = max(last_onset, quantized[1, note])
-    return quantized, last, last_onset, shortened, lengthened, error, worst, on_steps, errors
+        counts[1] = max(counts[1], quantized[1, note])
+    counts[0], counts[2], counts[3], counts[4], counts[5], counts[6] = last, shortened, lengthened, error, worst, on_steps
+    counts[7:] = errors
+    return quantized, counts
 
 
 @compiled
@@ -150,14 +153,16 @@ def _quantize_columns(key, velocity):
     return columns, shortened
 
 
-@cache
 def _track_table(encoding: Encoding) -> np.ndarray:
     """What DENSITY stands for each number of notes; empty for no DENSITY."""
-    counts = np.arange(MAX_COUNT + 1 if encoding.density else 0)
-    return density_ids(counts, encoding.density_bins) if encoding.density_bins or encoding.density == 1 else open_track_ids(counts)
+    return _table(encoding.density, encoding.density_bins, open_track_ids)
 
 
-@cache
 def _bar_table(encoding: Encoding) -> np.ndarray:
-    counts = np.arange(MAX_COUNT + 1 if encoding.bar_density else 0)
-    return density_ids(counts, encoding.bar_density_bins) if encoding.bar_density_bins or encoding.bar_density == 1 else open_bar_ids(counts)
+    return _table(encoding.bar_density, encoding.bar_density_bins, open_bar_ids)
+
+
+@cache  # by what the table follows from: an Encoding has many fields to hash for each file
+def _table(levels: int, bins: tuple[int, ...], open_ids: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    counts = np.arange(MAX_COUNT + 1 if levels else 0)
+    return density_ids(counts, bins) if bins or levels == 1 else open_ids(counts)

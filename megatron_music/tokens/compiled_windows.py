@@ -24,44 +24,48 @@ def _event_keys(columns, lines, velocity, num_tracks):
         order. The low 12 bits of each note that sounds across the line at the start of a bar, bar after bar, by rising
         pitch; and where those of each bar begin.
     """
-    num_notes, num_bars = columns.shape[1], len(lines) - 1
+    num_notes, num_bars, num_steps = columns.shape[1], len(lines) - 1, lines[-1] + 1
     key = np.empty(2 * num_notes, np.int64)
-    first, last = np.empty(num_notes, np.int64), np.empty(num_notes, np.int64)
+    span = 2 * num_steps
+    is_dense = num_tracks * span <= 8 * len(key) + 1024
+    bar_of = np.empty(num_steps if is_dense else 0, np.int64)
+    if is_dense:
+        for bar in range(num_bars):
+            for step in range(lines[bar], lines[bar + 1]):
+                bar_of[step] = bar
+    # By track, step, off before on; notes come by rising pitch, and stay so.
+    place = np.zeros(num_tracks * span + 1 if is_dense else 0, np.int32)
     start_of = np.zeros(num_tracks * num_bars + 2, np.int64)
-    bar_length = lines[1] - lines[0]
-    is_even = lines[num_bars] - lines[0] == bar_length * num_bars
-    for bar in range(num_bars):
-        is_even = is_even and lines[bar + 1] - lines[bar] == bar_length
+    crossing, num_crossing = np.empty(num_notes, np.int64), 0
     for note in range(num_notes):
         start, end = columns[1, note], columns[2, note]
-        if is_even:
-            first[note], last[note] = int(start / float(bar_length)), int((end - 1) / float(bar_length))
+        if is_dense:
+            first, last = bar_of[start], bar_of[end - 1]
+            offset = columns[0, note] * span + 1
+            place[offset + 2 * start + 1] += 1
+            place[offset + 2 * end] += 1
         else:
-            first[note] = np.searchsorted(lines, start, side="right") - 1
-            last[note] = np.searchsorted(lines, end - 1, side="right") - 1
+            first = np.searchsorted(lines, start, side="right") - 1
+            last = np.searchsorted(lines, end - 1, side="right") - 1
         low = columns[3, note] << 5 | (columns[4, note] >> 2 if velocity else 0)
         offset = columns[0, note] * num_bars
-        key[2 * note] = (offset + first[note]) << 23 | (start - lines[first[note]]) << 13 | 1 << 12 | low
-        key[2 * note + 1] = (offset + last[note]) << 23 | (end - lines[last[note]]) << 13 | low
-        for bar in range(first[note] + 1, last[note] + 1):
-            start_of[offset + bar + 2] += 1
+        key[2 * note] = (offset + first) << 23 | (start - lines[first]) << 13 | 1 << 12 | low
+        key[2 * note + 1] = (offset + last) << 23 | (end - lines[last]) << 13 | low
+        if first < last:
+            crossing[num_crossing] = note
+            num_crossing += 1
+            for bar in range(first + 1, last + 1):
+                start_of[offset + bar + 2] += 1
     for bar in range(2, len(start_of)):
         start_of[bar] += start_of[bar - 1]
     crossings = np.empty(start_of[-1], np.int64)
-    for note in range(num_notes):
-        offset = columns[0, note] * num_bars
-        for bar in range(first[note] + 1, last[note] + 1):
-            crossings[start_of[offset + bar + 1]] = columns[3, note] << 5 | (columns[4, note] >> 2 if velocity else 0)
-            start_of[offset + bar + 1] += 1
-    span = 2 * (lines[num_bars] + 1)
-    if num_tracks * span > 8 * len(key) + 1024:
+    for note in crossing[:num_crossing]:
+        first, last = (key[2 * note] >> 23) + 1, (key[2 * note + 1] >> 23) + 1
+        for bar in range(first, last):
+            crossings[start_of[bar + 1]] = key[2 * note] & 4095
+            start_of[bar + 1] += 1
+    if not is_dense:
         return key, False, crossings, start_of[:-1]
-    # By track, step, off before on; notes come by rising pitch, and stay so.
-    place = np.zeros(num_tracks * span + 1, np.int32)
-    for note in range(num_notes):
-        offset = columns[0, note] * span + 1
-        place[offset + 2 * columns[1, note] + 1] += 1
-        place[offset + 2 * columns[2, note]] += 1
     for step in range(num_tracks * span):
         place[step + 1] += place[step]
     ordered = np.empty(len(key), np.int64)
@@ -163,7 +167,11 @@ def _write_bars(key, lines, change, num_tracks, bar_table, velocity):
 def write_windows(
     columns, lines, head, change, instruments, first_bars, bars, track_table, bar_table, velocity, keep_silent
 ):  # fmt: skip
-    """All windows of quantised notes; ``head`` and ``change`` are empty where nothing is said."""
+    """All windows of quantised notes; ``head`` and ``change`` are empty where nothing is said.
+
+    Returns:
+        The fields of ``tokens.windows.Windows``, those of rows in one array (int64 [3, R]).
+    """
     num_bars, num_tracks = len(lines) - 1, len(instruments)
     key, is_sorted, crossings, crossing_start = _event_keys(columns, lines, velocity, num_tracks)
     if not is_sorted:
@@ -185,7 +193,7 @@ def write_windows(
             num_rows += 1
     out = np.empty(room, np.uint16)
     lengths, documents = np.empty(len(first_bars), np.int32), np.empty(len(first_bars), np.int64)
-    row_documents, row_tracks, row_notes = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)
+    rows = np.empty((3, num_rows), np.int64)
     place = document = row = 0
     for first_bar in first_bars:
         begin = place
@@ -195,7 +203,7 @@ def write_windows(
             count = notes[last + 1] - notes[first] + coming_end - coming
             if count == 0 and not keep_silent:
                 continue
-            row_documents[row], row_tracks[row], row_notes[row] = document, track, count
+            rows[0, row], rows[1, row], rows[2, row] = document, track, count
             row += 1
             if place == begin:
                 out[place] = _PIECE_START
@@ -266,4 +274,4 @@ def write_windows(
             place += 1
             lengths[document], documents[document] = place - begin, first_bar
             document += 1
-    return out[:place], lengths[:document], documents[:document], row_documents[:row], row_tracks[:row], row_notes[:row]
+    return out[:place], lengths[:document], documents[:document], rows[:, :row]

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 from megatron_music.music.pedal import PEDAL_MODES
@@ -112,7 +113,7 @@ class Encoding:
     def writes_meters(self) -> bool:
         return self.meters != ("4/4",)
 
-    @property
+    @cached_property
     def meter_set(self) -> tuple[tuple[int, int], ...]:
         """The meters that are encoded, as (numerator, denominator)."""
         named = METERS if "all" in self.meters else self.meters
@@ -124,12 +125,16 @@ class Encoding:
         Args:
             signatures: the file's, as (start, numerator, denominator) in their order; of several at one time the last holds.
         """
-        named = [tuple(map(int, meter.split("/"))) for meter in self.unknown_meters]
+        named = self._unknown_meter_set
         if self.lone_quarter_undeclared and LONE_QUARTER not in named:
             in_force = {start: (numerator, denominator) for start, numerator, denominator in signatures}
             if set(in_force.values()) == {LONE_QUARTER}:
-                named.append(LONE_QUARTER)
-        return tuple(named)
+                return (*named, LONE_QUARTER)
+        return named
+
+    @cached_property
+    def _unknown_meter_set(self) -> tuple[tuple[int, int], ...]:
+        return tuple(tuple(map(int, meter.split("/"))) for meter in self.unknown_meters)
 
     def density_levels(self, name: str) -> tuple[int, ...]:
         """The levels of ``density`` or ``bar_density`` that data of this encoding can have.
