@@ -196,14 +196,14 @@ def _with_bins(encoding: Encoding, counts: np.ndarray) -> tuple[Encoding, np.nda
     A level that nothing in train has is merged with a neighbour, so that there may be fewer than were asked for.
     """
     found, levels = {}, {}
-    for name, counted, all_counts in (
+    for name, counts_there, all_counts in (
         ("density", density.track_counts(counts), density.track_counts(counts)),
         ("bar_density", density.bar_counts(counts), density.all_bar_counts(counts)),
     ):
         asked = getattr(encoding, name)
         bins: tuple[int, ...] = ()
         if asked:
-            bins = density.without_empty_levels(density.quantile_bins(counted, asked), all_counts)
+            bins = density.without_empty_levels(density.quantile_bins(counts_there, asked), all_counts)
             levels[name] = {"asked": asked, "levels": density.members_of_levels(bins, all_counts)}
         found |= {name: len(bins) + 1 if asked else 0, f"{name}_bins": bins}
     return replace(encoding, **found), density.closing_table(found["density_bins"], found["bar_density_bins"]), levels
