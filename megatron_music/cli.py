@@ -48,7 +48,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output.set_verbosity(quiet=parsed.quiet, verbose=parsed.verbose)
     if not parsed.verbose:
         quiet_dependencies()
-    return guarded(lambda: parsed.run(parsed))
+    return guarded(lambda: _without_empty_paths(parsed).run(parsed))
+
+
+_PATHS = (
+    "audio_dir", "checkpoint", "checkpoints", "continued", "dataset", "file", "files", "html", "labels", "midi_dir", "output", "prompts", "recipe",
+    "run_folder", "sound_font", "source", "sources", "tokenizer",
+)  # fmt: skip
+
+
+def _without_empty_paths(parsed: argparse.Namespace) -> argparse.Namespace:
+    """Refuse an empty path, which stands for the current folder: it is mostly a shell variable that is not set."""
+    for name in _PATHS:
+        value = getattr(parsed, name, None)
+        if value == "" or (isinstance(value, list) and "" in value):
+            raise ValueError(f"the argument {name.upper()} is empty; name a path (is a shell variable not set?)")
+    return parsed
 
 
 def guarded(command: Callable[[], int | None]) -> int:

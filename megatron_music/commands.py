@@ -37,6 +37,7 @@ def tokenize(options) -> None:
     import numpy as np
 
     from megatron_music.data.encode import encode_score
+    from megatron_music.data.reasons import remedy
     from megatron_music.music.grid import quantize, sections
     from megatron_music.music.midi import read_midi
     from megatron_music.tokens import vocabulary
@@ -47,7 +48,8 @@ def tokenize(options) -> None:
     if encoding.bars or encoding.writes_meters:
         found = encode_score(score, encoding)
         if found.left_out:
-            raise ValueError(f"{options.file} has {found.left_out}; ask for other --meters or fewer --bars")
+            way_out = remedy(found.left_out, encoding)
+            raise ValueError(f"{options.file} has {found.left_out}{f'; {way_out}' if way_out else ''}")
         for document in np.split(found.ids, np.cumsum(found.lengths)[:-1]):
             print(vocabulary.to_text(document[:-1]))
         return

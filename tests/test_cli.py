@@ -376,3 +376,20 @@ def test_what_fails_on_one_process_alone_is_told_by_it(monkeypatch, capsys, rank
         raise OSError(errno.ENOSPC, "No space left on device", "/out")
 
     assert guarded(full) == status and capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.parametrize("words", [
+    ["build", "tokens", "", "-o", "out"], ["build", "tokens", "x", "-o", ""], ["render", "", "-o", "z"], ["render", "{midi}", "-o", ""],
+    ["tokenize", ""], ["plot", "{midi}", "-o", ""], ["train", ""], ["inspect", ""], ["generate", "midi", "", "-o", "new"],
+])  # fmt: skip
+def test_an_empty_path_is_not_the_current_folder(capsys, midi, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    assert "is empty; name a path" in refused(capsys, *(word.format(midi=midi) for word in words))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mid"]
+
+
+def test_a_file_whose_name_is_not_utf_8_is_drawn_and_rendered(capsys, midi, tmp_path):
+    odd = midi.rename(tmp_path / os.fsdecode(b"\xff\xfe.mid"))
+    assert run(capsys, "plot", odd, "-o", tmp_path / "roll.png")[0] == 0
+    assert run(capsys, "render", odd, "-o", tmp_path / "wavs", "--own", "--html", tmp_path / "page.html", "--sample-rate", "4000")[0] == 0
+    assert (tmp_path / "page.html").stat().st_size > 1000 and (tmp_path / "roll.png").stat().st_size > 1000

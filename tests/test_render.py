@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from megatron_music.audio.render import OWN, SOUND_FONTS, render, seconds_at
+from megatron_music.audio.render import OWN, SOUND_FONTS, TAIL_SECONDS, render, seconds_at
 from megatron_music.music.score import Score, Tempo, Track
 
 RATE = 16000
@@ -79,3 +79,11 @@ def test_fluidsynth_where_it_is():
     found = render(score(60, 64, 67, program=0), 22050)
     assert found.synthesiser.startswith("FluidSynth with ") and found.waveform.sample_rate == 22050
     assert np.abs(found.waveform.samples).max() == pytest.approx(0.89, rel=1e-4)
+
+
+@pytest.mark.parametrize(("tempo", "seconds"), [(60, [0, 2, 4, 5, 12]), (240, [0, 2, 4, 4.25, 6])])
+def test_before_the_first_tempo_of_a_file_it_is_played_at_120(tempo, seconds):
+    piece = score(*[60] * 16, tempos=(Tempo(8 * 4, tempo),))
+    assert seconds_at(piece, 4 * np.array([0, 4, 8, 9, 16])).tolist() == seconds
+    found = render(piece, 4000, own=True).waveform.samples
+    assert np.abs(found[:, :2000]).max() > 0.01 and found.shape[1] == pytest.approx((seconds[-1] + TAIL_SECONDS) * 4000, abs=2)

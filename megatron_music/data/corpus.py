@@ -63,6 +63,9 @@ def find_files(sources: Sequence[str | os.PathLike]) -> list[SourceFile]:
                         found.append(SourceFile(below, number))
             elif os.path.isfile(path):
                 loose.setdefault(os.path.realpath(path), SourceFile(path, number))
+            elif os.path.lexists(path):
+                kind = "a link that leads nowhere" if os.path.islink(path) and not os.path.exists(path) else "neither a file nor a folder"
+                raise ValueError(f"{path} is {kind}; name a folder of MIDI files, an archive, a list or a MIDI file")
             else:
                 raise ValueError(f"{path} does not exist; name a folder of MIDI files, an archive, a list or a MIDI file")
     for real, file in loose.items():

@@ -24,7 +24,7 @@ CHANCE_ON_GRID = 0.2
 
 def no_meter(encoding: Encoding) -> str:
     """No bar is in a meter of the encoding."""
-    return f"{NO_METER}{_meters_in_words(encoding)}"
+    return f"{NO_METER}{encoding.meters_in_words}"
 
 
 def too_short(encoding: Encoding) -> str:
@@ -45,9 +45,7 @@ def filtered(filters: Iterable[str]) -> str:
 def remedy(reason: str, encoding: Encoding) -> str:
     """What takes the files that were left out for a reason, as half a sentence; empty where nothing does."""
     if reason == no_meter(encoding):
-        if "all" not in encoding.meters:
-            return "--meters all takes them"
-        return "" if encoding.steps_per_quarter == 12 else "--steps-per-quarter 12 takes some"
+        return "" if "all" in encoding.meters else "--meters all takes them"
     if encoding.bars and reason == too_short(encoding):
         return "a lower --bars takes them, --bars 0 all"
     if reason.startswith(FILTERED):
@@ -60,7 +58,3 @@ def remedy(reason: str, encoding: Encoding) -> str:
 def is_chance(mean_error_steps: float, share_on_grid: float) -> bool:
     """Whether onsets lie as far from the grid as chance alone would put them: a performance recorded without a grid."""
     return mean_error_steps >= CHANCE_STEPS and share_on_grid <= CHANCE_ON_GRID
-
-
-def _meters_in_words(encoding: Encoding) -> str:
-    return "any meter of the vocabulary" if "all" in encoding.meters else " or ".join(encoding.meters)

@@ -115,4 +115,4 @@ def _counted(files: Mapping[str, int], more=lambda meter: "") -> str:
     rows = list(files.items())
     named = ", ".join(f"{count:,} in {meter}{more(meter)}" for meter, count in rows[:SHOWN_METERS])
     rest = sum(count for _, count in rows[SHOWN_METERS:])
-    return named + (f", {rest:,} in {len(rows) - SHOWN_METERS} others" if rest else "")
+    return named + (f", {rest:,} in {counted(len(rows) - SHOWN_METERS, 'other meter')}" if rest else "")

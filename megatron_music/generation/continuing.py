@@ -45,8 +45,8 @@ class Continuation:
             )
         if first == after:
             raise ValueError(
-                f"the piece ends in {numerator}/{denominator} (bar {after}), and the model knows "
-                f"{' '.join(encoding.meters)} alone; continue a piece that ends in a meter of the model"
+                f"the piece ends in {numerator}/{denominator} (bar {after}), which the model has no token for; it has "
+                f"{encoding.meters_in_words}; continue a piece that ends in one of these"
             )
         opening = bars.on_grid(sounding or score, first, after)
         self._tracks = [number for number, track in enumerate(opening.tracks) if len(track)]

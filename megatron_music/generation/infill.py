@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from megatron_music.counted import counted
 from megatron_music.generation.given_bars import GivenBars
 from megatron_music.music.names import printable
 from megatron_music.music.score import DEFAULT_VELOCITY, Score, Track
@@ -144,17 +145,16 @@ class Filling:
         }
         if not chosen:
             raise ValueError(
-                "there is no bar to fill; name one of the piece, in a meter that the model knows: "
-                f"{' '.join(self._encoding.meters)}"
+                f"there is no bar to fill; name one of the piece, in a meter of the model: {self._encoding.meters_in_words}"
             )
         for bar in sorted({bar for _, bar in chosen}):
             if not 0 <= bar < len(self._meters):
-                raise ValueError(f"bar {bar + 1} is not in the piece; it has {len(self._meters)} bars")
+                raise ValueError(f"bar {bar + 1} is not in the piece; it has {counted(len(self._meters), 'bar')}")
             if not self._steps[bar]:
                 numerator, denominator = self._meters[bar]
                 raise ValueError(
                     f"bar {bar + 1} is in {numerator}/{denominator} or not a whole bar of it, and cannot be filled by a "
-                    f"model of {' '.join(self._encoding.meters)}; choose other bars"
+                    f"model of {self._encoding.meters_in_words}; choose other bars"
                 )
         return chosen
 

@@ -119,6 +119,11 @@ class Encoding:
         named = METERS if "all" in self.meters else self.meters
         return tuple(tuple(map(int, meter.split("/"))) for meter in named)
 
+    @property
+    def meters_in_words(self) -> str:
+        """For messages."""
+        return "any meter of the vocabulary" if "all" in self.meters else " or ".join(self.meters)
+
     def undeclared(self, signatures: Iterable[tuple[int, int, int]]) -> tuple[tuple[int, int], ...]:
         """The meters that are read as if a file had not declared them.
 
