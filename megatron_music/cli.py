@@ -51,10 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return guarded(lambda: _without_empty_paths(parsed).run(parsed))
 
 
-_PATHS = (
-    "audio_dir", "checkpoint", "checkpoints", "continued", "dataset", "file", "files", "html", "labels", "midi_dir", "output", "prompts", "recipe",
-    "run_folder", "sound_font", "source", "sources", "tokenizer",
-)  # fmt: skip
+_PATHS = ("audio_dir", "checkpoint", "checkpoints", "continued", "dataset", "file", "files", "midi_dir", "output", "recipe", "source", "sources")
 
 
 def _without_empty_paths(parsed: argparse.Namespace) -> argparse.Namespace:
