@@ -69,4 +69,4 @@ def test_the_command(tmp_path, capsys):
     assert main(["compare", first, str(tmp_path / "missing")]) == 2
     assert "missing cannot be read" in capsys.readouterr().err
     assert main(["compare", first, second, "--warmup", "1000"]) == 2
-    assert "some of the first 1000 iterations" in capsys.readouterr().err
+    assert "some of the first 1,000 iterations" in capsys.readouterr().err
