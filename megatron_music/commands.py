@@ -43,8 +43,15 @@ def tokenize(options) -> None:
     from megatron_music.tokens import vocabulary
     from megatron_music.tokens.mmmtrack import encode_piece
 
+    score = read_midi(options.file, voices=options.voices, pedal=options.pedal)
+    if not options.meters:
+        options.meters = "4/4"
+        encoding = encoding_of(options)
+        unknown = encoding.undeclared(score.time_signatures)
+        if [part.length_steps for part in sections(score, ((4, 4),), unknown, encoding.steps_per_quarter)] != [score.length_steps]:
+            options.meters = "all"
+            logger.info(f"{options.file} is not all in 4/4, so its meters are written too, as with --meters all")
     encoding = encoding_of(options)
-    score = read_midi(options.file, voices=encoding.voices, pedal=encoding.pedal)
     if encoding.bars or encoding.writes_meters:
         found = encode_score(score, encoding)
         if found.left_out:
@@ -55,7 +62,7 @@ def tokenize(options) -> None:
         return
     unknown = encoding.undeclared(score.time_signatures)
     if [stretch.length_steps for stretch in sections(score, ((4, 4),), unknown, encoding.steps_per_quarter)] != [score.length_steps]:
-        logger.warning(f"{options.file} is not all in 4/4; its bars are written as if it were")
+        logger.warning(f"{options.file} is not all in 4/4; its bars are written as if it were, as --meters 4/4 asks")
     quantized = quantize(score, encoding.steps_per_quarter, velocity=encoding.velocity, tempo=encoding.tempo)
     print(vocabulary.to_text(encode_piece(quantized, encoding)))
 

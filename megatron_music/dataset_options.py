@@ -29,14 +29,15 @@ def _closed_range(text: str) -> tuple[int, int]:
     return low, high
 
 
-def add_encoding_options(parser, bars: int, meters: str = "4/4") -> None:
+def add_encoding_options(parser, bars: int, meters: str = "") -> None:
     """How music becomes tokens: what `tokenize` and `build` share, but for the default of some."""
     add = parser.add_argument
     add("--bars", type=int, default=bars, metavar="W", help=f"bars a window; 0 for the whole piece (default {bars})")
     add("--hop", type=int, default=1, metavar="H", help="bars from one window to the next (default 1)")
     add("--bar-line", default="carry", choices=("carry", "clip", "split"), help="notes across bar lines (default carry)")
     add("--steps-per-quarter", type=int, default=4, choices=(4, 12), help="the grid: 16ths, or 12 for triplets too")
-    add("--meters", default=meters, metavar="M,M", help=f"time signatures to take: 4/4,3/4 or all (default {meters})")
+    shown = meters or "4/4, or all for a piece that is not all in it"
+    add("--meters", default=meters, metavar="M,M", help=f"time signatures to take: 4/4,3/4 or all (default {shown})")
     unknown = "meters read as if not declared: auto (a 1/4 that is a file's only meter), none, or a list such as 1/4 (default auto)"
     add("--unknown-meters", default="auto", metavar="M,M", help=unknown)
     add("--velocity", action="store_true", help="a VELOCITY before each note")
