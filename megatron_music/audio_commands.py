@@ -9,7 +9,7 @@ from pathlib import Path
 from megatron_music.commands import check_output_file, progress_bar, progress_over
 from megatron_music.counted import counted
 from megatron_music.errors import either
-from megatron_music.output import is_quiet, logger, print_result
+from megatron_music.output import LOADING, announce, is_quiet, logger, print_result
 
 _OTHER_SUFFIXES = (".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".wma", ".mid", ".midi", ".kar", ".html", ".json", ".txt")
 
@@ -131,6 +131,7 @@ def add_build_latents(parser) -> None:
 
 
 def build_latents(options) -> None:
+    announce(LOADING)
     from megatron_music.data.build_latents import build_latents
     from megatron_music.data.latents_options import LatentsOptions
 
@@ -222,6 +223,7 @@ def add_generate_audio(parser) -> None:
 
 def generate_audio(options) -> None:
     prompts = _prompts(options)
+    announce(LOADING)
     from megatron_music.generation.flow_sampling import FlowSampler
 
     stage1 = FlowSampler(options.embedding_steps, guidance_scale=options.embedding_guidance_scale)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from megatron_music.counted import counted
 from megatron_music.dataset_options import encoding_of
-from megatron_music.output import is_quiet, logger, print_result
+from megatron_music.output import LOADING, announce, is_quiet, logger, print_result
 
 if TYPE_CHECKING:
     from megatron_music.music.score import Score
@@ -177,6 +177,7 @@ def train(options) -> int:
             f"--profile-steps begins at iteration {options.profile_steps[0]}, and train.train_iters is {run.train.train_iters}; use a window "
             "within it, or more iterations"
         )
+    announce(LOADING)
     from megatron_music.training.loop import train
 
     return train(run, profile_steps=options.profile_steps)
@@ -200,18 +201,18 @@ def generate_midi(options) -> None:
         from megatron_music.generation.infill import parse_bars
 
         holes = parse_bars(options.infill)
-    from megatron_music.generation.sampling import Sampler
-
-    sampler = Sampler(options.temperature, options.top_k, options.top_p)
     encoding = _check_wishes(options)
     if options.continued or options.infill:
         from megatron_music.music.midi import read_midi
 
         given = read_midi(options.continued or options.source, voices=encoding.voices if encoding else "auto")
         _check_fits(given, holes, encoding)
+    announce(LOADING)
+    from megatron_music.generation.sampling import Sampler
     from megatron_music.training import distributed
     from megatron_music.training.inference import load_composer
 
+    sampler = Sampler(options.temperature, options.top_k, options.top_p)
     composer = load_composer(options.checkpoint, options.tensor_model_parallel_size, sampler)
     try:
         _write_pieces(options, composer, given, holes, targets, speaks=distributed.is_main())

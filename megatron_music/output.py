@@ -8,6 +8,7 @@ import logging
 import sys
 
 logger = logging.getLogger("megatron_music")
+LOADING = "loading PyTorch and megatron-core"
 
 
 class _Stderr(logging.StreamHandler):
@@ -39,6 +40,12 @@ def is_quiet() -> bool:
 
 def is_verbose() -> bool:
     return logger.isEnabledFor(logging.DEBUG)
+
+
+def announce(text: str) -> None:
+    """Say on a terminal what takes the next seconds; in a log nobody waits for it."""
+    if sys.stderr.isatty() and not is_quiet():
+        logger.info(text)
 
 
 def print_result(options, result: dict | list, text: str) -> None:
