@@ -58,7 +58,7 @@ NEVER_TORCH = [
     "megatron_music.generation.continuing", "megatron_music.generation.given_bars",
     "megatron_music.generation.infill", "megatron_music.generation.wishes", "megatron_music.hosts.megatron_lm",
     "megatron_music.output", "megatron_music.models.backends", "megatron_music.models.flow_sizes", "megatron_music.models.sizes",
-    "megatron_music.music.midi", "megatron_music.music.midi_edits", "megatron_music.music.midi_events", "megatron_music.music.names",
+    "megatron_music.music.midi", "megatron_music.music.midi_arrays", "megatron_music.music.midi_tables", "megatron_music.music.midi_edits", "megatron_music.music.midi_events", "megatron_music.music.names",
     "megatron_music.music.grid", "megatron_music.music.likeness",
     "megatron_music.music.instruments", "megatron_music.music.measures", "megatron_music.music.pianoroll",
     "megatron_music.profiling.compare", "megatron_music.profiling.flops", "megatron_music.profiling.flow_flops", "megatron_music.profiling.logs",
