@@ -172,9 +172,8 @@ def check_ids(prefix: str | os.PathLike, vocab_size: int, *, whole: bool = False
         for start, piece in pieces(tokens, whole=whole):
             shift = -start % kind.itemsize
             ids = np.frombuffer(piece[shift : len(piece) - (len(piece) - shift) % kind.itemsize], kind)
-            outside = (ids < 0) | (ids >= vocab_size)
-            if outside.any():
-                worst = int(np.argmax(outside))
+            if ids.size and (ids.max() >= vocab_size or ids.min() < 0):
+                worst = int(np.argmax((ids < 0) | (ids >= vocab_size)))
                 raise DamagedIndex(
                     f"{tokens} is damaged (token {(start + shift) // kind.itemsize + worst} is {ids[worst]}, and its tokenizer's ids "
                     f"are below {vocab_size}); {REMEDY}"
