@@ -78,6 +78,12 @@ def guarded(command: Callable[[], int | None]) -> int:
         return _say(f"{_first_line(error)}; an installed package is broken: `megatron-music doctor` looks at each", FAILED)
     except ValueError as error:
         return _say(str(error), BAD_INPUT)
+    except MemoryError as error:
+        return _say(_out_of_memory(error), FAILED)
+    except RuntimeError as error:
+        if not (type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)):  # of torch, on a GPU or a CPU
+            raise
+        return _say(_out_of_memory(error), FAILED)
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
@@ -90,6 +96,14 @@ def guarded(command: Callable[[], int | None]) -> int:
         if os.environ.get("RANK", "0") != "0":
             return FAILED
         return _say(str(error) or "stopped; files that were finished stay, none is half-written", FAILED)
+
+
+def _out_of_memory(error: Exception) -> str:
+    """What an allocation that failed was for, and what makes a command smaller."""
+    return (
+        f"there is not enough memory ({_first_line(error)}); lower what makes the command large: model.seq_length, "
+        "train.micro_batch_size, train.train_iters or the model's size of a run, else --batch-size or --workers"
+    )
 
 
 def _absent(module: str) -> str:

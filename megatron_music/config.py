@@ -4,6 +4,7 @@ Facts are fields, under Megatron's names; what follows from them is a property o
 nor megatron-core; recipes/ reads the files.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,9 +17,28 @@ from megatron_music.models.sizes import SIZES, gpt_parameter_count
 from megatron_music.tokens import vocabulary
 
 
-def setting(default, meaning: str):
-    """A field of a section with its default and its meaning, the one place where it is written down."""
-    return field(default=default, metadata={"meaning": meaning})
+MANY = 2**40  # of steps, samples or seconds: the most that a whole number may be, where its field sets no lower limit
+WIDE = 2**20  # of a model's widths, its vocabulary and the processes of a run
+
+
+def setting(default, meaning: str, *, at_most: int = MANY):
+    """A field of a section with its default and its meaning, the one place where it is written down.
+
+    Args:
+        at_most: the largest whole number it takes, far above any that can be trained.
+    """
+    return field(default=default, metadata={"meaning": meaning, "at_most": at_most})
+
+
+def check_numbers(section: str, config) -> None:
+    """Refuse numbers of a section that are not finite, and whole numbers above the limit of their field."""
+    for item in fields(config):
+        name, value = f"{section}.{item.name}", getattr(config, item.name)
+        if isinstance(value, float):
+            usual = item.default if isinstance(item.default, float) else 1.0
+            refuse_unless(math.isfinite(value), f"{name} is {value}; use a finite number, such as {usual}")
+        elif isinstance(value, int) and value > item.metadata["at_most"]:
+            raise ConfigError(f"{name} is {value}; use a whole number of at most {item.metadata['at_most']}")
 
 
 def positive(section: str, config, *names: str) -> None:
@@ -39,14 +59,14 @@ class ModelConfig:
     """The GPT. Omitted fields come from ``size``; ``size: custom`` requires all of them."""
 
     size: str = setting("custom", f"a named shape ({either(tuple(SIZES))}), or custom, which gives every field below")
-    num_layers: int | None = setting(None, "transformer layers")
-    hidden_size: int | None = setting(None, "width of the residual stream")
-    num_attention_heads: int | None = setting(None, "attention heads of a layer; divides hidden_size")
+    num_layers: int | None = setting(None, "transformer layers", at_most=2**14)
+    hidden_size: int | None = setting(None, "width of the residual stream", at_most=WIDE)
+    num_attention_heads: int | None = setting(None, "attention heads of a layer; divides hidden_size", at_most=WIDE)
     num_query_groups: int | None = setting(
-        None, "key/value heads, fewer for grouped-query attention; if omitted: num_attention_heads"
+        None, "key/value heads, fewer for grouped-query attention; if omitted: num_attention_heads", at_most=WIDE
     )
-    ffn_hidden_size: int | None = setting(None, "width of the feed-forward layer; if omitted: 4 x hidden_size")
-    seq_length: int | None = setting(None, "tokens of a training sequence")
+    ffn_hidden_size: int | None = setting(None, "width of the feed-forward layer; if omitted: 4 x hidden_size", at_most=4 * WIDE)
+    seq_length: int | None = setting(None, "tokens of a training sequence", at_most=2**24)
     position_embedding_type: str = setting("rope", "rope or learned_absolute")
     rotary_base: int = setting(10000, "base of the rotary frequencies, of rope")
     normalization: str = setting("LayerNorm", "LayerNorm or RMSNorm")
@@ -59,10 +79,11 @@ class ModelConfig:
         "auto", "of Transformer Engine: auto, flash, fused or unfused; local: PyTorch's attention"
     )
     vocab_size: int = setting(
-        vocabulary.SIZE, "token ids; a run takes that of its data, which is larger where tokens are merged"
+        vocabulary.SIZE, "token ids; a run takes that of its data, which is larger where tokens are merged", at_most=WIDE
     )
 
     def __post_init__(self):
+        check_numbers("model", self)
         choice("model", self, "size", (*SIZES, "custom"))
         shape = asdict(SIZES[self.size]) if self.size in SIZES else {}
         if self.hidden_size is not None:
@@ -121,10 +142,11 @@ class DataConfig:
     def __post_init__(self):
         if isinstance(self.path, list):
             lawful = len(self.path) >= 2 and len(self.path) % 2 == 0
-            lawful = lawful and all(isinstance(weight, int | float) and weight > 0 for weight in self.path[::2])
+            numbers = [weight for weight in self.path[::2] if isinstance(weight, int | float) and not isinstance(weight, bool)]
+            lawful = lawful and len(numbers) == len(self.path[::2]) and all(0 < weight <= MANY for weight in numbers)
             refuse_unless(
                 lawful and all(isinstance(folder, str) for folder in self.path[1::2]),
-                f"data.path is {self.path}; use one folder, or [weight, folder, weight, folder, ...] with weights above 0",
+                f"data.path is {self.path}; use one folder, or [weight, folder, weight, folder, ...] with weights above 0 and finite",
             )
 
     @property
@@ -142,12 +164,12 @@ class DataConfig:
 class ParallelConfig:
     """How the model is split. What remains of the processes is data parallel."""
 
-    tensor_model_parallel_size: int = setting(1, "processes that each layer is split over")
-    pipeline_model_parallel_size: int = setting(1, "stages that the layers are split into")
+    tensor_model_parallel_size: int = setting(1, "processes that each layer is split over", at_most=WIDE)
+    pipeline_model_parallel_size: int = setting(1, "stages that the layers are split into", at_most=WIDE)
     virtual_pipeline_model_parallel_size: int | None = setting(
-        None, "chunks of a stage, interleaved; if omitted: one, not interleaved"
+        None, "chunks of a stage, interleaved; if omitted: one, not interleaved", at_most=WIDE
     )
-    context_parallel_size: int = setting(1, "parts of each sequence; above 1 it needs Transformer Engine")
+    context_parallel_size: int = setting(1, "parts of each sequence; above 1 it needs Transformer Engine", at_most=WIDE)
     sequence_parallel: bool = setting(
         False, "split the sequence outside of tensor-parallel layers too, which saves activation memory"
     )
@@ -158,9 +180,10 @@ class ParallelConfig:
     ddp_bucket_size: int | None = setting(
         None, "parameters reduced at once where it is overlapped; if omitted: megatron-core's"
     )
-    distributed_timeout_minutes: int = setting(10, "a process that waits this long for another ends the run")
+    distributed_timeout_minutes: int = setting(10, "a process that waits this long for another ends the run", at_most=365 * 24 * 60)
 
     def __post_init__(self):
+        check_numbers("parallel", self)
         positive("parallel", self, "tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
         positive("parallel", self, "distributed_timeout_minutes")
         if self.ddp_bucket_size is not None:
@@ -216,12 +239,16 @@ class OptimizerConfig:
     use_distributed_optimizer: bool = setting(False, "split the optimizer's state over the data-parallel processes")
 
     def __post_init__(self):
+        check_numbers("optimizer", self)
         positive("optimizer", self, "lr")
         choice("optimizer", self, "lr_decay_style", ("cosine", "constant"))
         refuse_unless(
             0 <= self.min_lr <= self.lr,
             f"optimizer.min_lr {self.min_lr} is not between 0 and optimizer.lr {self.lr}; lower it or raise optimizer.lr",
         )
+        for name in ("adam_beta1", "adam_beta2"):
+            value = getattr(self, name)
+            refuse_unless(0 <= value < 1, f"optimizer.{name} is {value}; use a decay from 0 up to, not with, 1, such as 0.9")
         for name in ("weight_decay", "clip_grad", "lr_warmup_iters"):
             value = getattr(self, name)
             refuse_unless(value >= 0, f"optimizer.{name} is {value}, below 0; set optimizer.{name}=0 to do without")
@@ -232,8 +259,8 @@ class TrainConfig:
     """How long, in which portions and in which precision."""
 
     train_iters: int = setting(1000, "optimizer steps of the whole run")
-    micro_batch_size: int = setting(1, "sequences in one forward pass of one process")
-    global_batch_size: int = setting(1, "sequences in one optimizer step of all processes")
+    micro_batch_size: int = setting(1, "sequences in one forward pass of one process", at_most=2**30)
+    global_batch_size: int = setting(1, "sequences in one optimizer step of all processes", at_most=2**30)
     seed: int = setting(1234, "seed of the initial weights, the order of the data, and dropout")
     bf16: bool = setting(False, "train in bfloat16 with float32 main weights; needs an A100 or later; else float32")
     float32_matmul_precision: str = setting(
@@ -259,6 +286,7 @@ class TrainConfig:
     )
 
     def __post_init__(self):
+        check_numbers("train", self)
         positive("train", self, "train_iters", "micro_batch_size", "global_batch_size", "max_skipped_steps")
         refuse_unless(
             self.loss_spike_factor == 0 or self.loss_spike_factor > 1,
@@ -300,6 +328,7 @@ class CheckpointConfig:
     keep_every: int = setting(0, "keep those at multiples of this for good; 0: none")
 
     def __post_init__(self):
+        check_numbers("checkpoint", self)
         for name, remedy in (
             ("save_interval", "save at the end"),
             ("most_recent_k", "keep all"),
@@ -322,6 +351,7 @@ class LoggingConfig:
     sample_pieces: int = setting(0, "pieces generated and measured at each evaluation, at most 8")
 
     def __post_init__(self):
+        check_numbers("logging", self)
         positive("logging", self, "log_interval")
         refuse_unless(
             self.peak_tflops is None or 0 < self.peak_tflops < float("inf"),

@@ -69,15 +69,16 @@ def _print_report(report: dict, options) -> None:
 
 
 def inspect(options) -> None:
-    from megatron_music.data.index_file import check_index
+    from megatron_music.data.index_file import check_ids
     from megatron_music.data.report import describe, read_report
+    from megatron_music.tokens.folder import read_encoding
 
     if Path(options.dataset, "index.json").is_file() and not Path(options.dataset, "train.idx").is_file():
         raise ValueError(f"{options.dataset} is a dataset of latents, and inspect shows datasets of tokens; its figures are in {Path(options.dataset, 'report.json')}")
     report = read_report(options.dataset)
     for split in report["splits"]:
-        if Path(options.dataset, f"{split}.idx").exists():
-            check_index(Path(options.dataset, split))
+        if any(Path(options.dataset, f"{split}.{suffix}").exists() for suffix in ("bin", "idx")):
+            check_ids(Path(options.dataset, split), read_encoding(Path(options.dataset, "tokenizer")).vocab_size, whole=True)
     if options.html:
         from megatron_music.data.page import write_page
 

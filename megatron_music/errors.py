@@ -1,6 +1,7 @@
 """What is refused, in one sentence: what was given, what is allowed, what to do."""
 
 import difflib
+import math
 from collections.abc import Sequence
 
 
@@ -27,4 +28,6 @@ def closest(word: str, known: Sequence[str]) -> str:
 
 def divisors(number: int) -> str:
     """Everything that a number divides by, as a list in words."""
-    return ", ".join(str(value) for value in range(1, number + 1) if number % value == 0)
+    low = [value for value in range(1, math.isqrt(number) + 1) if number % value == 0]
+    high = [number // value for value in reversed(low) if value * value != number]
+    return ", ".join(map(str, low + high))

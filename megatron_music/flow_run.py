@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, fields, replace
 
 from megatron_music import contradictions
 from megatron_music.config import (
+    WIDE,
     CheckpointConfig,
     LoggingConfig,
     OptimizerConfig,
     ParallelConfig,
     Run,
     TrainConfig,
+    check_numbers,
     choice,
     positive,
     setting,
@@ -49,18 +51,19 @@ class FlowModelConfig:
     global_conditioning: str = setting(
         "prepend", "of a dit: prepend (a position before the latents) or adaln (adaptive norms)"
     )
-    num_layers: int | None = setting(None, "transformer layers")
-    hidden_size: int | None = setting(None, "width of the residual stream")
-    num_attention_heads: int | None = setting(None, "attention heads of a layer; divides hidden_size")
-    ffn_hidden_size: int | None = setting(None, "width of the feed-forward layer")
+    num_layers: int | None = setting(None, "transformer layers", at_most=2**14)
+    hidden_size: int | None = setting(None, "width of the residual stream", at_most=WIDE)
+    num_attention_heads: int | None = setting(None, "attention heads of a layer; divides hidden_size", at_most=WIDE)
+    ffn_hidden_size: int | None = setting(None, "width of the feed-forward layer", at_most=4 * WIDE)
     text_size: int | None = setting(
-        None, "width of a word's state, as the text encoder gives it; if omitted: that of the data"
+        None, "width of a word's state, as the text encoder gives it; if omitted: that of the data", at_most=WIDE
     )
-    embedding_size: int | None = setting(None, "width of an embedding of music; if omitted: that of the data")
-    latent_channels: int | None = setting(None, "channels of the latents; if omitted: those of the data")
-    latent_length: int | None = setting(None, "latent frames of a sample; if omitted: those of the data")
+    embedding_size: int | None = setting(None, "width of an embedding of music; if omitted: that of the data", at_most=WIDE)
+    latent_channels: int | None = setting(None, "channels of the latents; if omitted: those of the data", at_most=WIDE)
+    latent_length: int | None = setting(None, "latent frames of a sample; if omitted: those of the data", at_most=2**24)
 
     def __post_init__(self):
+        check_numbers("model", self)
         choice("model", self, "kind", tuple(KINDS))
         choice("model", self, "size", tuple(KINDS[self.kind]))
         choice("model", self, "conditions", CONDITIONS)
@@ -134,6 +137,7 @@ class FlowConfig:
     ema_decay: float = setting(0.999, "of the average of the weights, which is sampled from; 0: no average")
 
     def __post_init__(self):
+        check_numbers("flow", self)
         choice("flow", self, "objective", ("flow", "v", "regression"))
         choice("flow", self, "sigma", ("uniform", "logit_normal"))
         positive("flow", self, "sigma_shift")

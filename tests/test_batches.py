@@ -1,5 +1,6 @@
 """What a model is shown: which samples, and where the loss and the attention stop."""
 
+import time
 from itertools import islice
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 from tiny_gpt import tiny_dataset
 
-from megatron_music.config import DataConfig, ParallelConfig
+from megatron_music.config import ConfigError, DataConfig, ParallelConfig
 from megatron_music.data.batches import build_datasets, micro_batches
 from megatron_music.tokens.folder import Encoding, write_tokenizer_folder
 from megatron_music.tokens.vocabulary import DOCUMENT_END, PAD
@@ -149,3 +150,11 @@ def test_bad_folders_are_refused_in_one_sentence(tmp_path, folder):
     empty = tiny_dataset(tmp_path / "empty", documents={"train": 0, "valid": 2})
     with pytest.raises(ValueError, match="holds no tokens"):
         datasets(str(empty))
+
+
+@pytest.mark.parametrize(("num_samples", "field"), [((2**40, 1, 0), "train.train_iters"), ((1, 10**15, 0), "train.eval_iters")])
+def test_more_samples_than_the_memory_can_index_are_refused_at_once(folder, num_samples, field):
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match=f"{field} x train.global_batch_size is .* GiB of memory; lower {field}"):
+        datasets(str(folder), num_samples=num_samples)
+    assert time.monotonic() - start < 20

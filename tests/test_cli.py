@@ -393,3 +393,22 @@ def test_a_file_whose_name_is_not_utf_8_is_drawn_and_rendered(capsys, midi, tmp_
     assert run(capsys, "plot", odd, "-o", tmp_path / "roll.png")[0] == 0
     assert run(capsys, "render", odd, "-o", tmp_path / "wavs", "--own", "--html", tmp_path / "page.html", "--sample-rate", "4000")[0] == 0
     assert (tmp_path / "page.html").stat().st_size > 1000 and (tmp_path / "roll.png").stat().st_size > 1000
+
+
+def test_memory_that_is_not_there_is_one_sentence(capsys):
+    import numpy as np
+    import torch
+
+    for allocate in (lambda: np.ones(2**59), lambda: torch.ones(2**59), lambda: [0] * 2**59):
+        assert guarded(lambda allocate=allocate: allocate() and 0) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("megatron-music: there is not enough memory (") and said.count("\n") == 1, said
+        assert "lower" in said and "model.seq_length" in said
+    with pytest.raises(RuntimeError, match="something else"):  # a fault of ours keeps its traceback
+        guarded(lambda: (_ for _ in ()).throw(RuntimeError("something else")))
+
+
+def test_settings_far_too_large_end_with_one_sentence_and_no_traceback():
+    words = ["tiny", "parallel.distributed_timeout_minutes=1e30"]
+    done = subprocess.run([sys.executable, "-m", "megatron_music", "train", *words], capture_output=True, text=True, check=False, timeout=100)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "parallel.distributed_timeout_minutes is 1" in done.stderr

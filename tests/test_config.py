@@ -1,11 +1,16 @@
 """Every mistake in a recipe or an override is one sentence: what was given, what is allowed, what to do."""
 
+import dataclasses
+import re
 import subprocess
 import sys
+import typing
 
 import pytest
 
-from megatron_music.config import ConfigError, DataConfig, ModelConfig, ParallelConfig, RunConfig
+from megatron_music.config import ConfigError, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, RunConfig
+from megatron_music.errors import divisors
+from megatron_music.flow_run import FlowRunConfig
 from megatron_music.recipes import load_run, read_run, recipe_names, write_run
 
 
@@ -56,6 +61,8 @@ def test_a_written_run_is_read_back(tmp_path):
         ("train.seed=[", ["'train.seed=['", "YAML"]),
         ("optimizer.lr=fast", ["optimizer.lr is 'fast'", "a number"]),
         ("optimizer.lr=0", ["optimizer.lr is 0", "above 0"]),
+        ("optimizer.adam_beta1=2.5", ["optimizer.adam_beta1 is 2.5", "from 0 up to, not with, 1"]),
+        ("optimizer.adam_beta2=-0.1", ["optimizer.adam_beta2 is -0.1", "from 0 up to, not with, 1"]),
         ("optimizer.min_lr=1", ["optimizer.min_lr", "optimizer.lr"]),
         ("optimizer.lr_decay_style=cosin", ["'cosin'", "cosine or constant", "did you mean cosine?"]),
         ("model.size=dmeo", ["'dmeo'", "did you mean demo?"]),
@@ -128,3 +135,59 @@ def test_folders_and_weights():
 def test_configuration_needs_no_torch():
     program = "import sys, megatron_music.recipes; assert not {'torch', 'megatron'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+NUMBERS = [
+    (recipe, f"{section.name}.{item.name}", item)
+    for recipe, run in (("tiny", RunConfig), ("demo-dit", FlowRunConfig))
+    for section in dataclasses.fields(run)
+    for item in dataclasses.fields(section.type)
+    if {int, float} & set(typing.get_args(item.type) or (item.type,))
+]
+
+
+@pytest.mark.parametrize(("recipe", "name", "item"), NUMBERS, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_number_that_is_not_finite_or_far_too_large_is_refused_by_its_name(recipe, name, item):
+    is_float = float in (typing.get_args(item.type) or (item.type,))
+    values = [".inf", ".nan", "-.inf", "inf", "1" + "0" * 400] if is_float else ["1e30", ".inf", ".nan", "1" + "0" * 400, "1e13"]
+    for value in values:
+        with pytest.raises(ConfigError, match=f"^{re.escape(name)} ") as caught:
+            load_run(recipe, [f"{name}={value}"])
+        assert "; " in str(caught.value)
+
+
+def test_fields_that_are_set_in_python_are_checked_too():
+    with pytest.raises(ConfigError, match="optimizer.lr is nan; use a finite number, such as 0.0003"):
+        OptimizerConfig(lr=float("nan"))
+    with pytest.raises(ConfigError, match="model.num_layers is 1000.*; use a whole number of at most"):
+        ModelConfig(size="demo", num_layers=10**30)
+
+
+def test_divisors_of_large_numbers_are_found_at_once():
+    assert divisors(12) == "1, 2, 3, 4, 6, 12" and divisors(16) == "1, 2, 4, 8, 16" and divisors(1) == "1"
+    assert divisors(2**40).endswith(f", {2**40}") and divisors(999_999_999_989) == "1, 999999999989"
+
+
+@pytest.mark.parametrize("weight", [".inf", ".nan", "true", "0", "1" + "0" * 400])
+def test_weights_of_a_blend_are_finite_and_above_0(weight):
+    with pytest.raises(ConfigError, match="with weights above 0"):
+        load_run("tiny", [f"data.path=[{weight}, a, 1, b]"])
+
+
+@pytest.mark.parametrize("recipe", ["tiny", "demo-dit"])
+@pytest.mark.parametrize("kind", ["[1]", "{}", "null", "7", "ditt"])
+def test_a_kind_that_is_none_is_refused_by_name(recipe, kind):
+    with pytest.raises(ConfigError, match="^model.kind is .*; use text2muq or dit"):
+        load_run(recipe, [f"model.kind={kind}"])
+
+
+@pytest.mark.parametrize("value", ["1" + "0" * 5000, "2024-13-45", "[" * 2000])
+def test_values_that_yaml_itself_cannot_make_are_refused(value):
+    with pytest.raises(ConfigError, match="quote it"):
+        load_run("tiny", [f"train.seed={value}"])
+
+
+def test_a_key_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "run.yaml").write_text("model: {size: tiny}\ntrain: {1: 2}\n")
+    with pytest.raises(ConfigError, match="unknown key train.1; use"):
+        load_run(str(tmp_path / "run.yaml"))

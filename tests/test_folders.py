@@ -2,18 +2,22 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_gpt import tiny_dataset, tiny_run
 
 from megatron_music.cli import main
 from megatron_music.config import ConfigError, DataConfig
 from megatron_music.data.folders import cache_folder, check_folders, record_of, user_cache
+from megatron_music.data.index_file import HEADER_BYTES, IndexWriter, check_ids, check_index
 from megatron_music.tokens.blend import blend_encodings
 from megatron_music.tokens.folder import Encoding, read_encoding, write_tokenizer_folder
 from megatron_music.training.loop import DONE, train
@@ -103,6 +107,115 @@ def test_a_truncated_file_is_refused_by_name_before_the_first_step(tmp_path, cap
     capsys.readouterr()
     assert main(["preflight", str(script), "tiny", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}"]) != 0
     assert "is damaged" in capsys.readouterr().out
+
+
+def rewritten(index: Path, change) -> None:
+    """An ``.idx`` with its tables changed in place: ``change`` takes its type, lengths, offsets and documents."""
+    data = bytearray(index.read_bytes())
+    kind, (sequences, documents) = np.frombuffer(data, "u1", 1, 17), np.frombuffer(data, "<u8", 2, 18)
+    change(
+        kind,
+        np.frombuffer(data, "<i4", sequences, HEADER_BYTES),
+        np.frombuffer(data, "<i8", sequences, HEADER_BYTES + 4 * int(sequences)),
+        np.frombuffer(data, "<i8", documents, HEADER_BYTES + 12 * int(sequences)),
+    )
+    index.write_bytes(data)
+
+
+def put(table, row, value):
+    table[row] = value
+
+
+DAMAGES = {
+    "sequence 3 has -5 tokens": lambda kind, lengths, offsets, documents: put(lengths, 3, -5),
+    "sequence 4 begins at byte [0-9]+ where [0-9]+ is due": lambda kind, lengths, offsets, documents: put(lengths, 3, 2**31 - 1),
+    "sequence 0 begins at byte 8 where 0 is due": lambda kind, lengths, offsets, documents: put(offsets, 0, 8),
+    "its tokens have the unknown type 77": lambda kind, lengths, offsets, documents: put(kind, 0, 77),
+    "sequence 1 begins at byte": lambda kind, lengths, offsets, documents: put(kind, 0, 4),
+    "document 0 begins with sequence 1, out of order": lambda kind, lengths, offsets, documents: put(documents, 0, 1),
+    "document 7 begins with sequence 5, out of order": lambda kind, lengths, offsets, documents: put(documents, 7, 5),
+    "its documents end at sequence [0-9]+ where there are": lambda kind, lengths, offsets, documents: put(documents, -1, documents[-1] + 1),
+    "the train.bin is shorter than it says": lambda kind, lengths, offsets, documents: put(lengths, -1, lengths[-1] + 1),
+}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    from tiny import write_corpus
+
+    folder = tmp_path_factory.mktemp("built")
+    write_corpus(folder / "midi")
+    assert main(["build", "tokens", str(folder / "midi"), "-o", str(folder / "data"), "--bars", "1", "--hop", "1"]) == 0
+    return folder / "data"
+
+
+def refused_alike(data: Path, folder: Path, capsys, words: str, commands=("train", "preflight", "inspect")) -> None:
+    """Every command refuses a dataset with the same words, and nothing is written."""
+    script = folder / "job.sbatch"
+    script.write_text("#!/bin/bash\n#SBATCH --nodes=1\nsrun true\n")
+    run = ["tiny", f"data.path={data}", f"checkpoint.save={folder / 'run'}"]
+    for command in commands:
+        capsys.readouterr()
+        arguments = {"train": run, "preflight": [str(script), *run], "inspect": [str(data)]}[command]
+        assert main([command, *arguments]) != 0, command
+        said = capsys.readouterr()
+        assert re.search(words, said.out + said.err), (command, said)
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize("words", DAMAGES)
+def test_an_altered_index_of_the_right_size_is_refused_by_name(built, tmp_path, capsys, words):
+    data = tmp_path / "data"
+    shutil.copytree(built, data)
+    rewritten(data / "train.idx", DAMAGES[words])
+    refused_alike(data, tmp_path, capsys, f"train.idx is damaged .{words.removeprefix('the ')}")
+
+
+def test_ids_outside_the_vocabulary_are_refused_by_name(built, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(built, data)
+    ids = np.fromfile(data / "train.bin", "<u2")
+    ids[5] = 0xFFFF
+    ids.tofile(data / "train.bin")
+    refused_alike(data, tmp_path, capsys, "train.bin is damaged .token 5 is 65535, and its tokenizer's ids are below [0-9]+")
+
+
+def test_inspect_looks_at_every_token(tmp_path):
+    """Training looks at pieces alone, which do not reach into the middle between two of them."""
+    data = tiny_dataset(tmp_path / "data", documents={"train": 60_000})
+    ids = np.fromfile(data / "train.bin", "<u2")
+    assert ids.nbytes > 5 << 20
+    place = len(ids) // 30 + (32 << 10)
+    ids[place] = 0xFFFF
+    ids.tofile(data / "train.bin")
+    check_ids(data / "train", Encoding().vocab_size)
+    with pytest.raises(ValueError, match=f"train.bin is damaged .token {place} is 65535"):
+        check_ids(data / "train", Encoding().vocab_size, whole=True)
+
+
+@pytest.mark.parametrize("name", ["valid.idx", "valid.bin", "train.idx", "train.bin"])
+def test_one_file_of_a_split_without_the_other_is_refused_by_name(built, tmp_path, capsys, name):
+    data = tmp_path / "data"
+    shutil.copytree(built, data)
+    for other in ("valid.idx", "valid.bin"):
+        shutil.copy(data / other.replace("valid", "train"), data / other)
+    (data / name).unlink()
+    refused_alike(data, tmp_path, capsys, name)
+
+
+def test_a_large_index_is_checked_in_portions(tmp_path):
+    lengths = np.full(2_500_000, 2, np.int32)
+    writer = IndexWriter(tmp_path / "x.idx", len(lengths))
+    writer.add(lengths)
+    writer.finish()
+    (tmp_path / "x.bin").write_bytes(bytes(2 * int(lengths.sum())))
+    assert check_index(tmp_path / "x") == len(lengths)
+    rewritten(tmp_path / "x.idx", lambda kind, lengths, offsets, documents: put(documents, 2_000_000, 1))
+    with pytest.raises(ValueError, match="document 2000000 begins with sequence 1, out of order"):
+        check_index(tmp_path / "x")
+    rewritten(tmp_path / "x.idx", lambda kind, lengths, offsets, documents: put(lengths, 1_500_000, 3))
+    with pytest.raises(ValueError, match="sequence 1500001 begins at byte 6000004 where 6000006 is due"):
+        check_index(tmp_path / "x")
 
 
 def test_preflight_refuses_a_blend_that_train_refuses(two, tmp_path, capsys):

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from megatron_music.config import ConfigError, DataConfig
 from megatron_music.data.folders import cache_folder, check_folders, has_tokens
+from megatron_music.data.index_file import check_index
 from megatron_music.data.report import SPLITS
+from megatron_music.errors import refuse_unless
 from megatron_music.tokens.tokenizer import MusicTokenizer
 
 
@@ -45,12 +47,14 @@ def build_datasets(
         hides) where ``data.reset_attention_mask`` asks for it.
 
     Raises:
-        ValueError: a folder is missing, holds no training tokens, or was made with another vocabulary or grid.
+        ValueError: a folder is missing, holds no training tokens, or was made with another vocabulary or grid, or the samples are more than
+            this machine could hold an index of.
     """
     check_folders(data)
     blends, sizes = [], []
     for split, size in zip(SPLITS, num_samples):
         if size and has_tokens(data, split):
+            _check_memory(data, split, size, seq_length)
             prefixes = [str(folder / split) for folder in data.folders]
             blends.append((prefixes, data.weights if len(prefixes) > 1 else None))
             sizes.append(size)
@@ -77,6 +81,26 @@ def build_datasets(
         create_attention_mask=data.reset_attention_mask,
     )
     return tuple(BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: is_needed, dataset_config).build())
+
+
+def _check_memory(data: DataConfig, split: str, num_samples: int, seq_length: int) -> None:
+    """Refuse more samples than this machine could hold an index of: megatron-core would count their epochs for hours.
+
+    At the least an index takes 16 bytes for each document of each epoch, while it is made, and 12 for each sample.
+    """
+    total, weights = sum(data.weights or [1.0]), data.weights or [1.0]
+    needed = 0
+    for folder, weight in zip(data.folders, weights, strict=True):
+        samples = num_samples * weight / total
+        epochs = samples * seq_length / max(os.path.getsize(folder / f"{split}.bin") // 2, 1)
+        needed += 16 * epochs * check_index(folder / split) + 12 * samples
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    steps = "train.train_iters" if split == "train" else "train.eval_iters"
+    refuse_unless(
+        needed <= memory,
+        f"{steps} x train.global_batch_size is {num_samples:,} samples of {split}, whose index takes {needed / 2**30:,.0f} GiB, and this "
+        f"machine has {memory / 2**30:,.0f} GiB of memory; lower {steps} or train.global_batch_size",
+    )
 
 
 def micro_batches(

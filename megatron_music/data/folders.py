@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megatron_music.config import ConfigError, DataConfig
-from megatron_music.data.index_file import check_index
+from megatron_music.data.index_file import check_ids, check_index, pieces
 from megatron_music.data.report import SPLITS
 from megatron_music.tokens.blend import added_by_some, blend_encodings
 from megatron_music.tokens.bpe import Bpe
@@ -21,7 +21,6 @@ from megatron_music.tokens.wording import read_wording
 
 DATA_RECORD = "data.json"  # in a checkpoint
 RECORD_FORMAT = 1
-_SAMPLES, _SAMPLE_BYTES = 16, 64 << 10  # of a .bin, evenly from its first byte to its last
 
 
 class Tokenizer(NamedTuple):
@@ -32,7 +31,7 @@ class Tokenizer(NamedTuple):
 
 
 def check_folders(data: DataConfig) -> Tokenizer:
-    """Refuse folders that cannot be trained on, alone or together; only the ends of their files are read.
+    """Refuse folders that cannot be trained on, alone or together: their indices are read whole, of their tokens a sample.
 
     Returns:
         The encoding of all folders together, and their merged tokens.
@@ -45,14 +44,14 @@ def check_folders(data: DataConfig) -> Tokenizer:
         raise ConfigError("data.path is not set; name the folder made by `megatron-music build tokens`, as in data.path=OUT")
     encodings, merges = {}, {}
     for folder in data.folders:
-        if not is_split(folder, "train"):
+        if not _is_begun(folder, "train"):
             raise ConfigError(
                 f"{folder} holds no train.bin and train.idx; make it with `megatron-music build tokens MIDI_DIR -o {folder}`"
             )
         encodings[str(folder)], merges[folder], _ = read_wording(folder / "tokenizer")
-        for split in filter(lambda split: is_split(folder, split), SPLITS):
+        for split in filter(lambda split: _is_begun(folder, split), SPLITS):
             try:
-                check_index(folder / split)
+                check_ids(folder / split, encodings[str(folder)].vocab_size)
             except ValueError as error:
                 raise ConfigError(str(error)) from None
     try:
@@ -95,6 +94,11 @@ def files_below(folder: Path, name: str) -> dict[str, bytes]:
 def is_split(folder: Path, split: str) -> bool:
     """Whether a folder has both files of a split."""
     return all((folder / f"{split}.{suffix}").is_file() for suffix in ("bin", "idx"))
+
+
+def _is_begun(folder: Path, split: str) -> bool:
+    """Whether a folder has one file of a split at least; without the other it is damaged, and not empty."""
+    return any((folder / f"{split}.{suffix}").is_file() for suffix in ("bin", "idx"))
 
 
 def num_tokens(data: DataConfig, split: str) -> int:
@@ -169,11 +173,10 @@ def record_of(data: DataConfig) -> dict:
 def _split_record(prefix: Path) -> dict:
     with open(f"{prefix}.idx", "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    with open(f"{prefix}.bin", "rb") as file:
-        size, sample = os.fstat(file.fileno()).st_size, hashlib.sha256()
-        last = max(size - _SAMPLE_BYTES, 0)
-        for number in range(_SAMPLES):
-            sample.update(os.pread(file.fileno(), _SAMPLE_BYTES, last * number // (_SAMPLES - 1)))
+    sample = hashlib.sha256()
+    for _, piece in pieces(f"{prefix}.bin"):
+        sample.update(piece)
+    size = os.path.getsize(f"{prefix}.bin")
     return {"documents": check_index(prefix), "bin_bytes": size, "idx_sha256": digest, "bin_sample_sha256": sample.hexdigest()}
 
 

@@ -55,7 +55,7 @@ def load_run(recipe: str, overrides: Sequence[str] = ()) -> Run:
         _check_section(section, SECTIONS | FLOW_SECTIONS, "the overrides")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):  # no number of so many digits, no such date, too deep
             raise ConfigError(f"the value of override {override!r} is no YAML; quote it, as in {name}='\"text\"'") from None
         tree.setdefault(section, {})[key] = value
     return _run_of(tree, str(path))
@@ -91,8 +91,8 @@ def _read_yaml(path: Path) -> dict:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing; name a run's folder or a recipe") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{path} cannot be read as YAML ({reason}); compare it with megatron_music/recipes/tiny.yaml") from None
     refuse_unless(
         isinstance(tree, dict), f"{path} holds no sections; compare it with megatron_music/recipes/tiny.yaml"
@@ -113,7 +113,8 @@ def _check_section(section: str, sections: dict[str, type], source: str) -> None
 
 
 def _kinds_of(tree: dict, overrides: Sequence[str] = ()) -> dict[str, type]:
-    is_flow = tree.get("model", {}).get("kind") in KINDS or any(f"model.kind={kind}" in overrides for kind in KINDS)
+    kind = tree.get("model", {}).get("kind")
+    is_flow = (isinstance(kind, str) and kind in KINDS) or any(f"model.kind={kind}" in overrides for kind in KINDS)
     return FLOW_SECTIONS if is_flow else SECTIONS
 
 
@@ -130,12 +131,18 @@ def _hint(section: str, key: str, kinds: dict[str, type]) -> str:
         near = closest(key, known.get(section, ()))
         if near:
             return near
-        alike = difflib.get_close_matches(key, [field for names in known.values() for field in names], n=1)
+        alike = difflib.get_close_matches(str(key), [field for names in known.values() for field in names], n=1)
         found = [f"{name}.{field}" for name, names in known.items() for field in names if field in alike]
     return f" (did you mean {either(found)}?)" if found else ""
 
 
 def _run_of(tree: dict, source: str) -> Run:
+    if "kind" in (model := tree.get("model", {})):
+        kind = model["kind"]
+        refuse_unless(
+            isinstance(kind, str) and kind in KINDS,
+            f"model.kind is {kind!r}; use {either(tuple(KINDS))}{closest(kind, KINDS)}, or omit it for a GPT",
+        )
     kinds = _kinds_of(tree)
     is_flow = kinds is FLOW_SECTIONS
     sections = {}
@@ -164,7 +171,10 @@ def _coerced(value, item, name: str):
         with contextlib.suppress(ValueError):
             value = float(value)
     if isinstance(value, int) and not isinstance(value, bool) and float in kinds:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{name} has {len(str(value))} digits; use a finite number, such as 1.0") from None
     if isinstance(value, float) and int in kinds and value.is_integer():
         return int(value)
     # True is an int to Python, never to a reader of recipes.

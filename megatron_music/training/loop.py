@@ -15,6 +15,7 @@ from megatron_music.counted import counted
 from megatron_music.errors import refuse_unless
 from megatron_music.training import distributed, messages
 from megatron_music.training.checkpoint import Progress, load_checkpoint
+from megatron_music.training.checkpoint_folder import read_latest
 from megatron_music.training.engine import Engine
 from megatron_music.training.guard import iterations_as_words, reason_to_skip
 from megatron_music.training.metrics import Metrics
@@ -37,7 +38,8 @@ def train(config: Run, *, profile_steps: tuple[int, int] | None = None) -> int:
     Returns:
         0 when all iterations are done; 75 when a signal stopped the run after a checkpoint; 1 when a signal stopped a
         run that has no ``checkpoint.save``, when its last checkpoint could not be written, when too many steps were
-        skipped in a row, and when it has started too often without getting on.
+        skipped in a row, when it ended or was stopped on a skipped step or its evaluation was not finite, and when it has
+        started too often without getting on.
 
     Raises:
         ValueError: the run cannot be; one sentence, and nothing was written.
@@ -71,6 +73,8 @@ def _train(config: Run, profile_steps: tuple[int, int] | None) -> int:
     with contextlib.ExitStack() as held:
         distributed.on_main(lambda: held.enter_context(held_folder(folder, config)))
         if folder and is_own and progress.iteration >= config.train.train_iters:
+            if progress.guard.in_a_row:  # saved by an earlier version
+                return _give_up(progress, None, folder)
             _tell(messages.finished(config, progress.iteration))
         elif folder:
             refusal = distributed.on_main(lambda: count_start(folder, progress.iteration, config))
@@ -97,7 +101,7 @@ def _run(
         wandb_project=config.logging.wandb_project,
         run=asdict(config),
     )
-    stopped = False
+    stopped = is_owed = False
     with contextlib.ExitStack() as stack:
         asked = stack.enter_context(_signals())
         stack.enter_context(contextlib.closing(metrics))
@@ -135,17 +139,25 @@ def _run(
                 numbers = {name: value for name, value in numbers.items() if value is None or math.isfinite(value)} | {"skipped": 1}
             record(iteration, **numbers)
             if len(progress.guard.in_a_row) >= config.train.max_skipped_steps:
-                return _give_up(progress, saver)
-            is_last = iteration == total
+                return _give_up(progress, saver, folder)
+            is_last, is_sound = iteration == total, result.skipped is None
             stopped = result.stop and not is_last
             if task.valid_batches and _is_due(iteration, config.train.eval_interval, is_last):
                 loss, num_tokens = engine.evaluate(task.valid_batches(), config.train.eval_iters)
-                music = samples.take(engine.modules[0], iteration, loss, metrics)
-                record(iteration, valid_loss=loss, valid_tokens=num_tokens, **music)
+                is_sound = is_sound and math.isfinite(loss)
+                if math.isfinite(loss):
+                    music = samples.take(engine.modules[0], iteration, loss, metrics)
+                    record(iteration, valid_loss=loss, valid_tokens=num_tokens, **music)
+                else:
+                    distributed.warn(f"the evaluation after step {iteration} gave a loss of {loss}: the weights have diverged")
             if saver:
                 saver.poll()
-                if _is_due(iteration, config.checkpoint.save_interval, is_last or stopped):
-                    saver.save(engine, progress)
+            if not is_sound and (is_last or stopped):
+                return _give_up(progress, saver, folder)
+            is_owed = is_owed or _is_due(iteration, config.checkpoint.save_interval, is_last or stopped)
+            if saver and is_owed and is_sound:
+                saver.save(engine, progress)
+                is_owed = False
         if saver:
             saver.finish()
     cost = profiler.cost()
@@ -167,14 +179,21 @@ def _tell(sentences: list[str]) -> None:
         distributed.tell(sentence)
 
 
-def _give_up(progress: Progress, saver: Saver | None) -> int:
-    """End a run that has skipped too many steps in a row, and save nothing over its last good state."""
+def _give_up(progress: Progress, saver: Saver | None, folder: Path | None) -> int:
+    """End a run that skipped its last steps, or whose evaluation is not finite, and save nothing over its last good state."""
     if saver:
         saver.finish()  # of a state before; it was good then
     skipped = progress.guard.in_a_row
+    reason = (
+        f"{counted(len(skipped), 'step')} in a row had to be skipped ({iterations_as_words(skipped)})"
+        if skipped
+        else f"the weights after iteration {progress.iteration} give no finite loss"
+    )
+    newest = distributed.on_main(lambda: read_latest(folder)[0]) if folder else None
+    kept = f"the newest checkpoint is {newest}, of before" if newest else "no checkpoint was saved"
     distributed.warn(
-        f"the run ends, since {counted(len(skipped), 'step')} in a row had to be skipped ({iterations_as_words(skipped)}): no checkpoint "
-        "holds weights of after them; lower optimizer.lr, look at the data there, or raise train.max_skipped_steps"
+        f"the run ends unfinished at iteration {progress.iteration}, since {reason}: {kept}; lower optimizer.lr, look at the "
+        "data there, go back to an earlier checkpoint with checkpoint.load, or raise train.max_skipped_steps or train.train_iters"
     )
     return FAILED
 
