@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from tiny_gpt import tiny_dataset, tiny_run
 
+from megatron_music.output import LOADING
 from megatron_music.config import ConfigError
 from megatron_music.training.loop import DONE, train
 
@@ -75,7 +76,9 @@ def notices(lines: list[str]) -> list[str]:
     for line in lines:
         assert line.count("megatron-music: ") <= 1 and ("megatron-music: " not in line or line.startswith("megatron-music: ")), lines
         assert not ("step" in line and "megatron-music:" in line and "|" in line), line
-    return [line.removeprefix("megatron-music: ") for line in lines if line.startswith("megatron-music: ")]
+    found = [line.removeprefix("megatron-music: ") for line in lines if line.startswith("megatron-music: ")]
+    assert found[0] == LOADING
+    return found[1:]
 
 
 def test_on_a_terminal_every_sentence_has_its_own_line_from_start_to_next_step(data, tmp_path):
