@@ -16,6 +16,9 @@ _SHAPE = {
     "vocab_size": "V",
 }
 _SHAPE_HELP = {
+    "num_layers": "transformer layers",
+    "hidden_size": "width of the residual stream",
+    "num_attention_heads": "attention heads per layer",
     "num_query_groups": "by default as many as heads",
     "ffn_hidden_size": "by default 4 x H",
     "seq_length": "tokens",
@@ -32,7 +35,7 @@ def add_table_form(parser) -> None:
 
 def add_shape(parser) -> None:
     for name, letter in _SHAPE.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=None, metavar=letter, help=_SHAPE_HELP.get(name, name.replace("_", " ")))
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=None, metavar=letter, help=_SHAPE_HELP[name])
     parser.add_argument("--swiglu", action="store_true", default=None, help="a gated feed-forward, three matrices")
 
 
@@ -355,7 +358,7 @@ def _flow_words(flow: tuple) -> dict:
     shape = run.model.shape
     positions = _frames(run) + shape.num_extra_positions
     title = (
-        f"{run.model.kind}, {counted(shape.num_layers, 'layer')} x {shape.hidden_size}, {counted(shape.num_attention_heads, 'head')}, {positions} positions, "
+        f"{run.model.kind}, {counted(shape.num_layers, 'layer')} x {shape.hidden_size}, {counted(shape.num_attention_heads, 'head')}, {counted(positions, 'position')}, "
         f"{counted(text_length, 'word')}"
     )
     return {"model": None, "title": title, "sample": "sample", "tokens": positions}

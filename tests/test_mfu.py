@@ -365,3 +365,10 @@ def test_a_run_on_a_cpu_is_compared_with_no_gpu(tmp_path, capsys):
     log.write_text(log.read_text().replace("process_memory_gib", "cuda_memory_gib"))
     assert main([*command, "--gpu", "h100"]) == 0
     assert "below 10% a step waits for kernel launches" in capsys.readouterr().out
+
+
+def test_the_help_of_the_shape_says_what_each_field_is(capsys):
+    with pytest.raises(SystemExit):
+        main(["mfu", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--num-layers L transformer layers" in said and "--hidden-size H width of the residual stream" in said

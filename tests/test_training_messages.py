@@ -142,3 +142,19 @@ def test_a_window_to_profile_behind_the_last_step_is_refused(data, tmp_path):
     with pytest.raises(ConfigError, match=r"--profile-steps begin at 10, after the last step: train.train_iters is 3"):
         train(tiny_run(data, f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=3"), profile_steps=(10, 12))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("train_tokens", "sentence"),
+    [
+        (2 * 8 * 64, "each read 1 times (epochs)"), (8 * 64, "each read 2 times (epochs)"),
+        (4 * 8 * 64, "; 50% of them are read once"), (1000 * 8 * 64, "; less than 1% of them are read, once"),
+    ],
+)  # fmt: skip
+def test_data_that_are_not_read_once_are_told_as_a_share_and_not_as_epochs(data, train_tokens, sentence):
+    from megatron_music.training.messages import opening
+    from megatron_music.training.tasks import Work
+
+    run = tiny_run(data, "train.train_iters=2", "train.global_batch_size=8", "train.micro_batch_size=1")
+    told = opening(run, Work(64, train_tokens, 1.0, "mcore"), 0, None, False, has_valid=True)
+    assert any(line.endswith(sentence) for line in told), told

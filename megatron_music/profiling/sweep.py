@@ -165,7 +165,7 @@ def read_sweep(folder: Path) -> Sweep:
             raise KeyError("format")
         return Sweep(folder, tree["name"], tree["steps"], tree["warmup"], rows)
     except FileNotFoundError:
-        raise ValueError(f"{folder} holds no sweep; plan one with `megatron-music sweep RECIPE -o {folder}`") from None
+        raise ValueError(f"{folder} holds no plan of a sweep; make one: megatron-music sweep RECIPE -o {folder} --plan") from None
     except (KeyError, TypeError, json.JSONDecodeError):
         raise ValueError(f"{folder / PLAN} is no plan of this version; plan the sweep anew in another folder") from None
 

@@ -30,7 +30,7 @@ def opening(config: Run, work: Work, iteration: int, origin: Path | None, is_own
     samples = math.ceil(work.train_tokens / work.tokens_per_sample)
     epochs = train.train_iters * train.global_batch_size * work.tokens_per_sample / work.train_tokens
     noun, length = ("window", f" of {work.tokens_per_sample:,} tokens") if hasattr(config.model, "seq_length") else ("sample", "")
-    found.append(f"the training data are {counted(samples, noun)}{length}, each read {epochs:,.3g} times (epochs)")
+    found.append(f"the training data are {counted(samples, noun)}{length}{_read(epochs)}")
     if epochs >= MANY_EPOCHS:
         found.append(
             f"{counted(samples, noun)} x {epochs:,.0f} epochs: the model will memorise them; add data, or lower train.train_iters, "
@@ -39,6 +39,13 @@ def opening(config: Run, work: Work, iteration: int, origin: Path | None, is_own
     if train.eval_iters and not has_valid:
         found.append("there is nothing to evaluate on: the validation split is empty, so valid_loss is left out")
     return found
+
+
+def _read(epochs: float) -> str:
+    """How often a run reads its training data."""
+    if epochs >= 1:
+        return f", each read {epochs:,.3g} times (epochs)"
+    return f"; {epochs:.0%} of them are read once" if epochs >= 0.005 else "; less than 1% of them are read, once"
 
 
 def finished(config: Run, iteration: int) -> list[str]:
