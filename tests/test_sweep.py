@@ -325,3 +325,20 @@ def test_a_value_given_twice_is_one_row_and_a_list_is_one_value(tmp_path):
     assert [row.settings["train.micro_batch_size"] for row in read_sweep(tmp_path / "twice").rows] == ["1", "2"]
     assert main([*words, str(tmp_path / "blends"), "--vary", "data.path=[0.5,a,0.5,b], [0.9,a,0.1,b],c"]) == 0
     assert [row.settings["data.path"] for row in read_sweep(tmp_path / "blends").rows] == ["[0.5,a,0.5,b]", "[0.9,a,0.1,b]", "c"]
+
+
+def test_a_row_that_cannot_start_says_the_last_line_of_its_log_and_nothing_of_medians(tmp_path, capsys, monkeypatch):
+    """Its process ends before this package is imported, as where a library of the system is broken."""
+    sweep = planned(tmp_path / "sweep", vary=[], num_gpus=[1])
+    (tmp_path / "sitecustomize.py").write_text("import os, sys\nprint('first\\nlibcuda.so is broken', file=sys.stderr, flush=True)\nos._exit(3)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert main(["sweep", str(tmp_path / "sweep")]) == 1
+    said = capsys.readouterr().out
+    assert f"row 0 failed: ended with status 3 (libcuda.so is broken); see {sweep.path(sweep.rows[0], 'log')}" in said and "medians" not in said
+
+
+def test_a_sweep_that_has_measured_nothing_has_no_legend_of_what_was_measured(tmp_path, capsys):
+    planned(tmp_path / "sweep", vary=[], num_gpus=[1])
+    assert main(["sweep", str(tmp_path / "sweep"), "--report"]) == 0
+    said = capsys.readouterr().out
+    assert "not run" in said and "medians" not in said and "nothing yet" not in said

@@ -85,7 +85,7 @@ def test_on_a_terminal_every_sentence_has_its_own_line_from_start_to_next_step(d
     told = notices(lines)
     assert status == 0, lines
     assert told[0] == f"training from new weights, 3 iterations, into {run}"
-    assert told[1].startswith("the training data are ") and "epochs" in told[1]
+    assert told[1].startswith("the training data are ") and " of them are read once" in told[1]
     assert "tflops_per_gpu counts the model's operations by the formula mcore" in told[2]
     assert told[-2:] == [f"finished; iteration 3 is saved in {run}/iter_0000003", f"next: megatron-music generate midi {run} -o new"]
     assert any(line.startswith("iteration 2/3 | valid_loss") for line in lines), lines
@@ -147,8 +147,8 @@ def test_a_window_to_profile_behind_the_last_step_is_refused(data, tmp_path):
 @pytest.mark.parametrize(
     ("train_tokens", "sentence"),
     [
-        (2 * 8 * 64, "each read 1 times (epochs)"), (8 * 64, "each read 2 times (epochs)"),
-        (4 * 8 * 64, "; 50% of them are read once"), (1000 * 8 * 64, "; less than 1% of them are read, once"),
+        (2 * 8 * 64, "each read once"), (8 * 64, "each read 2 times (epochs)"),
+        (4 * 8 * 64, "; 50% of them are read once"), (1000 * 8 * 64, "; less than 1% of them are read once"),
     ],
 )  # fmt: skip
 def test_data_that_are_not_read_once_are_told_as_a_share_and_not_as_epochs(data, train_tokens, sentence):
