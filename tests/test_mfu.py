@@ -372,3 +372,9 @@ def test_the_help_of_the_shape_says_what_each_field_is(capsys):
         main(["mfu", "--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert "--num-layers L transformer layers" in said and "--hidden-size H width of the residual stream" in said
+
+
+def test_a_file_that_is_missing_is_said_before_a_missing_peak(tmp_path, capsys):
+    for words in ([], ["--gpu", "h100"]):
+        assert main(["mfu", str(tmp_path / "nowhere"), *words]) == 2
+        assert "nowhere cannot be read" in capsys.readouterr().err

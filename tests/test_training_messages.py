@@ -17,6 +17,7 @@ import pytest
 from tiny_gpt import tiny_dataset, tiny_run
 
 from megatron_music.config import ConfigError
+from megatron_music.recipes import load_run, write_run
 from megatron_music.training.loop import DONE, train
 
 BAR = "loss="  # after a step
@@ -158,3 +159,30 @@ def test_data_that_are_not_read_once_are_told_as_a_share_and_not_as_epochs(data,
     run = tiny_run(data, "train.train_iters=2", "train.global_batch_size=8", "train.micro_batch_size=1")
     told = opening(run, Work(64, train_tokens, 1.0, "mcore"), 0, None, False, has_valid=True)
     assert any(line.endswith(sentence) for line in told), told
+
+
+def stage1_run(folder, data: str):
+    """A finished run of stage 1, as far as the command that follows it looks at one."""
+    checkpoint = folder / "iter_0000001"
+    checkpoint.mkdir(parents=True)
+    write_run(load_run("demo-text2muq", [f"data.path={data}", f"checkpoint.save={folder}"]), checkpoint / "config.yaml")
+    (folder / "latest").write_text("iter_0000001\n")
+
+
+def test_after_stage_2_the_next_step_names_the_run_of_stage_1_on_the_same_data_where_there_is_one(tmp_path):
+    from megatron_music.training.messages import done
+
+    def told(*overrides: str) -> str:
+        return done(load_run("demo-dit", ["data.path=DATA", f"checkpoint.save={tmp_path / 'dit'}", *overrides]))[-1]
+
+    (tmp_path / "dit").mkdir()
+    before, after = "next: megatron-music generate audio ", f'{tmp_path / "dit"} -o new --prompt "..."'
+    assert told() == f"{before}STAGE1 {after}"
+    stage1_run(tmp_path / "other", "OTHER_DATA")
+    (tmp_path / "latest").write_text("a file beside the runs\n")
+    assert told() == f"{before}STAGE1 {after}"
+    stage1_run(tmp_path / "words", "DATA")
+    assert told() == f"{before}{tmp_path / 'words'} {after}"
+    stage1_run(tmp_path / "words2", "DATA")
+    assert told() == f"{before}STAGE1 {after}", "it cannot be known which of two"
+    assert told("model.conditions=stable-audio") == f"{before}{after}", "which needs no stage 1"

@@ -75,12 +75,10 @@ def stopped(config: Run, iteration: int) -> list[str]:
 def next_step(config: Run) -> str:
     """The command that makes music with a trained model."""
     save, kind = config.checkpoint.save, getattr(config.model, "kind", "gpt")
-    commands = {
-        "gpt": f"generate midi {save} -o new",
-        "dit": f'generate audio {_stages(config)} -o new --prompt "..."',
-        "text2muq": f'generate audio {save} DIT_RUN -o new --prompt "..."',
-    }
-    return f"next: megatron-music {commands[kind]}"
+    if kind == "gpt":
+        return f"next: megatron-music generate midi {save} -o new"
+    stages = _stages(config) if kind == "dit" else f"{save} DIT_RUN"
+    return f'next: megatron-music generate audio {stages} -o new --prompt "..."'
 
 
 def _stages(config: Run) -> str:
