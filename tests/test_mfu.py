@@ -178,6 +178,12 @@ def test_our_own_run(tmp_path, capsys):
         assert found["mcore"]["mfu"] == pytest.approx(step_flops(run.model, 8).model / found["step_seconds"] / 1e12 / 0.5)
         assert found["num_gpus"] == 1 and found["model"]["vocab_size"] == run.model.vocab_size
 
+    log = tmp_path / "run" / "metrics.jsonl"  # as a GPU writes it; the run is in float32
+    log.write_text(log.read_text().replace("process_memory_gib", "cuda_memory_gib"))
+    for words, peak in ((["--gpu", "h100"], 494.5), (["--gpu", "v100"], 15.7), (["--gpu", "h100", "--dtype", "bf16"], 989), (["--peak", "3"], 3)):
+        assert main(["mfu", str(tmp_path / "run"), "--warmup", "2", "--json", *words]) == 0
+        assert json.loads(capsys.readouterr().out)["peak_tflops"] == peak
+
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),

@@ -109,7 +109,7 @@ def test_the_article_s_two_tables(tmp_path, capsys):
     model, hardware = step_flops(run.model, 4), step_flops(run.model, 4, formula="paper-eq3", recomputation="full")
     assert best.tflops == pytest.approx(model.model / 0.4 / 1e12) and best.mfu == best.hfu == pytest.approx(best.tflops / 989)
     assert best.eq3_tflops == pytest.approx(hardware.hardware / 0.4 / 1e12) and best.eq3_share == pytest.approx(best.eq3_tflops / 989)
-    assert single.mfu is None and single.tflops > 0, "the peak in fp32 is not known"
+    assert single.tflops > 0 and single.mfu == pytest.approx(single.tflops / 494.5), "in fp32 of the TF32 peak"
     assert figures_of(sweep, peak_tflops=67.0)[0].mfu == pytest.approx(single.tflops / 67)
     rows = [(row.precision, row.num_gpus, row.row, round(row.efficiency, 3)) for row in scaling(figures)]
     assert rows == [("fp32", 1, 1, 1.0), ("fp32", 2, 5, 0.909), ("bf16", 1, 3, 1.0), ("bf16", 2, 7, 0.909)]
