@@ -41,7 +41,8 @@ def render(options) -> None:
             bar.update(1)
 
         rendered = render_files(
-            files, options.sample_rate, options.sound_font, own=options.own, bits=options.bits, on_failure=leave_out if len(files) > 1 else None
+            files, options.sample_rate, options.sound_font, own=options.own, bits=options.bits,
+            on_failure=leave_out if len(files) > 1 else None,
         )
         for piece in rendered:
             pieces.append({"file": str(targets[piece.path]), "seconds": piece.waveform.seconds, "synthesiser": piece.synthesiser})

@@ -44,4 +44,5 @@ def launch(options) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
     for name, what in FOLDERS.items() if not is_quiet() else ():
         print(f"{what} in {target / name}")
-    print_next(options, f"edit {target / 'launch' / 'env.sh'}; then, in {target}: megatron-music preflight sbatch launch/train.sbatch RECIPE data.path=OUT checkpoint.save=RUN")
+    job = "launch/train.sbatch RECIPE data.path=OUT checkpoint.save=RUN"
+    print_next(options, f"edit {target / 'launch' / 'env.sh'}; then, in {target}: megatron-music preflight sbatch {job}")

@@ -119,7 +119,8 @@ def _predict_search(options, run, cluster) -> None:
         for layout in layouts[: options.top]
     ]
     columns = dict.fromkeys(("tensor", "pipeline", "chunks", "data", "micro_batch", "recomputation"), "")
-    _show(options, columns | {"seconds": ".4g", "tokens_per_second": ",.0f", "memory_gb": ".1f"}, rows, {"left_out": left_out, **_facts(run, cluster, options.num_gpus)})
+    facts = {"left_out": left_out, **_facts(run, cluster, options.num_gpus)}
+    _show(options, columns | {"seconds": ".4g", "tokens_per_second": ",.0f", "memory_gb": ".1f"}, rows, facts)
     if options.form in ("text", "markdown"):
         print(f"\n{counted(len(layouts), 'layout')} with room on {options.machine}, {left_out['out of memory']} without, "
               f"{left_out['impossible']} impossible; {cluster.precision(run).name}; {_HOW_SURE}")  # fmt: skip

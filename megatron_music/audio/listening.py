@@ -43,7 +43,12 @@ class Rendered(NamedTuple):
 
 
 def render_files(
-    files: Sequence[tuple[Path, Path]], sample_rate: int = 44100, sound_font: str | os.PathLike | None = None, *, own: bool = False, bits: int = 16,
+    files: Sequence[tuple[Path, Path]],
+    sample_rate: int = 44100,
+    sound_font: str | os.PathLike | None = None,
+    *,
+    own: bool = False,
+    bits: int = 16,
     on_failure: Callable[[Path, str], None] | None = None,
 ) -> Iterator[Rendered]:
     """Render each MIDI file to its audio file, one after another; the folder of an audio file is made with it.
@@ -55,7 +60,7 @@ def render_files(
 
     Raises:
         ValueError: a file that cannot be read or has no notes; names it.
-    """  # fmt: skip
+    """
     for midi, target in files:
         try:
             score, found = _rendered(midi, sample_rate, sound_font, own)

@@ -134,6 +134,7 @@ def predict_step(run: RunConfig, num_gpus: int, cluster: Cluster, shares: Shares
     bubble = (stages - 1) / virtual * ((products + memory + tensor_messages) / num_microbatches + crossing)
     head = (3 * logits / products_rate + LOGIT_BYTES * tokens * model.vocab_size / memory_rate) / tensor
     parameters = parameters_of_stage(run, 0)
+    optimizer_bytes = OPTIMIZER_BYTES if run.train.bf16 else FLOAT32_OPTIMIZER_BYTES
     gradient_rate = within if num_gpus <= cluster.gpus_per_node else between
     return Prediction(
         products=products,
@@ -144,7 +145,7 @@ def predict_step(run: RunConfig, num_gpus: int, cluster: Cluster, shares: Shares
         # The last stage has it beside its layers; hidden behind the others' but for one micro batch.
         output_layer=head * (num_microbatches if stages == 1 else 1),
         gradients=2 * (data - 1) / data * element * parameters / gradient_rate,
-        optimizer=(OPTIMIZER_BYTES if run.train.bf16 else FLOAT32_OPTIMIZER_BYTES) * parameters / memory_rate / (data if run.optimizer.use_distributed_optimizer else 1),
+        optimizer=optimizer_bytes * parameters / memory_rate / (data if run.optimizer.use_distributed_optimizer else 1),
     )
 
 
