@@ -158,4 +158,4 @@ def compose(run: Path, folder: Path, count: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(guarded(main, ("huggingface",)))

@@ -149,7 +149,8 @@ def account(folder: Path, runs: dict[tuple[str, str], Path]) -> None:
     print(f"""
 training           {seconds["text2muq"]:.0f} s of stage 1, {seconds["dit"]:.0f} s of stage 2
 listen             {sounds}/01.wav to {len(PROMPTS):02}.wav
-look               {folder}/spectrograms.png, loss-text2muq.png, loss-dit.png""")
+look               {folder}/spectrograms.png, loss-text2muq.png, loss-dit.png
+next               megatron-music generate audio {runs["flow", "text2muq"]} {runs["flow", "dit"]} -o new --prompt "{PROMPTS[0]}\"""")
 
 
 def _training_seconds(run: Path) -> float:
@@ -158,4 +159,4 @@ def _training_seconds(run: Path) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(guarded(main, ("audio",)))

@@ -24,6 +24,10 @@ environment into which the package is installed, from a clone or from its wheel"
 command -v sbatch > /dev/null || fail "sbatch is not on this machine; run this on a login node of the cluster"
 plan_here python -m megatron_music build plan "$@" -o "$out"
 read -ra more <<< "$MEGATRON_MUSIC_SBATCH"
-array=$(sbatch --parsable "${more[@]}" --array="0-$((jobs - 1))" launch/build_shards.sbatch "$out")
-merge=$(sbatch --parsable "${more[@]}" --dependency="afterok:${array%%;*}" --kill-on-invalid-dep=yes launch/merge_dataset.sbatch "$out")
+array=$(sbatch --parsable "${more[@]}" --array="0-$((jobs - 1))" launch/build_shards.sbatch "$out") ||
+  fail "sbatch refused the array; the plan is kept in $out.building: correct what sbatch says above (options: MEGATRON_MUSIC_SBATCH), then give the same \
+command again"
+merge=$(sbatch --parsable "${more[@]}" --dependency="afterok:${array%%;*}" --kill-on-invalid-dep=yes launch/merge_dataset.sbatch "$out") ||
+  fail "sbatch refused the merge, and job ${array%%;*} encodes; the plan is kept in $out.building: when that job is done, run \
+sbatch launch/merge_dataset.sbatch $out"
 echo "jobs ${array%%;*} (array of $jobs) and ${merge%%;*} (merge): squeue --job ${array%%;*},${merge%%;*}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from megatron_music.commands import check_output_file, progress_bar, progress_over
 from megatron_music.counted import counted
 from megatron_music.errors import either
-from megatron_music.output import LOADING, announce, is_quiet, logger, print_result
+from megatron_music.output import LOADING, announce, is_quiet, logger, print_next, print_result
 
 _OTHER_SUFFIXES = (".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".wma", ".mid", ".midi", ".kar", ".html", ".json", ".txt")
 
@@ -33,33 +33,50 @@ def render(options) -> None:
     if options.html:
         check_output_file(options.html, (".html",))
     files = _render_targets(options.files, Path(options.output))
-    pieces, on_page = [], []
+    pieces, on_page, left_out, targets = [], [], [], dict(files)
     with progress_bar("piece", len(files)) as bar:
-        rendered = render_files(files, options.sample_rate, options.sound_font, own=options.own, bits=options.bits)
-        for (_, target), piece in zip(files, rendered, strict=True):
-            pieces.append({"file": str(target), "seconds": piece.waveform.seconds, "synthesiser": piece.synthesiser})
+
+        def leave_out(midi: Path, reason: str) -> None:
+            left_out.append({"file": str(midi), "reason": reason})
+            bar.update(1)
+
+        rendered = render_files(
+            files, options.sample_rate, options.sound_font, own=options.own, bits=options.bits,
+            on_failure=leave_out if len(files) > 1 else None,
+        )
+        for piece in rendered:
+            pieces.append({"file": str(targets[piece.path]), "seconds": piece.waveform.seconds, "synthesiser": piece.synthesiser})
             on_page += [piece] if options.html else []
             bar.update(1)
+    if not pieces:
+        raise ValueError(f"none of {len(files)} files could be rendered; the first: {left_out[0]['reason']}")
+    for entry in left_out:
+        logger.warning(f"left out: {entry['reason'].removesuffix('; leave it out')}")
     if options.html:
         write_listening_page(options.html, Path(options.html).stem, "Rendered from MIDI.", on_page)
     seconds = sum(piece["seconds"] for piece in pieces)
     synthesisers = " and ".join(sorted({piece["synthesiser"] for piece in pieces}))
     sentence = f"{counted(len(pieces), 'piece')}, {seconds:.1f} s by {synthesisers} in {options.output}"
-    result = {"output": options.output, "page": options.html, "pieces": pieces}
-    print_result(options, result, sentence + (f"; page: {options.html}" if options.html else ""))
+    sentence += f"; page: {options.html}" if options.html else ""
+    sentence += f"\n{len(left_out)} of {counted(len(files), 'file')} left out" if left_out else ""
+    print_result(options, {"output": options.output, "page": options.html, "pieces": pieces, "left_out": left_out}, sentence)
+    if options.html:
+        print_next(options, f"open {options.html} in a browser")
 
 
 def _render_targets(names: list[str], output: Path) -> list[tuple[Path, Path]]:
     """(MIDI file, audio file) of every piece: into one file, or into a folder under the MIDI file's name.
 
     Raises:
-        ValueError: a folder without MIDI files, several pieces for one file, or two pieces of one name.
+        ValueError: a path that does not exist, a folder without MIDI files, several pieces for one file, or two pieces of one name.
     """
     from megatron_music.audio.waveform import SUFFIXES
     from megatron_music.data.archives import MIDI_SUFFIXES
 
     found = []
     for path in map(Path, names):
+        if not path.exists():
+            raise ValueError(f"{path} does not exist; name a MIDI file, or a folder of them")
         inside = sorted(file for file in path.iterdir() if file.suffix.lower() in MIDI_SUFFIXES) if path.is_dir() else [path]
         if not inside:
             raise ValueError(f"{path} holds no MIDI files; name a folder with {either(MIDI_SUFFIXES)} files")
@@ -75,7 +92,6 @@ def _render_targets(names: list[str], output: Path) -> list[tuple[Path, Path]]:
     twice = next((target for number, target in enumerate(targets) if target in targets[:number]), None)
     if twice:
         raise ValueError(f"two pieces would become {twice}; render them into separate folders")
-    output.mkdir(parents=True, exist_ok=True)
     return list(zip(found, targets, strict=True))
 
 
@@ -100,6 +116,7 @@ def corpus_sounds(options) -> None:
             bar.update(done - bar.n)
     result = {"output": options.output, "audio_files": options.num}
     print_result(options, result, f"{counted(options.num, 'sound')} with captions in {options.output}")
+    print_next(options, f"megatron-music build latents {options.output} -o data")
 
 
 _LATENTS_HELP = {
@@ -171,7 +188,10 @@ def build_latents(options) -> None:
         **{kind: encoder["name"] for kind, encoder in report["encoders"].items()},
         "in": options.output,
     }
-    print_result(options, report, "\n".join(f"{name:13}{line}" for name, line in lines.items()))
+    already = f"already built: {options.output}; nothing to do\n" if was_there else ""
+    print_result(options, report, already + "\n".join(f"{name:13}{line}" for name, line in lines.items()))
+    for stage, name in (("text2muq", "STAGE1"), ("dit", "STAGE2")):
+        print_next(options, f"megatron-music train demo-{stage} data.path={options.output} checkpoint.save={name}")
 
 
 def _share(options) -> tuple[int, int, bool]:

@@ -27,6 +27,7 @@ from megatron_music import (
     trace_commands,
 )
 from megatron_music.commands import BAD_INPUT, FAILED, OK
+from megatron_music.counted import listed
 from megatron_music.dataset_options import NEGATIVE_NUMBER_OR_RANGE, add_build_options, add_encoding_options
 from megatron_music.models.backends import naming_transformer_engine
 from megatron_music.processes import stopped_by_every_signal
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output.set_verbosity(quiet=parsed.quiet, verbose=parsed.verbose)
     if not parsed.verbose:
         quiet_dependencies()
-    return guarded(lambda: _without_empty_paths(parsed).run(parsed))
+    return guarded(lambda: _without_empty_paths(parsed).run(parsed), _extras_of(parsed))
 
 
 _PATHS = ("audio_dir", "checkpoint", "checkpoints", "continued", "dataset", "file", "files", "midi_dir", "output", "recipe", "source", "sources")
@@ -63,15 +64,30 @@ def _without_empty_paths(parsed: argparse.Namespace) -> argparse.Namespace:
     return parsed
 
 
-def guarded(command: Callable[[], int | None]) -> int:
-    """Run a command; what goes wrong becomes one sentence on stderr and an exit status."""
+# Of commands that need an extra as a whole, so that all that is missing is named at once.
+_EXTRAS = {
+    "demo": ("demo",), "train": ("train", "audio"), "sweep": ("train", "audio"), "generate midi": ("train",),
+    "build latents": ("audio",), "generate audio": ("audio",),
+}  # fmt: skip
+
+
+def _extras_of(parsed: argparse.Namespace) -> Sequence[str]:
+    return _EXTRAS.get(" ".join(filter(None, (parsed.command, getattr(parsed, "what", None)))), ())
+
+
+def guarded(command: Callable[[], int | None], extras: Sequence[str] = ()) -> int:
+    """Run a command; what goes wrong becomes one sentence on stderr and an exit status.
+
+    Args:
+        extras: which the command needs as a whole; where a package of one is missing, all that are missing of it are named.
+    """
     try:
         with stopped_by_every_signal() if "RANK" not in os.environ else nullcontext(), naming_transformer_engine():
             return command() or OK
     except ModuleNotFoundError as error:
         if (error.name or "megatron_music").partition(".")[0] == "megatron_music":
             raise
-        return _say(_absent(error.name), BAD_INPUT)
+        return _say(_absent(error.name, extras), BAD_INPUT)
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "megatron_music":
             raise
@@ -106,18 +122,18 @@ def _out_of_memory(error: Exception) -> str:
     )
 
 
-def _absent(module: str) -> str:
-    """How to install what a command could not import, with the Python that runs."""
+def _absent(module: str, extras: Sequence[str]) -> str:
+    """How to install what a command could not import, and what its extra lacks besides, with the Python that runs."""
     try:
-        from megatron_music.doctor import install_command, missing_package
+        from megatron_music.doctor import install_command, missing_packages
 
-        package = missing_package(module)
+        packages = missing_packages(module, extras)
     except ModuleNotFoundError:  # no packaging, or not installed
         return f"this command needs {module}; run: {sys.executable} -m pip install {module.partition('.')[0]}"
-    if package is None:
+    if not packages:
         return f"this command needs {module}, which an installed package should have brought; run: {sys.executable} -m pip check"
-    name = re.split(r"[^\w.-]", package)[0]
-    return f"this command needs {name}; run: {install_command([package])}"
+    names = [re.split(r"[^\w.-]", package)[0] for package in packages]
+    return f"this command needs {listed(names)}; run: {install_command(packages)}"
 
 
 def _first_line(error: Exception) -> str:
@@ -299,7 +315,7 @@ def build_parser() -> argparse.ArgumentParser:
     midi.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the pieces")
     midi.add_argument("--num", type=int, default=1, metavar="N", help="number of pieces")
     midi.add_argument("--seed", type=int, default=0, metavar="S", help="piece k is made from seed S + k")
-    midi.add_argument("--bars", type=int, default=None, metavar="N", help="length in bars (with --continue: of the new part); by default the model's window")
+    midi.add_argument("--bars", type=int, default=None, metavar="N", help="length in bars (with --continue: of the new part); by default as many as a window of the model's data")
     midi.add_argument("--continue", dest="continued", default=None, metavar="FILE.mid", help="continue this piece")
     midi.add_argument("--infill", default=None, metavar="BARS", help='which bars to rewrite: "track 2 bars 3-4", "track 1", "bar 7"')
     midi.add_argument("--from", dest="source", default=None, metavar="FILE.mid", help="with --infill: the piece")

@@ -3,6 +3,7 @@
 The place where training's checkpoints and generation's models are joined; knows the command line's words and no more.
 """
 
+import importlib.util
 import json
 import re
 import sys
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from megatron_music.counted import counted
 from megatron_music.dataset_options import encoding_of
-from megatron_music.output import LOADING, announce, is_quiet, logger, print_result
+from megatron_music.output import LOADING, announce, is_quiet, logger, print_next, print_result
 
 if TYPE_CHECKING:
     from megatron_music.music.score import Score
@@ -33,6 +34,23 @@ def progress_over(unit: str) -> Callable[[Iterable, int | None], Iterable]:
     return lambda items, total: progress_bar(unit, total, items)
 
 
+def check_modules(*names: str) -> None:
+    """Refuse a command before it begins where a module that it will need is not installed.
+
+    Raises:
+        ModuleNotFoundError: the first that is missing.
+    """
+    for name in names:
+        parents = [".".join(name.split(".")[:length]) for length in range(1, name.count(".") + 2)]
+        if any(importlib.util.find_spec(parent) is None for parent in parents):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def check_one_file(path: str, command: str) -> None:
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder; {command} takes one file")
+
+
 def tokenize(options) -> None:
     import numpy as np
 
@@ -43,6 +61,7 @@ def tokenize(options) -> None:
     from megatron_music.tokens import vocabulary
     from megatron_music.tokens.mmmtrack import encode_piece
 
+    check_one_file(options.file, "tokenize")
     score = read_midi(options.file, voices=options.voices, pedal=options.pedal)
     if not options.meters:
         options.meters = "4/4"
@@ -75,6 +94,7 @@ def detokenize(options) -> None:
     from megatron_music.tokens.mmmtrack import check_grid, decode_piece
     from megatron_music.tokens.wording import read_wording
 
+    check_one_file(options.file, "detokenize")
     if options.file == "-":
         text = sys.stdin.read()
     else:
@@ -111,6 +131,7 @@ def plot(options) -> None:
     from megatron_music.music.midi import read_midi
     from megatron_music.music.pianoroll import plot_score
 
+    check_one_file(options.file, "plot")
     check_output_file(options.output, (".png", ".pdf", ".svg"))
     bars = _bar_range(options.bars) if options.bars else None
     for remark in plot_score(read_midi(options.file), options.output, Path(options.file).name, bars):
@@ -146,6 +167,7 @@ def corpus_bach(options) -> None:
     count = len(list(Path(options.output).glob("*.mid")))
     result = {"output": options.output, "chorales": count}
     print_result(options, result, f"{counted(count, 'chorale')} in {options.output}")
+    print_next(options, f"megatron-music build tokens {options.output} -o data")
 
 
 def recipes(options) -> None:
@@ -222,6 +244,9 @@ def generate_midi(options) -> None:
 
 def _check_given_piece(options) -> None:
     """Refuse options that contradict the piece that is given."""
+    for name, path in (("--continue", options.continued), ("--from", options.source)):
+        if path:
+            check_one_file(path, name)
     if bool(options.infill) != bool(options.source):
         raise ValueError("--infill and --from go together: which bars are written anew, and of which file")
     if options.infill and options.continued:
@@ -319,6 +344,7 @@ def _write_pieces(options, composer, given, holes, targets: list[Path], speaks: 
         pieces = [{"file": str(path), "seed": options.seed + number, "bars": bars} for number, (path, bars) in enumerate(zip(targets, written, strict=True))]
         sentence = f"{counted(options.num, 'piece')} of {counted(written[-1], 'bar')} in {options.output}"
         print_result(options, {"output": options.output, "pieces": pieces}, sentence)
+        print_next(options, f"megatron-music render {options.output} -o {options.output} --html {Path(options.output, 'listen.html')}")
 
 
 def doctor(options) -> int:

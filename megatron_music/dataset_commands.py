@@ -8,17 +8,18 @@ from pathlib import Path
 from megatron_music.commands import check_output_file, progress_over
 from megatron_music.counted import counted
 from megatron_music.dataset_options import build_options_of
-from megatron_music.output import is_quiet, print_result
+from megatron_music.output import is_quiet, print_next, print_result
 
 
 def build_tokens(options) -> None:
     from megatron_music.data.build import build_tokens
 
+    was_there = _is_built(options.output)
     with _kept(options.output):
         report = build_tokens(
             options.sources, options.output, build_options_of(options), options.workers, progress_over("file")
         )
-    _print_report(report, options)
+    _print_report(report, options, was_there)
 
 
 def build_plan(options) -> None:
@@ -47,9 +48,10 @@ def build_shard(options) -> None:
 def build_merge(options) -> None:
     from megatron_music.data.merge import merge_shards
 
+    was_there = _is_built(options.output)
     with _kept(options.output):
         report = merge_shards(options.output, progress_over("file"))
-    _print_report(report, options)
+    _print_report(report, options, was_there)
 
 
 @contextmanager
@@ -62,10 +64,20 @@ def _kept(out: str) -> Iterator[None]:
         raise KeyboardInterrupt(sentence) from None
 
 
-def _print_report(report: dict, options) -> None:
+def _is_built(out: str) -> bool:
+    from megatron_music.data.report import REPORT_FILE
+
+    return Path(out, REPORT_FILE).is_file()
+
+
+def _print_report(report: dict, options, was_there: bool) -> None:
+    """Print a dataset's report, after a line that says so where it was built before."""
     from megatron_music.data.report import describe
 
-    print_result(options, report, describe(report, options.output))
+    already = f"already built: {options.output}; nothing to do\n\n" if was_there else ""
+    print_result(options, report, already + describe(report, options.output))
+    if report["options"]["formats"] != ["text"]:  # which Megatron does not read
+        print_next(options, f"megatron-music train article data.path={options.output} checkpoint.save=RUN")
 
 
 def inspect(options) -> None:

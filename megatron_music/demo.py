@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_music.commands import progress_bar
+from megatron_music.commands import check_modules, progress_bar
 from megatron_music.counted import counted
 from megatron_music.output import is_quiet
 from megatron_music.whole_file import write_whole
@@ -34,6 +34,7 @@ def demo(options) -> int:
     folder = Path(options.output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder for the demo")
+    check_modules("music21", "torch", "megatron.core", "matplotlib")
     midi, data, run, pieces = (folder / name for name in ("midi", "data", "run", "chorales"))
     say(1, "Bach's chorales from the music21 package, as MIDI", midi)
     write_corpus(midi)

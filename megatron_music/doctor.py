@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -87,6 +87,26 @@ def missing_package(module: str) -> str | None:
             if _normal(requirement.name) == name:
                 return _for_pip(requirement)
     return None
+
+
+def missing_packages(module: str, preferred: Sequence[str] = ()) -> list[str]:
+    """What to give pip for a module that was not found, and for all else that its extra lacks, the module's package first.
+
+    Args:
+        preferred: extras of the command that needs the module, which go before all others that bring it.
+
+    Returns:
+        Nothing where no declared package brings the module.
+    """
+    package = missing_package(module)
+    if package is None:
+        return []
+    for name in [*(name for name in preferred if name in extras()), BASE, *extras()]:
+        needed = requirements(name)
+        if package in map(_for_pip, needed):
+            lacking = [_for_pip(requirement) for requirement in needed if _version(requirement.name) is None]
+            return [package, *(other for other in lacking if other != package)]
+    return [package]
 
 
 def install_command(packages: list[str]) -> str:

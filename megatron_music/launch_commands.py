@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from megatron_music.output import is_quiet
+from megatron_music.output import is_quiet, print_next
 
 FOLDERS = {"launch": "job scripts", "ngc": "container files", "examples": "examples and the notebook"}
 
@@ -44,3 +44,5 @@ def launch(options) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
     for name, what in FOLDERS.items() if not is_quiet() else ():
         print(f"{what} in {target / name}")
+    job = "launch/train.sbatch RECIPE data.path=OUT checkpoint.save=RUN"
+    print_next(options, f"edit {target / 'launch' / 'env.sh'}; then, in {target}: megatron-music preflight sbatch {job}")

@@ -54,3 +54,9 @@ def print_result(options, result: dict | list, text: str) -> None:
         print(json.dumps(result, indent=1))
     elif not is_quiet():
         print(text)
+
+
+def print_next(options, command: str) -> None:
+    """Print on stderr what to do with a command's result; ``--json`` and ``-q`` omit it."""
+    if not getattr(options, "json", False):
+        logger.info(f"next: {command}")

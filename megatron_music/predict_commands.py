@@ -8,14 +8,15 @@ from megatron_music.commands import check_output_file
 from megatron_music.counted import counted
 from megatron_music.profiling_commands import add_table_form, capacity_gb, positive
 
+NUM_GPUS, GPU = 8, "a100"  # where none are named
 _HOW_SURE = "a prediction: see docs/profiling.md for its error"
 
 
 def add_predict(parser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a name from `recipes`, or a YAML file")
     parser.add_argument("overrides", nargs="*", default=[], metavar="section.field=value", help="optional changes to the recipe")
-    parser.add_argument("--num-gpus", type=int, default=8, metavar="N", help="GPUs of the run")
-    parser.add_argument("--gpu", default="a100", metavar="NAME", help="with its NVLink and InfiniBand, as in a DGX")
+    parser.add_argument("--num-gpus", type=int, default=None, metavar="N", help=f"GPUs of the run (default {NUM_GPUS})")
+    parser.add_argument("--gpu", default=None, metavar="NAME", help=f"with its NVLink and InfiniBand, as in a DGX (default {GPU})")
     parser.add_argument("--gpu-memory", type=float, default=None, metavar="GB", help="of one GPU, in place of what is known of it")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--search", action="store_true", help="rank the layouts of this run")
@@ -44,6 +45,9 @@ def predict(options) -> None:
     run = load_run(options.recipe, options.overrides)
     if not isinstance(run, RunConfig):
         raise ValueError(f"{options.recipe} is a run of {run.model.kind}; steps are predicted of GPTs alone")
+    assumed = [name for name in ("num_gpus", "gpu") if getattr(options, name) is None]
+    options.num_gpus = NUM_GPUS if options.num_gpus is None else options.num_gpus
+    options.gpu = GPU if options.gpu is None else options.gpu
     positive("--num-gpus", options.num_gpus)
     positive("--top", options.top)
     run.check_gpu(options.gpu)
@@ -53,6 +57,7 @@ def predict(options) -> None:
     if name not in CLUSTERS:
         raise ValueError(f"what joins GPUs of {options.gpu!r} is not known; use one of {', '.join(CLUSTERS)}")
     cluster = CLUSTERS[name]
+    options.machine = _machine(options, cluster, assumed)
     if options.output and not options.scaling:
         raise ValueError("--output is the picture of --scaling; give both")
     if options.search:
@@ -63,20 +68,35 @@ def predict(options) -> None:
         _predict_step(options, run, cluster)
 
 
+def _machine(options, cluster, assumed: list[str]) -> str:
+    """``8 a100 (defaults)``: what is predicted of, and which of it was not asked for."""
+    if options.scaling:  # which has its own numbers
+        return cluster.gpu + (" (default)" if "gpu" in assumed else "")
+    by_default = {"": "", "num_gpus": " (default number)", "gpu": " (default GPU)", "num_gpus gpu": " (defaults)"}[" ".join(assumed)]
+    return f"{options.num_gpus} {cluster.gpu}{by_default}"
+
+
+def _facts(run, cluster, num_gpus: int | None) -> dict:
+    """What was assumed, for --json."""
+    precision = cluster.precision(run)
+    return {"num_gpus": num_gpus, "gpu": cluster.gpu, "precision": precision.name, "peak_tflops": precision.tflops}
+
+
 def _predict_step(options, run, cluster) -> None:
     from megatron_music.profiling.flops import step_flops, utilization
     from megatron_music.profiling.predict import predict_step
 
     found = predict_step(run, options.num_gpus, cluster)
+    precision = cluster.precision(run)
     flops = step_flops(run.model, run.train.global_batch_size, recomputation=run.train.recompute_granularity or "none")
-    shares = [utilization(operations, found.seconds, options.num_gpus, cluster.peak / 1e12) for operations in (flops.model, flops.hardware)]
+    shares = [utilization(operations, found.seconds, options.num_gpus, precision.tflops) for operations in (flops.model, flops.hardware)]
     facts = {"seconds": found.seconds, "tokens_per_second": run.train.global_batch_size * run.model.seq_length / found.seconds,
-             "mfu": shares[0], "hfu": shares[1]}  # fmt: skip
+             "mfu": shares[0], "hfu": shares[1], **_facts(run, cluster, options.num_gpus)}  # fmt: skip
     rows = [{"spent_on": name.replace("_", " "), "seconds": value, "share": value / found.seconds} for name, value in found._asdict().items()]
     _show(options, {"spent_on": "", "seconds": ".4g", "share": ".1%"}, rows, facts)
     if options.form in ("text", "markdown"):
-        print(f"\n{found.seconds:.4g} s per step, {facts['tokens_per_second']:,.0f} tokens/s; by the formula mcore MFU {shares[0]:.1%}, HFU "
-              f"{shares[1]:.1%} of {cluster.gpu}'s {cluster.peak / 1e12:g} TFLOP/s; {_HOW_SURE}")  # fmt: skip
+        print(f"\n{options.machine}, {precision.name}: {found.seconds:.4g} s per step, {facts['tokens_per_second']:,.0f} tokens/s; by the "
+              f"formula mcore MFU {shares[0]:.1%}, HFU {shares[1]:.1%} of {precision.tflops:g} TFLOP/s per GPU; {_HOW_SURE}")  # fmt: skip
 
 
 def _predict_search(options, run, cluster) -> None:
@@ -99,10 +119,11 @@ def _predict_search(options, run, cluster) -> None:
         for layout in layouts[: options.top]
     ]
     columns = dict.fromkeys(("tensor", "pipeline", "chunks", "data", "micro_batch", "recomputation"), "")
-    _show(options, columns | {"seconds": ".4g", "tokens_per_second": ",.0f", "memory_gb": ".1f"}, rows, {"left_out": left_out})
+    facts = {"left_out": left_out, **_facts(run, cluster, options.num_gpus)}
+    _show(options, columns | {"seconds": ".4g", "tokens_per_second": ",.0f", "memory_gb": ".1f"}, rows, facts)
     if options.form in ("text", "markdown"):
-        print(f"\n{counted(len(layouts), 'layout')} with room on {options.num_gpus} {cluster.gpu}, {left_out['out of memory']} without, "
-              f"{left_out['impossible']} impossible; {_HOW_SURE}")  # fmt: skip
+        print(f"\n{counted(len(layouts), 'layout')} with room on {options.machine}, {left_out['out of memory']} without, "
+              f"{left_out['impossible']} impossible; {cluster.precision(run).name}; {_HOW_SURE}")  # fmt: skip
 
 
 def _predict_scaling(options, run, cluster) -> None:
@@ -117,9 +138,9 @@ def _predict_scaling(options, run, cluster) -> None:
 
         speeds = [row.tokens_per_second for row in found]
         plot_scaling(options.scaling, speeds, options.output, title=f"Predicted scaling of {options.recipe} on {cluster.gpu}")
-    _show(options, columns, [row._asdict() for row in found], {})
+    _show(options, columns, [row._asdict() for row in found], _facts(run, cluster, None))
     if options.form in ("text", "markdown"):
-        print(f"\n{_HOW_SURE}")
+        print(f"\n{options.machine}, {cluster.precision(run).name}; {_HOW_SURE}")
 
 
 def _show(options, columns: dict[str, str], rows: list[dict], facts: dict) -> None:

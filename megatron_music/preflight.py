@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def _runtime(environment: Mapping[str, str]) -> Iterator[Finding]:
         venv = environment.get("MEGATRON_MUSIC_VENV", ".venv")
         if venv and not (Path(venv) / "bin" / "python").exists():
             yield Finding(WRONG, f"{venv} has no bin/python", where,
-                          "set MEGATRON_MUSIC_VENV to an environment that the nodes see, or to nothing")  # fmt: skip
+                          f"set MEGATRON_MUSIC_VENV={sys.prefix}, the environment that runs this, or to another that the nodes see, or to nothing")  # fmt: skip
         return
     if runtime not in ("pyxis", "apptainer"):
         yield Finding(WRONG, f"MEGATRON_MUSIC_RUNTIME is {runtime}", where, "use bare, pyxis or apptainer")

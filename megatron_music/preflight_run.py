@@ -50,7 +50,7 @@ def check_run(
     yield from _checkpoint_paths(run, where, is_kept)
     yield from check_mounts([*folders, *([Path(run.checkpoint.save)] if run.checkpoint.save and is_kept else [])], where, environment)
     if is_kept:
-        yield from _saving(job, run, where)
+        yield from _saving(job, run, gpu, where)
     if sound and isinstance(run, RunConfig):
         yield from _memory(job, run, where, gpu, environment)
 
@@ -127,7 +127,7 @@ def _checkpoint_paths(run: Run, where: str, is_kept: bool) -> Iterator[Finding]:
         yield Finding(WRONG, f"checkpoint.load={run.checkpoint.load} is missing", where, "correct the path")
 
 
-def _saving(job: Job, run: Run, where: str) -> Iterator[Finding]:
+def _saving(job: Job, run: Run, gpu: str | None, where: str) -> Iterator[Finding]:
     """The interval of checkpoints and the signal's lead, against the time limit."""
     if job.seconds is None:
         return
@@ -138,7 +138,11 @@ def _saving(job: Job, run: Run, where: str) -> Iterator[Finding]:
         size = _checkpoint_gb(run)
         yield Finding(NOTE, f"a checkpoint of about {size:.2f} GB must be written within half of the {job.lead_seconds} s after the "
                       f"signal: {2e3 * size / job.lead_seconds:,.1f} MB/s", str(job.path))  # fmt: skip
-    seconds = _step_seconds(run)
+    seconds, is_cpu = _step_seconds(run)
+    if is_cpu and (gpu or job.gpus_per_node):
+        yield Finding(NOTE, f"the steps in {run.checkpoint.save} were measured on a CPU, so the interval of checkpoints was not compared with "
+                      "the time limit", where, f"after a first run on {gpu or 'a GPU'} it is")  # fmt: skip
+        return
     if seconds is None:
         yield Finding(NOTE, "the time of a step is not known, so the interval of checkpoints was not compared with the time limit", where,
                       "after a first run in checkpoint.save it is")  # fmt: skip
@@ -159,11 +163,13 @@ def _checkpoint_gb(run: RunConfig) -> float:
     return elements * parallel.tensor_model_parallel_size * (14 if run.train.bf16 else 12) / 1e9
 
 
-def _step_seconds(run: Run) -> float | None:
+def _step_seconds(run: Run) -> tuple[float | None, bool]:
+    """The median of a run's steps so far, and whether they were measured on a CPU."""
     try:
-        return summarize(read_log(Path(run.checkpoint.save or "") / "metrics.jsonl").steps, 10).median
+        log = read_log(Path(run.checkpoint.save or "") / "metrics.jsonl")
+        return summarize(log.steps, 10).median, log.facts.get("device") == "CPU"
     except ValueError:
-        return None
+        return None, False
 
 
 def _memory(job: Job, run: RunConfig, where: str, gpu: str | None, environment: Mapping[str, str]) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron_music.counted import counted
 from megatron_music.data.plan import PLAN_FILE, building_folder
-from megatron_music.findings import NOTE, OK, WRONG, Finding
+from megatron_music.findings import NOTE, OK, WRONG, Finding, finding_of
 from megatron_music.preflight_run import check_mounts, check_new_folder, check_run
 from megatron_music.profiling.sweep import IMPOSSIBLE, is_done, outcome_of, read_sweep
 from megatron_music.recipes import load_run
@@ -61,7 +61,7 @@ def _sweep(job, arguments, gpu, environment):
         sweep = read_sweep(Path(where))
         tasks = job.array_tasks if "array" in job.options else None
     except (ValueError, OSError) as error:
-        yield Finding(WRONG, f"{where} holds no plan of a sweep ({error})", where, "make it: megatron-music sweep RECIPE -o SWEEP --plan")
+        yield finding_of(error, where)
         return
     waiting = [row for row in sweep.rows if not is_done(outcome_of(sweep, row)) and outcome_of(sweep, row).status != IMPOSSIBLE]
     most = max((row.num_gpus for row in waiting), default=0)

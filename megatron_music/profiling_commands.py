@@ -16,6 +16,9 @@ _SHAPE = {
     "vocab_size": "V",
 }
 _SHAPE_HELP = {
+    "num_layers": "transformer layers",
+    "hidden_size": "width of the residual stream",
+    "num_attention_heads": "attention heads per layer",
     "num_query_groups": "by default as many as heads",
     "ffn_hidden_size": "by default 4 x H",
     "seq_length": "tokens",
@@ -32,7 +35,7 @@ def add_table_form(parser) -> None:
 
 def add_shape(parser) -> None:
     for name, letter in _SHAPE.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=None, metavar=letter, help=_SHAPE_HELP.get(name, name.replace("_", " ")))
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=None, metavar=letter, help=_SHAPE_HELP[name])
     parser.add_argument("--swiglu", action="store_true", default=None, help="a gated feed-forward, three matrices")
 
 
@@ -56,7 +59,7 @@ NO_PEAK = "no peak of the CPU is known, so MFU and HFU are left out; --peak TFLO
 
 def mfu(options) -> None:
     from megatron_music.profiling.logs import after_warmup, read_log, summarize
-    from megatron_music.profiling.mfu import compare_stated, find_peak, utilization_of, utilizations
+    from megatron_music.profiling.mfu import compare_stated, find_peak, in_precision, utilization_of, utilizations
     from megatron_music.profiling.tables import format_table
 
     if (options.source is None) == (options.step_time is None):
@@ -70,6 +73,8 @@ def mfu(options) -> None:
         is_cpu = log.facts.get("device") == "CPU"
         peak = _peak_of_cpu(options) if is_cpu else find_peak(options.gpu, options.peak, options.dtype)
         facts = log.facts | (_facts_of_run(path if path.is_dir() else path.parent) if log.kind == "metrics.jsonl" else {})
+        if "precision" in facts and not is_cpu and options.peak is None and options.dtype is None:
+            peak = in_precision(peak, **facts["precision"])
         steps = after_warmup(_steps_of_batch(options, log.steps, facts), options.warmup)
         measured = summarize(_steps_of_batch(options, log.steps, facts), options.warmup)
     seconds = positive("--step-time", measured.median if measured else options.step_time)
@@ -355,7 +360,7 @@ def _flow_words(flow: tuple) -> dict:
     shape = run.model.shape
     positions = _frames(run) + shape.num_extra_positions
     title = (
-        f"{run.model.kind}, {counted(shape.num_layers, 'layer')} x {shape.hidden_size}, {counted(shape.num_attention_heads, 'head')}, {positions} positions, "
+        f"{run.model.kind}, {counted(shape.num_layers, 'layer')} x {shape.hidden_size}, {counted(shape.num_attention_heads, 'head')}, {counted(positions, 'position')}, "
         f"{counted(text_length, 'word')}"
     )
     return {"model": None, "title": title, "sample": "sample", "tokens": positions}
@@ -395,6 +400,7 @@ def _facts_of_run(folder: Path) -> dict:
             "global_batch_size": run.train.global_batch_size,
             "num_gpus": json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["layout"]["world_size"],
             "recomputation": run.train.recompute_granularity or "none",
+            "precision": {"bf16": run.train.bf16, "float32_matmul_precision": run.train.float32_matmul_precision},
         }
         if not isinstance(run, RunConfig):
             return common | {"flow": (run, read_index(checkpoint)["text_length"])}

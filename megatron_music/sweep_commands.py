@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_music.commands import FAILED, OK, check_output_file, progress_bar
+from megatron_music.commands import FAILED, OK, check_modules, check_output_file, progress_bar
 from megatron_music.counted import counted
 from megatron_music.predict_commands import numbers
 from megatron_music.processes import end_with_starter, run_to_end
@@ -182,6 +182,8 @@ def _measure_all(planned, time_limit: float) -> None:
 
     with _held(planned.folder):
         waiting = [row for row in planned.rows if not is_done(outcome_of(planned, row))]
+        if waiting:
+            check_modules("torch", "megatron.core")
         with progress_bar("row", len(planned.rows)) as bar:
             bar.update(len(planned.rows) - len(waiting))
             for row in waiting:
@@ -218,13 +220,20 @@ def _launch(planned, row, time_limit: float) -> None:
             write_outcome(planned, row, Outcome(NOT_MEASURED, f"no end within {time_limit:g} s; raise --time-limit, or see {log}"))
             return
     if outcome_of(planned, row).status == WAITING:
-        write_outcome(planned, row, Outcome(NOT_MEASURED, f"{_how_it_ended(status)}; see {log}"))
+        write_outcome(planned, row, Outcome(NOT_MEASURED, f"{_how_it_ended(status, log)}; see {log}"))
 
 
-def _how_it_ended(status: int) -> str:
+def _last_line(log: Path) -> str:
+    """What a row's processes said last, in brackets; nothing where they said nothing."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    last = next((line for line in reversed(lines) if line), "")
+    return f" ({last[-300:]})" if last else ""
+
+
+def _how_it_ended(status: int, log: Path) -> str:
     if status == -signal.SIGKILL:
         return "killed from outside, as the kernel does when memory is short"
-    return f"ended with status {status}"
+    return f"ended with status {status}{_last_line(log)}"
 
 
 def _show(options, planned, figures: list) -> None:
@@ -257,9 +266,12 @@ def _show(options, planned, figures: list) -> None:
         heads = {key: how for key, how in heads.items() if any(getattr(row, key) != "" for row in scaled)}
         print("\n" + format_table(heads, [row._asdict() for row in scaled], options.form))
     devices = sorted({row.device for row in figures if row.device})
-    where = f"on {' and '.join(devices) or 'nothing yet'}" + (", where each process counts as a GPU" if devices == ["CPU"] else "")
+    if not devices:
+        return
+    where = f"on {' and '.join(devices)}" + (", where each process counts as a GPU" if devices == ["CPU"] else "")
     print(f"\n{planned.name}; medians of {counted(planned.steps, 'step')} {where}; best: the most TFLOP/s per GPU by the formula "
-          "mcore (of flow models: flow); eq3: equation 3 of arXiv:2104.04473, which counts full recomputation whatever was done")  # fmt: skip
+          "mcore (of flow models: flow); eq3: equation 3 of arXiv:2104.04473, which counts full recomputation whatever was done"
+          + ("; MFU and HFU are shares of the peak in each row's precision" if any(row.mfu for row in figures) else ""))  # fmt: skip
 
 
 def _tell_reasons(figures: list) -> None:

@@ -333,6 +333,12 @@ def test_captions_that_hold_no_word_are_counted_and_said(tmp_path, capsys):
     told = capsys.readouterr()
     assert "2 of 6 captions hold no word that the text encoder knows, such as '🎹'" in told.err
     assert "autoencoder  Oobleck" in told.out and "samples      " in told.out
+    assert told.err.splitlines()[-2:] == [
+        f"megatron-music: next: megatron-music train demo-text2muq data.path={tmp_path / 'out'} checkpoint.save=STAGE1",
+        f"megatron-music: next: megatron-music train demo-dit data.path={tmp_path / 'out'} checkpoint.save=STAGE2",
+    ]
+    assert main(["build", "latents", str(folder), "-o", str(tmp_path / "out"), *options]) == 0
+    assert capsys.readouterr().out.endswith(f"already built: {tmp_path / 'out'}; nothing to do\n{told.out[told.out.index('samples  '):]}")
     words = json.loads((tmp_path / "out" / "encoders" / "text" / "words.json").read_text())["words"]
     assert {"медленно", "ピア", "بطيء", "slow"} <= set(words)
 

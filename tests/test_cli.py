@@ -415,3 +415,60 @@ def test_settings_far_too_large_end_with_one_sentence_and_no_traceback():
     words = ["tiny", "parallel.distributed_timeout_minutes=1e30"]
     done = subprocess.run([sys.executable, "-m", "megatron_music", "train", *words], capture_output=True, text=True, check=False, timeout=100)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "parallel.distributed_timeout_minutes is 1" in done.stderr
+
+
+def test_a_folder_is_rendered_without_its_damaged_and_its_empty_files(capsys, midi, tmp_path):
+    folder, page = tmp_path / "pieces", tmp_path / "page.html"
+    folder.mkdir()
+    midi.rename(folder / "a.mid")
+    (folder / "b.mid").write_bytes(b"no music")
+    write_midi(Score((), 4), folder / "c.mid")
+    status, out, err = run(capsys, "render", folder, "-o", tmp_path / "wavs", "--own", "--html", page)
+    assert status == 0 and out.startswith("1 piece, ") and out.splitlines()[-1] == "2 of 3 files left out"
+    assert [line.partition(" left out: ")[2][: len(str(folder / "b.mid"))] for line in err.splitlines()[:2]] == [str(folder / "b.mid"), str(folder / "c.mid")]
+    assert err.splitlines()[-1] == f"megatron-music: next: open {page} in a browser"
+    assert [path.name for path in (tmp_path / "wavs").iterdir()] == ["a.wav"] and page.read_text().count("<audio") == 1
+    status, out, _ = run(capsys, "render", folder, "-o", tmp_path / "more", "--own", "--json")
+    assert status == 0 and [entry["file"] for entry in json.loads(out)["left_out"]] == [str(folder / "b.mid"), str(folder / "c.mid")]
+
+
+def test_what_cannot_be_rendered_at_all_is_an_error_and_leaves_nothing_behind(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "new does not exist; name a MIDI file, or a folder of them" in refused(capsys, "render", "new", "-o", "new")
+    for name in ("b.mid", "c.mid"):
+        (tmp_path / name).write_bytes(b"no music")
+    assert "b.mid is no MIDI file" in refused(capsys, "render", "b.mid", "-o", "new")
+    assert "none of 2 files could be rendered; the first: b.mid is no MIDI file" in refused(capsys, "render", ".", "-o", "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("command", ["plot", "tokenize", "detokenize"])
+def test_a_folder_in_place_of_a_file_is_named_as_such(capsys, tmp_path, command):
+    output = ["-o", tmp_path / "x.png"] if command != "tokenize" else []
+    assert f"{tmp_path} is a folder; {command} takes one file" in refused(capsys, command, tmp_path, *output)
+
+
+def test_commands_say_what_to_do_next_but_not_to_scripts_and_not_when_quiet(capsys, midi, tmp_path, verbosity):
+    out = tmp_path / "out"
+
+    def following(*arguments) -> list[str]:
+        status, _, err = run(capsys, *arguments)
+        assert status == 0, err
+        return [line.partition("next: ")[2] for line in err.splitlines() if "next: " in line]
+
+    built = ["build", "tokens", midi, "-o", out]
+    assert following(*built) == [f"megatron-music train article data.path={out} checkpoint.save=RUN"]
+    assert following(*built, "--json") == [] == following(*built, "-q")
+    assert following("build", "tokens", midi, "-o", tmp_path / "text", "--format", "text") == [], "Megatron does not read text"
+    audio = tmp_path / "audio"
+    assert following("corpus", "sounds", midi.parent, "-o", audio, "--num", 2, "--seconds", 1, "--own") == [f"megatron-music build latents {audio} -o data"]
+    (said,) = following("launch", "-o", tmp_path / "work")
+    assert said.startswith(f"edit {tmp_path / 'work' / 'launch' / 'env.sh'}; then, in {tmp_path / 'work'}: megatron-music preflight ")
+
+
+def test_a_build_that_was_done_before_says_so(capsys, midi, tmp_path):
+    command = ["build", "tokens", midi, "-o", tmp_path / "out"]
+    first, again = run(capsys, *command)[1], run(capsys, *command)[1]
+    sentence = f"already built: {tmp_path / 'out'}; nothing to do"
+    assert sentence not in first and again == f"{sentence}\n\n{first}"
+    assert json.loads(run(capsys, *command, "--json")[1])["files"]["used"] == 1

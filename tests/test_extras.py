@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import shlex
 import re
 import shutil
 import subprocess
@@ -108,7 +109,7 @@ def test_an_extra_alone_is_enough_for_the_commands_it_serves(extra, tmp_path):
 def test_the_packages_of_other_extras_are_hidden(tmp_path):
     """The test above can fail: without the extra, its commands are refused."""
     shutil.copy(ROOT / "tests" / "golden" / "chorale.mid", tmp_path)
-    for command, package in (("train tiny", "torch"), ("corpus bach -o midi", "music21"), ("build tokens chorale.mid -o x --bpe 8", "tokenizers")):
+    for command, package in (("corpus bach -o midi", "music21"), ("build tokens chorale.mid -o x --bpe 8", "tokenizers")):
         done = run(command, tmp_path, "base")
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
         assert done.stderr.strip().endswith(f"this command needs {package}; run: {sys.executable} -m pip install {package}"), done.stderr
@@ -142,3 +143,19 @@ def test_a_module_leads_to_the_package_that_brings_it(module, package):
 
 def test_what_a_shell_would_misread_is_quoted():
     assert install_command(["a<1", "b"]) == f"{sys.executable} -m pip install 'a<1' b"
+
+
+@pytest.mark.parametrize(("command", "extra"), [("train tiny", "train"), ("demo -o demo", "demo"), ("build latents . -o data", "audio")])
+def test_a_command_names_all_packages_that_its_extra_lacks_in_one_pip_command(command, extra, tmp_path):
+    done = run(command, tmp_path, "base")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "this command needs " in done.stderr, done.stderr
+    _, _, pip = done.stderr.partition("-m pip install ")
+    assert {normal(Requirement(word).name) for word in shlex.split(pip)} == {normal(requirement.name) for requirement in requirements(extra)} - closure("base")
+    assert not (tmp_path / "demo").exists() and not (tmp_path / "data").exists()
+
+
+def test_a_sweep_without_torch_says_what_train_says_and_starts_no_row(tmp_path):
+    assert run("sweep tiny -o sweep --plan --vary=train.micro_batch_size=1,2", tmp_path, "base").returncode == 0
+    sweep, train = run("sweep sweep", tmp_path, "base"), run("train tiny", tmp_path, "base")
+    assert sweep.returncode == 2 and sweep.stderr == train.stderr and "this command needs torch" in sweep.stderr
+    assert not [path for path in (tmp_path / "sweep" / "rows").iterdir() if path.suffix != ".yaml"]

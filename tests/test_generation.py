@@ -355,7 +355,10 @@ def test_samplers_that_cannot_be(options):
 
 def test_the_command(trained, tmp_path, capsys):
     arguments = ["generate", "midi", str(trained), "-o", str(tmp_path / "new"), "--num", "3", "--batch-size", "2"]
-    assert main(arguments) == 0 and "3 pieces of 4 bars" in capsys.readouterr().out
+    new = tmp_path / "new"
+    assert main(arguments) == 0
+    told = capsys.readouterr()
+    assert "3 pieces of 4 bars" in told.out and told.err.endswith(f"next: megatron-music render {new} -o {new} --html {new / 'listen.html'}\n")
     pieces = [quantize(read_midi(path)) for path in sorted((tmp_path / "new").iterdir())]
     assert len(pieces) == 3
     write_midi(tiny_score(3), tmp_path / "given.mid")

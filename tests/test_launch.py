@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import write_corpus
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
@@ -292,3 +293,25 @@ def test_no_task_goes_past_the_one_function():
     for path in SCRIPTS:
         commands = [line for line in path.read_text().splitlines() if re.match(r"\s*(exec )?srun\b", line)]
         assert not commands or path.name == "env.sh", (path, commands)
+
+
+@pytest.mark.parametrize(
+    ("refused", "sentences"),
+    [
+        (1, ("sbatch refused the array; the plan is kept in {out}.building", "give the same command again")),
+        (2, ("sbatch refused the merge, and job 7 encodes; the plan is kept in {out}.building", "run sbatch launch/merge_dataset.sbatch {out}")),
+    ],
+)
+def test_where_sbatch_refuses_a_job_the_plan_is_kept_and_how_to_go_on_is_said(tmp_path, refused, sentences):
+    write_corpus(tmp_path / "midi")
+    (tmp_path / "bin").mkdir()
+    count = f"echo x >> {tmp_path}/calls; [ $(wc -l < {tmp_path}/calls) -ne {refused} ] || {{ echo 'invalid account' >&2; exit 1; }}; echo 7"
+    (tmp_path / "bin" / "sbatch").write_text(f"#!/bin/sh\n{count}\n")
+    (tmp_path / "bin" / "sbatch").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "MEGATRON_MUSIC_VENV": sys.prefix, "MEGATRON_MUSIC_RUNTIME": "bare"}
+    command = ["bash", LAUNCH / "build_dataset.sh", "2", tmp_path / "out", tmp_path / "midi"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "invalid account" in done.stderr, done.stderr
+    for sentence in sentences:
+        assert sentence.format(out=tmp_path / "out") in done.stderr, done.stderr
+    assert (tmp_path / "out.building" / "plan.json").is_file()

@@ -117,7 +117,7 @@ def test_without_recomputation_the_largest_does_not():
 def test_a_fit_leaves_room():
     stages = [Stage(0, 1, 1e9, 1e9, 1e9, 1e9), Stage(1, 1, 1e9, 1e9, 1e9, 6e9)]
     assert [fit(stages, gb).fits for gb in (None, 8, 9.5, 11)] == [None, False, False, True]
-    assert "9.00 GB, of stage 1, 95% of 9.5 GB: it is too close to fit" in fit(stages, 9.5).sentence
+    assert "at most 9.00 GB, on stage 1, 95% of 9.5 GB: it is too close to fit" in fit(stages, 9.5).sentence
 
 
 def test_the_command(capsys):

@@ -178,6 +178,12 @@ def test_our_own_run(tmp_path, capsys):
         assert found["mcore"]["mfu"] == pytest.approx(step_flops(run.model, 8).model / found["step_seconds"] / 1e12 / 0.5)
         assert found["num_gpus"] == 1 and found["model"]["vocab_size"] == run.model.vocab_size
 
+    log = tmp_path / "run" / "metrics.jsonl"  # as a GPU writes it; the run is in float32
+    log.write_text(log.read_text().replace("process_memory_gib", "cuda_memory_gib"))
+    for words, peak in ((["--gpu", "h100"], 494.5), (["--gpu", "v100"], 15.7), (["--gpu", "h100", "--dtype", "bf16"], 989), (["--peak", "3"], 3)):
+        assert main(["mfu", str(tmp_path / "run"), "--warmup", "2", "--json", *words]) == 0
+        assert json.loads(capsys.readouterr().out)["peak_tflops"] == peak
+
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
@@ -365,3 +371,16 @@ def test_a_run_on_a_cpu_is_compared_with_no_gpu(tmp_path, capsys):
     log.write_text(log.read_text().replace("process_memory_gib", "cuda_memory_gib"))
     assert main([*command, "--gpu", "h100"]) == 0
     assert "below 10% a step waits for kernel launches" in capsys.readouterr().out
+
+
+def test_the_help_of_the_shape_says_what_each_field_is(capsys):
+    with pytest.raises(SystemExit):
+        main(["mfu", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--num-layers L transformer layers" in said and "--hidden-size H width of the residual stream" in said
+
+
+def test_a_file_that_is_missing_is_said_before_a_missing_peak(tmp_path, capsys):
+    for words in ([], ["--gpu", "h100"]):
+        assert main(["mfu", str(tmp_path / "nowhere"), *words]) == 2
+        assert "nowhere cannot be read" in capsys.readouterr().err

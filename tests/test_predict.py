@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from test_flops import TABLE_1 as SPEEDS
@@ -131,3 +132,54 @@ def test_numbers_that_do_not_rise(numbers, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["predict", "tiny", "--scaling", numbers])
     assert ended.value.code == 2 and "is no rising list of numbers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("gpu", CLUSTERS)
+def test_a_run_in_float32_is_predicted_slower_than_one_in_bf16_on_every_gpu(gpu, capsys):
+    def predicted(*words: str) -> dict:
+        assert main(["predict", "article", *words, "--num-gpus", "1", "--gpu", gpu, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    slow = predicted("train.bf16=false")
+    assert slow == predicted(), "recipes are in float32 unless they say otherwise"
+    if gpu == "v100":
+        assert (slow["peak_tflops"], slow["precision"]) == (15.7, "float32 on float32 units")
+        return
+    fast = predicted("train.bf16=true")
+    assert slow["peak_tflops"] == pytest.approx(fast["peak_tflops"] / 2) and slow["precision"] == "float32 on TF32 units"
+    assert slow["seconds"] > 1.5 * fast["seconds"]
+
+
+def test_float32_moves_twice_the_bytes():
+    run = run_of(4096, 36, 32, 4, 2, 1, 4, 512, "selective")
+    in_float32 = replace(run, train=replace(run.train, bf16=False))
+    slow, fast = predict_step(in_float32, 64, A100), predict_step(run, 64, A100)
+    for part in ("memory", "tensor_messages", "stage_messages", "gradients"):
+        assert getattr(slow, part) == pytest.approx(2 * getattr(fast, part)), part
+    assert slow.products == pytest.approx(fast.products * 312 / 156)
+    highest = replace(in_float32, train=replace(in_float32.train, float32_matmul_precision="highest"))
+    assert predict_step(highest, 64, A100).products == pytest.approx(fast.products * 312 / 19.5)
+
+
+def test_a_precision_whose_peak_is_not_known_is_refused_with_a_remedy(capsys):
+    assert main(["predict", "article", "train.float32_matmul_precision=highest", "--gpu", "gb200"]) == 2
+    told = capsys.readouterr().err
+    assert told.endswith("set train.bf16=true or train.float32_matmul_precision=high\n") and told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "machine"),
+    [
+        ([], "8 a100 (defaults), "),
+        (["--gpu", "h100"], "8 h100 (default number), "),
+        (["--num-gpus", "16"], "16 a100 (default GPU), "),
+        (["--num-gpus", "16", "--gpu", "h200"], "16 h200, "),
+        (["--search", "--top", "1"], " with room on 8 a100 (defaults), "),
+        (["--scaling", "8,16"], "a100 (default), "),
+    ],
+)
+@pytest.mark.parametrize("bf16", ["true", "false"])
+def test_the_answer_says_how_many_gpus_of_which_kind_and_the_precision(words, machine, bf16, capsys):
+    assert main(["predict", "article", f"train.bf16={bf16}", *words]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert machine in said and {"true": "bf16", "false": "float32 on TF32 units"}[bf16] in said

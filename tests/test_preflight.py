@@ -341,3 +341,25 @@ def test_the_command(data, tmp_path, capsys, monkeypatch):
     assert any(finding["status"] == WRONG for finding in json.loads(capsys.readouterr().out))
     assert main(["preflight", str(tmp_path / "missing")]) == 2
     assert "missing cannot be read" in capsys.readouterr().err
+
+
+def test_steps_measured_on_a_cpu_are_not_taken_for_those_of_a_gpu(data, tmp_path):
+    (tmp_path / "run").mkdir()
+    lines = [json.dumps({"iteration": step, "loss": 1.0, "step_seconds": 2.0, "process_memory_gib": 1.0}) for step in range(1, 40)]
+    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    recipe = run_of(data, tmp_path, "checkpoint.save_interval=2000")
+    findings = look(tmp_path, recipe=recipe)
+    assert not wrong(findings) and any(f"the steps in {tmp_path / 'run'} were measured on a CPU" in finding.what for finding in findings)
+    on_cpu = GOOD.replace("#SBATCH --gpus-per-node=a100:2\n", "")
+    assert any("2,000 steps of 2 s from checkpoint to checkpoint" in line for line in wrong(look(tmp_path, on_cpu, recipe)))
+
+
+def test_without_an_environment_the_one_that_runs_is_offered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (line,) = [line for line in wrong(look(tmp_path, environment={})) if "has no bin/python" in line]
+    assert f".venv has no bin/python; set MEGATRON_MUSIC_VENV={sys.prefix}, the environment that runs this" in line
+
+
+def test_a_folder_without_a_plan_of_a_sweep_is_said_once(tmp_path):
+    (line,) = [line for line in wrong(given("benchmark_sweep.sbatch", tmp_path)) if "plan" in line]
+    assert line == f"{tmp_path}: {tmp_path} holds no plan of a sweep; make one: megatron-music sweep RECIPE -o {tmp_path} --plan"

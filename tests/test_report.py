@@ -180,3 +180,36 @@ def test_a_slow_build_has_a_rate():
 
 def test_the_table_of_instruments_says_what_it_leaves_out():
     assert "The 20 most frequent of 33 instruments; the others have 598 tracks." in markdown(tiny_report())
+
+
+@pytest.mark.parametrize(
+    ("files", "tokens", "sentence"),
+    [
+        (1, 500, "valid has 1 file: its loss judges one piece; use --split with a larger share, or more files"),
+        (4, 500, "valid has 4 files: its loss judges 4 pieces; use --split with a larger share, or more files"),
+        (50, 50, "valid has 0.5% of the tokens: its loss judges little music; use --split with a larger share, or more files"),
+        (5, 500, None),
+    ],
+)
+def test_a_validation_split_that_says_little_is_a_warning(files, tokens, sentence):
+    from megatron_music.data.words import warnings
+
+    report = tiny_report()
+    report["options"]["fractions"] = [0.9, 0.05, 0.05]
+    report["splits"] = {
+        "train": {"files": 900, "documents": 900, "tokens": 9_000, "bytes": 18_000},
+        "valid": {"files": files, "documents": files, "tokens": tokens, "bytes": 2 * tokens},
+        "test": {"files": 50, "documents": 50, "tokens": 1_000 - tokens, "bytes": 0},
+    }
+    assert [said for said in warnings(report) if said.startswith("valid ")] == ([sentence] if sentence else [])
+    report["options"]["fractions"] = [1.0, 0.0, 0.0]
+    assert not [said for said in warnings(report) if said.startswith("valid ")]
+
+
+def test_no_section_of_the_markdown_is_empty_or_speaks_of_what_was_left_out_where_nothing_was():
+    report = tiny_report()
+    report["files"] |= {"left_out": {}, "quarantined": 0, "dropped_copies": 0}
+    report["windows_left_out"], report["unheld"] = {}, {}
+    sections = re.split(r"^## .*\n", markdown(report), flags=re.M)[1:]
+    assert all(re.search(r"^(\||!\[)", section, re.M) for section in sections), sections
+    assert "Files and windows" not in markdown(report) and "Not represented" not in markdown(report)

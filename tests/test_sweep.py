@@ -109,7 +109,7 @@ def test_the_article_s_two_tables(tmp_path, capsys):
     model, hardware = step_flops(run.model, 4), step_flops(run.model, 4, formula="paper-eq3", recomputation="full")
     assert best.tflops == pytest.approx(model.model / 0.4 / 1e12) and best.mfu == best.hfu == pytest.approx(best.tflops / 989)
     assert best.eq3_tflops == pytest.approx(hardware.hardware / 0.4 / 1e12) and best.eq3_share == pytest.approx(best.eq3_tflops / 989)
-    assert single.mfu is None and single.tflops > 0, "the peak in fp32 is not known"
+    assert single.tflops > 0 and single.mfu == pytest.approx(single.tflops / 494.5), "in fp32 of the TF32 peak"
     assert figures_of(sweep, peak_tflops=67.0)[0].mfu == pytest.approx(single.tflops / 67)
     rows = [(row.precision, row.num_gpus, row.row, round(row.efficiency, 3)) for row in scaling(figures)]
     assert rows == [("fp32", 1, 1, 1.0), ("fp32", 2, 5, 0.909), ("bf16", 1, 3, 1.0), ("bf16", 2, 7, 0.909)]
@@ -120,7 +120,7 @@ def test_the_article_s_two_tables(tmp_path, capsys):
     assert "medians of 2 steps on NVIDIA H100" in said[-1] and (tmp_path / "sweep.png").stat().st_size > 10_000
     assert main(["sweep", str(tmp_path / "sweep"), "--report", "--csv"]) == 0
     lines = list(csv.DictReader(capsys.readouterr().out.splitlines()))
-    assert len(lines) == 8 and float(lines[3]["TFLOP/s"]) == best.tflops and lines[0]["MFU"] == ""
+    assert len(lines) == 8 and float(lines[3]["TFLOP/s"]) == best.tflops and float(lines[0]["MFU"]) == single.mfu
     assert main(["sweep", str(tmp_path / "sweep"), "--report", "--json", "--gpu", "a100"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"][3]["mfu"] == pytest.approx(best.tflops / 312)
 
@@ -325,3 +325,20 @@ def test_a_value_given_twice_is_one_row_and_a_list_is_one_value(tmp_path):
     assert [row.settings["train.micro_batch_size"] for row in read_sweep(tmp_path / "twice").rows] == ["1", "2"]
     assert main([*words, str(tmp_path / "blends"), "--vary", "data.path=[0.5,a,0.5,b], [0.9,a,0.1,b],c"]) == 0
     assert [row.settings["data.path"] for row in read_sweep(tmp_path / "blends").rows] == ["[0.5,a,0.5,b]", "[0.9,a,0.1,b]", "c"]
+
+
+def test_a_row_that_cannot_start_says_the_last_line_of_its_log_and_nothing_of_medians(tmp_path, capsys, monkeypatch):
+    """Its process ends before this package is imported, as where a library of the system is broken."""
+    sweep = planned(tmp_path / "sweep", vary=[], num_gpus=[1])
+    (tmp_path / "sitecustomize.py").write_text("import os, sys\nprint('first\\nlibcuda.so is broken', file=sys.stderr, flush=True)\nos._exit(3)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert main(["sweep", str(tmp_path / "sweep")]) == 1
+    said = capsys.readouterr().out
+    assert f"row 0 failed: ended with status 3 (libcuda.so is broken); see {sweep.path(sweep.rows[0], 'log')}" in said and "medians" not in said
+
+
+def test_a_sweep_that_has_measured_nothing_has_no_legend_of_what_was_measured(tmp_path, capsys):
+    planned(tmp_path / "sweep", vary=[], num_gpus=[1])
+    assert main(["sweep", str(tmp_path / "sweep"), "--report"]) == 0
+    said = capsys.readouterr().out
+    assert "not run" in said and "medians" not in said and "nothing yet" not in said

@@ -18,6 +18,7 @@ from tiny_gpt import tiny_dataset, tiny_run
 
 from megatron_music.output import LOADING
 from megatron_music.config import ConfigError
+from megatron_music.recipes import load_run, write_run
 from megatron_music.training.loop import DONE, train
 
 BAR = "loss="  # after a step
@@ -88,7 +89,7 @@ def test_on_a_terminal_every_sentence_has_its_own_line_from_start_to_next_step(d
     told = notices(lines)
     assert status == 0, lines
     assert told[0] == f"training from new weights, 3 iterations, into {run}"
-    assert told[1].startswith("the training data are ") and "epochs" in told[1]
+    assert told[1].startswith("the training data are ") and " of them are read once" in told[1]
     assert "tflops_per_gpu counts the model's operations by the formula mcore" in told[2]
     assert told[-2:] == [f"finished; iteration 3 is saved in {run}/iter_0000003", f"next: megatron-music generate midi {run} -o new"]
     assert any(line.startswith("iteration 2/3 | valid_loss") for line in lines), lines
@@ -145,3 +146,46 @@ def test_a_window_to_profile_behind_the_last_step_is_refused(data, tmp_path):
     with pytest.raises(ConfigError, match=r"--profile-steps begin at 10, after the last step: train.train_iters is 3"):
         train(tiny_run(data, f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=3"), profile_steps=(10, 12))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("train_tokens", "sentence"),
+    [
+        (2 * 8 * 64, "each read once"), (8 * 64, "each read 2 times (epochs)"),
+        (4 * 8 * 64, "; 50% of them are read once"), (1000 * 8 * 64, "; less than 1% of them are read once"),
+    ],
+)  # fmt: skip
+def test_data_that_are_not_read_once_are_told_as_a_share_and_not_as_epochs(data, train_tokens, sentence):
+    from megatron_music.training.messages import opening
+    from megatron_music.training.tasks import Work
+
+    run = tiny_run(data, "train.train_iters=2", "train.global_batch_size=8", "train.micro_batch_size=1")
+    told = opening(run, Work(64, train_tokens, 1.0, "mcore"), 0, None, False, has_valid=True)
+    assert any(line.endswith(sentence) for line in told), told
+
+
+def stage1_run(folder, data: str):
+    """A finished run of stage 1, as far as the command that follows it looks at one."""
+    checkpoint = folder / "iter_0000001"
+    checkpoint.mkdir(parents=True)
+    write_run(load_run("demo-text2muq", [f"data.path={data}", f"checkpoint.save={folder}"]), checkpoint / "config.yaml")
+    (folder / "latest").write_text("iter_0000001\n")
+
+
+def test_after_stage_2_the_next_step_names_the_run_of_stage_1_on_the_same_data_where_there_is_one(tmp_path):
+    from megatron_music.training.messages import done
+
+    def told(*overrides: str) -> str:
+        return done(load_run("demo-dit", ["data.path=DATA", f"checkpoint.save={tmp_path / 'dit'}", *overrides]))[-1]
+
+    (tmp_path / "dit").mkdir()
+    before, after = "next: megatron-music generate audio ", f'{tmp_path / "dit"} -o new --prompt "..."'
+    assert told() == f"{before}STAGE1 {after}"
+    stage1_run(tmp_path / "other", "OTHER_DATA")
+    (tmp_path / "latest").write_text("a file beside the runs\n")
+    assert told() == f"{before}STAGE1 {after}"
+    stage1_run(tmp_path / "words", "DATA")
+    assert told() == f"{before}{tmp_path / 'words'} {after}"
+    stage1_run(tmp_path / "words2", "DATA")
+    assert told() == f"{before}STAGE1 {after}", "it cannot be known which of two"
+    assert told("model.conditions=stable-audio") == f"{before}{after}", "which needs no stage 1"

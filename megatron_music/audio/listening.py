@@ -7,12 +7,13 @@ import base64
 import html
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from megatron_music.audio.render import Rendered as Sound
 from megatron_music.audio.render import render, seconds_at
 from megatron_music.audio.waveform import Waveform, wav_bytes, write_waveform
 from megatron_music.counted import counted
@@ -42,24 +43,43 @@ class Rendered(NamedTuple):
 
 
 def render_files(
-    files: Sequence[tuple[Path, Path]], sample_rate: int = 44100, sound_font: str | os.PathLike | None = None, *, own: bool = False, bits: int = 16
+    files: Sequence[tuple[Path, Path]],
+    sample_rate: int = 44100,
+    sound_font: str | os.PathLike | None = None,
+    *,
+    own: bool = False,
+    bits: int = 16,
+    on_failure: Callable[[Path, str], None] | None = None,
 ) -> Iterator[Rendered]:
-    """Render each MIDI file to its audio file, one after another.
+    """Render each MIDI file to its audio file, one after another; the folder of an audio file is made with it.
 
     Args:
         files: (MIDI file, WAV or FLAC file).
+        on_failure: receives a file that cannot be rendered and the reason, which names it; the others are rendered. If omitted,
+            the first such file is an error.
 
     Raises:
         ValueError: a file that cannot be read or has no notes; names it.
     """
     for midi, target in files:
-        score = read_midi(midi)
         try:
-            found = render(score, sample_rate, sound_font, own=own)
+            score, found = _rendered(midi, sample_rate, sound_font, own)
         except ValueError as error:
-            raise ValueError(f"{midi}: {error}") from None
+            if on_failure is None:
+                raise
+            on_failure(midi, str(error))
+            continue
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
         write_waveform(target, *found.waveform, bits=bits, metadata={"synthesiser": found.synthesiser})
         yield Rendered(Path(midi), score, found.waveform, found.synthesiser)
+
+
+def _rendered(midi: Path, sample_rate: int, sound_font: str | os.PathLike | None, own: bool) -> tuple[Score, Sound]:
+    score = read_midi(midi)
+    try:
+        return score, render(score, sample_rate, sound_font, own=own)
+    except ValueError as error:
+        raise ValueError(f"{midi}: {error}") from None
 
 
 def write_listening_page(path: str | os.PathLike, title: str, about: str, pieces: Sequence[Rendered]) -> None:

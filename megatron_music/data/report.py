@@ -198,7 +198,7 @@ def size_in_words(totals: dict[str, int]) -> str:
 
 def encoding_in_words(encoding: dict) -> list[tuple[str, str]]:
     """What a reader should know of the encoding, as (what, how)."""
-    windows = f"{encoding['bars']} bars, hop {encoding['hop']}" if encoding["bars"] else "whole pieces"
+    windows = f"{counted(encoding['bars'], 'bar')}, hop {encoding['hop']}" if encoding["bars"] else "whole pieces"
     rows = [
         ("windows", windows),
         ("grid", f"{encoding['steps_per_quarter']} steps per quarter note"),

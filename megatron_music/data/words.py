@@ -10,6 +10,7 @@ from megatron_music.data import reasons
 from megatron_music.tokens.folder import Encoding, encoding_of_json
 
 SHOWN_METERS = 6
+FEW_FILES, FEW_TOKENS = 5, 0.01  # of validation, whose loss then says little: files, and a share of all tokens
 
 
 def meters_in_words(meters: Mapping) -> str:
@@ -67,6 +68,7 @@ def warnings(report: Mapping) -> list[str]:
     empty = [split for split, row in rows.items() if not row["documents"] and _is_wanted(report, split)]
     if empty:
         found.append(f"{' and '.join(empty)} would need more files and stay{'s' * (len(empty) == 1)} empty")
+    found += _few_for_validation(report)
     for name, levels in report.get("density_levels", {}).items():
         if len(levels["levels"]) < levels["asked"]:
             found.append(
@@ -74,6 +76,21 @@ def warnings(report: Mapping) -> list[str]:
                 "the other quantiles fall on the same numbers of notes"
             )
     return found
+
+
+def _few_for_validation(report: Mapping) -> list[str]:
+    """A sentence where the loss of validation would judge very few pieces, or very little music."""
+    rows = report["splits"]
+    valid, tokens = rows.get("valid", {}), sum(row["tokens"] for row in rows.values())
+    if not valid.get("documents") or not _is_wanted(report, "valid"):
+        return []
+    judged = valid.get("files", FEW_FILES)
+    remedy = "use --split with a larger share, or more files"
+    if judged < FEW_FILES:
+        return [f"valid has {counted(judged, 'file')}: its loss judges {'one piece' if judged == 1 else f'{judged} pieces'}; {remedy}"]
+    if valid["tokens"] < FEW_TOKENS * tokens:
+        return [f"valid has {valid['tokens'] / tokens:.1%} of the tokens: its loss judges little music; {remedy}"]
+    return []
 
 
 def split_by_in_words(report: Mapping) -> str:

@@ -52,7 +52,7 @@ class Fit(NamedTuple):
 def fit(stages: list[Stage], gpu_memory_gb: float | None) -> Fit:
     """The fullest stage beside a GPU's memory, 10^9 bytes; ``HEADROOM`` of it is left to what is not counted."""
     most = max(stages, key=lambda stage: stage.total)
-    said = f"the most is {most.total / 1e9:.2f} GB, of stage {most.stage}"
+    said = f"at most {most.total / 1e9:.2f} GB, on stage {most.stage}"
     uncounted = "temporary buffers, fragments, the CUDA context and NCCL's buffers are not counted"
     if gpu_memory_gb is None:
         return Fit(None, None, None, f"{said}; {uncounted}")

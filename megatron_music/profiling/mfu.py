@@ -18,7 +18,7 @@ from megatron_music.profiling.flops import (
     utilization,
 )
 from megatron_music.profiling.logs import Step
-from megatron_music.profiling.peaks import PEAKS, Peak, peak_of
+from megatron_music.profiling.peaks import PEAKS, Peak, peak_of, precision_of
 
 COUNTS = {
     "mcore": "half of the attention's scores (causal); as Megatron-LM since 2025",
@@ -138,3 +138,18 @@ def find_peak(gpu: str | None, peak_tflops: float | None, dtype: str | None = No
     if found is None:
         raise ValueError(f"no peak of {gpu!r} is known; use one of {', '.join(PEAKS)}, or --peak TFLOP/s of one GPU")
     return found
+
+
+def in_precision(peak: Peak, *, bf16: bool, float32_matmul_precision: str) -> Peak:
+    """A GPU's peak for a run in bf16, or in float32, which has a peak of its own.
+
+    Raises:
+        ValueError: the GPU's peak in float32 is not known.
+    """
+    if bf16:
+        return peak
+    try:
+        found = precision_of(peak, bf16=False, float32_matmul_precision=float32_matmul_precision)
+    except ValueError as error:
+        raise ValueError(f"{str(error).partition(';')[0]}; give it with --peak TFLOP/s of one GPU") from None
+    return peak._replace(tflops=found.tflops, source=f"as recalled from NVIDIA's data sheet, dense, {found.name}")

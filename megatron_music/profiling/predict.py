@@ -15,7 +15,7 @@ import numpy as np
 from megatron_music.config import ConfigError, RunConfig
 from megatron_music.profiling.flops import forward_flops
 from megatron_music.profiling.memory import estimate_memory, fit, parameters_of_stage
-from megatron_music.profiling.peaks import PEAKS
+from megatron_music.profiling.peaks import PEAKS, Precision, precision_of
 
 
 class Cluster(NamedTuple):
@@ -27,10 +27,13 @@ class Cluster(NamedTuple):
     between_nodes: float  # InfiniBand
     gpus_per_node: int = 8
 
-    @property
-    def peak(self) -> float:
-        """FLOP a second."""
-        return PEAKS[self.gpu].tflops * 1e12
+    def precision(self, run: RunConfig) -> Precision:
+        """What a run computes in here, with the peak that goes with it.
+
+        Raises:
+            ValueError: the GPU's peak in the run's precision is not known.
+        """
+        return precision_of(PEAKS[self.gpu], bf16=run.train.bf16, float32_matmul_precision=run.train.float32_matmul_precision)
 
 
 # Of the DGX of each kind, as recalled from data sheets; GB200 and GB300 as of eight GPUs a node, which understates them.
@@ -64,11 +67,12 @@ class Shares(NamedTuple):
 FITTED = Shares(0.68, 1.0, 0.7, 1.0, 6.0)
 # Searched, in this order of fields.
 GRID = (np.arange(0.60, 0.86, 0.01), (0.8, 0.9, 1.0), (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), (0.6, 0.8, 1.0), (1.0, 2.0, 4.0, 6.0))
-# Passes over memory in a forward pass, in elements of two bytes for each of hidden size: norms, dropout and residuals, which every
+# Passes over memory in a forward pass, in elements for each of hidden size: norms, dropout and residuals, which every
 # tensor-parallel rank does whole without sequence parallelism; then what is split; then reads and writes of the scores.
 WHOLE_PASSES, SPLIT_PASSES, SCORE_PASSES = 12, 10, 5.5
 LOGIT_BYTES = 30  # of each logit, forward and backward, in float32
 OPTIMIZER_BYTES = 30  # of each parameter: gradient, moments, both copies, read and written
+FLOAT32_OPTIMIZER_BYTES = 28  # likewise, without the copy in bf16
 
 
 class Prediction(NamedTuple):
@@ -93,13 +97,16 @@ def predict_step(run: RunConfig, num_gpus: int, cluster: Cluster, shares: Shares
 
     Raises:
         ConfigError: the run does not divide over so many GPUs.
+        ValueError: the GPU's peak in the run's precision is not known.
     """
     run.check_world_size(num_gpus)
+    precision = cluster.precision(run)
+    element = precision.element_bytes
     model, parallel, micro = run.model, run.parallel, run.train.micro_batch_size
     tensor, stages = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     virtual, data = parallel.virtual_pipeline_model_parallel_size or 1, parallel.data_parallel_size(num_gpus)
     num_microbatches, recomputation = run.num_microbatches(num_gpus), run.train.recompute_granularity
-    products_rate, memory_rate = cluster.peak * shares.products, cluster.memory * shares.memory
+    products_rate, memory_rate = precision.tflops * 1e12 * shares.products, cluster.memory * shares.memory
     within = cluster.in_node * shares.in_node
     between = cluster.between_nodes * shares.between_nodes
     tensor_rate = within if tensor <= cluster.gpus_per_node else between
@@ -108,14 +115,14 @@ def predict_step(run: RunConfig, num_gpus: int, cluster: Cluster, shares: Shares
     passes = {None: 3, "selective": 3, "full": 4}[recomputation]
     again = attention if recomputation == "selective" else 0.0
     tokens, hidden = micro * model.seq_length, model.hidden_size
-    softmax = 2 * SCORE_PASSES * model.num_attention_heads * model.seq_length**2 * micro / tensor
-    whole = 2 * WHOLE_PASSES * tokens * hidden / (tensor if parallel.sequence_parallel else 1)
-    once = whole + 2 * SPLIT_PASSES * tokens * hidden / tensor + softmax
+    softmax = element * SCORE_PASSES * model.num_attention_heads * model.seq_length**2 * micro / tensor
+    whole = element * WHOLE_PASSES * tokens * hidden / (tensor if parallel.sequence_parallel else 1)
+    once = whole + element * SPLIT_PASSES * tokens * hidden / tensor + softmax
     moved = model.num_layers * (passes * once + (softmax if recomputation == "selective" else 0.0))
     # Two reductions of a layer's output forward and two backward, and as many as are recomputed; sequence parallelism gathers
     # the inputs once more for the backward pass.
     reductions = (6 if recomputation == "full" else 4) + (1 if parallel.sequence_parallel else 0)
-    message = 2 * tokens * hidden
+    message = element * tokens * hidden
     sent = model.num_layers * reductions * 2 * (tensor - 1) / tensor * message
 
     share = num_microbatches / stages
@@ -127,6 +134,7 @@ def predict_step(run: RunConfig, num_gpus: int, cluster: Cluster, shares: Shares
     bubble = (stages - 1) / virtual * ((products + memory + tensor_messages) / num_microbatches + crossing)
     head = (3 * logits / products_rate + LOGIT_BYTES * tokens * model.vocab_size / memory_rate) / tensor
     parameters = parameters_of_stage(run, 0)
+    optimizer_bytes = OPTIMIZER_BYTES if run.train.bf16 else FLOAT32_OPTIMIZER_BYTES
     gradient_rate = within if num_gpus <= cluster.gpus_per_node else between
     return Prediction(
         products=products,
@@ -136,8 +144,8 @@ def predict_step(run: RunConfig, num_gpus: int, cluster: Cluster, shares: Shares
         bubble=bubble,
         # The last stage has it beside its layers; hidden behind the others' but for one micro batch.
         output_layer=head * (num_microbatches if stages == 1 else 1),
-        gradients=2 * (data - 1) / data * 2 * parameters / gradient_rate,
-        optimizer=OPTIMIZER_BYTES * parameters / memory_rate / (data if run.optimizer.use_distributed_optimizer else 1),
+        gradients=2 * (data - 1) / data * element * parameters / gradient_rate,
+        optimizer=optimizer_bytes * parameters / memory_rate / (data if run.optimizer.use_distributed_optimizer else 1),
     )
 
 

@@ -22,7 +22,7 @@ from megatron_music.errors import refuse_unless
 from megatron_music.profiling.flops import FORMULAS, tflops_per_gpu
 from megatron_music.profiling.memory import estimate_memory
 from megatron_music.profiling.mfu import utilizations
-from megatron_music.profiling.peaks import peak_of
+from megatron_music.profiling.peaks import peak_of, precision_of
 from megatron_music.recipes import load_run, read_run, write_run
 from megatron_music.whole_file import write_whole
 
@@ -165,7 +165,7 @@ def read_sweep(folder: Path) -> Sweep:
             raise KeyError("format")
         return Sweep(folder, tree["name"], tree["steps"], tree["warmup"], rows)
     except FileNotFoundError:
-        raise ValueError(f"{folder} holds no sweep; plan one with `megatron-music sweep RECIPE -o {folder}`") from None
+        raise ValueError(f"{folder} holds no plan of a sweep; make one: megatron-music sweep RECIPE -o {folder} --plan") from None
     except (KeyError, TypeError, json.JSONDecodeError):
         raise ValueError(f"{folder / PLAN} is no plan of this version; plan the sweep anew in another folder") from None
 
@@ -244,7 +244,7 @@ def _figures(sweep: Sweep, row: Row, outcome: Outcome, gpu: str | None, peak_tfl
         return known
     seconds = median(outcome.step_seconds)
     is_cpu = outcome.device == "CPU"  # which is no share of a GPU
-    peak = peak_tflops or (None if is_cpu else _peak(gpu or outcome.device, run.train.bf16))
+    peak = peak_tflops or (None if is_cpu else _peak(gpu or outcome.device, run))
     recomputation = run.train.recompute_granularity or "none"
     by_formula = {}
     if is_gpt:
@@ -267,12 +267,14 @@ def _figures(sweep: Sweep, row: Row, outcome: Outcome, gpu: str | None, peak_tfl
     )
 
 
-def _peak(gpu: str, bf16: bool) -> float | None:
+def _peak(gpu: str, run: Run) -> float | None:
+    """The peak of a GPU in a run's precision; None where it is not known."""
+    train = run.train
     try:
-        found = peak_of(gpu, "bf16") if gpu and bf16 else None
-    except ValueError:  # it has no bf16
-        found = None
-    return found.tflops if found else None
+        found = peak_of(gpu, "bf16" if train.bf16 else "fp16") if gpu else None
+        return precision_of(found, bf16=train.bf16, float32_matmul_precision=train.float32_matmul_precision).tflops if found else None
+    except ValueError:  # the GPU has no bf16, or its peak in float32 is not known
+        return None
 
 
 class Scaled(NamedTuple):

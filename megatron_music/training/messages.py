@@ -5,7 +5,8 @@ from pathlib import Path
 
 from megatron_music.config import Run
 from megatron_music.counted import counted
-from megatron_music.training.checkpoint_folder import checkpoint_name
+from megatron_music.recipes import read_run
+from megatron_music.training.checkpoint_folder import CONFIG, checkpoint_name, read_latest
 from megatron_music.training.tasks import Work
 
 MANY_EPOCHS = 100  # so often a model of music reads each sample before it knows it by heart, if not earlier
@@ -30,7 +31,7 @@ def opening(config: Run, work: Work, iteration: int, origin: Path | None, is_own
     samples = math.ceil(work.train_tokens / work.tokens_per_sample)
     epochs = train.train_iters * train.global_batch_size * work.tokens_per_sample / work.train_tokens
     noun, length = ("window", f" of {work.tokens_per_sample:,} tokens") if hasattr(config.model, "seq_length") else ("sample", "")
-    found.append(f"the training data are {counted(samples, noun)}{length}, each read {epochs:,.3g} times (epochs)")
+    found.append(f"the training data are {counted(samples, noun)}{length}{_read(epochs)}")
     if epochs >= MANY_EPOCHS:
         found.append(
             f"{counted(samples, noun)} x {epochs:,.0f} epochs: the model will memorise them; add data, or lower train.train_iters, "
@@ -39,6 +40,14 @@ def opening(config: Run, work: Work, iteration: int, origin: Path | None, is_own
     if train.eval_iters and not has_valid:
         found.append("there is nothing to evaluate on: the validation split is empty, so valid_loss is left out")
     return found
+
+
+def _read(epochs: float) -> str:
+    """How often a run reads its training data."""
+    if epochs >= 1:
+        times = f"{epochs:,.3g}"
+        return f", each read {'once' if times == '1' else f'{times} times (epochs)'}"
+    return f"; {epochs:.0%} of them are read once" if epochs >= 0.005 else "; less than 1% of them are read once"
 
 
 def finished(config: Run, iteration: int) -> list[str]:
@@ -66,9 +75,30 @@ def stopped(config: Run, iteration: int) -> list[str]:
 def next_step(config: Run) -> str:
     """The command that makes music with a trained model."""
     save, kind = config.checkpoint.save, getattr(config.model, "kind", "gpt")
-    commands = {
-        "gpt": f"generate midi {save} -o new",
-        "dit": f'generate audio {save} -o new --prompt "..."',
-        "text2muq": f'generate audio {save} DIT_RUN -o new --prompt "..."',
-    }
-    return f"next: megatron-music {commands[kind]}"
+    if kind == "gpt":
+        return f"next: megatron-music generate midi {save} -o new"
+    stages = _stages(config) if kind == "dit" else f"{save} DIT_RUN"
+    return f'next: megatron-music generate audio {stages} -o new --prompt "..."'
+
+
+def _stages(config: Run) -> str:
+    """The runs that make sounds with a DiT: before it the one of stage 1 on the same data beside it, ``STAGE1`` where it is not known."""
+    save = Path(config.checkpoint.save)
+    if config.model.conditions != "music":
+        return str(save)
+    found = [folder for folder in sorted(save.absolute().parent.iterdir()) if folder.name != save.name and _is_stage1(folder, config)]
+    return f"{save.parent / found[0].name if len(found) == 1 else 'STAGE1'} {save}"
+
+
+def _is_stage1(folder: Path, config: Run) -> bool:
+    """Whether a folder is a run of text2muq on a run's data."""
+    checkpoint = read_latest(folder)[0]
+    try:
+        run = read_run(checkpoint / CONFIG) if checkpoint else None
+    except (ValueError, OSError):
+        return False
+    return getattr(getattr(run, "model", None), "kind", "") == "text2muq" and _same_path(run.data.path, config.data.path)
+
+
+def _same_path(one: str | None, other: str | None) -> bool:
+    return bool(one and other) and Path(one).absolute() == Path(other).absolute()
