@@ -123,7 +123,7 @@ def test_a_note_that_ends_a_little_late_makes_no_bar_of_its_own():
 def test_a_piece_that_ends_in_a_meter_the_model_does_not_know_is_refused():
     signatures = (TimeSignature(0, 4, 4), TimeSignature(32, 3, 4))
     score = Score(tiny_score(6).tracks, 4, signatures)
-    with pytest.raises(ValueError, match="the piece ends in 3/4 .bar 8., and the model knows 4/4 alone; continue a piece that ends"):
+    with pytest.raises(ValueError, match="the piece ends in 3/4 .bar 8., which the model has no token for; it has 4/4; continue a piece that ends"):
         Continuation(score, Encoding())
     assert Continuation(score, Encoding(unknown_meters=("3/4",))).opening.num_bars == 6
 

@@ -209,7 +209,7 @@ def test_a_whole_track_or_a_bar_of_all_tracks():
     with pytest.raises(ValueError, match="bar 2 is in 3/4"):
         Filling(mixed, parse_bars("bar 2"), encoding)
     in_three = Score(score.tracks, 4, (TimeSignature(0, 3, 4),))
-    with pytest.raises(ValueError, match="there is no bar to fill; name one of the piece, in a meter that the model knows: 4/4"):
+    with pytest.raises(ValueError, match="there is no bar to fill; name one of the piece, in a meter of the model: 4/4"):
         Filling(in_three, parse_bars("track 1"), encoding)
 
 
