@@ -7,13 +7,16 @@ replaces torch; its weights are CC-BY-NC-4.0, which forbids commercial use. Shap
 
 import json
 import os
+import select
 import subprocess
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from safetensors import SafetensorError
@@ -21,6 +24,7 @@ from safetensors.numpy import load_file, save
 
 from megatron_music.audio.waveform import Waveform, resampled, with_channels
 from megatron_music.audio.words import RULE, Read, words_of
+from megatron_music.storage.reading import read_json_object
 from megatron_music.whole_file import write_whole
 
 SIZE = 512
@@ -29,6 +33,8 @@ LEAST_POWER = 0.3  # about 40 dB below a loud tone: what is quieter is silence
 LAGS = 160  # of the rhythm, 16 ms each: down to 24 beats a minute
 CONFIG, WEIGHTS, MUQ = "music.json", "music.safetensors", "muq.json"
 MUQ_RATE, MUQ_NAME, MUQ_LICENCE = 24000, "OpenMuQ/MuQ-MuLan-large", "CC-BY-NC-4.0"
+MUQ_PYTHON, MUQ_MODEL = "MEGATRON_MUSIC_MUQ_PYTHON", "MEGATRON_MUSIC_MUQ_MODEL"  # environment variables
+MUQ_SECONDS, MUQ_BYTES = 600.0, 1 << 20  # for an answer, and its size
 RIDGE = 1e-2
 
 
@@ -164,18 +170,24 @@ class MuQMuLanProcess:
     Args:
         python: that interpreter.
         model: name or local folder.
+        is_local: True takes a named model from the local cache alone and asks the hub nothing.
 
     Raises:
         ValueError: it cannot be started; one sentence.
     """
 
-    def __init__(self, python: str, model: str = MUQ_NAME):
+    def __init__(self, python: str, model: str = MUQ_NAME, *, is_local: bool = False):
+        if model.startswith("-"):
+            raise ValueError(f"{model!r} is no name of a model; use {MUQ_NAME} or a folder")
         self.python, self.model, self.name = str(python), model, f"MuQ-MuLan {Path(model).name} ({MUQ_LICENCE})"
         script = Path(__file__).with_name("muq_server.py")
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 (closed by ``close``)
         try:
             command = [self.python, "-I", str(script), model]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said)
+            environment = os.environ | ({"HF_HUB_OFFLINE": "1"} if is_local else {})
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, env=environment
+            )
         except OSError as error:
             self._said.close()
             raise ValueError(f"{python} cannot be run ({error.strerror}); name a Python that has muq installed") from None
@@ -200,10 +212,10 @@ class MuQMuLanProcess:
         return Read(tuple(dict.fromkeys(words_of(text))), ())
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Write the folder: the weights stay where they are."""
+        """Write the folder: the model's name alone. Neither the weights nor the interpreter are part of it."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        found = {"python": self.python, "model": self.model, "licence": MUQ_LICENCE}
+        found = {"model": self.model, "licence": MUQ_LICENCE}
         write_whole(folder / MUQ, (json.dumps(found) + "\n").encode())
 
     def close(self) -> None:
@@ -220,22 +232,45 @@ class MuQMuLanProcess:
             self._process.stdin.write(len(content).to_bytes(8, "little") + content)
             self._process.stdin.flush()
         except OSError:
-            pass  # what it said last tells why
-        return _of_length_1(self._receive("answered")["embedding"].reshape(1, SIZE))[0]
+            pass  # its last line of output tells why
+        answer = self._receive("answered").get("embedding")
+        if answer is None or answer.size != SIZE or answer.dtype.kind != "f" or not np.isfinite(answer).all():
+            self._fail("has answered with something that is not an embedding of 512 finite numbers")
+        return _of_length_1(answer.reshape(1, SIZE))[0]
 
     def _receive(self, verb: str) -> dict[str, np.ndarray]:
         from safetensors.numpy import load
 
-        head = self._process.stdout.read(8)
-        content = self._process.stdout.read(int.from_bytes(head, "little")) if len(head) == 8 else b""
-        if not content:
-            with suppress(subprocess.TimeoutExpired):  # its last words are written before it ends
-                self._process.wait(timeout=30)
-            self._said.seek(0)
-            said = self._said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
-            self.close()
-            raise ValueError(f"MuQ-MuLan in {self.python} has not {verb} ({said[-1]}); install muq there, or use another encoder")
-        return load(content)
+        deadline = time.monotonic() + MUQ_SECONDS
+        length = int.from_bytes(self._read(8, verb, deadline), "little")
+        if length > MUQ_BYTES:
+            self._fail(f"has sent {length:,} bytes, or printed to its standard output")
+        try:
+            return load(self._read(length, verb, deadline))
+        except SafetensorError as error:
+            self._fail(f"has sent no tensors ({error})")
+
+    def _read(self, count: int, verb: str, deadline: float) -> bytes:
+        """So many bytes of its output."""
+        content, pipe = b"", self._process.stdout
+        while len(content) < count:
+            ready, _, _ = select.select([pipe], [], [], max(deadline - time.monotonic(), 0))
+            if not ready:
+                self._fail(f"has not {verb} within {MUQ_SECONDS:.0f} s")
+            piece = os.read(pipe.fileno(), count - len(content))
+            if not piece:
+                self._fail(f"has not {verb}")
+            content += piece
+        return content
+
+    def _fail(self, what: str) -> NoReturn:
+        with suppress(subprocess.TimeoutExpired):  # it has ended, or has nothing to say
+            self._process.wait(timeout=2)
+        self._process.kill()
+        self._said.seek(0)
+        said = self._said.read(MUQ_BYTES).decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        self.close()
+        raise ValueError(f"MuQ-MuLan in {self.python} {what} ({said[-1]}); install muq there, or use another encoder")
 
 
 def _for_muq(waveform: Waveform) -> np.ndarray:
@@ -245,24 +280,43 @@ def _for_muq(waveform: Waveform) -> np.ndarray:
 MusicEncoder = SmallMusicEncoder | MuQMuLanProcess
 
 
-def load_music_encoder(folder: str | os.PathLike) -> MusicEncoder:
+def load_music_encoder(folder: str | os.PathLike, muq_python: str | None = None) -> MusicEncoder:
     """The encoder of a folder that ``save`` wrote.
+
+    Args:
+        folder: that folder. It never says which program is started.
+        muq_python: the interpreter for MuQ-MuLan; None takes the environment variable ``MEGATRON_MUSIC_MUQ_PYTHON``.
 
     Raises:
         ValueError: there is none; one sentence.
     """
     folder = Path(folder)
+    if (folder / MUQ).exists():
+        return _kept_muq(folder, muq_python or os.environ.get(MUQ_PYTHON))
     try:
-        if (folder / MUQ).exists():
-            found = json.loads((folder / MUQ).read_text(encoding="utf-8"))
-            return MuQMuLanProcess(found["python"], found["model"])
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_json_object(folder / CONFIG, follow_links=False)
         words, rule = config["words"], config["format"]
         if rule not in range(1, RULE + 1):
             raise ValueError(f"its format is {rule!r}, where this version reads 1 to {RULE}")
-        tensors = load_file(folder / WEIGHTS)
+        tensors = load_file(regular(folder / WEIGHTS))
         if tensors["words"].shape != (len(words) + 1, SIZE) or tensors["map"].shape != (len(tensors["mean"]), SIZE):
             raise ValueError("its tensors have other shapes")
         return SmallMusicEncoder(tensors["mean"], tensors["map"], words, tensors["words"], rule)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"{folder} holds no whole encoder of music ({error}); copy it again") from None
+
+
+def _kept_muq(folder: Path, python: str | None) -> MuQMuLanProcess:
+    """MuQ-MuLan as a folder names it, in an interpreter that the user names."""
+    try:
+        model = read_json_object(folder / MUQ, follow_links=False)["model"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder / MUQ} names no model of MuQ ({error}); copy the folder again") from None
+    if not python:
+        raise ValueError(
+            f"{folder} needs MuQ-MuLan, which runs in a Python of its own; set {MUQ_PYTHON} to a Python that has muq installed"
+        )
+    allowed = os.environ.get(MUQ_MODEL, MUQ_NAME)
+    if model != allowed:
+        raise ValueError(f"{folder / MUQ} names the model {model!r}, which is not {allowed}; set {MUQ_MODEL} to it if you trust it")
+    return MuQMuLanProcess(python, model, is_local=True)

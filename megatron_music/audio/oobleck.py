@@ -173,7 +173,7 @@ def load_oobleck(folder: str | os.PathLike) -> OobleckAutoencoder:
         if wrong or config["encoder_hidden_size"] != 2 * size.latent_channels or len(size.multiples) != len(size.strides):
             raise ValueError(f"sizes that do not go together: {config}")
         network = build_network(size)
-        network.load_state_dict(load_file(folder / WEIGHTS), strict=True)
+        network.load_state_dict(load_file(regular(folder / WEIGHTS)), strict=True)
         scales = json.loads((folder / SCALES).read_text(encoding="utf-8")) if (folder / SCALES).exists() else None
         found = [torch.tensor(scales[name]) for name in ("mean", "scale")] if scales else [None, None]
         if scales and any(len(value) != size.latent_channels for value in found):

@@ -173,7 +173,7 @@ def load_spectral_autoencoder(folder: str | os.PathLike) -> SpectralAutoencoder:
     folder = Path(folder)
     try:
         channels = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["latent_channels"]
-        found = load_file(folder / WEIGHTS)
+        found = load_file(regular(folder / WEIGHTS))
         shapes = {name: tuple(value.shape) for name, value in found.items()}
         if shapes != {"mean_D": (_WIDTH,), "encode_DC": (_WIDTH, channels), "decode_CD": (channels, _WIDTH)}:
             raise ValueError(f"tensors of other shapes: {shapes}")

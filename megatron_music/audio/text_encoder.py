@@ -4,9 +4,9 @@ Every encoder has ``size`` (C), ``length`` (L, the most states of a text), ``nam
 ``save``. The one owner of transformers in this column. Shapes: N texts, L states each, C numbers in a state.
 """
 
+import hashlib
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +19,13 @@ from torch import Tensor
 
 from megatron_music.audio.words import RULE, Read
 from megatron_music.audio.words import words_of as words_of
+from megatron_music.storage.reading import copy_regular, plain_files_below, read_json_object
 from megatron_music.whole_file import write_whole
 
 CONFIG, WEIGHTS = "words.json", "words.safetensors"
 HUB = "hub.json"  # of an encoder that is loaded by its name again
 SIZE, LENGTH = 64, 32
+MAX_LENGTH = 1 << 16  # of a text, in tokens
 UNKNOWN, NOTHING = 0, 1  # rows before those of words: what is not known, and what an empty text has
 
 
@@ -142,23 +144,30 @@ def fit_words(
 class HuggingFaceTextEncoder:
     """Any encoder that transformers loads (T5, XLM-R, BERT), from a local folder or by its name on the hub.
 
+    No code that lies beside the weights is run, and the weights are safetensors.
+
     Args:
         where: folder or name.
         length: the most tokens of a text; longer ones are cut, as the published models cut theirs.
+        revision: of an encoder on the hub, a commit; None is the newest.
+        is_local: True takes an encoder of the hub from the local cache alone and asks the hub nothing.
 
     Raises:
         ValueError: transformers finds nothing there; one sentence.
     """
 
-    def __init__(self, where: str, length: int = 128):
+    def __init__(self, where: str, length: int = 128, *, revision: str | None = None, is_local: bool = False):
         from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
 
         self.where, self.length, self.name = str(where), length, f"Hugging Face {Path(where).name}"
+        options = {"trust_remote_code": False, "revision": revision or "main", "local_files_only": is_local}
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(where)
-            is_known = type(AutoConfig.from_pretrained(where)) in MODEL_FOR_TEXT_ENCODING_MAPPING
+            self._tokenizer = AutoTokenizer.from_pretrained(where, **options)
+            config = AutoConfig.from_pretrained(where, **options)
+            is_known = type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING
             kind = AutoModelForTextEncoding if is_known else AutoModel  # of T5 the encoder alone
-            self._model = kind.from_pretrained(where, use_safetensors=True).float().eval().requires_grad_(False)
+            self._model = kind.from_pretrained(where, use_safetensors=True, **options).float().eval().requires_grad_(False)
+            self.revision = revision or getattr(config, "_commit_hash", None)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:160]
             raise ValueError(f"{where} holds no text encoder that transformers can load ({reason}); name a folder or a model") from None
@@ -204,13 +213,22 @@ class HuggingFaceTextEncoder:
         """Write the folder: a local encoder whole, one of the hub by its name."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if not Path(self.where).is_dir():
-            write_whole(folder / HUB, (json.dumps({"name": self.where, "length": self.length}) + "\n").encode())
-            return
-        for path in sorted(Path(self.where).iterdir()):
-            if path.is_file():
-                shutil.copyfile(path, folder / path.name)
-        write_whole(folder / HUB, (json.dumps({"name": ".", "length": self.length}) + "\n").encode())
+        if Path(self.where).is_dir():
+            found = {"name": ".", "length": self.length}
+            for path in plain_files_below(self.where):
+                if path.parent == Path(self.where) and path.name != HUB:
+                    copy_regular(path, folder / path.name)
+        else:
+            found = {"name": self.where, "length": self.length, "revision": self.revision, "sha256": self.fingerprint()}
+        write_whole(folder / HUB, (json.dumps(found) + "\n").encode())
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights and the vocabulary, by which an encoder of the hub is known again."""
+        hasher = hashlib.sha256(json.dumps(sorted(self._tokenizer.get_vocab().items())).encode())
+        for name, value in sorted(self._model.state_dict().items()):
+            hasher.update(f"{name} {list(value.shape)}\n".encode())
+            hasher.update(np.ascontiguousarray(value.cpu().numpy()))
+        return hasher.hexdigest()
 
 
 TextEncoder = WordTextEncoder | HuggingFaceTextEncoder
@@ -225,17 +243,41 @@ def load_text_encoder(where: str | os.PathLike) -> TextEncoder:
     folder = Path(where)
     if (folder / CONFIG).exists():
         try:
-            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            config = read_json_object(folder / CONFIG, follow_links=False)
             words, rule = config["words"], config["format"]
             if rule not in range(1, RULE + 1):
                 raise ValueError(f"its format is {rule!r}, where this version reads 1 to {RULE}")
-            tensors = load_file(folder / WEIGHTS)
+            tensors = load_file(regular(folder / WEIGHTS))
             if len(tensors["vectors"]) != len(words) + NOTHING + 1:
                 raise ValueError(f"{len(tensors['vectors'])} vectors for {len(words)} words")
             return WordTextEncoder(words, tensors["vectors"], tensors["places"], rule)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ValueError(f"{folder} holds no whole encoder of words ({error}); copy it again") from None
     if (folder / HUB).exists():
-        hub = json.loads((folder / HUB).read_text(encoding="utf-8"))
-        return HuggingFaceTextEncoder(os.fspath(folder) if hub["name"] == "." else hub["name"], int(hub["length"]))
+        return _kept_encoder(folder)
     return HuggingFaceTextEncoder(os.fspath(where))
+
+
+def _kept_encoder(folder: Path) -> HuggingFaceTextEncoder:
+    """The encoder that ``HuggingFaceTextEncoder.save`` wrote; one of the hub comes from the local cache, and is compared."""
+    try:
+        hub = read_json_object(folder / HUB, follow_links=False)
+        name, length, revision, digest = hub["name"], hub["length"], hub.get("revision"), hub.get("sha256")
+        if not (isinstance(name, str) and name and type(length) is int and 0 < length <= MAX_LENGTH):
+            raise ValueError(f"its name is {name!r} and its length {length!r}")
+        if not all(value is None or isinstance(value, str) for value in (revision, digest)):
+            raise ValueError("its revision and sha256 are not text")
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder / HUB} names no text encoder ({error}); copy the folder again") from None
+    if name == ".":
+        return HuggingFaceTextEncoder(os.fspath(folder), length, is_local=True)
+    if Path(name).exists() or name.startswith((".", "/", "~")):
+        raise ValueError(f"{folder / HUB} names {name!r}, which is a path; it may name an encoder of the hub alone")
+    try:
+        encoder = HuggingFaceTextEncoder(name, length, revision=revision, is_local=True)
+    except ValueError as error:
+        wanted = f"{name} --revision {revision}" if revision else name
+        raise ValueError(f"{error}; loading never downloads one: `hf download {wanted}` brings it into the cache") from None
+    if digest is not None and encoder.fingerprint() != digest:
+        raise ValueError(f"{name} in the local cache has other weights than {folder} was made with; remove it from the cache and download it again")
+    return encoder

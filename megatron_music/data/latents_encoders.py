@@ -13,6 +13,8 @@ import torch
 from megatron_music.audio import spectral_autoencoder
 from megatron_music.audio.autoencoder import Autoencoder, load_autoencoder
 from megatron_music.audio.music_encoder import (
+    MUQ_MODEL,
+    MUQ_NAME,
     MuQMuLanProcess,
     MusicEncoder,
     features_of,
@@ -52,18 +54,19 @@ def encoders_of(
         return [(crop.waveform, sound.captions) for crop in found]
 
     learned = None
+    muq_python = options.music_encoder.removeprefix("muq:") if options.music_encoder.startswith("muq:") else None
     if not (folder / "music").exists():
         if options.music_encoder == "small":
             say("fitting the encoder of music")
             learned = crops.some(sounds, FITTED_CROPS, with_captions)
             features = np.stack([features_of(crop) for crop, _ in learned]) if learned else np.zeros((0, 1))
             music = fit_music_encoder(features, [captions for _, captions in learned])
-        elif options.music_encoder.startswith("muq:"):
-            music = MuQMuLanProcess(options.music_encoder.removeprefix("muq:"))
+        elif muq_python is not None:
+            music = MuQMuLanProcess(muq_python, os.environ.get(MUQ_MODEL, MUQ_NAME))
         else:
             music = load_music_encoder(options.music_encoder)
         _keep(music, folder / "music")
-    music = load_music_encoder(folder / "music")
+    music = load_music_encoder(folder / "music", muq_python)
     if not (folder / "text").exists():
         if options.text_encoder == "words":
             say("fitting the encoder of words")

@@ -1,0 +1,206 @@
+"""Bounded reading of files that somebody else may have made: the one reader of JSON, YAML and other small files.
+
+A file is opened without waiting for a writer, must be a regular file, and has at most so many bytes; JSON and YAML nested too
+deeply, and YAML whose aliases repeat each other, are refused. Every refusal is a ValueError of half a sentence without the path,
+which the caller puts in front.
+"""
+
+import gzip
+import io
+import json
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import yaml
+
+MIB = 1 << 20
+SMALL_FILE_BYTES = 64 * MIB  # of a configuration, a manifest, an index
+YAML_BYTES = 1 * MIB
+YAML_VALUES = 100_000  # with every alias written out
+
+
+def open_regular(path: str | os.PathLike, *, follow_links: bool = True) -> BinaryIO:
+    """Open a file for reading in binary mode, never a pipe, a device or a folder.
+
+    Args:
+        path: the file.
+        follow_links: False refuses a path whose last part is a symbolic link.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is not a regular file.
+    """
+    if not follow_links and os.path.islink(path):
+        raise ValueError("it is a symbolic link")
+    flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0) | (0 if follow_links else getattr(os, "O_NOFOLLOW", 0))
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("it is not a regular file")
+    return open(descriptor, "rb")
+
+
+def regular(path: str | os.PathLike, *, follow_links: bool = False) -> Path:
+    """The path itself, of a regular file: for readers such as safetensors' that open it themselves.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is a link, or not a regular file.
+    """
+    open_regular(path, follow_links=follow_links).close()
+    return Path(path)
+
+
+def read_bytes(path: str | os.PathLike, limit: int = SMALL_FILE_BYTES, *, follow_links: bool = True) -> bytes:
+    """The whole content of a regular file.
+
+    Args:
+        path: the file.
+        limit: the most bytes that are read.
+        follow_links: see ``open_regular``.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not a regular file, or has more bytes.
+    """
+    with open_regular(path, follow_links=follow_links) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"it has more than {limit:,} bytes")
+    return content
+
+
+def read_text(path: str | os.PathLike, limit: int = SMALL_FILE_BYTES, *, follow_links: bool = True) -> str:
+    """See ``read_bytes``; a text that is not UTF-8 is a UnicodeDecodeError, which is a ValueError."""
+    return read_bytes(path, limit, follow_links=follow_links).decode("utf-8")
+
+
+def parse_json(content: str | bytes, *, strict: bool = True) -> Any:
+    """What a JSON text holds.
+
+    Args:
+        content: the text; bytes are UTF-8.
+        strict: False takes control characters inside strings, as ``json.loads`` does.
+
+    Raises:
+        ValueError: it is not JSON, or is nested too deeply.
+    """
+    try:
+        return json.loads(content.decode("utf-8") if isinstance(content, bytes) else content, strict=strict)
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None
+
+
+def read_json(path: str | os.PathLike, limit: int = SMALL_FILE_BYTES, *, follow_links: bool = True) -> Any:
+    """What a JSON file holds; see ``read_bytes`` and ``parse_json``."""
+    return parse_json(read_bytes(path, limit, follow_links=follow_links))
+
+
+def read_json_object(path: str | os.PathLike, limit: int = SMALL_FILE_BYTES, *, follow_links: bool = True) -> dict:
+    """The JSON object of a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it holds no JSON, or something that is not an object.
+    """
+    found = read_json(path, limit, follow_links=follow_links)
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds a JSON {_json_name(found)} where an object is wanted")
+    return found
+
+
+def _json_name(value: Any) -> str:
+    return {list: "array", str: "string", bool: "boolean", type(None): "null"}.get(type(value), "number")
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text holds, of plain values alone (``yaml.SafeLoader``).
+
+    Raises:
+        yaml.YAMLError: it is not YAML.
+        ValueError: it is nested too deeply, contains itself, or has more than 100,000 values once aliases are written out.
+    """
+    if len(text) > YAML_BYTES:
+        raise ValueError(f"its YAML has more than {YAML_BYTES:,} characters")
+    try:
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            if _size_of(node, {}) > YAML_VALUES:
+                raise ValueError(f"its YAML has more than {YAML_VALUES:,} values, aliases written out")
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except RecursionError:
+        raise ValueError("its YAML is nested too deeply") from None
+
+
+def _size_of(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """Values below a node, those of an alias as often as it is used; ``known`` by identity, None while it is counted."""
+    if id(node) in known:
+        size = known[id(node)]
+        if size is None:
+            raise ValueError("its YAML contains itself")
+        return size
+    known[id(node)] = None
+    if isinstance(node, yaml.MappingNode):
+        size = 1 + sum(_size_of(part, known) for pair in node.value for part in pair)
+    elif isinstance(node, yaml.SequenceNode):
+        size = 1 + sum(_size_of(part, known) for part in node.value)
+    else:
+        size = 1
+    known[id(node)] = size
+    return size
+
+
+def read_yaml(path: str | os.PathLike, *, follow_links: bool = True) -> Any:
+    """What a YAML file holds; see ``read_bytes`` and ``parse_yaml``."""
+    return parse_yaml(read_text(path, YAML_BYTES, follow_links=follow_links))
+
+
+def unpacked(path: str | os.PathLike, limit: int) -> bytes:
+    """The content of a file, unpacked where it is gzip.
+
+    Raises:
+        OSError: it cannot be read, or its gzip is damaged (``gzip.BadGzipFile``).
+        EOFError: its gzip is cut.
+        ValueError: it is not a regular file, or has more than ``limit`` bytes once unpacked.
+    """
+    with open_regular(path) as file:
+        is_packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        source: BinaryIO | gzip.GzipFile = gzip.GzipFile(fileobj=file) if is_packed else file
+        content = io.BytesIO()
+        while piece := source.read(MIB):
+            content.write(piece)
+            if content.tell() > limit:
+                raise ValueError(f"it has more than {limit:,} bytes{' once unpacked' if is_packed else ''}")
+    return content.getvalue()
+
+
+def copy_regular(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Copy the content of a regular file that is not a link; no file may be in the new place.
+
+    Raises:
+        OSError: it cannot be read or written.
+        ValueError: it is a link or not a regular file.
+    """
+    with open_regular(source, follow_links=False) as file, open(target, "xb") as copy:
+        shutil.copyfileobj(file, copy, MIB)
+
+
+def plain_files_below(folder: str | os.PathLike) -> list[Path]:
+    """The regular files anywhere below a folder, sorted; links to files or folders are left aside, and so are pipes and devices."""
+    found = []
+    for where, folders, names in os.walk(folder, followlinks=False):
+        folders.sort()
+        for name in names:
+            path = Path(where, name)
+            if stat.S_ISREG(path.lstat().st_mode):
+                found.append(path)
+    return sorted(found)
