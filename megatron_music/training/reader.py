@@ -1,12 +1,12 @@
-"""The reader of checkpoint tensors: megatron-core's torch_dist format, without executing what a file says.
+"""Reader of checkpoint tensors: megatron-core's torch_dist format, without executing what a file says.
 
-The format's index is a pickle, and its objects are pickles, which run code when they are read. Here the index is read by an
-unpickler that knows the dozen classes an index is made of and refuses every other, tensors and objects by torch's
-``weights_only`` unpickler, and ``common.pt`` not at all.
+The format's index is a pickle, and its objects are pickles, which run code when they are unpickled. Here the index goes through a
+parser of our own (``index_pickle``), tensors through torch's ``weights_only`` unpickler, and ``common.pt`` is not read at all.
 """
 
-import pickle
+import zipfile
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import torch
 from megatron.core.dist_checkpointing.dict_utils import merge
@@ -23,44 +23,12 @@ from megatron.core.dist_checkpointing.utils import extract_sharded_base
 from megatron.core.dist_checkpointing.validation import determine_global_metadata, validate_sharding_integrity
 from torch.distributed import checkpoint as torch_checkpoint
 from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
-_FORMAT = "torch.distributed.checkpoint"
-# What an index is made of. None of them does anything but hold what it is given.
-ALLOWED = {
-    (f"{_FORMAT}.metadata", "BytesStorageMetadata"),
-    (f"{_FORMAT}.metadata", "ChunkStorageMetadata"),
-    (f"{_FORMAT}.metadata", "Metadata"),
-    (f"{_FORMAT}.metadata", "MetadataIndex"),
-    (f"{_FORMAT}.metadata", "StorageMeta"),
-    (f"{_FORMAT}.metadata", "TensorProperties"),
-    (f"{_FORMAT}.metadata", "TensorStorageMetadata"),
-    (f"{_FORMAT}.metadata", "_MEM_FORMAT_ENCODING"),
-    (f"{_FORMAT}.filesystem", "_StorageInfo"),
-    ("pathlib", "Path"),
-    ("pathlib", "PosixPath"),
-    ("pathlib._local", "PosixPath"),
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    *(("torch", name) for name in ("float64", "float32", "float16", "bfloat16", "bool")),
-    *(("torch", name) for name in ("uint8", "int8", "int16", "int32", "int64")),
-}
+from megatron_music.storage.reading import open_regular, read_bytes
+from megatron_music.training.index_pickle import parse_index
 
-
-def _memory_format(owner, name: str) -> _MEM_FORMAT_ENCODING:
-    """A member of the one enumeration in an index: some Pythons, such as 3.11.2, write one as a call of ``getattr``."""
-    if owner is not _MEM_FORMAT_ENCODING:
-        raise pickle.UnpicklingError(f"its .metadata asks for an attribute of {owner!r}, which no index of tensors does")
-    return owner[name]
-
-
-class _IndexUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str):
-        if (module, name) == ("builtins", "getattr"):
-            return _memory_format
-        if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"its .metadata asks for {module}.{name}, which no index of tensors is made of")
-        return super().find_class(module, name)
+INDEX_BYTES = 1 << 30
 
 
 class IndexReader(FileSystemReader):
@@ -70,21 +38,38 @@ class IndexReader(FileSystemReader):
         """The index.
 
         Raises:
-            ValueError: it is none, or asks for what no index needs.
+            ValueError: it is not one, or asks for what no index needs.
         """
-        with open(Path(self.path) / ".metadata", "rb") as file:
-            try:
-                index = _IndexUnpickler(file).load()
-            except Exception as error:  # a damaged pickle fails in many ways
-                raise ValueError(str(error) or "its .metadata is no index") from None
-        if not isinstance(index, Metadata):
-            raise ValueError(f"its .metadata is a {type(index).__name__} and no index")
+        folder = Path(self.path)
+        try:
+            index = parse_index(read_bytes(folder / ".metadata", INDEX_BYTES, follow_links=False))
+        except ValueError as error:
+            raise ValueError(f"its .metadata is not an index of tensors: {error}") from None
+        sizes: dict[str, int] = {}
         for place in index.storage_data.values():
-            path = PurePosixPath(place.relative_path)
-            if len(path.parts) != 1 or path.suffix != ".distcp" or (Path(self.path) / path).is_symlink():
-                raise ValueError(f"its .metadata leads to {str(path)!r}, which is no file of tensors in it")
+            name = place.relative_path
+            if PurePosixPath(name).name != name or not name.endswith(".distcp"):
+                raise ValueError(f"its .metadata leads to {name[:80]!r}, which is no file of tensors in it")
+            if name not in sizes:
+                with open_regular(folder / name, follow_links=False) as file:
+                    sizes[name] = file.seek(0, 2)
+            if place.offset + place.length > sizes[name] or getattr(place, "transform_descriptors", None):
+                raise ValueError(f"its .metadata names bytes of {name} that are not there, or are compressed")
         index.storage_meta = StorageMeta(load_id=self.load_id)
         return index
+
+    def _slice_file(self, file, sinfo) -> IO[bytes]:
+        """A tensor's bytes: a zip of torch's, none of whose parts is larger unpacked than it is in the file."""
+        piece = super()._slice_file(file, sinfo)
+        try:
+            with zipfile.ZipFile(piece) as parts:
+                packed = [part.filename for part in parts.infolist() if part.compress_type != zipfile.ZIP_STORED]
+        except zipfile.BadZipFile:
+            packed = ["the whole of it"]
+        if packed:
+            raise ValueError(f"{sinfo.relative_path} holds a tensor that torch did not write ({packed[0][:80]!r} is packed or damaged)")
+        piece.seek(0)
+        return piece
 
 
 class _Planner(MCoreLoadPlanner):

@@ -1,0 +1,105 @@
+"""Bounded reading: files of a few bytes that would cost memory, time or the process."""
+
+import gzip
+import json
+import os
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_music.storage.reading import (
+    copy_regular,
+    open_regular,
+    parse_json,
+    parse_yaml,
+    plain_files_below,
+    read_bytes,
+    read_json,
+    read_json_object,
+    read_yaml,
+    unpacked,
+)
+
+
+@pytest.mark.parametrize("read", [read_bytes, read_json, read_yaml, open_regular, lambda path: unpacked(path, 10)])
+def test_a_pipe_a_folder_and_a_device_are_refused_at_once(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, "/dev/zero"):
+        with pytest.raises(ValueError, match="not a regular file"):
+            read(path)
+
+
+def test_a_link_is_refused_where_it_is_not_wanted(tmp_path):
+    (tmp_path / "secret").write_text("{}")
+    (tmp_path / "link").symlink_to("secret")
+    assert read_json(tmp_path / "link") == {}
+    with pytest.raises(ValueError, match="symbolic link"):
+        read_json(tmp_path / "link", follow_links=False)
+    with pytest.raises(ValueError, match="symbolic link"):
+        copy_regular(tmp_path / "link", tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+    (tmp_path / "there").write_text("mine")
+    with pytest.raises(FileExistsError):
+        copy_regular(tmp_path / "secret", tmp_path / "there")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "loop").symlink_to("..")
+    assert [path.name for path in plain_files_below(tmp_path)] == ["secret", "there"]
+
+
+def test_a_file_larger_than_its_limit_is_refused(tmp_path):
+    (tmp_path / "large").write_bytes(b"x" * 11)
+    assert read_bytes(tmp_path / "large", 11) == b"x" * 11
+    with pytest.raises(ValueError, match="more than 10 bytes"):
+        read_bytes(tmp_path / "large", 10)
+
+
+def test_a_gzip_that_unpacks_to_more_than_its_limit_is_refused(tmp_path):
+    (tmp_path / "bomb").write_bytes(gzip.compress(bytes(50 << 20)))
+    with pytest.raises(ValueError, match="more than 10,000,000 bytes once unpacked"):
+        unpacked(tmp_path / "bomb", 10_000_000)
+    (tmp_path / "plain").write_bytes(b"abc")
+    (tmp_path / "packed").write_bytes(gzip.compress(b"abc"))
+    assert unpacked(tmp_path / "plain", 3) == unpacked(tmp_path / "packed", 3) == b"abc"
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' * 200_000, "[" * 200_000 + "]" * 200_000])
+def test_deeply_nested_json_is_refused(text):
+    with pytest.raises(ValueError):
+        parse_json(text)
+
+
+@pytest.mark.parametrize("found", [[1], "text", 1, None, True])
+def test_json_that_is_not_an_object_is_refused(tmp_path, found):
+    (tmp_path / "x.json").write_text(json.dumps(found))
+    with pytest.raises(ValueError, match="where an object is wanted"):
+        read_json_object(tmp_path / "x.json")
+
+
+BOMBS = {
+    "aliases": "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}]\n" for n in range(1, 40)),
+    "merged aliases": "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 60)),
+    "a list in itself": "a: &a [*a]",
+    "nesting": "[" * 20_000,
+    "length": "a: " + "x" * (1 << 20),
+}
+
+
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
+def test_a_yaml_bomb_is_refused(text):
+    with pytest.raises((ValueError, yaml.YAMLError)):
+        parse_yaml(text)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(exclude_categories=["Cs", "Cc"])),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+)
+
+
+@given(VALUES)
+def test_what_is_plain_is_read_as_the_libraries_read_it(value):
+    assert parse_json(json.dumps(value)) == value
+    text = yaml.safe_dump(value)
+    assert parse_yaml(text) == yaml.safe_load(text)
