@@ -4,6 +4,7 @@ The format's index is a pickle, and its objects are pickles, which run code when
 parser of our own (``index_pickle``), tensors through torch's ``weights_only`` unpickler, and ``common.pt`` is not read at all.
 """
 
+import io
 import zipfile
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -60,16 +61,41 @@ class IndexReader(FileSystemReader):
 
     def _slice_file(self, file, sinfo) -> IO[bytes]:
         """A tensor's bytes: a zip of torch's, none of whose parts is larger unpacked than it is in the file."""
-        piece = super()._slice_file(file, sinfo)
         try:
-            with zipfile.ZipFile(piece) as parts:
+            with zipfile.ZipFile(_Piece(file, sinfo.offset, sinfo.length)) as parts:
                 packed = [part.filename for part in parts.infolist() if part.compress_type != zipfile.ZIP_STORED]
         except zipfile.BadZipFile:
             packed = ["the whole of it"]
         if packed:
             raise ValueError(f"{sinfo.relative_path} holds a tensor that torch did not write ({packed[0][:80]!r} is packed or damaged)")
-        piece.seek(0)
-        return piece
+        return super()._slice_file(file, sinfo)
+
+
+class _Piece(io.RawIOBase):
+    """Bytes of a file as a file; torch's own view cannot be read from its end, as zipfile does."""
+
+    def __init__(self, file: IO[bytes], offset: int, length: int):
+        self._file, self._offset, self._length, self._at = file, offset, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(offset + (0, self._at, self._length)[whence], 0)
+        return self._at
+
+    def readinto(self, buffer) -> int:
+        self._file.seek(self._offset + self._at)
+        content = self._file.read(max(min(len(buffer), self._length - self._at), 0))
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
 
 
 class _Planner(MCoreLoadPlanner):
