@@ -189,3 +189,9 @@ def test_damaged_merges_are_refused(bpe, tmp_path):
     (tmp_path / BPE_FILE).write_text("{")
     with pytest.raises(ValueError, match="bpe.json is damaged"):
         read_bpe(tmp_path)
+
+
+def test_merges_that_double_are_refused_at_once():
+    first = v.IDS["NOTE_ON=60"]
+    with pytest.raises(ValueError, match="merge 15 stands for 32,768 events"):
+        Bpe([(first, first), *((v.SIZE + place, v.SIZE + place) for place in range(40))])

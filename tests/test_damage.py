@@ -227,7 +227,7 @@ def test_an_index_of_any_python_is_read(run):
 
 
 @pytest.mark.parametrize(("poison", "reason"), [
-    (poison_by_attribute, "an attribute of"),
+    (poison_by_attribute, "asks for an attribute"),
     (poison_index, "posix.system"),
     (poison_inside_index, "posix.system"),
     (poison_tensors, "[Ww]eights"),

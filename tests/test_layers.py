@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "megatron_music"
 
 ROWS = {
-    "music": 0, "flow": 0, "models": 0,
+    "storage": 0, "music": 0, "flow": 0, "models": 0,
     "tokens": 1, "audio": 1,
     "data": 2, "profiling": 2, "generation": 2,
     "training": 3,
@@ -73,7 +73,7 @@ NEVER_TORCH = [
     "megatron_music.tokens.compiled_sums", "megatron_music.tokens.compiled_windows", "megatron_music.music.compiling",
     "megatron_music.tokens.density", "megatron_music.tokens.fills", "megatron_music.tokens.folder",
     "megatron_music.tokens.grammar", "megatron_music.tokens.infill", "megatron_music.tokens.mmmtrack",
-    "megatron_music.tokens.vocabulary", "megatron_music.tokens.windows", "megatron_music.tokens.wording",
+    "megatron_music.storage.reading", "megatron_music.tokens.vocabulary", "megatron_music.tokens.windows", "megatron_music.tokens.wording",
     "megatron_music.training.checkpoint_folder", "megatron_music.training.guard", "megatron_music.training.manifest",
 ]  # fmt: skip
 

@@ -135,7 +135,7 @@ def python_with_muq(tmp_path):
     return str(program)
 
 
-def test_muq_mulan_runs_in_a_python_of_its_own(python_with_muq, tmp_path):
+def test_muq_mulan_runs_in_a_python_of_its_own(python_with_muq, tmp_path, monkeypatch):
     encoder = MuQMuLanProcess(python_with_muq)
     try:
         assert "CC-BY-NC-4.0" in encoder.name
@@ -144,9 +144,13 @@ def test_muq_mulan_runs_in_a_python_of_its_own(python_with_muq, tmp_path):
         assert not np.allclose(found[0], found[1]), "one second is 24,000 samples, at the rate MuQ hears"
         assert encoder.embed_text(["slow örgan"]) == pytest.approx(np.full((1, SIZE), SIZE**-0.5), abs=1e-6)
         encoder.save(tmp_path / "kept")
-        again = load_music_encoder(tmp_path / "kept")
+        with pytest.raises(ValueError, match="set MEGATRON_MUSIC_MUQ_PYTHON to a Python that has muq"):
+            load_music_encoder(tmp_path / "kept")
+        again = load_music_encoder(tmp_path / "kept", python_with_muq)
         assert np.array_equal(again.embed_text(["a"]), encoder.embed_text(["a"]))
         again.close()
+        monkeypatch.setenv("MEGATRON_MUSIC_MUQ_PYTHON", python_with_muq)
+        load_music_encoder(tmp_path / "kept").close()
     finally:
         encoder.close()
 

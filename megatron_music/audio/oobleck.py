@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from megatron_music.storage.reading import read_json_object, regular
 from megatron_music.whole_file import write_whole
 
 with warnings.catch_warnings():
@@ -155,7 +156,7 @@ def load_oobleck(folder: str | os.PathLike) -> OobleckAutoencoder:
     """
     folder = Path(folder)
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_json_object(folder / CONFIG)
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder / CONFIG} cannot be read ({error}); name a folder of an Oobleck autoencoder") from None
     if not isinstance(config, dict) or config.get("_class_name") != "AutoencoderOobleck":
@@ -174,7 +175,7 @@ def load_oobleck(folder: str | os.PathLike) -> OobleckAutoencoder:
             raise ValueError(f"sizes that do not go together: {config}")
         network = build_network(size)
         network.load_state_dict(load_file(regular(folder / WEIGHTS)), strict=True)
-        scales = json.loads((folder / SCALES).read_text(encoding="utf-8")) if (folder / SCALES).exists() else None
+        scales = read_json_object(folder / SCALES) if (folder / SCALES).exists() else None
         found = [torch.tensor(scales[name]) for name in ("mean", "scale")] if scales else [None, None]
         if scales and any(len(value) != size.latent_channels for value in found):
             raise ValueError(f"{SCALES} is not of {size.latent_channels} channels")

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from megatron_music.storage.reading import read_json_object, regular
 from megatron_music.whole_file import write_whole
 
 SAMPLE_RATE, CHANNELS, WINDOW, HOP, BANDS, FOLD = 16000, 2, 1024, 256, 128, 2
@@ -172,7 +173,7 @@ def load_spectral_autoencoder(folder: str | os.PathLike) -> SpectralAutoencoder:
     """
     folder = Path(folder)
     try:
-        channels = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["latent_channels"]
+        channels = read_json_object(folder / CONFIG)["latent_channels"]
         found = load_file(regular(folder / WEIGHTS))
         shapes = {name: tuple(value.shape) for name, value in found.items()}
         if shapes != {"mean_D": (_WIDTH,), "encode_DC": (_WIDTH, channels), "decode_CD": (channels, _WIDTH)}:

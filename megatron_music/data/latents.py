@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from megatron_music.storage.reading import read_json_object
 from megatron_music.whole_file import write_whole
 
 FORMAT = 1
@@ -161,7 +162,7 @@ def read_index(folder: Path) -> dict:
     """
     path = folder / INDEX
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = read_json_object(path)
         known = {item.name for item in fields(LatentsInfo)}
         if index["format"] != FORMAT or not known <= index.keys() or not isinstance(index["splits"], dict):
             raise ValueError(f"its format is {index['format']}, where this version reads {FORMAT}")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from megatron_music.config import ConfigError, ModelConfig, ParallelConfig, RunConfig, TrainConfig, refuse_unless
 from megatron_music.recipes import read_run
+from megatron_music.storage.reading import read_json_object, regular
 from megatron_music.tokens import vocabulary
 from megatron_music.tokens.folder import ENCODING_FILE, write_tokenizer_folder
 from megatron_music.tokens.walk import Walk
@@ -175,7 +176,7 @@ def _limit_length(path: Path, seq_length: int) -> None:
 def _read_config(folder: Path) -> tuple[Form, ModelConfig]:
     path = folder / CONFIG
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json_object(path)
         form = form_named(content["model_type"], str(folder))
         refuse_unless("quantization_config" not in content, f"{folder} is quantized; save the model as it was before that")
         config = transformers.CONFIG_MAPPING[form.model_type].from_dict(content)
@@ -202,7 +203,7 @@ def _check_vocabulary(source: Path, tokenizer: Path, vocab_size: int) -> None:
     theirs = source / TOKENIZER_JSON
     if theirs.is_file():
         try:
-            ids = json.loads(theirs.read_text(encoding="utf-8"))["model"]["vocab"]
+            ids = read_json_object(theirs)["model"]["vocab"]
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{theirs} cannot be read ({error}); remove it, or save the tokenizer again") from None
         refuse_unless(ids == wording.ids, f"{theirs} has other ids than the tokens of {tokenizer}; {remedy}")
@@ -212,7 +213,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of one file or, by its index, of several, in their own types."""
     try:
         if (folder / INDEX).is_file():
-            names = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+            names = set(read_json_object(folder / INDEX)["weight_map"].values())
             refuse_unless(
                 all(Path(name).name == name and name.endswith(".safetensors") for name in names),
                 f"{folder / INDEX} names files outside of the folder; save the model again with save_pretrained",
@@ -223,7 +224,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
             pickles = [path.name for kind in _PICKLES for path in sorted(folder.glob(kind))]
             reason = f"{pickles[0]} is a pickle, which may run any code" if pickles else f"it holds no {WEIGHTS}"
             raise ConfigError(f"{folder} cannot be read: {reason}; save the model as safetensors with save_pretrained")
-        return {name: tensor for file in sorted(names) for name, tensor in load_file(folder / file).items()}
+        return {name: tensor for file in sorted(names) for name, tensor in load_file(regular(folder / file)).items()}
     except (SafetensorError, FileNotFoundError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"the weights in {folder} cannot be read ({error}); save the model with save_pretrained") from None
 

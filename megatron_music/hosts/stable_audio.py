@@ -21,6 +21,7 @@ from megatron_music.flow_run import FlowConfig, FlowModelConfig, FlowRunConfig
 from megatron_music.models.conditions import LONGEST_SECONDS
 from megatron_music.models.convert_dit import from_diffusers, load_weights, to_diffusers
 from megatron_music.models.flow_sizes import DIT_SIZES, DiTSize
+from megatron_music.storage.reading import read_json_object
 from megatron_music.training import distributed
 from megatron_music.training.checkpoint import save_weights
 from megatron_music.training.load import load_flow_model
@@ -148,7 +149,7 @@ def _check_pipeline(source: Path) -> None:
 
 def _json(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json_object(path)
         if not isinstance(found, dict):
             raise ValueError("it is no table")
         return found

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_music.storage.reading import read_json_object
 from megatron_music.tokens import vocabulary as v
 
 BPE_FILE = "bpe.json"
 MAX_MERGES = 1 << 15  # ids are uint16
+MAX_SPELLED, MAX_TOTAL = 1 << 14, 1 << 24  # events that a merged token stands for, and all together
 STEP = 128  # 768 and a multiple of it divide among tensor-parallel ranks
 
 _IS_EVENT = np.zeros(1 << 16, bool)
@@ -52,9 +54,14 @@ class Bpe:
         spelled: list[tuple[int, ...]] = []
         self._ranks: dict[int, int] = {}  # of a pair, as one number
         self._results: list[int] = []  # by rank
+        total = 0
         for rank, pair in enumerate(self.merges):
             if not all((0 <= part < v.SIZE and _IS_EVENT[part]) or v.SIZE <= part < v.SIZE + len(spelled) for part in pair):
                 raise ValueError(f"merge {rank + 1} is of {pair}, which are not events or earlier results")
+            lengths = [len(spelled[part - v.SIZE]) if part >= v.SIZE else 1 for part in pair]
+            total += sum(lengths)
+            if sum(lengths) > MAX_SPELLED or total > MAX_TOTAL:
+                raise ValueError(f"merge {rank + 1} stands for {sum(lengths):,} events, more than any bar of music has")
             base = sum((spelled[part - v.SIZE] if part >= v.SIZE else (part,) for part in pair), ())
             if base not in ids:
                 ids[base] = v.SIZE + len(spelled)
@@ -219,7 +226,7 @@ def read_bpe(folder: str | os.PathLike) -> Bpe:
     """
     path = Path(folder) / BPE_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json_object(path, follow_links=False)
         bpe = Bpe(content["merges"])
         if content["tokens"] != {str(v.SIZE + place): list(base) for place, base in enumerate(bpe.spelled)}:
             raise ValueError("its tokens do not follow from its merges")

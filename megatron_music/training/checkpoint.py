@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_music.config import ConfigError, ModelConfig, Run, RunConfig
 from megatron_music.flow_run import FlowModelConfig, FlowRunConfig
 from megatron_music.recipes import read_run, write_run
+from megatron_music.storage.reading import read_json_object
 from megatron_music.tokens import vocabulary
 from megatron_music.training import distributed
 from megatron_music.training.checkpoint_folder import (
@@ -333,7 +334,7 @@ def read_state(checkpoint: Path) -> dict:
         ConfigError: it cannot be read, or is of another vocabulary.
     """
     try:
-        facts = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        facts = read_json_object(checkpoint / STATE, follow_links=False)
         if "vocabulary" not in facts and isinstance(read_run(checkpoint / CONFIG), FlowRunConfig):
             return facts
         name, digest = facts["vocabulary"]["name"], facts["vocabulary"]["hash"]

@@ -9,6 +9,8 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
+from megatron_music.storage.reading import read_json_object
+
 MANIFEST = "manifest.json"
 VERSION = 1
 
@@ -49,7 +51,7 @@ def read_manifest(checkpoint: Path) -> dict[str, dict]:
         ValueError: why it is none, as half a sentence.
     """
     try:
-        tree = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        tree = read_json_object(checkpoint / MANIFEST, follow_links=False)
     except FileNotFoundError:
         raise ValueError(f"it has no {MANIFEST}") from None
     except (OSError, ValueError) as error:

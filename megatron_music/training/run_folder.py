@@ -17,6 +17,7 @@ from megatron_music.data.latents import INDEX, LatentDataset
 from megatron_music.flow_run import OF_DATA, FlowRunConfig
 from megatron_music.output import logger
 from megatron_music.recipes import read_run, write_run
+from megatron_music.storage.reading import read_json_object
 from megatron_music.tokens import vocabulary
 from megatron_music.tokens.wording import read_wording
 from megatron_music.training import distributed
@@ -131,7 +132,7 @@ def count_start(folder: Path, iteration: int, config: Run) -> str | None:
 
 def _read_starts(path: Path, iteration: int) -> int:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json_object(path)
         return int(record["starts"]) if record["iteration"] == iteration else 0
     except (OSError, ValueError, KeyError, TypeError):
         return 0  # a guard against endless starts must not become a reason for none
@@ -199,11 +200,11 @@ def _check_same_run(found: Run, wanted: Run, where: Path) -> None:
 def _check_same_content(found: Run, wanted: Run, where: Path) -> None:
     """Refuse other data than a run was trained on, wherever they lie; the same data may have moved."""
     if isinstance(wanted, FlowRunConfig):
-        was, now = (json.loads((folder / INDEX).read_text(encoding="utf-8")) for folder in (where, Path(wanted.data.path)))
+        was, now = (read_json_object(folder / INDEX) for folder in (where, Path(wanted.data.path)))
         difference = f"the data in {wanted.data.path} are other data than it was trained on" if was != now else ""
     elif (where / DATA_RECORD).is_file():
         try:
-            record = json.loads((where / DATA_RECORD).read_text(encoding="utf-8"))
+            record = read_json_object(where / DATA_RECORD)
             difference = difference_of_records(record, record_of(wanted.data), wanted.data.folders)
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{where / DATA_RECORD} cannot be used ({error!r}); name another checkpoint") from None
@@ -259,10 +260,10 @@ def _check_same_data(where: Path, config: Run, every_field: bool) -> None:
 def _check_encoders(where: Path, data: Path) -> None:
     """Latents and states of other encoders have other meanings, whatever their shapes."""
     try:
-        found = json.loads((where / INDEX).read_text(encoding="utf-8"))["encoders"]
+        found = read_json_object(where / INDEX)["encoders"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{where / INDEX} cannot be read ({error}); name another checkpoint") from None
-    wanted = json.loads((data / INDEX).read_text(encoding="utf-8"))["encoders"]
+    wanted = read_json_object(data / INDEX)["encoders"]
     # The published model has no encoder of music; what else the data have is not asked.
     names = [name for name in sorted(found) if found[name] != wanted.get(name)]
     if names:
