@@ -13,7 +13,7 @@ from pathlib import Path
 
 from megatron_music.music.pedal import PEDAL_MODES
 from megatron_music.music.score import VOICE_MODES
-from megatron_music.storage.reading import read_json_object
+from megatron_music.storage.reading import read_json
 from megatron_music.tokens import vocabulary
 from megatron_music.tokens.bpe import MAX_MERGES, Bpe
 from megatron_music.tokens.labels import LabelNames, label_ids
@@ -239,7 +239,7 @@ def read_encoding(folder: str | os.PathLike) -> Encoding:
     """
     path = Path(folder) / ENCODING_FILE
     try:
-        return encoding_of_json(read_json_object(path))
+        return encoding_of_json(read_json(path))
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; name a folder made by `megatron-music build tokens`") from None
     except (json.JSONDecodeError, TypeError, AttributeError) as error:
