@@ -16,6 +16,7 @@ import yaml
 
 from megatron_music.config import ConfigError, ModelConfig, Run, RunConfig, closest, either, refuse_unless
 from megatron_music.flow_run import KINDS, FlowRunConfig
+from megatron_music.storage.reading import parse_yaml, read_yaml
 
 RECIPES = Path(__file__).parent
 SECTIONS: dict[str, type] = {item.name: item.type for item in fields(RunConfig)}
@@ -54,8 +55,8 @@ def load_run(recipe: str, overrides: Sequence[str] = ()) -> Run:
         )
         _check_section(section, SECTIONS | FLOW_SECTIONS, "the overrides")
         try:
-            value = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError):  # no number of so many digits, no such date, too deep
+            value = parse_yaml(text)
+        except (yaml.YAMLError, ValueError):  # no number of so many digits, no such date, too deep
             raise ConfigError(f"the value of override {override!r} is no YAML; quote it, as in {name}='\"text\"'") from None
         tree.setdefault(section, {})[key] = value
     return _run_of(tree, str(path))
@@ -88,10 +89,10 @@ def recipe_names() -> dict[str, str]:
 
 def _read_yaml(path: Path) -> dict:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = read_yaml(path)
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing; name a run's folder or a recipe") from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{path} cannot be read as YAML ({reason}); compare it with megatron_music/recipes/tiny.yaml") from None
     refuse_unless(
