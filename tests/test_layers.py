@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "megatron_music"
 
 ROWS = {
-    "storage": 0, "music": 0, "flow": 0, "models": 0,
+    "storage": 0, "recipes": 0, "music": 0, "flow": 0, "models": 0,
     "tokens": 1, "audio": 1,
     "data": 2, "profiling": 2, "generation": 2,
     "training": 3,
