@@ -200,9 +200,15 @@ def train(options) -> int:
             "within it, or more iterations"
         )
     announce(LOADING)
-    from megatron_music.training.loop import train
+    from megatron_music.training.loop import REQUEUE, train
 
-    return train(run, profile_steps=options.profile_steps)
+    try:
+        return train(run, profile_steps=options.profile_steps)
+    except KeyboardInterrupt:  # before its first step; later the loop ends the step and saves
+        if run.checkpoint.save is None:
+            raise
+        logger.warning(f"stopped before the first step; nothing was changed in {run.checkpoint.save}, and the same command starts again")
+        return REQUEUE
 
 
 def generate_midi(options) -> None:

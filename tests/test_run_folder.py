@@ -2,10 +2,15 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from tiny_gpt import tiny_dataset, tiny_run
 
+from megatron_music.cli import main
 from megatron_music.config import ConfigError
 from megatron_music.tokens.folder import Encoding, write_tokenizer_folder
 from megatron_music.training import tasks
@@ -72,10 +77,39 @@ def test_what_is_refused_leaves_nothing(data, done, tmp_path):
 
 def test_a_folder_has_one_run_at_a_time(data, tmp_path):
     run = tiny_run(data, f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=1")
-    with held_folder(tmp_path / "run", run):
+    with held_folder(tmp_path / "run"):
         with pytest.raises(ConfigError, match="is in use by a run that is under way"):
             train(run)
     assert train(run) == DONE
+
+
+def test_a_start_that_was_killed_while_it_checked_does_not_keep_the_next_out(data, tmp_path):
+    (tmp_path / "run" / "cache" / "0123").mkdir(parents=True)
+    (tmp_path / "run" / "cache" / "0123" / "index.npy").write_bytes(b"half")
+    assert train(tiny_run(data, f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=1")) == DONE
+
+
+def test_a_stop_while_a_run_starts_is_told_to_be_resumable(data, tmp_path):
+    words = [f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=2", "train.eval_iters=0"]
+    running = subprocess.Popen([sys.executable, "-m", "megatron_music", "train", "tiny", *words], stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run").is_dir() and running.poll() is None:
+        time.sleep(0.01)
+    running.send_signal(signal.SIGTERM)
+    _, said = running.communicate(timeout=300)
+    assert running.returncode == 75 and "the same command" in said
+    assert main(["train", "tiny", *words]) == 0
+
+
+def test_of_two_starts_the_second_goes_on_from_what_the_first_has_saved(data, tmp_path):
+    """The newest checkpoint is looked for when the folder is held, not before."""
+    run = tiny_run(data, f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=2", "checkpoint.save_interval=1")
+    assert train(run) == DONE
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    with held_folder(tmp_path / "run"):
+        second = subprocess.Popen([sys.executable, "-m", "megatron_music", "train", str(tmp_path / "run" / "config.yaml")], stderr=subprocess.PIPE, text=True)
+        _, said = second.communicate(timeout=300)
+    assert second.returncode == 2 and "is in use by a run" in said
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 
 
 def trained(data, folder, *overrides):

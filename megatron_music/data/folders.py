@@ -20,6 +20,7 @@ from megatron_music.tokens.folder import Encoding, write_tokenizer_folder
 from megatron_music.tokens.wording import read_wording
 
 DATA_RECORD = "data.json"  # in a checkpoint
+CACHE = "cache"  # in a run's folder
 RECORD_FORMAT = 1
 
 
@@ -127,7 +128,7 @@ def cache_folder(data: DataConfig, run_folder: str | os.PathLike | None = None) 
         for split in SPLITS:
             status = (folder / f"{split}.idx").stat() if (folder / f"{split}.idx").is_file() else None
             hasher.update(f"{folder}\0{split}\0{status and (status.st_size, status.st_mtime_ns)}\n".encode())
-    return Path(data.cache_path or (Path(run_folder, "cache") if run_folder else user_cache()), hasher.hexdigest()[:16])
+    return Path(data.cache_path or (Path(run_folder, CACHE) if run_folder else user_cache()), hasher.hexdigest()[:16])
 
 
 def user_cache() -> Path:

@@ -19,7 +19,7 @@ from megatron_music.training.checkpoint_folder import read_latest
 from megatron_music.training.engine import Engine
 from megatron_music.training.guard import iterations_as_words, reason_to_skip
 from megatron_music.training.metrics import Metrics
-from megatron_music.training.run_folder import count_start, held_folder, starting_point, with_facts_of_data
+from megatron_music.training.run_folder import count_start, held_folder, starting_point, take_folder, with_facts_of_data
 from megatron_music.training.samples import Samples
 from megatron_music.training.saver import Saver
 from megatron_music.training.step_profiler import StepProfiler
@@ -61,17 +61,16 @@ def train(config: Run, *, profile_steps: tuple[int, int] | None = None) -> int:
 
 def _train(config: Run, profile_steps: tuple[int, int] | None) -> int:
     config = distributed.on_main(lambda: with_facts_of_data(config))
-    origin, is_own = starting_point(config)
-    for sentence in distributed.on_main(lambda: facts_to_tell(config)):
-        distributed.tell(sentence)
-    task = task_of(config)
-    engine = Engine(config, task)
-    progress = Progress()
-    if origin:
-        progress = load_checkpoint(origin, engine, resume=is_own)
     folder = Path(config.checkpoint.save) if config.checkpoint.save else None
     with contextlib.ExitStack() as held:
-        distributed.on_main(lambda: held.enter_context(held_folder(folder, config)))
+        distributed.on_main(lambda: held.enter_context(held_folder(folder)))  # before its newest checkpoint is looked for
+        origin, is_own = starting_point(config)
+        for sentence in distributed.on_main(lambda: facts_to_tell(config)):
+            distributed.tell(sentence)
+        task = task_of(config)
+        engine = Engine(config, task)
+        progress = load_checkpoint(origin, engine, resume=is_own) if origin else Progress()
+        distributed.on_main(lambda: take_folder(folder, config))
         if folder and is_own and progress.iteration >= config.train.train_iters:
             if progress.guard.in_a_row:  # saved by an earlier version
                 return _give_up(progress, None, folder)

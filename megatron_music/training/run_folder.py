@@ -6,13 +6,14 @@ Nothing is written before everything that can be known was checked.
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
 from megatron_music.config import ConfigError, Run, RunConfig
-from megatron_music.data.folders import DATA_RECORD, Tokenizer, check_folders, difference_of_records, record_of
+from megatron_music.data.folders import CACHE, DATA_RECORD, Tokenizer, check_folders, difference_of_records, record_of
 from megatron_music.data.latents import INDEX, LatentDataset
 from megatron_music.flow_run import OF_DATA, FlowRunConfig
 from megatron_music.output import logger
@@ -90,15 +91,20 @@ def starting_point(config: Run) -> tuple[Path | None, bool]:
 
 
 @contextmanager
-def held_folder(folder: Path | None, config: Run) -> Iterator[None]:
-    """Make the folder this run's, and keep a second run out as long as this one lives. For the main process.
+def held_folder(folder: Path | None) -> Iterator[None]:
+    """Keep a second run out of a folder as long as this one lives; the folder is made where it is missing. For the main process.
+
+    Nothing is written into it here. If it has nothing but an index cache at the end, and was made here, it goes again.
 
     Raises:
-        ConfigError: another process holds it.
+        ConfigError: another process holds it, or it is a file.
     """
     if folder is None:
         yield
         return
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; name a folder with checkpoint.save=DIR")
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -106,10 +112,21 @@ def held_folder(folder: Path | None, config: Run) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"{folder} is in use by a run that is under way; wait for it or name another folder") from None
-        write_atomically(folder / CONFIG, lambda path: write_run(config, path))
-        yield
+        try:
+            yield
+        finally:
+            if is_new and set(os.listdir(folder)) <= {CACHE}:
+                shutil.rmtree(folder / CACHE, ignore_errors=True)
+                with suppress(OSError):  # something was put there meanwhile
+                    folder.rmdir()
     finally:
         os.close(descriptor)
+
+
+def take_folder(folder: Path | None, config: Run) -> None:
+    """Make a held folder this run's, once everything about it was checked. For the main process."""
+    if folder is not None:
+        write_atomically(folder / CONFIG, lambda path: write_run(config, path))
 
 
 def count_start(folder: Path, iteration: int, config: Run) -> str | None:
@@ -145,7 +162,8 @@ def _holds_run(folder: Path | None, config: Run) -> bool:
         return False
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; name a folder with checkpoint.save=DIR")
-    if not folder.is_dir() or not any(folder.iterdir()):
+    # A start that was killed before its first checks were over leaves the index cache alone.
+    if not folder.is_dir() or set(os.listdir(folder)) <= {CACHE}:
         return False
     if not (folder / CONFIG).is_file():
         raise ConfigError(
