@@ -175,3 +175,18 @@ def test_cut_files(cut):
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_a_header_that_counts_otherwise(count):
     both(smf(b"\x00\x90\x3c\x50\x60\x3c\x00" + END, b"\x00\x90\x3e\x50\x60\x3e\x00" + END, count=count))
+
+
+def test_many_programs_in_running_status_are_read():
+    end = b"\x00\xff\x2f\x00"
+    note = b"\x00\x90\x3c\x40\x60\x80\x3c\x00"
+    score = both(smf(note + b"\x00\xc0\x01" + b"\x01\x02" * 3000 + end, note + end))
+    assert sum(len(track) for track in score.tracks) == 2
+
+
+def test_pedals_do_not_make_programs_of_another_chunk_slow():
+    """A program is looked up among programs: with 20,000 pedals among them this took half a minute."""
+    end = b"\x00\xff\x2f\x00"
+    pedals = b"".join(b"\x01\xb1\x40" + bytes([127 * (place % 2)]) for place in range(20_000))
+    score = both(smf(b"\x00\xc1\x05" + pedals + end, b"\x01\x91\x3c\x40\x01\x81\x3c\x00" * 20_000 + end))
+    assert [(track.program, len(track)) for track in score.tracks] == [(5, 20_000)]

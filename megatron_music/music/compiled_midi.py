@@ -69,7 +69,7 @@ def _read(content, place, form, promised, lenient, room):
     Few arrays are returned, because each costs a microsecond: numbers, limits, heads and marks are one.
     """
     notes, marks = np.empty(_NOTE * room, np.int32), np.empty(_MARK * room, np.int32)
-    controls, heads = np.empty(_CONTROL * room, np.int32), np.empty(_HEAD * min(room, _MAX_TRACKS), np.int32)
+    controls, heads = np.empty(3 * _CONTROL * room, np.int32), np.empty(_HEAD * min(room, _MAX_TRACKS), np.int32)
     numbers = np.zeros(_NUM_NUMBERS, np.int64)
     tables = (
         np.full(_PITCHED, -1, np.int32), np.full(_PITCHED, -1, np.int32), np.full(_PITCHED, -1, np.int32),

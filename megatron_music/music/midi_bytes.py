@@ -52,23 +52,32 @@ def read_file(content, place, form, promised, lenient, notes, marks, controls, h
         0, or what is wrong; ``numbers`` has the place and chunk then.
     """
     error, shared = read_chunks(
-        content, place, form, promised, lenient, notes, marks, controls, heads, numbers, tables, 0
+        content, place, form, promised, lenient, notes, marks, controls, heads, numbers, tables, 0, 0
     )
     if error == 0 and shared and form != 2:
-        # Programs of some channel are set in another chunk than its notes are: they are needed from the beginning.
+        # Programs of some channel are set in another chunk than its notes are: they are needed from the beginning. They are copied
+        # behind the rows of this reading, which the second one writes again as they are.
         known = numbers[CONTROLS]
+        after = known
+        for row in range(0, CONTROL_FIELDS * known, CONTROL_FIELDS):
+            if controls[row] == SET_PROGRAM:
+                if CONTROL_FIELDS * (after + 1) > len(controls):
+                    return FULL
+                for field in range(CONTROL_FIELDS):
+                    controls[CONTROL_FIELDS * after + field] = controls[row + field]
+                after += 1
         for number in range(NUM_NUMBERS):
             numbers[number] = 0
         for table in range(6):
             for index in range(len(tables[table])):
                 tables[table][index] = -1
         error, shared = read_chunks(
-            content, place, form, promised, lenient, notes, marks, controls, heads, numbers, tables, known
+            content, place, form, promised, lenient, notes, marks, controls, heads, numbers, tables, known, after
         )
     return error
 
 
-def read_chunks(content, place, form, promised, lenient, notes, marks, controls, heads, numbers, tables, known):
+def read_chunks(content, place, form, promised, lenient, notes, marks, controls, heads, numbers, tables, known, after):
     """One reading of all chunks: what is wrong, and whether notes take their program from another chunk."""
     size = len(content)
     chunks = 0
@@ -98,7 +107,7 @@ def read_chunks(content, place, form, promised, lenient, notes, marks, controls,
                 return SHORT, False
             limit = size
         numbers[CHUNK] = chunks
-        error = read_chunk(content, place + 8, limit, form, lenient, missing > 0, notes, marks, controls, heads, numbers, tables, known)
+        error = read_chunk(content, place + 8, limit, form, lenient, missing > 0, notes, marks, controls, heads, numbers, tables, known, after)
         if error:
             return error, False
         place = limit
@@ -110,7 +119,7 @@ def read_chunks(content, place, form, promised, lenient, notes, marks, controls,
     return 0, shared
 
 
-def read_chunk(content, place, limit, form, lenient, is_clipped, notes, marks, controls, heads, numbers, tables, known):
+def read_chunk(content, place, limit, form, lenient, is_clipped, notes, marks, controls, heads, numbers, tables, known, after):
     """The events from ``place`` to ``limit``; tracks are numbered as their first notes come. What is wrong, or 0."""
     track_of, oldest, newest, programs, setters, waiters = tables[0], tables[1], tables[2], tables[3], tables[4], tables[5]
     chunk = numbers[CHUNK]
@@ -175,7 +184,7 @@ def read_chunk(content, place, limit, form, lenient, is_clipped, notes, marks, c
                         elif waiters[channel] != chunk:
                             waiters[channel] = _MANY
                         if known:
-                            program = program_at(controls, known, time, port << 4 | channel, chunk)
+                            program = program_at(controls, known, after, time, port << 4 | channel, chunk)
                 group = channel << 7 | program
                 track = track_of[group]
                 if track < first_track:
@@ -284,12 +293,11 @@ def read_chunk(content, place, limit, form, lenient, is_clipped, notes, marks, c
     return error
 
 
-def program_at(controls, known, time, channel, chunk):
-    """The program that another chunk has set on a channel by a time; 0 if none has."""
+def program_at(controls, known, after, time, channel, chunk):
+    """The program that another chunk has set on a channel by a time, of the rows from ``known`` to ``after``; 0 if none has."""
     program, latest = 0, -1
-    for row in range(0, CONTROL_FIELDS * known, CONTROL_FIELDS):
-        is_program = controls[row] == SET_PROGRAM and controls[row + 2] == channel and controls[row + 4] != chunk
-        if is_program and latest <= controls[row + 1] <= time:
+    for row in range(CONTROL_FIELDS * known, CONTROL_FIELDS * after, CONTROL_FIELDS):
+        if controls[row + 2] == channel and controls[row + 4] != chunk and latest <= controls[row + 1] <= time:
             program, latest = controls[row + 3], controls[row + 1]
     return program
 

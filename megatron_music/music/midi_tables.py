@@ -105,7 +105,7 @@ def loop_tables(header: Header, lenient: bool) -> Tables:
     while True:
         notes, marks = array("i", bytes(4 * NOTE_FIELDS * room)), array("i", bytes(4 * MARK_FIELDS * room))
         heads = array("i", bytes(4 * HEAD_FIELDS * min(room, MAX_TRACKS)))
-        controls = array("i", bytes(4 * CONTROL_FIELDS * room))
+        controls = array("i", bytes(4 * CONTROL_FIELDS * 3 * room))  # a program takes two bytes, and a second row
         numbers = [0] * NUM_NUMBERS
         tables = tuple([-1] * length for length in TABLE_LENGTHS)
         error = read_file(*header[:4], lenient, notes, marks, controls, heads, numbers, tables)
