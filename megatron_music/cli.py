@@ -150,6 +150,7 @@ def quiet_dependencies() -> None:
         {"message": r"`torch.distributed.\w+` is deprecated", "category": FutureWarning},
     ):
         warnings.filterwarnings("ignore", **options)
+    output.quiet_cuda_search()
 
 
 def _say(sentence: str, status: int) -> int:

@@ -29,6 +29,11 @@ if not logger.handlers:
     logger.propagate = False
 
 
+def quiet_cuda_search() -> None:
+    """Keep torch from reporting that a CUDA toolkit is installed and no GPU is visible: layers then run on the CPU, as `doctor` says."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+
 def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
     """Quiet: warnings and errors only, no progress bars. Verbose: also tracebacks and the warnings of dependencies."""
     logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)

@@ -119,7 +119,7 @@ def test_mfu_of_such_a_run(runs, kind, capsys):
     assert found["num_gpus"] == 1 and "mcore" not in found
     assert main(["mfu", str(runs[kind]), "--peak", "0.5", "--warmup", "2", "--recomputation", "full"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith(f"{kind}, ") and "positions" in said and "all attention: no position is hidden" in said
+    assert said.startswith(f"{kind}, ") and "position" in said and "all attention: no position is hidden" in said
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from megatron_music.config import ConfigError, ModelConfig, ParallelConfig, RunConfig, TrainConfig, refuse_unless
+from megatron_music.output import quiet_cuda_search
 from megatron_music.recipes import read_run
 from megatron_music.storage.reading import read_json_object, regular
 from megatron_music.tokens import vocabulary
@@ -26,6 +27,7 @@ from megatron_music.tokens.folder import ENCODING_FILE, write_tokenizer_folder
 from megatron_music.tokens.walk import Walk
 from megatron_music.tokens.wording import read_wording
 
+quiet_cuda_search()
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # megatron-core names what it lacks: apex, Transformer Engine
     from megatron_music.models.convert import Form, form_named, form_of, from_huggingface, to_huggingface

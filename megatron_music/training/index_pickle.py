@@ -81,6 +81,7 @@ _CALLS: dict[tuple[str, str], Callable] = {
     ("torch.serialization", "_get_layout"): _layout,
     (f"{_FORMAT}.metadata", "_MEM_FORMAT_ENCODING"): _memory_format,
     ("builtins", "getattr"): _member,
+    ("__builtin__", "getattr"): _member,  # by protocols 0 to 2
 }
 _VALUES = {("torch", name): getattr(torch, name) for name in _DTYPES}
 
