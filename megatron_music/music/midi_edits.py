@@ -202,9 +202,11 @@ class _Changes:
         part = self._parts[number]
         key = part.track, part.channel, note.pitch
         others, new = self._notes.by_key[key], self._new[part.track]
-        for other in others:
-            if other.note.end_step == math.inf and other.note.start_step <= note.start_step:
-                self._end(key, other, note.start_step, _AFTER)  # struck again: what was never switched off ends
+        endless = [other for other in others if other.note.end_step == math.inf and other.note.start_step <= note.start_step]
+        if endless and any(n.start_step <= note.start_step < n.end_step < math.inf for n in _of(others)):
+            return  # an end for the endless one would end this one
+        for other in endless:
+            self._end(key, other, note.start_step, _AFTER)  # struck again: what was never switched off ends
         start, end = note.start_step, note.end_step
         # First in, first out: a note within another would end the other one.
         end = min([end, *(n.start_step for n in _of(others) if start < n.start_step and n.end_step < end)])
