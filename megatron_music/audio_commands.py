@@ -1,4 +1,4 @@
-"""The commands of sound, one function each: rendering, datasets of latents, text to music. Imports when it runs."""
+"""The audio commands, one function each: rendering, datasets of latents, text-to-music. Heavy imports happen inside the functions."""
 
 import json
 import math
@@ -51,14 +51,14 @@ def render(options) -> None:
     if not pieces:
         raise ValueError(f"none of {len(files)} files could be rendered; the first: {left_out[0]['reason']}")
     for entry in left_out:
-        logger.warning(f"left out: {entry['reason'].removesuffix('; leave it out')}")
+        logger.warning(f"skipped: {entry['reason']}")
     if options.html:
         write_listening_page(options.html, Path(options.html).stem, "Rendered from MIDI.", on_page)
     seconds = sum(piece["seconds"] for piece in pieces)
     synthesisers = " and ".join(sorted({piece["synthesiser"] for piece in pieces}))
     sentence = f"{counted(len(pieces), 'piece')}, {seconds:.1f} s by {synthesisers} in {options.output}"
     sentence += f"; page: {options.html}" if options.html else ""
-    sentence += f"\n{len(left_out)} of {counted(len(files), 'file')} left out" if left_out else ""
+    sentence += f"\n{len(left_out)} of {counted(len(files), 'file')} skipped" if left_out else ""
     print_result(options, {"output": options.output, "page": options.html, "pieces": pieces, "left_out": left_out}, sentence)
     if options.html:
         print_next(options, f"open {options.html} in a browser")

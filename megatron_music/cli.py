@@ -154,7 +154,7 @@ def quiet_dependencies() -> None:
 
 
 def _say(sentence: str, status: int) -> int:
-    """Print an error. Under torchrun wrong use is found by all processes alike and told by one; what fails on one is told by that one."""
+    """Print an error. Under torchrun every process finds wrong use, and rank 0 reports it; a failure on one rank is reported by that rank."""
     if output.is_verbose():
         traceback.print_exc()
     rank = os.environ.get("RANK", "0")

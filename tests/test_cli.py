@@ -424,8 +424,8 @@ def test_a_folder_is_rendered_without_its_damaged_and_its_empty_files(capsys, mi
     (folder / "b.mid").write_bytes(b"no music")
     write_midi(Score((), 4), folder / "c.mid")
     status, out, err = run(capsys, "render", folder, "-o", tmp_path / "wavs", "--own", "--html", page)
-    assert status == 0 and out.startswith("1 piece, ") and out.splitlines()[-1] == "2 of 3 files left out"
-    assert [line.partition(" left out: ")[2][: len(str(folder / "b.mid"))] for line in err.splitlines()[:2]] == [str(folder / "b.mid"), str(folder / "c.mid")]
+    assert status == 0 and out.startswith("1 piece, ") and out.splitlines()[-1] == "2 of 3 files skipped"
+    assert [line.partition(" skipped: ")[2][: len(str(folder / "b.mid"))] for line in err.splitlines()[:2]] == [str(folder / "b.mid"), str(folder / "c.mid")]
     assert err.splitlines()[-1] == f"megatron-music: next: open {page} in a browser"
     assert [path.name for path in (tmp_path / "wavs").iterdir()] == ["a.wav"] and page.read_text().count("<audio") == 1
     status, out, _ = run(capsys, "render", folder, "-o", tmp_path / "more", "--own", "--json")

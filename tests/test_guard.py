@@ -179,7 +179,7 @@ def test_a_run_that_is_not_saved_fails_on_a_skipped_last_step_too(data, monkeypa
     assert "1 step in a row had to be skipped (2): no checkpoint was saved" in capfd.readouterr().err
 
 
-def test_a_stop_at_a_skipped_step_keeps_the_checkpoint_before(data, tmp_path, monkeypatch, capfd):
+def test_a_stop_at_a_skipped_step_waits_for_the_next_good_one(data, tmp_path, monkeypatch, capfd):
     strike(monkeypatch, dict.fromkeys((3, 4, 5), math.nan))
     write = loop.Metrics.write
 
@@ -189,11 +189,10 @@ def test_a_stop_at_a_skipped_step_keeps_the_checkpoint_before(data, tmp_path, mo
             loop.signal.raise_signal(loop.signal.SIGUSR1)
 
     monkeypatch.setattr(loop.Metrics, "write", write_and_ask)
-    options = (f"checkpoint.save={tmp_path / 'run'}", "checkpoint.save_interval=1", "train.train_iters=6", "train.eval_iters=0")
-    assert train(tiny_run(data, *options)) == FAILED
-    said = capfd.readouterr().err
-    assert "2 steps in a row had to be skipped (3 to 4)" in said and "stopped;" not in said
-    assert checkpoints(tmp_path / "run") == [1, 2]
+    options = (f"checkpoint.save={tmp_path / 'run'}", "checkpoint.save_interval=1", "train.train_iters=9", "train.eval_iters=0")
+    assert train(tiny_run(data, *options)) == REQUEUE
+    assert "stopped; iteration 6 is saved" in capfd.readouterr().err
+    assert checkpoints(tmp_path / "run") == [1, 2, 6]
 
 
 @pytest.mark.parametrize("steps", [1, 6])

@@ -251,7 +251,7 @@ class MuQMuLanProcess:
             self._fail(f"has sent no tensors ({error})")
 
     def _read(self, count: int, verb: str, deadline: float) -> bytes:
-        """So many bytes of its output."""
+        """Reads ``count`` bytes of its output."""
         content, pipe = b"", self._process.stdout
         while len(content) < count:
             ready, _, _ = select.select([pipe], [], [], max(deadline - time.monotonic(), 0))

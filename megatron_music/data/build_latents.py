@@ -1,4 +1,4 @@
-"""Captioned audio to a folder of latents: ``build latents``.
+"""Builds a folder of latents from captioned audio: ``build latents``.
 
 Everything is made in ``OUT.building/out``, shard by shard, and gets its name in one rename when it is whole. Stopped at any
 moment, the same command goes on. Several processes may share the shards: each encodes ``shards[rank::world_size]``, and the one

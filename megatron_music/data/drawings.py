@@ -90,7 +90,7 @@ def draw_roll(score: Score, title: str) -> str:
     names = track_labels(tracks)
     for number, track in enumerate(tracks):
         colour = css_colour(track_colour(track, number))
-        gap = 0.06 * score.steps_per_quarter  # so that repeated notes are told apart
+        gap = 0.06 * score.steps_per_quarter  # keeps repeated notes apart
         boxes = "".join(
             f'<rect x="{start}" y="{high - pitch - 0.95:g}" width="{max(stop - start - gap, gap):g}" height="0.9"/>'
             for start, stop, pitch in _notes_before(end, track)

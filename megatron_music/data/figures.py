@@ -135,7 +135,7 @@ def _shortened(name: str) -> str:
 
 
 def _fitting(name: str, columns: int) -> str:
-    """As much of the beginning as fits so many columns."""
+    """The longest prefix that fits into the given number of columns."""
     end = next((end for end in range(len(name)) if _columns(name[: end + 1]) > columns), len(name))
     return name[:end]
 

@@ -1,4 +1,4 @@
-"""The encoders of a dataset of latents: of audio, of music and of words; read, or fitted to the training files once."""
+"""The audio, music and text encoders of a dataset of latents: loaded, or fitted to the training files once."""
 
 import hashlib
 import os

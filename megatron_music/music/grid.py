@@ -106,7 +106,7 @@ def sounding_tracks(score: Score) -> Score:
     """The score without silent tracks, refused if none is left or too many are."""
     score = without_silent_tracks(score)
     if not score.tracks:
-        raise ValueError("the piece has no notes; leave it out")
+        raise ValueError("the piece has no notes; skip it")
     if len(score.tracks) > MAX_TRACKS:
         raise ValueError(f"the piece has {len(score.tracks)} tracks; at most {MAX_TRACKS} can be encoded")
     return score

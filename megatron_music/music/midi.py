@@ -143,13 +143,13 @@ def checked(score: Score, where: str) -> Score:
                 f"{where} has the meter {numerator}/{denominator}; the count must be at least 1 and the unit a power of two"
             )
     if score.num_notes == 0:
-        raise MidiError(f"{where} has no notes; leave it out")
+        raise MidiError(f"{where} has no notes; skip it")
     if score.length_steps > MAX_QUARTERS * score.steps_per_quarter:
         starts = np.sort(score.columns[1])
         silence = int(np.diff(starts, prepend=0, append=score.length_steps).max())
         if silence > MAX_SILENT_QUARTERS * score.steps_per_quarter:
             bars = silence / 4 / score.steps_per_quarter
-            raise MidiError(f"{where} has {bars:,.0f} bars of 4/4 in which no note begins: a damaged time; leave it out")
+            raise MidiError(f"{where} has {bars:,.0f} bars of 4/4 in which no note begins: a damaged time; skip it")
     return score
 
 
@@ -173,7 +173,7 @@ def read_bytes(content: bytes, where: str, sanitize: bool, voices: str, pedal: s
     header = read_header(content, where)
     error, numbers, columns, limits, heads, marks, controls = engine.read_tables(header, sanitize)
     if error:
-        raise MidiError(f"{where} is damaged ({damage(error, numbers, header)}); repair it or leave it out")
+        raise MidiError(f"{where} is damaged ({damage(error, numbers, header)}); repair or skip it")
     if len(set(limits)) < len(limits):  # tracks of notes that are never switched off are none
         sounding = [number for number, (first, last) in enumerate(pairwise(limits)) if first < last]
         heads, limits = [heads[number] for number in sounding], [0, *(limits[number + 1] for number in sounding)]

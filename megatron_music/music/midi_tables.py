@@ -56,16 +56,18 @@ class Header(NamedTuple):
 def read_header(content: bytes, where: str) -> Header:
     """Refuse bytes that are no MIDI file in ticks per quarter note. A header may be long, and an unknown format is read as 1."""
     if not content:
-        raise MidiError(f"{where} is empty; leave it out")
+        raise MidiError(f"{where} is empty; skip it")
     if content[:4] == b"RIFF" and content[8:12] == b"RMID":
         content = _inside_riff(content)
-    if content[:4] != b"MThd" or len(content) < 14:
-        raise MidiError(f"{where} is no MIDI file (it does not begin with MThd); leave it out")
+    if content[:4] != b"MThd":
+        raise MidiError(f"{where} is no MIDI file (it does not begin with MThd); skip it")
+    if len(content) < 14:
+        raise MidiError(f"{where} is damaged (it ends within its header, after {len(content)} bytes); skip it")
     length, form, chunks, division = struct.unpack(">IHHH", content[4:14])
     if division >= 0x8000:
         raise MidiError(f"{where} counts time in SMPTE frames, not quarters; export it with ticks per quarter note")
     if division == 0:
-        raise MidiError(f"{where} has 0 ticks in a quarter note, so no note has a length; leave it out")
+        raise MidiError(f"{where} has 0 ticks in a quarter note, so no note has a length; skip it")
     return Header(content, 8 + max(length, 6), form if form <= 2 else 1, chunks, division)
 
 

@@ -123,7 +123,7 @@ def _draw_row(axes: Axes, score: Score, first: int, last: int, low: int, high: i
     for pitch in range(low, high):
         if pitch % 12 in _BLACK_KEYS:
             axes.axhspan(pitch, pitch + 1, color="#f4f4f4", linewidth=0, zorder=0)
-    gap = 0.06 * score.steps_per_quarter  # so that repeated notes are told apart
+    gap = 0.06 * score.steps_per_quarter  # keeps repeated notes apart
     for notes, colour in parts:
         rows = notes[(notes[:, 0] < end) & (notes[:, 1] > begin)].astype(float)
         left, right, pitch = rows[:, 0], np.maximum(rows[:, 1] - gap, rows[:, 0] + gap), rows[:, 2] + 0.05

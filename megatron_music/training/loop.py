@@ -38,7 +38,7 @@ def train(config: Run, *, profile_steps: tuple[int, int] | None = None) -> int:
     Returns:
         0 when all iterations are done; 75 when a signal stopped the run after a checkpoint; 1 when a signal stopped a
         run that has no ``checkpoint.save``, when its last checkpoint could not be written, when too many steps were
-        skipped in a row, when it ended or was stopped on a skipped step or its evaluation was not finite, and when it has
+        skipped in a row, when its last step was skipped or its last evaluation was not finite, and when it has
         started too often without getting on.
 
     Raises:
@@ -140,7 +140,6 @@ def _run(
             if len(progress.guard.in_a_row) >= config.train.max_skipped_steps:
                 return _give_up(progress, saver, folder)
             is_last, is_sound = iteration == total, result.skipped is None
-            stopped = result.stop and not is_last
             if task.valid_batches and _is_due(iteration, config.train.eval_interval, is_last):
                 loss, num_tokens = engine.evaluate(task.valid_batches(), config.train.eval_iters)
                 is_sound = is_sound and math.isfinite(loss)
@@ -151,8 +150,9 @@ def _run(
                     distributed.warn(f"the evaluation after step {iteration} gave a loss of {loss}: the weights have diverged")
             if saver:
                 saver.poll()
-            if not is_sound and (is_last or stopped):
+            if is_last and not is_sound:
                 return _give_up(progress, saver, folder)
+            stopped = result.stop and is_sound and not is_last  # else after the next step that is not skipped
             is_owed = is_owed or _is_due(iteration, config.checkpoint.save_interval, is_last or stopped)
             if saver and is_owed and is_sound:
                 saver.save(engine, progress)

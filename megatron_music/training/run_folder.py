@@ -27,6 +27,7 @@ from megatron_music.training.checkpoint_folder import CONFIG, TOKENIZER, write_a
 from megatron_music.training.newest import find_checkpoint, newest_whole
 
 STARTS = "starts.json"
+_OF_A_START = {CACHE, f".{CONFIG}.tmp"}
 
 
 def with_facts_of_data(config: Run) -> Run:
@@ -115,7 +116,7 @@ def held_folder(folder: Path | None) -> Iterator[None]:
         try:
             yield
         finally:
-            if is_new and set(os.listdir(folder)) <= {CACHE}:
+            if is_new and set(os.listdir(folder)) <= _OF_A_START:
                 shutil.rmtree(folder / CACHE, ignore_errors=True)
                 with suppress(OSError):  # something was put there meanwhile
                     folder.rmdir()
@@ -162,8 +163,8 @@ def _holds_run(folder: Path | None, config: Run) -> bool:
         return False
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; name a folder with checkpoint.save=DIR")
-    # A start that was killed before its first checks were over leaves the index cache alone.
-    if not folder.is_dir() or set(os.listdir(folder)) <= {CACHE}:
+    # A start that was killed before its checks were over leaves no more than these.
+    if not folder.is_dir() or set(os.listdir(folder)) <= _OF_A_START:
         return False
     if not (folder / CONFIG).is_file():
         raise ConfigError(
