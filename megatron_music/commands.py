@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from megatron_music.counted import counted
 from megatron_music.dataset_options import encoding_of
+from megatron_music.errors import REQUEUE
 from megatron_music.output import LOADING, announce, is_quiet, logger, print_next, print_result
 
 if TYPE_CHECKING:
@@ -200,14 +201,14 @@ def train(options) -> int:
             "within it, or more iterations"
         )
     announce(LOADING)
-    from megatron_music.training.loop import REQUEUE, train
-
     try:
+        from megatron_music.training.loop import train
+
         return train(run, profile_steps=options.profile_steps)
-    except KeyboardInterrupt:  # before its first step; later the loop ends the step and saves
+    except KeyboardInterrupt:  # before the first step, or a second signal: else the loop ends the step and saves
         if run.checkpoint.save is None:
             raise
-        logger.warning(f"stopped before the first step; nothing was changed in {run.checkpoint.save}, and the same command starts again")
+        logger.warning(f"stopped before a checkpoint was saved; the same command goes on from what {run.checkpoint.save} holds")
         return REQUEUE
 
 

@@ -4,6 +4,7 @@ import difflib
 import math
 from collections.abc import Sequence
 
+REQUEUE = 75  # exit status: stopped, and the same command goes on; EX_TEMPFAIL of sysexits.h
 
 class ConfigError(ValueError):
     """A run that cannot be: the message says what was given, what is allowed and what to do."""

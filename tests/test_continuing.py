@@ -13,7 +13,7 @@ from megatron_music.generation.midi import Composer
 from megatron_music.music.midi import read_midi
 from megatron_music.music.midi_edits import written_into
 from megatron_music.music.midi_events import read_events
-from megatron_music.music.score import Score, Tempo, TimeSignature, Track
+from megatron_music.music.score import Note, Score, Tempo, TimeSignature, Track
 from megatron_music.tokens import vocabulary as v
 from megatron_music.tokens.folder import Encoding
 from tiny import tiny_score
@@ -198,3 +198,22 @@ def test_a_piece_that_ends_in_a_bar_cut_short_is_told_as_that():
     notes = [(tick + (90 if message[0] == 0x80 else 0), message) for tick, message in notes]
     with pytest.raises(ValueError, match="bar 3, which the next time signature cuts short"):
         Continuation(read_midi(smf(at_times(*meters, *notes), division=QUARTER)), Encoding(meters=("4/4",)))
+
+
+@pytest.mark.parametrize("verb", ["continue", "infill"])
+def test_a_program_on_another_port_is_not_that_of_the_channel(verb):
+    """Channel 1 of port 1 is another instrument than channel 1 of port 0, also where notes are added."""
+    first = at_times(*quarters(0, 60, 50))
+    second = at_times((0, b"\xff\x21\x01\x01"), (0, b"\xc0\x0a"), (700, b"\xc0\x14"), *quarters(0, 67, 50))
+    content = smf(first, second, division=QUARTER)
+    encoding = Encoding(bars=2, infill=True)
+    score = read_midi(content)
+    assert {track.program for track in score.tracks} == {0, 10, 20}
+    if verb == "continue":
+        edited = continued(content, encoding, seeds=(0,))[0]
+    else:
+        old = score.tracks[0]
+        tracks = [Track([*old, Note(5, 20, 72, 99)], old.program, old.is_drum, old.voice, old.name), *score.tracks[1:]]
+        edited = written_into(read_events(content), score, Score(tracks, score.steps_per_quarter, score.time_signatures, score.tempos)).to_bytes()
+    was, now = (Counter((track.program, note) for track in read_midi(song).tracks for note in track) for song in (content, edited))
+    assert not was - now and {program for program, _ in now - was} <= {track.program for track in score.tracks}

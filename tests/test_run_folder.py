@@ -101,6 +101,35 @@ def test_a_stop_while_a_run_starts_is_told_to_be_resumable(data, tmp_path):
     assert main(["train", "tiny", *words]) == 0
 
 
+@pytest.mark.parametrize("kind", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_every_signal_that_stops_a_run_saves_it(data, tmp_path, kind):
+    words = [f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=100000", "train.eval_iters=0"]
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    program += f"from megatron_music.cli import main; raise SystemExit(main(['train', 'tiny', *{words!r}]))"
+    running = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not (metrics.is_file() and metrics.stat().st_size) and running.poll() is None:
+        time.sleep(0.01)
+    running.send_signal(kind)
+    _, said = running.communicate(timeout=300)
+    assert running.returncode == 75 and "is saved in" in said and (tmp_path / "run" / "latest").is_file()
+
+
+def test_a_signal_that_is_ignored_does_not_stop_a_run(data, tmp_path):
+    """As under nohup, and of a job that a script runs in the background."""
+    words = [f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=40", "train.eval_iters=0"]
+    program = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    program += f"from megatron_music.cli import main; raise SystemExit(main(['train', 'tiny', *{words!r}]))"
+    running = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not (metrics.is_file() and metrics.stat().st_size) and running.poll() is None:
+        time.sleep(0.01)
+    for kind in (signal.SIGINT, signal.SIGHUP):
+        running.send_signal(kind)
+    _, said = running.communicate(timeout=300)
+    assert running.returncode == 0, said
+
+
 def test_of_two_starts_the_second_goes_on_from_what_the_first_has_saved(data, tmp_path):
     """The newest checkpoint is looked for when the folder is held, not before."""
     run = tiny_run(data, f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=2", "checkpoint.save_interval=1")

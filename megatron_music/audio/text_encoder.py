@@ -19,7 +19,7 @@ from torch import Tensor
 
 from megatron_music.audio.words import RULE, Read
 from megatron_music.audio.words import words_of as words_of
-from megatron_music.storage.reading import copy_regular, plain_files_below, read_json_object, regular
+from megatron_music.storage.reading import copy_regular, read_json_object, regular
 from megatron_music.whole_file import write_whole
 
 CONFIG, WEIGHTS = "words.json", "words.safetensors"
@@ -160,6 +160,7 @@ class HuggingFaceTextEncoder:
         from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
 
         self.where, self.length, self.name = str(where), length, f"Hugging Face {Path(where).name}"
+        self._follows_links = not is_local  # in a folder that the user named, such as one of the hub's cache
         options = {"trust_remote_code": False, "revision": revision or "main", "local_files_only": is_local}
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(where, **options)
@@ -168,7 +169,7 @@ class HuggingFaceTextEncoder:
             kind = AutoModelForTextEncoding if is_known else AutoModel  # of T5 the encoder alone
             self._model = kind.from_pretrained(where, use_safetensors=True, **options).float().eval().requires_grad_(False)
             self.revision = revision or getattr(config, "_commit_hash", None)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:160]
             raise ValueError(f"{where} holds no text encoder that transformers can load ({reason}); name a folder or a model") from None
         if self._tokenizer.pad_token is None:
@@ -215,9 +216,11 @@ class HuggingFaceTextEncoder:
         folder.mkdir(parents=True, exist_ok=True)
         if Path(self.where).is_dir():
             found = {"name": ".", "length": self.length}
-            for path in plain_files_below(self.where):
-                if path.parent == Path(self.where) and path.name != HUB:
-                    copy_regular(path, folder / path.name)
+            for path in sorted(Path(self.where).iterdir()):
+                is_wanted = path.is_file() and (self._follows_links or not path.is_symlink()) and path.name != HUB
+                if is_wanted:
+                    (folder / path.name).unlink(missing_ok=True)
+                    copy_regular(path, folder / path.name, follow_links=self._follows_links)
         else:
             found = {"name": self.where, "length": self.length, "revision": self.revision, "sha256": self.fingerprint()}
         write_whole(folder / HUB, (json.dumps(found) + "\n").encode())
@@ -248,6 +251,8 @@ def load_text_encoder(where: str | os.PathLike) -> TextEncoder:
             if rule not in range(1, RULE + 1):
                 raise ValueError(f"its format is {rule!r}, where this version reads 1 to {RULE}")
             tensors = load_file(regular(folder / WEIGHTS))
+            if tensors["places"].ndim != 2 or tensors["vectors"].shape[1:] != tensors["places"].shape[1:]:
+                raise ValueError("its tensors have other shapes")
             if len(tensors["vectors"]) != len(words) + NOTHING + 1:
                 raise ValueError(f"{len(tensors['vectors'])} vectors for {len(words)} words")
             return WordTextEncoder(words, tensors["vectors"], tensors["places"], rule)

@@ -91,18 +91,25 @@ class Programs:
 
     def __init__(self, midi: MidiEvents):
         self._own: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)  # tick, place, program
-        self._all: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # tick, track, program
+        self._all: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)  # of a port and channel: tick, track, program
+        self._ports: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # of a track: tick, place, port
         for number, track in enumerate(midi.tracks):
+            port = 0
             for place, event in enumerate(track.events):
-                if event.kind == PROGRAM:
+                if event.is_meta(PORT) and len(event.message) > 3:
+                    port = event.message[3]
+                    self._ports[number].append((event.tick, place, port))
+                elif event.kind == PROGRAM:
                     self._own[number, event.channel].append((event.tick, place, event.message[1]))
-                    self._all[event.channel].append((event.tick, number, event.message[1]))
+                    self._all[port, event.channel].append((event.tick, number, event.message[1]))
         for changes in self._all.values():
             changes.sort(key=lambda change: change[:2])
 
     def at(self, track: int, channel: int, tick: int, place: float = math.inf) -> int:
         """The program at a place of a track, by default after all events of the tick."""
-        own, others = self._own.get((track, channel), ()), self._all.get(channel, ())
+        own, ports = self._own.get((track, channel), ()), self._ports.get(track, ())
+        before = bisect_left(ports, (tick, place))
+        others = self._all.get((ports[before - 1][2] if before else 0, channel), ())
         if before := bisect_left(own, (tick, place)):
             return own[before - 1][2]
         before = others[: bisect_left(others, (tick, math.inf))]

@@ -5,8 +5,6 @@ deeply, and YAML whose aliases repeat each other, are refused. Every refusal is 
 which the caller puts in front.
 """
 
-import gzip
-import io
 import json
 import os
 import shutil
@@ -163,44 +161,12 @@ def read_yaml(path: str | os.PathLike, *, follow_links: bool = True) -> Any:
     return parse_yaml(read_text(path, YAML_BYTES, follow_links=follow_links))
 
 
-def unpacked(path: str | os.PathLike, limit: int) -> bytes:
-    """The content of a file, unpacked where it is gzip.
-
-    Raises:
-        OSError: it cannot be read, or its gzip is damaged (``gzip.BadGzipFile``).
-        EOFError: its gzip is cut.
-        ValueError: it is not a regular file, or has more than ``limit`` bytes once unpacked.
-    """
-    with open_regular(path) as file:
-        is_packed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        source: BinaryIO | gzip.GzipFile = gzip.GzipFile(fileobj=file) if is_packed else file
-        content = io.BytesIO()
-        while piece := source.read(MIB):
-            content.write(piece)
-            if content.tell() > limit:
-                raise ValueError(f"it has more than {limit:,} bytes{' once unpacked' if is_packed else ''}")
-    return content.getvalue()
-
-
-def copy_regular(source: str | os.PathLike, target: str | os.PathLike) -> None:
-    """Copy the content of a regular file that is not a link; no file may be in the new place.
+def copy_regular(source: str | os.PathLike, target: str | os.PathLike, *, follow_links: bool = False) -> None:
+    """Copy the content of a regular file; no file may be in the new place.
 
     Raises:
         OSError: it cannot be read or written.
         ValueError: it is a link or not a regular file.
     """
-    with open_regular(source, follow_links=False) as file, open(target, "xb") as copy:
+    with open_regular(source, follow_links=follow_links) as file, open(target, "xb") as copy:
         shutil.copyfileobj(file, copy, MIB)
-
-
-def plain_files_below(folder: str | os.PathLike) -> list[Path]:
-    """The regular files anywhere below a folder, sorted; links to files or folders are left aside, and so are pipes and devices."""
-    found = []
-    for where, folders, names in os.walk(folder, followlinks=False):
-        folders.sort()
-        for name in names:
-            path = Path(where, name)
-            if stat.S_ISREG(path.lstat().st_mode):
-                found.append(path)
-    return sorted(found)

@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 _FORMAT = "torch.distributed.checkpoint"
+MAX_DIMENSIONS = 64  # of a tensor
 # Dataclasses: made empty, then given fields by name.
 _OBJECTS: dict[tuple[str, str], type] = {
     **{(f"{_FORMAT}.metadata", kind.__name__): kind for kind in (
@@ -45,7 +46,7 @@ class _Name(NamedTuple):
 
 
 def _size(parts) -> torch.Size:
-    if not (isinstance(parts, (tuple, list)) and all(type(part) is int and 0 <= part < 1 << 63 for part in parts)):
+    if not (type(parts) in (tuple, list) and len(parts) <= MAX_DIMENSIONS and all(type(part) is int and 0 <= part < 1 << 63 for part in parts)):
         raise ValueError("a size is not made of whole numbers")
     return torch.Size(parts)
 
@@ -57,18 +58,20 @@ def _path(*parts) -> PosixPath:
 
 
 def _layout(name) -> torch.layout:
-    if name != "torch.strided":
-        raise ValueError(f"a layout is {str(name)[:40]!r}")
+    if type(name) is not str or name != "torch.strided":
+        raise ValueError("a layout is not torch.strided")
     return torch.strided
 
 
 def _memory_format(value) -> _MEM_FORMAT_ENCODING:
+    if type(value) is not int:
+        raise ValueError("a memory format is not a whole number")
     return _MEM_FORMAT_ENCODING(value)
 
 
 def _member(owner, name) -> _MEM_FORMAT_ENCODING:
     """Some Pythons, such as 3.11.2, write a member of an enumeration as a call of ``getattr``."""
-    if owner != _Name(f"{_FORMAT}.metadata", "_MEM_FORMAT_ENCODING"):
+    if type(owner) is not _Name or owner != _Name(f"{_FORMAT}.metadata", "_MEM_FORMAT_ENCODING") or type(name) is not str:
         raise ValueError("it asks for an attribute")
     return _MEM_FORMAT_ENCODING[name]
 
@@ -100,7 +103,7 @@ def parse_index(content: bytes) -> Metadata:
         return found
     except ValueError:
         raise
-    except (IndexError, KeyError, TypeError, AttributeError, struct.error, UnicodeDecodeError, OverflowError, MemoryError) as error:
+    except (IndexError, KeyError, TypeError, AttributeError, struct.error, UnicodeDecodeError, OverflowError, MemoryError, RecursionError) as error:
         raise ValueError(f"it is damaged ({type(error).__name__}: {error})") from None
 
 
@@ -263,7 +266,7 @@ def _made(name, arguments) -> Any:
 
 def _called(name, arguments) -> Any:
     function = _CALLS.get(name) if type(name) is _Name else None
-    if function is None or type(arguments) is not tuple:
+    if function is None or type(arguments) is not tuple or len(arguments) > MAX_DIMENSIONS:
         raise ValueError("it calls something that is not a function of an index")
     return function(*arguments)
 
@@ -300,6 +303,8 @@ def _check(index: Metadata) -> None:
             if not is_whole or not all(_is_chunk(chunk, len(found.size)) for chunk in found.chunks):
                 raise ValueError(f"the tensor {name[:80]!r} is damaged")
     for key, place in places.items():
+        if type(key) is MetadataIndex:
+            _check_key(key)  # which may have been altered after it became a key
         is_whole = type(key) is MetadataIndex and type(place) is _StorageInfo and type(place.relative_path) is str
         if not is_whole or not all(type(value) is int and 0 <= value < 1 << 63 for value in (place.offset, place.length)):
             raise ValueError("the place of a tensor is damaged")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from megatron_music.config import Run
 from megatron_music.counted import counted
-from megatron_music.errors import refuse_unless
+from megatron_music.errors import REQUEUE, refuse_unless
 from megatron_music.training import distributed, messages
 from megatron_music.training.checkpoint import Progress, load_checkpoint
 from megatron_music.training.checkpoint_folder import read_latest
@@ -26,7 +26,7 @@ from megatron_music.training.step_profiler import StepProfiler
 from megatron_music.training.tasks import Task, facts_to_tell, task_of
 from megatron_music.training.throughput import Throughput
 
-DONE, FAILED, REQUEUE = 0, 1, 75  # exit status; 75 is EX_TEMPFAIL of sysexits.h: try again
+DONE, FAILED = 0, 1  # exit status, beside REQUEUE
 
 
 def train(config: Run, *, profile_steps: tuple[int, int] | None = None) -> int:
@@ -220,18 +220,19 @@ def _is_due(iteration: int, interval: int, is_last: bool) -> bool:
 def _signals() -> Iterator[list]:
     """A list that fills when the run is asked to stop.
 
-    Slurm sends SIGUSR1 or SIGTERM before it kills, a person SIGINT. A second one takes its usual course.
+    Slurm sends SIGUSR1 or SIGTERM before it kills, a person SIGINT, a terminal that closes SIGHUP. A second one takes its usual
+    course. Signals that are ignored, as under nohup or in a script's background, stay ignored.
     """
     asked: list[int] = []
-    kinds = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    kinds = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
     def ask(number, frame) -> None:
         asked.append(number)
         signal.signal(number, previous[number])
 
-    previous = {kind: signal.getsignal(kind) for kind in kinds}
+    previous = {kind: handler for kind in kinds if (handler := signal.getsignal(kind)) not in (signal.SIG_IGN, None)}
     try:
-        for kind in kinds:
+        for kind in previous:
             signal.signal(kind, ask)
     except ValueError:
         # Only the main thread may listen; elsewhere, whoever started the thread does.

@@ -106,13 +106,8 @@ def held_folder(folder: Path | None) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; name a folder with checkpoint.save=DIR")
     is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = _locked(folder)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{folder} is in use by a run that is under way; wait for it or name another folder") from None
         try:
             yield
         finally:
@@ -121,6 +116,23 @@ def held_folder(folder: Path | None) -> Iterator[None]:
                 with suppress(OSError):  # something was put there meanwhile
                     folder.rmdir()
     finally:
+        os.close(descriptor)
+
+
+def _locked(folder: Path) -> int:
+    """The descriptor of the folder, locked: of the one that lies there, not of one that a start which failed has just removed."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise ConfigError(f"{folder} is in use by a run that is under way; wait for it or name another folder") from None
+        except FileNotFoundError:
+            pass
         os.close(descriptor)
 
 

@@ -86,16 +86,20 @@ def test_a_text_encoder_of_the_hub_comes_from_the_cache_alone(tmp_path, hub, sen
     assert not asked
 
 
-def test_links_beside_a_text_encoder_are_not_copied(tmp_path):
-    """A link in a stranger's folder would bring a file of the user's into every checkpoint."""
+@pytest.mark.parametrize("is_named_by_the_user", [True, False])
+def test_links_beside_a_text_encoder_are_copied_for_the_user_alone(tmp_path, is_named_by_the_user):
+    """A folder of the hub's cache is all links; a link in a stranger's would bring a file of the user's into every checkpoint."""
     transformers = pytest.importorskip("transformers")
     from megatron_music.audio.text_encoder import HuggingFaceTextEncoder
 
     (tmp_path / "secret").write_text("key")
     encoder = object.__new__(HuggingFaceTextEncoder)
-    encoder.where, encoder.length = str(tmp_path / "given"), 16
+    encoder.where, encoder.length, encoder._follows_links = str(tmp_path / "given"), 16, is_named_by_the_user
     (tmp_path / "given").mkdir()
     (tmp_path / "given" / "config.json").write_text("{}")
     (tmp_path / "given" / "readme.txt").symlink_to(tmp_path / "secret")
     encoder.save(tmp_path / "kept")
-    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["config.json", "hub.json"] and transformers
+    encoder.save(tmp_path / "kept")
+    names = ["config.json", "hub.json", *(["readme.txt"] if is_named_by_the_user else [])]
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == names and transformers
+    assert not any(path.is_symlink() for path in (tmp_path / "kept").iterdir())

@@ -57,6 +57,12 @@ HOSTILE = {
     "persistent objects": FORMAT + b"Pabc\n.",
     "an instance by name": FORMAT + b"(ios\nsystem\n.",
     "keys whose hash takes for ever": FORMAT + b"})\x94" + b"".join(b"h" + bytes([n]) + b"\x86\x94" for n in range(60)) + b"Ns.",
+    "a value whose hash overflows the stack": FORMAT + GLOBAL("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING").encode() + b")"
+        + b"\x85" * 1_000_000 + b"\x85R.",
+    "a name that doubles when it is printed": FORMAT + GLOBAL("torch.serialization", "_get_layout").encode() + b")\x94"
+        + b"".join(b"h" + bytes([n]) + b"\x86\x94" for n in range(60)) + b"\x85R.",
+    "a name that is nested deeply": FORMAT + GLOBAL("torch.serialization", "_get_layout").encode() + b")" + b"\x85" * 5_000 + b"\x85R.",
+    "a size of a million dimensions": FORMAT + GLOBAL("torch", "Size").encode() + b"](" + b"K\x01" * 1_000_000 + b"e\x85R.",
     "a memo of 4 GB": FORMAT + b"Nr\xff\xff\xff\xff.",
     "a text that is not there": FORMAT + b"X\xff\xff\xff\xffabc.",
     "nothing on the stack": FORMAT + b"ssss.",
