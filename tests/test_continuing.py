@@ -128,6 +128,15 @@ def test_a_piece_that_ends_in_a_meter_the_model_does_not_know_is_refused():
     assert Continuation(score, Encoding(unknown_meters=("3/4",))).opening.num_bars == 6
 
 
+def test_a_piece_in_24_16_is_continued_in_12_8_under_its_own_time_signature():
+    content = smf(at_times(*quarters(0, 60, 50, 12), (0, b"\xff\x58\x04\x18\x04\x18\x08")), division=QUARTER)
+    encoding = Encoding(meters=("all",))
+    song = Continuation(read_midi(content), encoding)
+    assert song.opening.time_signatures == ((0, 12, 8),) and song.join == 12 * QUARTER
+    (new,) = added(content, continued(content, encoding)[0])
+    assert new and not [message for _, message in new if message[:2] == b"\xff\x58"]
+
+
 def test_a_continuation_stays_in_the_last_meter_and_tempo():
     encoding = Encoding(meters=("3/4", "4/4"), tempo=True)
     signatures = (TimeSignature(0, 4, 4), TimeSignature(64, 3, 4))

@@ -17,10 +17,12 @@ from megatron_music.data.encode import ARRAYS, encode_content, encode_score, fas
 from megatron_music.data.options import BuildOptions
 from megatron_music.data.page import page
 from megatron_music.data.report import describe, markdown
+from megatron_music.data.unheld import count_unheld
 from megatron_music.music.grid import quantize, sections
 from megatron_music.music.midi import MidiError, read_midi, write_midi
 from megatron_music.music.score import Score, Track
 from megatron_music.tokens.folder import Encoding, read_encoding, write_tokenizer_folder
+from megatron_music.tokens.vocabulary import to_text
 from tiny import tiny_score
 
 END = b"\x00\xff\x2f\x00"
@@ -366,6 +368,24 @@ def test_a_meter_beside_a_bar_line_is_on_it(engine, steps, tick):
     right = encode_score(read_midi(quarters(28, (1920, THREE_FOUR))), encoding, engine=engine)
     assert np.array_equal(found.ids, right.ids) and len(found.lengths) == 9 and not found.left_out
     assert sum(report.notes_in for report in found.reports) == 28
+
+
+@pytest.mark.parametrize(("declared", "written"), [
+    ((24, 4), "TIME_SIGNATURE=12/8"), ((18, 2), "TIME_SIGNATURE=9/2"), ((4, 0), "TIME_SIGNATURE=8/2"), ((12, 5), "TIME_SIGNATURE=6/16"),
+    ((6, 2), "TIME_SIGNATURE=6/4"), ((21, 4), None),
+])  # fmt: skip
+def test_a_meter_without_a_token_is_written_as_one_with_bars_of_the_same_length(declared, written):
+    numerator, power = declared
+    score = read_midi(quarters(48, (0, b"\xff\x58\x04" + bytes([numerator, power, 24, 8]))))
+    encoding = Encoding(bars=1, meters=("all",))
+    found = encode_score(score, encoding)
+    if written is None:
+        assert found.left_out and not len(found.ids) and count_unheld(score, encoding)["meters"] == 1
+        return
+    bar = numerator * 16 // 2**power
+    assert len(found.lengths) == -(-48 * 4 // bar) and to_text(found.ids[: found.lengths[0]]).split()[1] == written
+    equal = written != f"TIME_SIGNATURE={numerator}/{2**power}"
+    assert count_unheld(score, encoding).get("equal meters", 0) == equal and "meters" not in count_unheld(score, encoding)
 
 
 def test_a_meter_at_tick_1_makes_one_piece():

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 
 from megatron_music.music.grid import FASTEST, SLOWEST, tempo_places
-from megatron_music.music.score import DEFAULT_QUARTERS_PER_MINUTE, DEFAULT_VELOCITY, Score
+from megatron_music.music.score import DEFAULT_QUARTERS_PER_MINUTE, DEFAULT_VELOCITY, Score, known_meter
 from megatron_music.tokens.folder import Encoding
 
 PEDAL_NOTES = {True: "notes lengthened by the pedal", False: "notes the pedal would lengthen"}
@@ -30,6 +30,7 @@ WORDS = {
     "tempos": "tempos other than 120, which is what a piece has without --tempo",
     "tempos inside a bar": "tempos that hold at no bar line",
     "clipped tempos": f"tempos outside {SLOWEST:g} to {FASTEST:g} quarter notes per minute",
+    "equal meters": "time signatures that are written as another with bars of the same length, such as 12/8 for 24/16",
     "meters": "time signatures that are not encoded",
 }
 
@@ -53,7 +54,9 @@ def count_unheld(score: Score, encoding: Encoding) -> dict[str, int]:
             places = tempo_places(score, lines, encoding.steps_per_quarter)
             counts["tempos inside a bar"] = len(speeds) - len(np.unique(places[places >= 0]))
     wanted = _meters(encoding.meters)
-    counts["meters"] = len([0 for _, numerator, denominator in score.time_signatures if (numerator, denominator) not in wanted])
+    written = [known_meter(*signature[1:]) for signature in score.time_signatures]
+    counts["meters"] = len([meter for meter in written if meter not in wanted])
+    counts["equal meters"] = len([0 for s, meter in zip(score.time_signatures, written, strict=True) if meter in wanted and meter != s[1:]])
     return {kind: count for kind, count in counts.items() if count > 0}
 
 

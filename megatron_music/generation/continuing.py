@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from megatron_music.generation.given_bars import GivenBars
-from megatron_music.music.score import DEFAULT_VELOCITY, Score, TimeSignature, Track
+from megatron_music.music.score import DEFAULT_VELOCITY, Score, TimeSignature, Track, known_meter
 from megatron_music.tokens.folder import Encoding
 
 
@@ -72,7 +72,7 @@ class Continuation:
             tracks[number] = Track(np.concatenate([was.notes, new]), was.program, was.is_drum, was.voice, was.name)
         new_bars = (continued.length_steps - old) * ticks // steps
         signatures, meter = self._score.time_signatures, self._bars.meters[self._after - 1]
-        if self._bars.score.time_signatures[-1][1:] != meter:  # it changes after the last bar with notes
+        if known_meter(*self._bars.score.time_signatures[-1][1:]) != meter:  # it changes after the last bar with notes
             signatures = (*signatures, TimeSignature(self.join, *meter))
         return replace(self._score, tracks=tracks, time_signatures=signatures, length_steps=self.join + new_bars)
 

@@ -18,6 +18,7 @@ from megatron_music.music.score import (
     Tempo,
     TimeSignature,
     Track,
+    known_meter,
 )
 from megatron_music.tokens.folder import Encoding
 
@@ -31,7 +32,7 @@ class GivenBars:
 
     Attributes:
         lines: where bars begin, in ticks, and the end of the last one (int64, [bars + 1]).
-        meters: (numerator, denominator) of each bar.
+        meters: (numerator, denominator) of each bar, as tokens write it: 12/8 for 24/16.
         steps: of each bar on the encoding's grid; 0 for bars it does not encode, and for those that are cut short.
     """
 
@@ -85,7 +86,7 @@ def _changes(events: list) -> tuple:
 def _meters_of_bars(signatures: Sequence[TimeSignature], lines: np.ndarray) -> list[tuple[int, int]]:
     starts = np.array([signature.start_step for signature in signatures])
     places = np.searchsorted(starts, lines[:-1], side="right") - 1
-    return [signatures[place][1:] if place >= 0 else FOUR_FOUR[0][1:] for place in places.tolist()]
+    return [known_meter(*signatures[place][1:]) if place >= 0 else FOUR_FOUR[0][1:] for place in places.tolist()]
 
 
 def _steps_of_bars(

@@ -19,6 +19,7 @@ from megatron_music.music.score import (
     TimeSignature,
     Track,
     bar_lines,
+    known_meter,
     rows_of_tracks,
 )
 
@@ -345,6 +346,7 @@ def meter_changes(
         if signature[1:] in unknown:
             continue
         last = changes[-1]
+        signature = TimeSignature(signature.start_step, *known_meter(*signature[1:]))
         ticks, unit = 4 * score.steps_per_quarter * last.numerator, last.denominator  # ticks in so many bars
         bars = (2 * (signature.start_step - last.start_step) * unit + ticks) // (2 * ticks)
         line = last.start_step + bars * ticks // unit

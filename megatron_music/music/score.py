@@ -39,6 +39,20 @@ class TimeSignature(NamedTuple):
     denominator: int
 
 
+METER_COUNTS, METER_UNITS = range(1, 17), (2, 4, 8, 16)  # what tokens, and so models, know
+
+
+def known_meter(numerator: int, denominator: int) -> tuple[int, int]:
+    """The meter itself, or one with bars of the same length that tokens know, where they do not know it: 12/8 for 24/16."""
+    if numerator in METER_COUNTS and denominator in METER_UNITS:
+        return numerator, denominator
+    for unit in sorted(METER_UNITS, key=lambda unit: abs(unit - denominator)):
+        count, rest = divmod(numerator * unit, denominator)
+        if not rest and count in METER_COUNTS:
+            return count, unit
+    return numerator, denominator
+
+
 class Tempo(NamedTuple):
     start_step: int
     quarters_per_minute: float

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from megatron_music.music.grid import TEMPO_BINS, tempo_of_bin
-from megatron_music.music.score import VOICE_NAMES
+from megatron_music.music.score import METER_COUNTS, METER_UNITS, VOICE_NAMES
 
 NAME = "mmmtrack-1"
 DRUMS = "DRUMS"
@@ -45,7 +45,7 @@ BLOCKS = (
     Block("NOTE_ON", _numbers(128)),
     Block("NOTE_OFF", _numbers(128)),
     # For options that are off by default.
-    Block("TIME_SIGNATURE", tuple(f"{n}/{d}" for d in (2, 4, 8, 16) for n in range(1, 17))),
+    Block("TIME_SIGNATURE", tuple(f"{n}/{d}" for d in METER_UNITS for n in METER_COUNTS)),
     Block("TEMPO", _numbers(32)),
     Block("VELOCITY", _numbers(32)),
     Block("GENRE", _numbers(128)),
@@ -175,7 +175,8 @@ brackets, no label, no fill, and 4/4 bars alone.
 - A window begins by striking what sounds on, and ends by closing it.
 - **Meter.** A bar of n/d has 4n/d quarters, which must be whole steps: at 4 steps a quarter 16 steps in 4/4, 12 in 3/4
   and 6/8; at 12 steps three times as many. With `meters` beyond 4/4 the head has the TIME_SIGNATURE of the first bar.
-  A count above 16, such as 24/16, has no token: the range is full, and ids never move. Such parts are left out and counted.
+  A count above 16 has no token: the range is full, and ids never move. Where a meter of the range has bars of the same
+  length, that is written and counted, such as 12/8 for 24/16; otherwise, as for 21/16, the part is left out and counted.
 - **Tempo.** With `tempo` the head has the TEMPO of the first bar. A tempo goes to the bin nearest to it, and a bin is read as
   the roundest number in it ([decision 0012](decisions/0012-what-reading-settles.md)), so that 120 stays 120. TEMPO=0 to 31 are
   {tempos} quarter notes per minute.
