@@ -77,7 +77,7 @@ def _print_report(report: dict, options, was_there: bool) -> None:
     already = f"already built: {options.output}; nothing to do\n\n" if was_there else ""
     print_result(options, report, already + describe(report, options.output))
     if report["options"]["formats"] != ["text"]:  # which Megatron does not read
-        print_next(options, f"megatron-music train article data.path={options.output} checkpoint.save=RUN")
+        print_next(options, f"megatron-music train demo data.path={options.output} checkpoint.save=run")
 
 
 def inspect(options) -> None:

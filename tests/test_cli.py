@@ -457,7 +457,7 @@ def test_commands_say_what_to_do_next_but_not_to_scripts_and_not_when_quiet(caps
         return [line.partition("next: ")[2] for line in err.splitlines() if "next: " in line]
 
     built = ["build", "tokens", midi, "-o", out]
-    assert following(*built) == [f"megatron-music train article data.path={out} checkpoint.save=RUN"]
+    assert following(*built) == [f"megatron-music train demo data.path={out} checkpoint.save=run"]
     assert following(*built, "--json") == [] == following(*built, "-q")
     assert following("build", "tokens", midi, "-o", tmp_path / "text", "--format", "text") == [], "Megatron does not read text"
     audio = tmp_path / "audio"
