@@ -390,7 +390,7 @@ def _facts_of_run(folder: Path) -> dict:
     from dataclasses import asdict
 
     from megatron_music.config import RunConfig
-    from megatron_music.data.latents import read_index
+    from megatron_music.data.latents_index import read_index
     from megatron_music.recipes import read_run
     from megatron_music.training.checkpoint_folder import CONFIG, STATE, checkpoints_of
 

@@ -1,13 +1,16 @@
 """Cached embeddings and latents: what is written is read back, and what was changed is told."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from tiny_latents import CHANNELS, EMBEDDING, FRAMES, INFO, TEXT_LENGTH, TEXT_SIZE, tiny_latents
 
 from megatron_music.cli import main
-from megatron_music.data.latents import DamagedLatents, LatentDataset, LatentItem, write_index, write_samples, write_texts
+from megatron_music.data import latents
+from megatron_music.data.latents import LatentDataset, LatentItem, check_before_training, verify, write_samples, write_texts
+from megatron_music.data.latents_index import DamagedLatents, check_encoders, encoder_files, write_index
 
 
 def test_samples_are_read_back_across_shards(tmp_path):
@@ -89,3 +92,79 @@ def test_every_caption_has_a_state(tmp_path):
         write_texts(tmp_path, ["", "a"], np.zeros((2, 3, 4)), np.array([1, 0]))
     with pytest.raises(ValueError, match="caption 0 must be the empty one"):
         write_texts(tmp_path, ["a"], np.zeros((1, 3, 4)), np.array([1]))
+
+
+def changed(path, place=-1):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("name", ["encoders/music/made-up.json", "train/00001.safetensors", "texts.safetensors", "texts.jsonl"])
+def test_one_bit_that_changed_anywhere_is_refused_by_name_before_training(tmp_path, name):
+    folder = tiny_latents(tmp_path / "data")
+    assert verify(folder) == 2 + 6 + 3
+    check_before_training(folder)
+    changed(folder / name)
+    for compare in (verify, check_before_training):
+        with pytest.raises(DamagedLatents, match=r"(copy the folder|copy the dataset) again, or build") as error:
+            compare(folder)
+        assert str((folder / name).parent if name.startswith("encoders") else folder / name) in str(error.value)
+
+
+def test_large_shards_are_compared_by_inspect_alone_and_encoders_always(tmp_path, monkeypatch):
+    folder = tiny_latents(tmp_path / "data")
+    changed(folder / "train" / "00001.safetensors")
+    monkeypatch.setattr(latents, "CHECKED_BYTES", 100)
+    check_before_training(folder)
+    changed(folder / "encoders" / "text" / "made-up.json")
+    with pytest.raises(DamagedLatents, match="encoders/text is not the encoder that .*index.json names"):
+        check_before_training(folder)
+
+
+def test_encoders_that_are_links_or_missing_are_refused(tmp_path):
+    folder = tiny_latents(tmp_path / "data")
+    (tmp_path / "secret").write_text("key")
+    (folder / "encoders" / "music" / "readme.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(DamagedLatents, match="encoders/music cannot be read"):
+        check_encoders(folder)
+    shutil.rmtree(folder / "encoders" / "music")
+    with pytest.raises(DamagedLatents, match="encoders/music cannot be read"):
+        check_encoders(folder)
+
+
+def test_what_lies_beside_the_encoders_is_not_copied(tmp_path):
+    folder = tiny_latents(tmp_path / "data")
+    (folder / "encoders" / "notes").mkdir()
+    (folder / "encoders" / "notes" / "key.txt").write_text("key")
+    assert sorted(name for name, _ in encoder_files(folder)) == [f"encoders/{name}/made-up.json" for name in ("autoencoder", "music", "text")]
+
+
+ODD = [
+    ("latent_length", "5"), ("latent_length", None), ("latent_channels", True), ("sample_rate", -1), ("channels", 2.0), ("text_size", 2**70),
+    ("encoders", []), ("encoders", {"../..": {"name": "x", "sha256": "0" * 64}}), ("encoders", {"text": {"name": 5, "sha256": "0" * 64}}),
+    ("encoders", {"text": {"name": "x", "sha256": "0"}}), ("splits", []), ("splits", {"train": {}}), ("splits", {"train": [5]}),
+    ("splits", {"other": []}), ("splits", {"train": [{"name": "../00000.safetensors", "count": 1, "bytes": 1, "sha256": "0" * 64}]}),
+    ("splits", {"train": [{"name": "00000.safetensors", "count": "1", "bytes": 1, "sha256": "0" * 64}]}),
+    ("splits", {"train": [{"name": "00000.safetensors", "count": 1, "bytes": 1e300, "sha256": "0" * 64}]}),
+    ("files", {"../x.txt": {"bytes": 1, "sha256": "0" * 64}}), ("files", 5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), ODD)
+def test_an_odd_value_in_the_index_is_one_sentence(tmp_path, name, value):
+    folder = tiny_latents(tmp_path / "data")
+    index = json.loads((folder / "index.json").read_text()) | {name: value}
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(DamagedLatents, match=r"index.json is no index of latents \(.*\); build the dataset again") as error:
+        LatentDataset(folder, "train")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("latent_length", 15), ("latent_channels", 9), ("embedding_size", 512), ("text_length", 4), ("text_size", 25)])
+def test_an_index_of_other_shapes_than_the_shards_is_one_sentence(tmp_path, name, value):
+    folder = tiny_latents(tmp_path / "data")
+    index = json.loads((folder / "index.json").read_text()) | {name: value}
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(DamagedLatents, match=r"safetensors cannot be read \(its tensor \w+ is"):
+        LatentDataset(folder, "train")[0]

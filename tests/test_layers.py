@@ -51,7 +51,7 @@ NEVER_TORCH = [
     "megatron_music.data.archives", "megatron_music.data.build", "megatron_music.data.captioned", "megatron_music.data.crops",
     "megatron_music.data.charts", "megatron_music.data.corpus",
     "megatron_music.data.encode", "megatron_music.data.figures", "megatron_music.data.file_list", "megatron_music.data.folders", "megatron_music.data.grouping", "megatron_music.data.id_counts", "megatron_music.data.labels",
-    "megatron_music.data.latents", "megatron_music.data.latents_options", "megatron_music.data.merge",
+    "megatron_music.data.latents", "megatron_music.data.latents_index", "megatron_music.data.latents_options", "megatron_music.data.merge",
     "megatron_music.data.sounds", "megatron_music.whole_file",
     "megatron_music.data.page", "megatron_music.data.reasons", "megatron_music.data.words", "megatron_music.data.plan", "megatron_music.data.report", "megatron_music.data.shard",
     "megatron_music.data.worker", "megatron_music.data.workers", "megatron_music.dataset_commands",
@@ -73,7 +73,7 @@ NEVER_TORCH = [
     "megatron_music.tokens.compiled_sums", "megatron_music.tokens.compiled_windows", "megatron_music.music.compiling",
     "megatron_music.tokens.density", "megatron_music.tokens.fills", "megatron_music.tokens.folder",
     "megatron_music.tokens.grammar", "megatron_music.tokens.infill", "megatron_music.tokens.mmmtrack",
-    "megatron_music.storage.reading", "megatron_music.tokens.vocabulary", "megatron_music.tokens.windows", "megatron_music.tokens.wording",
+    "megatron_music.storage.reading", "megatron_music.storage.sealed", "megatron_music.tokens.vocabulary", "megatron_music.tokens.windows", "megatron_music.tokens.wording",
     "megatron_music.training.checkpoint_folder", "megatron_music.training.guard", "megatron_music.training.manifest",
 ]  # fmt: skip
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from megatron_music.config import Run
-from megatron_music.data.latents import LatentItem, LatentsInfo, write_index, write_samples, write_texts
+from megatron_music.data.latents import LatentItem, write_samples, write_texts
+from megatron_music.data.latents_index import ENCODERS, PARTS, LatentsInfo, encoder_hash, write_index
 from megatron_music.recipes import load_run
 
 CHANNELS, FRAMES, TEXT_SIZE, TEXT_LENGTH, EMBEDDING = 8, 16, 24, 5, 12
@@ -19,7 +20,7 @@ def tiny_latents(folder: Path, seed: int = 0, counts: dict[str, int] | None = No
     captions = ["", "a slow piano", "a fast organ", "strings", "a drum"]
     states = random.standard_normal((len(captions), TEXT_LENGTH, TEXT_SIZE)).astype(np.float32)
     lengths = np.array([1, 3, 3, 1, 2], np.int32)
-    write_texts(folder, captions, states, lengths)
+    files = write_texts(folder, captions, states, lengths)
     ways = random.standard_normal((len(captions), CHANNELS, FRAMES)).astype(np.float32)
     points = random.standard_normal((len(captions), EMBEDDING)).astype(np.float32)
     splits = {}
@@ -32,8 +33,12 @@ def tiny_latents(folder: Path, seed: int = 0, counts: dict[str, int] | None = No
             items.append(LatentItem(latents, embedding / np.linalg.norm(embedding), (int(kind), 4), 0.0, 2.0))
         parts = [items[: count // 2], items[count // 2 :]]
         splits[split] = [write_samples(folder / split / f"{n:05}.safetensors", part) for n, part in enumerate(parts) if part]
-    encoders = {name: {"name": f"made-up {name}", "sha256": "0" * 64} for name in ("text", "music", "autoencoder")}
-    write_index(folder, INFO, splits, encoders)
+    encoders = {}
+    for name in PARTS:
+        (folder / ENCODERS / name).mkdir(parents=True)
+        (folder / ENCODERS / name / "made-up.json").write_text(f'{{"name": "{name}"}}')
+        encoders[name] = {"name": f"made-up {name}", "sha256": encoder_hash(folder / ENCODERS / name)}
+    write_index(folder, INFO, splits, encoders, files)
     return folder
 
 

@@ -36,7 +36,8 @@ from megatron_music.data.latents import (
     write_samples,
     write_texts,
 )
-from megatron_music.data.latents_encoders import Encoders, encoders_of, hash_of, latent_frames
+from megatron_music.data.latents_encoders import Encoders, encoders_of, latent_frames
+from megatron_music.data.latents_index import encoder_hash
 from megatron_music.data.latents_options import LatentsOptions
 from megatron_music.data.plan import held, sync_path
 from megatron_music.data.splits import KEY_BYTES, assign_splits
@@ -254,7 +255,7 @@ def _merge(
     say(f"encoding {counted(len(texts) - 1, 'caption')}")
     states, keeps = zip(*(encoders.text.encode(texts[first : first + 256]) for first in range(0, len(texts), 256)), strict=True)
     lengths = torch.cat(keeps).sum(1).cpu().numpy()
-    write_texts(made, texts, torch.cat([part.cpu() for part in states]).numpy(), lengths)
+    files = write_texts(made, texts, torch.cat([part.cpu() for part in states]).numpy(), lengths)
     info = LatentsInfo(
         latent_channels=encoders.autoencoder.latent_channels,
         latent_length=latent_frames(options, encoders.autoencoder),
@@ -266,7 +267,7 @@ def _merge(
         text_size=encoders.text.size,
     )
     parts = {name: getattr(encoders, name) for name in Encoders._fields}
-    written = {name: {"name": part.name, "sha256": hash_of(made / ENCODERS / name)} for name, part in parts.items()}
+    written = {name: {"name": part.name, "sha256": encoder_hash(made / ENCODERS / name)} for name, part in parts.items()}
     write_whole(made / QUARANTINE, "".join(json.dumps(entry) + "\n" for entry in left_out).encode())
     report = {
         "fingerprint": fingerprint,
@@ -280,7 +281,7 @@ def _merge(
         "encoders": written,
     }
     write_whole(made / REPORT, (json.dumps(report, indent=1) + "\n").encode())
-    write_index(made, info, shards, written)
+    write_index(made, info, shards, written, files)
     sync_path(made)
     return report
 

@@ -8,46 +8,23 @@ are read where they lie on the disk. Shapes: C channels, T frames, L words, E em
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from megatron_music.storage.reading import read_json_object
+from megatron_music.data.latents_index import ENCODERS as ENCODERS
+from megatron_music.data.latents_index import INDEX, SPLITS, DamagedLatents, LatentsInfo, check_encoders, file_hash, read_index
+from megatron_music.data.latents_index import write_index as write_index
+from megatron_music.storage.reading import regular
 from megatron_music.whole_file import write_whole
 
-FORMAT = 1
-INDEX, TEXTS, CAPTIONS, ENCODERS = "index.json", "texts.safetensors", "texts.jsonl", "encoders"
-SPLITS = ("train", "valid", "test")
-
-
-@dataclass(frozen=True)
-class LatentsInfo:
-    """What all samples have in common.
-
-    Args:
-        latent_channels, latent_length: C and T.
-        sample_rate, channels, downsampling: of the sound, and how many of its frames are one of T.
-        embedding_size: E.
-        text_length, text_size: L, and the size of each word's state.
-    """
-
-    latent_channels: int
-    latent_length: int
-    sample_rate: int
-    channels: int
-    downsampling: int
-    embedding_size: int
-    text_length: int
-    text_size: int
-
-    @property
-    def seconds(self) -> float:
-        """Of a sample."""
-        return self.latent_length * self.downsampling / self.sample_rate
+TEXTS, CAPTIONS = "texts.safetensors", "texts.jsonl"
+CHECKED_BYTES = 1 << 30  # of shards: up to there a run compares their hashes before its first step, in about a second
+REMEDY = "copy the dataset again, or build it again"
 
 
 class LatentItem(NamedTuple):
@@ -58,10 +35,6 @@ class LatentItem(NamedTuple):
     captions: tuple[int, ...]  # numbers of texts, any of which is true of it
     seconds_start: float  # where in its file it begins
     seconds_total: float  # of its file
-
-
-class DamagedLatents(ValueError):
-    """A dataset is not what its index says."""
 
 
 class LatentDataset:
@@ -86,7 +59,7 @@ class LatentDataset:
             path = self.folder / split / shard["name"]
             if not path.is_file() or path.stat().st_size != shard["bytes"]:
                 raise DamagedLatents(
-                    f"{path} is missing or has another size than {self.folder / INDEX} says; build the dataset again"
+                    f"{path} is missing or has another size than {self.folder / INDEX} says; {REMEDY}"
                 )
 
     def __len__(self) -> int:
@@ -115,62 +88,136 @@ class LatentDataset:
         """A caption as it was written."""
         return self._captions[number]
 
+    @property
+    def num_bytes(self) -> int:
+        """Of its shards."""
+        return sum(shard["bytes"] for shard in self._shards)
+
     def check(self) -> None:
         """Compare every byte with the hashes of the index.
 
         Raises:
             DamagedLatents: the first file that differs.
         """
+        for _ in self.files_checked():
+            pass
+
+    def files_checked(self) -> Iterator[Path]:
+        """The shards, each once its bytes are those that the index has a hash of. Raises as ``check``."""
         for shard in self._shards:
             path = self.folder / self.split / shard["name"]
-            with open(path, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
-                    raise DamagedLatents(f"{path} was changed since it was written; build the dataset again")
+            _check_file(path, shard["sha256"])
+            yield path
 
     def _open(self, shard: int):
         if shard not in self._files:
-            self._files[shard] = _opened(self.folder / self.split / self._shards[shard]["name"])
+            path, count, info = self.folder / self.split / self._shards[shard]["name"], self._shards[shard]["count"], self.info
+            file = _opened(path, {
+                "latents": ("F32", (count, info.latent_channels, info.latent_length)), "embeddings": ("F32", (count, info.embedding_size)),
+                "seconds_start": ("F32", (count,)), "seconds_total": ("F32", (count,)),
+                "caption_starts": ("I64", (count + 1,)), "caption_numbers": ("I64", (None,)),
+            })  # fmt: skip
+            starts, numbers = file.get_tensor("caption_starts"), file.get_tensor("caption_numbers")
+            is_sorted = starts[0] == 0 and starts[-1] == len(numbers) and (np.diff(starts) > 0).all()
+            if not is_sorted or not ((numbers >= 0) & (numbers < len(self._lengths))).all():
+                raise DamagedLatents(f"{path} names captions that {self.folder / TEXTS} does not have; {REMEDY}")
+            self._files[shard] = file
         return self._files[shard]
 
     @cached_property
     def _texts(self):
-        return _opened(self.folder / TEXTS)
+        info = self.info
+        wanted = {"states": ("F32", (None, info.text_length, info.text_size)), "lengths": ("I32", (None,))}
+        return _opened(self.folder / TEXTS, wanted)
 
     @cached_property
     def _lengths(self) -> np.ndarray:
-        return self._texts.get_tensor("lengths")
+        lengths = self._texts.get_tensor("lengths")
+        count = self._texts.get_slice("states").get_shape()[0]
+        if len(lengths) != count or not ((lengths >= 1) & (lengths <= self.info.text_length)).all():
+            raise DamagedLatents(f"{self.folder / TEXTS} has lengths of captions that cannot be; {REMEDY}")
+        return lengths
 
     @cached_property
     def _captions(self) -> list[str]:
-        return [json.loads(line) for line in (self.folder / CAPTIONS).read_text(encoding="utf-8").splitlines()]
+        path = self.folder / CAPTIONS
+        try:
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError, RecursionError) as error:
+            raise DamagedLatents(f"{path} cannot be read ({error}); {REMEDY}") from None
 
 
-def _opened(path: Path):
+def check_before_training(folder: str | os.PathLike) -> None:
+    """Compare the encoders with the hashes of the index, and the shards too where they have 1 GiB or less.
+
+    Raises:
+        DamagedLatents: the first file that differs.
+    """
+    check_encoders(folder)
+    datasets = [LatentDataset(folder, split) for split in SPLITS]
+    if sum(dataset.num_bytes for dataset in datasets) <= CHECKED_BYTES:
+        for _ in _files_checked(Path(folder), datasets):
+            pass
+
+
+def verify(folder: str | os.PathLike, progress: Callable[[Iterable, int], Iterable] = lambda items, total: items) -> int:
+    """Compare every file of a dataset with the hashes of its index: encoders, captions and shards.
+
+    Args:
+        progress: wraps the iteration over files, given their number.
+
+    Returns:
+        How many files and encoders were compared.
+
+    Raises:
+        DamagedLatents: the first that is missing or differs, by name, with what to do.
+    """
+    folder, index = Path(folder), read_index(folder)
+    check_encoders(folder)
+    datasets = [LatentDataset(folder, split) for split in SPLITS]
+    total = len(index.get("files", {})) + sum(len(index["splits"].get(split, ())) for split in SPLITS)
+    for _ in progress(_files_checked(folder, datasets), total):
+        pass
+    return total + len(index["encoders"])
+
+
+def _files_checked(folder: Path, datasets: Sequence[LatentDataset]) -> Iterator[Path]:
+    """The files that were compared; of a dataset of a version that kept no hashes of its captions, the shards alone."""
+    for name, wanted in read_index(folder).get("files", {}).items():
+        _check_file(folder / name, wanted["sha256"])
+        yield folder / name
+    for dataset in datasets:
+        yield from dataset.files_checked()
+
+
+def _check_file(path: Path, wanted: str) -> None:
+    try:
+        found = file_hash(path, follow_links=True)
+    except (OSError, ValueError) as error:
+        raise DamagedLatents(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}); {REMEDY}") from None
+    if found != wanted:
+        raise DamagedLatents(f"{path} was changed since it was written: its SHA-256 is another; {REMEDY}")
+
+
+def _opened(path: Path, tensors: dict[str, tuple[str, tuple]]):
+    """A safetensors file that has these tensors.
+
+    Args:
+        tensors: type and shape of each; None in a shape is any size.
+    """
     from safetensors import SafetensorError, safe_open  # here, not at the top: a GPT trains without the extra `audio`
 
     try:
-        return safe_open(path, "numpy")
-    except (OSError, SafetensorError) as error:
-        raise DamagedLatents(f"{path} cannot be read ({str(error).splitlines()[0]}); build the dataset again") from None
-
-
-def read_index(folder: Path) -> dict:
-    """``index.json`` of a dataset.
-
-    Raises:
-        DamagedLatents: it is missing or no such file.
-    """
-    path = folder / INDEX
-    try:
-        index = read_json_object(path)
-        known = {item.name for item in fields(LatentsInfo)}
-        if index["format"] != FORMAT or not known <= index.keys() or not isinstance(index["splits"], dict):
-            raise ValueError(f"its format is {index['format']}, where this version reads {FORMAT}")
-        return index
-    except FileNotFoundError:
-        raise DamagedLatents(f"{folder} holds no {INDEX}; make it with `megatron-music build latents AUDIO_DIR -o {folder}`") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedLatents(f"{path} is no index of latents ({error}); build the dataset again") from None
+        file = safe_open(regular(path, follow_links=True), "numpy")
+        for name, (kind, shape) in tensors.items():
+            part = file.get_slice(name)
+            found = tuple(part.get_shape())
+            is_it = len(found) == len(shape) and all(wanted in (None, size) for wanted, size in zip(shape, found, strict=True))
+            if part.get_dtype() != kind or not is_it:
+                raise ValueError(f"its tensor {name} is {part.get_dtype()} {list(found)}, where the index says {kind} {list(shape)}")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DamagedLatents(f"{path} cannot be read ({str(error).splitlines()[0]}); {REMEDY}") from None
+    return file
 
 
 def write_samples(path: Path, items: Sequence[LatentItem]) -> dict:
@@ -202,8 +249,11 @@ def write_samples(path: Path, items: Sequence[LatentItem]) -> dict:
     }
 
 
-def write_texts(folder: Path, captions: Sequence[str], states: np.ndarray, lengths: np.ndarray) -> None:
+def write_texts(folder: Path, captions: Sequence[str], states: np.ndarray, lengths: np.ndarray) -> dict[str, dict]:
     """Write the captions and their states [U, L, size]; the first is the empty one.
+
+    Returns:
+        What the index says of both files.
 
     Raises:
         ValueError: it is not, or one has no word at all: attention needs something to attend to.
@@ -212,17 +262,10 @@ def write_texts(folder: Path, captions: Sequence[str], states: np.ndarray, lengt
 
     if not captions or captions[0] != "" or int(lengths.min()) < 1:
         raise ValueError("caption 0 must be the empty one, and every caption needs at least one state")
-    content = save({"states": np.ascontiguousarray(states, np.float32), "lengths": np.ascontiguousarray(lengths, np.int32)})
-    write_whole(folder / TEXTS, content)
-    write_whole(folder / CAPTIONS, "".join(json.dumps(caption) + "\n" for caption in captions).encode())
-
-
-def write_index(folder: Path, info: LatentsInfo, splits: dict[str, list[dict]], encoders: dict[str, dict]) -> None:
-    """Write the index, last of all: a folder without it is no dataset.
-
-    Args:
-        splits: of each, what ``write_samples`` returned.
-        encoders: ``text``, ``music`` and ``autoencoder``, each with its ``name`` and ``sha256``.
-    """
-    index = {"format": FORMAT, **asdict(info), "encoders": encoders, "splits": splits}
-    write_whole(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
+    files = {
+        TEXTS: save({"states": np.ascontiguousarray(states, np.float32), "lengths": np.ascontiguousarray(lengths, np.int32)}),
+        CAPTIONS: "".join(json.dumps(caption) + "\n" for caption in captions).encode(),
+    }
+    for name, content in files.items():
+        write_whole(folder / name, content)
+    return {name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()}

@@ -1,6 +1,5 @@
 """The audio, music and text encoders of a dataset of latents: loaded, or fitted to the training files once."""
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -115,11 +114,3 @@ def _keep(encoder, folder: Path) -> None:
 def latent_frames(options: LatentsOptions, autoencoder: Autoencoder) -> int:
     """Latent frames of a sample."""
     return max(round(options.seconds * autoencoder.sample_rate / autoencoder.downsampling), 1)
-
-
-def hash_of(folder: Path) -> str:
-    """SHA-256 of all files of an encoder's folder, by name."""
-    found = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        found.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    return found.hexdigest()

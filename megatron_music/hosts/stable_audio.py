@@ -15,8 +15,7 @@ import torch
 from megatron_music.audio.oobleck import load_oobleck
 from megatron_music.audio.text_encoder import HUB, load_text_encoder
 from megatron_music.config import ConfigError, LoggingConfig, ParallelConfig, TrainConfig, refuse_unless
-from megatron_music.data.latents import ENCODERS, INDEX, LatentsInfo, write_index
-from megatron_music.data.latents_encoders import hash_of
+from megatron_music.data.latents_index import ENCODERS, INDEX, LatentsInfo, encoder_hash, write_index
 from megatron_music.flow_run import FlowConfig, FlowModelConfig, FlowRunConfig
 from megatron_music.models.conditions import LONGEST_SECONDS
 from megatron_music.models.convert_dit import from_diffusers, load_weights, to_diffusers
@@ -235,4 +234,4 @@ def _info(folder: Path, size: DiTSize) -> tuple[LatentsInfo, dict[str, dict]]:
         0, text.length, text.size,
     )  # fmt: skip
     parts = {"autoencoder": autoencoder, "text": text}
-    return info, {name: {"name": part.name, "sha256": hash_of(folder / name)} for name, part in parts.items()}
+    return info, {name: {"name": part.name, "sha256": encoder_hash(folder / name)} for name, part in parts.items()}

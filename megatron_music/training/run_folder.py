@@ -14,7 +14,8 @@ from pathlib import Path
 
 from megatron_music.config import ConfigError, Run, RunConfig
 from megatron_music.data.folders import CACHE, DATA_RECORD, Tokenizer, check_folders, difference_of_records, record_of
-from megatron_music.data.latents import INDEX, LatentDataset
+from megatron_music.data.latents import LatentDataset
+from megatron_music.data.latents_index import INDEX
 from megatron_music.flow_run import OF_DATA, FlowRunConfig
 from megatron_music.output import logger
 from megatron_music.recipes import read_run, write_run

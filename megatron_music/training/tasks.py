@@ -18,14 +18,14 @@ from megatron_music.data.batches import build_datasets, micro_batches
 from megatron_music.data.folders import (
     DATA_RECORD,
     differences,
-    files_below,
     num_tokens,
     record_bytes,
     record_of,
     tokenizer_files,
     without_tokens,
 )
-from megatron_music.data.latents import INDEX, LatentDataset
+from megatron_music.data.latents import LatentDataset, check_before_training
+from megatron_music.data.latents_index import INDEX, encoder_files
 from megatron_music.errors import refuse_unless
 from megatron_music.flow_run import FlowRunConfig
 from megatron_music.models.conditions import build_conditioned_dit
@@ -178,7 +178,7 @@ def flow_task(config: FlowRunConfig) -> Task:
         forward_step=flow_step.forward_step,
         train_batches=lambda consumed_samples: batches(train_set, consumed_samples),
         valid_batches=(lambda: batches(valid_set, 0, shuffles=False)) if train.eval_iters and len(valid_set) else None,
-        files=files_below(folder, "encoders") | {INDEX: (folder / INDEX).read_bytes()},
+        files=_files_of_latents(folder),
         seq_length=padded_length(positions, config.parallel),
         work=Work(
             positions,
@@ -193,6 +193,12 @@ def flow_task(config: FlowRunConfig) -> Task:
             f"{flow_flops.FORMULA} (all attention, {positions} positions, {train_set.info.text_length} words)",
         ),
     )
+
+
+def _files_of_latents(folder: Path) -> dict[str, bytes]:
+    """What a checkpoint takes from a dataset of latents, whose hashes were compared."""
+    distributed.on_main(lambda: check_before_training(folder))
+    return dict(encoder_files(folder)) | {INDEX: (folder / INDEX).read_bytes()}
 
 
 def build_flow_model(config: FlowRunConfig, dtype: torch.dtype = torch.float32, vp_stage: int | None = None):
