@@ -18,10 +18,11 @@ from megatron_music.audio.autoencoder import load_autoencoder
 from megatron_music.audio.music_encoder import load_music_encoder
 from megatron_music.audio.waveform import Waveform, read_waveform, write_waveform
 from megatron_music.cli import main
-from megatron_music.data.build_latents import _fill_in, _shared, build_latents
+from megatron_music.data.build_latents import _shared, build_latents
 from megatron_music.data.captioned import read_captioned
 from megatron_music.data.latents import LatentDataset, LatentItem
 from megatron_music.data.latents_options import LatentsOptions
+from megatron_music.data.latents_shards import _fill_in
 from megatron_music.data.plan import held
 
 OPTIONS = {

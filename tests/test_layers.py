@@ -54,7 +54,7 @@ NEVER_TORCH = [
     "megatron_music.data.latents", "megatron_music.data.latents_index", "megatron_music.data.latents_options", "megatron_music.data.merge",
     "megatron_music.data.sounds", "megatron_music.whole_file",
     "megatron_music.data.page", "megatron_music.data.reasons", "megatron_music.data.words", "megatron_music.data.plan", "megatron_music.data.report", "megatron_music.data.shard",
-    "megatron_music.data.worker", "megatron_music.data.workers", "megatron_music.dataset_commands",
+    "megatron_music.data.worker", "megatron_music.data.worker_process", "megatron_music.data.workers", "megatron_music.data.audio_worker", "megatron_music.audio.excerpts", "megatron_music.dataset_commands",
     "megatron_music.generation.continuing", "megatron_music.generation.given_bars",
     "megatron_music.generation.infill", "megatron_music.generation.wishes", "megatron_music.hosts.megatron_lm",
     "megatron_music.output", "megatron_music.models.backends", "megatron_music.models.flow_sizes", "megatron_music.models.sizes",

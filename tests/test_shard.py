@@ -365,8 +365,8 @@ def test_no_more_workers_than_are_asked_for_or_needed(midi, tmp_path, monkeypatc
     started, alive = [], []
     start, kill = supervisor._Worker.__init__, supervisor._Worker.kill
 
-    def counted(worker, command):
-        start(worker, command)
+    def counted(worker, *given):
+        start(worker, *given)
         started.append(len(children()))
 
     monkeypatch.setattr(supervisor._Worker, "__init__", counted)

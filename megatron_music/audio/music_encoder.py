@@ -101,7 +101,11 @@ class SmallMusicEncoder:
         """Embeddings of sounds of any rate and number of channels (float32 [N, 512], of length 1)."""
         if not len(waveforms):
             return np.zeros((0, SIZE), np.float32)
-        return _of_length_1((np.stack([features_of(waveform) for waveform in waveforms]) - self._mean_F) @ self._map_FE)
+        return self.embed_features(np.stack([features_of(waveform) for waveform in waveforms]))
+
+    def embed_features(self, features_NF: np.ndarray) -> np.ndarray:
+        """Embeddings of sounds by their ``features_of``."""
+        return _of_length_1((features_NF - self._mean_F) @ self._map_FE)
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of texts (float32 [N, 512], of length 1)."""

@@ -4,21 +4,30 @@ A waveform is float32 [channels, frames] in -1 to 1, with a sample rate in Hz. W
 the demo need numpy alone.
 """
 
+import io
 import json
+import math
 import os
 import struct
 import wave
+from collections.abc import Iterable, Iterator
 from math import gcd
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from megatron_music.storage.reading import regular
 from megatron_music.whole_file import write_whole
 
 SUBTYPES = {16: "PCM_16", 24: "PCM_24"}
 SUFFIXES = (".wav", ".flac")
 READABLE = (*SUFFIXES, ".ogg", ".mp3", ".aiff", ".aif")
+# What is read; beyond it a file is damaged, or made to fill the memory.
+MIN_SAMPLE_RATE, MAX_SAMPLE_RATE, MAX_CHANNELS = 1000, 384_000, 24
+MAX_SECONDS, LOUDEST, MAX_WHOLE_BYTES = 12 * 3600, 100.0, 1 << 30
+_BLOCK_VALUES = 1 << 18  # decoded at a time
+_HALF_FILTER = 10  # of the polyphase filter: periods of the lower rate
 
 
 class Waveform(NamedTuple):
@@ -33,24 +42,72 @@ class Waveform(NamedTuple):
 
 
 def read_waveform(path: str | os.PathLike) -> Waveform:
-    """The sound of a file.
+    """The audio of a whole file.
 
     Raises:
-        ValueError: it is missing, no sound, empty, or holds what is no number; one sentence with the path.
+        ValueError: it is missing, not audio, empty, beyond what ``read_blocks`` reads, or longer than 1 GiB of samples; one
+            sentence with the path.
+    """
+    blocks, size = [], 0
+    for block in read_blocks(path):
+        blocks.append(block.samples)
+        size += block.samples.nbytes
+        if size > MAX_WHOLE_BYTES:
+            raise ValueError(f"{path} has more than {MAX_WHOLE_BYTES >> 30} GiB of samples; cut it into shorter files")
+    return Waveform(np.concatenate(blocks, axis=1), block.sample_rate)
+
+
+def read_blocks(path: str | os.PathLike) -> Iterator[Waveform]:
+    """The audio of a file, some seconds at a time, none of them empty: memory does not grow with the file.
+
+    Raises:
+        ValueError: it is missing, not audio, empty, of more than 24 channels, of a sample rate outside 1,000 to 384,000 Hz,
+            longer than 12 hours, or has samples that are not finite or louder than 100 times full scale; one sentence with the
+            path. It may come after blocks that were given.
     """
     import soundfile
 
     try:
-        samples, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError, TypeError) as error:
-        if not Path(path).exists():
-            raise ValueError(f"{path} does not exist; check the path") from None
-        raise ValueError(f"{path} is no sound that can be read ({str(error).splitlines()[0]}); convert it to WAV or FLAC") from None
-    if not len(samples):
+        regular(path, follow_links=True)  # a decoder would wait for a pipe
+        with soundfile.SoundFile(path) as file:
+            _check_format(path, file.samplerate, file.channels)
+            total = 0
+            while len(samples := file.read(_BLOCK_VALUES // file.channels, dtype="float32", always_2d=True)):
+                total += len(samples)
+                if total > MAX_SECONDS * file.samplerate:
+                    raise ValueError(f"{path} lasts more than {MAX_SECONDS // 3600} hours; cut it into shorter files")
+                _check_samples(path, samples)
+                yield Waveform(np.ascontiguousarray(samples.T), file.samplerate)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; check the path") from None
+    except (soundfile.LibsndfileError, OSError, TypeError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise ValueError(f"{path} is no sound that can be read ({reason}); convert it to WAV or FLAC") from None
+    if not total:
         raise ValueError(f"{path} has no samples; remove it")
-    if not np.isfinite(samples).all():
+
+
+def load_decoders() -> None:
+    """Import what reading and resampling need, which takes seconds the first time."""
+    import scipy.signal
+    import soundfile  # noqa: F401 (as above: it is loaded, not used)
+
+
+def _check_format(path: str | os.PathLike, sample_rate: int, channels: int) -> None:
+    if not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:
+        raise ValueError(
+            f"{path} has a sample rate of {sample_rate:,} Hz, where {MIN_SAMPLE_RATE:,} to {MAX_SAMPLE_RATE:,} are read; convert it"
+        )
+    if channels > MAX_CHANNELS:
+        raise ValueError(f"{path} has {channels} channels, where up to {MAX_CHANNELS} are read; mix it to fewer")
+
+
+def _check_samples(path: str | os.PathLike, samples: np.ndarray) -> None:
+    loudest = max(float(samples.max()), -float(samples.min()))
+    if not loudest <= LOUDEST:
+        if math.isfinite(loudest):
+            raise ValueError(f"{path} has samples up to {loudest:.3g}, where 1 is full scale; scale it down")
         raise ValueError(f"{path} has samples that are not finite; repair it or remove it")
-    return Waveform(np.ascontiguousarray(samples.T), sample_rate)
 
 
 def write_waveform(
@@ -121,21 +178,17 @@ def read_pcm16(path: str | os.PathLike) -> Waveform:
 def _write_flac(path: Path, samples: np.ndarray, sample_rate: int, bits: int, metadata: dict | None) -> None:
     import soundfile
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    content = io.BytesIO()
     try:
-        with soundfile.SoundFile(temporary, "w", sample_rate, len(samples), SUBTYPES[bits], format="FLAC") as file:
+        with soundfile.SoundFile(content, "w", sample_rate, len(samples), SUBTYPES[bits], format="FLAC") as file:
             if metadata:
                 if metadata.get("prompt"):
                     file.title = str(metadata["prompt"])
                 file.comment = json.dumps(metadata, ensure_ascii=False)
             file.write(samples.T)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except soundfile.LibsndfileError as error:
-        raise OSError(f"{path} cannot be written ({str(error).splitlines()[0]})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise ValueError(f"{path} cannot be written ({str(error).splitlines()[0]}); use another sample rate, or WAV") from None
+    write_whole(path, content.getvalue())
 
 
 def read_metadata(path: str | os.PathLike) -> dict:
@@ -159,6 +212,49 @@ def resampled(waveform: Waveform, sample_rate: int) -> Waveform:
     common = gcd(sample_rate, waveform.sample_rate)
     samples = resample_poly(waveform.samples, sample_rate // common, waveform.sample_rate // common, axis=1)
     return Waveform(samples.astype(np.float32), sample_rate)
+
+
+def resampled_blocks(blocks: Iterable[Waveform], sample_rate: int) -> Iterator[Waveform]:
+    """What ``resampled`` makes of the blocks in one piece, in blocks again."""
+    kept, done, last = None, 0, None  # samples from ``done - context`` on
+    for block in blocks:
+        if block.sample_rate == sample_rate:
+            yield block
+            continue
+        if last is None:
+            resample = _Resampler(block.sample_rate, sample_rate)
+            kept = np.zeros((len(block.samples), resample.context), np.float32)  # silence before the beginning
+        last = block
+        kept = np.concatenate([kept, block.samples], axis=1)
+        whole = (kept.shape[1] - 2 * resample.context) // resample.down * resample.down
+        if whole > 0:
+            yield resample(kept[:, : whole + 2 * resample.context], whole)
+            kept, done = kept[:, whole:], done + whole
+    if last is not None:
+        rest = kept.shape[1] - resample.context
+        kept = np.pad(kept, ((0, 0), (0, resample.context)))  # silence behind the end
+        if rest:
+            yield resample(kept, rest)
+
+
+class _Resampler:
+    """One rate to another, of samples with ``context`` more before and behind them."""
+
+    def __init__(self, source_rate: int, sample_rate: int):
+        from scipy.signal import firwin
+
+        common = gcd(sample_rate, source_rate)
+        self.up, self.down, self.sample_rate = sample_rate // common, source_rate // common, sample_rate
+        most, half = max(self.up, self.down), _HALF_FILTER * max(self.up, self.down)
+        self._filter = firwin(2 * half + 1, 1 / most, window=("kaiser", 5.0)).astype(np.float32)  # that of resample_poly
+        self.context = -(-(half // self.up + 1) // self.down) * self.down
+
+    def __call__(self, samples: np.ndarray, count: int) -> Waveform:
+        from scipy.signal import resample_poly
+
+        found = resample_poly(samples, self.up, self.down, axis=1, window=self._filter)
+        first = self.context // self.down * self.up
+        return Waveform(found[:, first : first + -(-count * self.up // self.down)].astype(np.float32), self.sample_rate)
 
 
 def with_channels(waveform: Waveform, channels: int) -> Waveform:

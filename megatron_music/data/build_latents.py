@@ -12,40 +12,30 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from megatron_music.audio.autoencoder import Autoencoder
 from megatron_music.audio.music_encoder import SIZE as EMBEDDING_SIZE
-from megatron_music.audio.music_encoder import MuQMuLanProcess
 from megatron_music.audio.text_encoder import TextEncoder
 from megatron_music.counted import counted
 from megatron_music.data.captioned import Captioned, read_captioned, with_names_on_disk
-from megatron_music.data.crops import Crops, LeftOut
-from megatron_music.data.latents import (
-    ENCODERS,
-    SPLITS,
-    LatentItem,
-    LatentsInfo,
-    write_index,
-    write_samples,
-    write_texts,
-)
-from megatron_music.data.latents_encoders import Encoders, encoders_of, latent_frames
-from megatron_music.data.latents_index import encoder_hash
+from megatron_music.data.crops import Crops
+from megatron_music.data.latents import write_texts
+from megatron_music.data.latents_encoders import ENCODER_HASHES, Encoders, close, encoders_of, keep_hashes, latent_frames
+from megatron_music.data.latents_index import ENCODERS, SPLITS, LatentsInfo, write_index
 from megatron_music.data.latents_options import LatentsOptions
+from megatron_music.data.latents_shards import RECORDS, Shard, encode_shards
 from megatron_music.data.plan import held, sync_path
 from megatron_music.data.splits import KEY_BYTES, assign_splits
+from megatron_music.storage.reading import read_bytes, read_json_object
+from megatron_music.storage.sealed import parse_sealed, sealed
 from megatron_music.whole_file import write_whole
 
 PLAN, REPORT, QUARANTINE = "plan.json", "report.json", "quarantine.jsonl"
-_BATCH = 8  # crops of one sound on a CPU
-_CUDA_BATCH = 32  # crops of several sounds on a GPU; halved where its memory is too small
 _FIT, _MERGE = "encoders.lock", "merge.lock"
 
 
@@ -91,34 +81,32 @@ def build_latents(
     if not out.absolute().parent.is_dir():
         raise ValueError(f"{out.absolute().parent} does not exist; make the folder first")
     with _shared(building, rank, world_size):
-        with _locked(building / _FIT):
-            if out.exists():  # other ranks were quicker
-                return None
-            _check_plan(building, fingerprint)
-            made = building / "out"
-            made.mkdir(exist_ok=True)
-            splits = _splits(sounds, options)
-            crops = Crops(folder, options)
-            encoders = encoders_of(made / ENCODERS, [sounds[n] for n in splits["train"]], crops, options, say, device)
-        jobs = [
-            _Job(split, number, [sounds[n] for n in files[first : first + options.files_per_shard]])
-            for split, files in splits.items()
-            for number, first in enumerate(range(0, len(files), options.files_per_shard))
-        ]
-        texts = ["", *dict.fromkeys(encoders.text.cut(caption) for sound in sounds for caption in sound.captions)]
-        try:
-            _encode_jobs(building, jobs[rank::world_size], texts, crops, encoders, options, device, progress, say)
-            with _locked(building / _MERGE):
-                if out.exists() or not all(job.record(building).exists() for job in jobs):
+        with Crops(folder, options) as crops, ExitStack() as at_end:
+            with _locked(building / _FIT):
+                if out.exists():  # other ranks were quicker
                     return None
-                report = _merge(building, sounds, jobs, texts, crops, encoders, options, fingerprint, say)
+                _check_plan(building, fingerprint)
+                made = building / "out"
+                made.mkdir(exist_ok=True)
+                splits = _splits(sounds, options)
+                encoders = encoders_of(made / ENCODERS, [sounds[n] for n in splits["train"]], crops, options, say, device)
+                at_end.callback(close, encoders.music)
+                keep_hashes(building, made / ENCODERS)
+            shards = [
+                Shard(split, number, [sounds[n] for n in files[first : first + options.files_per_shard]])
+                for split, files in splits.items()
+                for number, first in enumerate(range(0, len(files), options.files_per_shard))
+            ]
+            texts = ["", *dict.fromkeys(encoders.text.cut(caption) for sound in sounds for caption in sound.captions)]
+            encode_shards(building, shards[rank::world_size], texts, crops, encoders, options, device, progress, say)
+            with _locked(building / _MERGE):
+                if out.exists() or not all(shard.record(building).exists() for shard in shards):
+                    return None
+                report = _merge(building, sounds, shards, texts, folder, encoders, options, fingerprint, say)
                 os.rename(made, out)
                 sync_path(out.absolute().parent)
-                for path in (building / "records", building / PLAN, *building.glob("*.lock")):
+                for path in (building / RECORDS, building / PLAN, building / ENCODER_HASHES, *building.glob("*.lock")):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-        finally:
-            if isinstance(encoders.music, MuQMuLanProcess):
-                encoders.music.close()
     if world_size > 1:
         with suppress(ValueError), held(building):  # which removes what holds nothing but its lock; another rank may be in it still
             pass
@@ -163,7 +151,7 @@ def _fingerprint(folder: Path, sounds: Sequence[Captioned], options: LatentsOpti
 
 def _finished(out: Path, fingerprint: str) -> dict:
     try:
-        report = json.loads((out / REPORT).read_text(encoding="utf-8"))
+        report = read_json_object(out / REPORT)
         if report["fingerprint"] == fingerprint:
             return report
     except (OSError, ValueError, KeyError, TypeError):
@@ -175,12 +163,12 @@ def _check_plan(building: Path, fingerprint: str) -> None:
     path = building / PLAN
     if path.exists():
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError):
-            found = None
+            found = parse_sealed(read_bytes(path)).get("fingerprint")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} cannot be used ({error}); remove {building} and build again") from None
         if found != fingerprint:
             raise ValueError(f"{building} was begun with other sounds or options; go on with those, or remove it")
-    write_whole(path, (json.dumps({"fingerprint": fingerprint}) + "\n").encode())
+    write_whole(path, sealed(json.dumps({"fingerprint": fingerprint}) + "\n"))
 
 
 def _splits(sounds: Sequence[Captioned], options: LatentsOptions) -> dict[str, list[int]]:
@@ -191,50 +179,12 @@ def _splits(sounds: Sequence[Captioned], options: LatentsOptions) -> dict[str, l
     return {name: np.flatnonzero(found == number).tolist() for number, name in enumerate(SPLITS)}
 
 
-class _Job(NamedTuple):
-    """One shard."""
-
-    split: str
-    number: int
-    files: list[Captioned]
-
-    def record(self, building: Path) -> Path:
-        """Where it stands that the shard is whole, and what became of its sounds."""
-        return building / "records" / f"{self.split}-{self.number:05}.json"
-
-
-def _encode_jobs(
-    building: Path,
-    jobs: Sequence[_Job],
-    texts: Sequence[str],
-    crops: Crops,
-    encoders: Encoders,
-    options: LatentsOptions,
-    device: torch.device | str,
-    progress: Progress,
-    say: Callable,
-) -> None:
-    """Encode those of the shards that are not whole yet."""
-    (building / "records").mkdir(exist_ok=True)
-    numbers = {text: number for number, text in enumerate(texts)}
-    missing = [job for job in jobs if not job.record(building).exists()]
-    total = sum(len(job.files) for job in missing)
-    where = "" if torch.device(device).type == "cpu" else f" on {torch.cuda.get_device_name(device)}"
-    say(f"encoding {counted(total, 'sound')} in {len(missing):,} of {counted(len(jobs), 'shard')}{where}")
-    done = iter(progress(range(total), total))
-    for job in missing:
-        path = building / "out" / job.split / f"{job.number:05}.safetensors"
-        found = _encode_shard(path, job.files, numbers, crops, encoders, options, device, lambda: next(done, None))
-        write_whole(job.record(building), (json.dumps(found) + "\n").encode())
-    next(done, None)  # which ends a bar
-
-
 def _merge(
     building: Path,
     sounds: Sequence[Captioned],
-    jobs: Sequence[_Job],
+    shards_made: Sequence[Shard],
     texts: Sequence[str],
-    crops: Crops,
+    folder: Path,
     encoders: Encoders,
     options: LatentsOptions,
     fingerprint: str,
@@ -244,14 +194,14 @@ def _merge(
     made = building / "out"
     for path in made.rglob(".*.tmp"):  # of processes that were killed; the others have written theirs
         path.unlink()
-    found = {job[:2]: json.loads(job.record(building).read_text(encoding="utf-8")) for job in jobs}
+    found = {(shard.split, shard.number): shard.read_record(building) for shard in shards_made}
     shards = {
         split: [record["shard"] for (of, _), record in found.items() if of == split and record["shard"]] for split in SPLITS
     }
     left_out = [entry for record in found.values() for entry in record["left_out"]]
     if not shards["train"]:
         why = left_out[0]["reason"] if left_out else "there is none"
-        raise ValueError(f"no sound of {crops.folder} can be trained on ({why}); mend the folder and remove {building}")
+        raise ValueError(f"no sound of {folder} can be trained on ({why}); mend the folder and remove {building}")
     say(f"encoding {counted(len(texts) - 1, 'caption')}")
     states, keeps = zip(*(encoders.text.encode(texts[first : first + 256]) for first in range(0, len(texts), 256)), strict=True)
     lengths = torch.cat(keeps).sum(1).cpu().numpy()
@@ -266,8 +216,8 @@ def _merge(
         text_length=encoders.text.length,
         text_size=encoders.text.size,
     )
-    parts = {name: getattr(encoders, name) for name in Encoders._fields}
-    written = {name: {"name": part.name, "sha256": encoder_hash(made / ENCODERS / name)} for name, part in parts.items()}
+    hashes = keep_hashes(building, made / ENCODERS)
+    written = {name: {"name": getattr(encoders, name).name, "sha256": digest} for name, digest in hashes.items()}
     write_whole(made / QUARANTINE, "".join(json.dumps(entry) + "\n" for entry in left_out).encode())
     report = {
         "fingerprint": fingerprint,
@@ -290,57 +240,3 @@ def _unreadable(captions: Sequence[str], encoder: TextEncoder) -> dict:
     """How many captions hold no word that the text encoder knows, and the first of them."""
     found = [caption for caption in captions if not encoder.reads(caption).known]
     return {"count": len(found), "first": found[0] if found else None}
-
-
-def _encode_shard(
-    path: Path,
-    files: Sequence[Captioned],
-    numbers: dict[str, int],
-    crops: Crops,
-    encoders: Encoders,
-    options: LatentsOptions,
-    device: torch.device | str,
-    tick: Callable[[], object],
-) -> dict:
-    """Write the samples of some sounds, and tell what became of them."""
-    autoencoder = encoders.autoencoder
-    length = latent_frames(options, autoencoder) * autoencoder.downsampling
-    items, left_out, waiting = [], [], []  # items lack their latents until ``encode``
-    on_cpu = torch.device(device).type == "cpu"
-    for sound in files:
-        tick()
-        try:
-            found = crops.of(sound, autoencoder.sample_rate, autoencoder.channels, length)
-        except LeftOut as error:
-            left_out.append({"path": sound.path, "kind": error.kind, "reason": str(error)})
-            continue
-        captions = tuple(numbers[encoders.text.cut(caption)] for caption in sound.captions)
-        embeddings = encoders.music.embed_audio([crop.waveform for crop in found])
-        for crop, embedding in zip(found, embeddings, strict=True):
-            items.append(LatentItem(None, embedding, captions, crop.seconds_start, crop.seconds_total))
-            waiting.append(crop.waveform.samples)
-        # On a CPU a sound's crops are a batch, so that its latents depend on no other sound.
-        if on_cpu or len(waiting) >= _CUDA_BATCH:
-            _fill_in(items, waiting, autoencoder, device)
-            waiting = []
-    _fill_in(items, waiting, autoencoder, device)
-    path.parent.mkdir(exist_ok=True)
-    return {"shard": write_samples(path, items) if items else None, "left_out": left_out}
-
-
-def _fill_in(items: list[LatentItem], samples: list[np.ndarray], autoencoder: Autoencoder, device: torch.device | str) -> None:
-    """Give the last items the latents of their audio [channels, N] each, in batches that the device's memory holds."""
-    batch_size = _BATCH if torch.device(device).type == "cpu" else _CUDA_BATCH
-    first = 0
-    while first < len(samples):
-        part = torch.from_numpy(np.stack(samples[first : first + batch_size])).to(device)
-        try:
-            latents_BCT = autoencoder.encode(part).cpu().numpy()
-        except torch.OutOfMemoryError:
-            if batch_size == 1:
-                raise
-            batch_size //= 2
-            continue
-        for place, latents_CT in enumerate(latents_BCT, start=len(items) - len(samples) + first):
-            items[place] = items[place]._replace(latents=latents_CT)
-        first += len(part)

@@ -28,6 +28,10 @@ MAX_FILE_BYTES = 64 << 20
 _PASSING = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE)
 
 
+class ChangedSource(ValueError):
+    """A file is not the one that was planned: the sentence names it, and says what to do."""
+
+
 class SourceFile(NamedTuple):
     """A MIDI file or an archive, by its absolute path, and the number of the source that named it first."""
 

@@ -1,17 +1,27 @@
-"""Audio files of a listing as samples of one length, or the reason why a file gives none."""
+"""Audio files of a listing as samples of one length, or the reason why a file gives none.
 
-from collections.abc import Callable, Sequence
+Files are decoded in a worker process of 1 GiB, which is replaced when a file crashes it or keeps it silent for a minute: that
+costs the file, and nothing else.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from megatron_music.audio.reading import read_quietly
-from megatron_music.audio.waveform import Waveform, resampled, with_channels
+from megatron_music.audio.excerpts import Cut, LeftOut
+from megatron_music.audio.waveform import Waveform
 from megatron_music.data.captioned import Captioned
 from megatron_music.data.latents_options import LatentsOptions
+from megatron_music.data.workers import Supervisor, Task
 
-SILENCE = 1e-4  # of the loudest moment
+SECONDS_PER_FILE = 60.0  # of silence of the worker
+Made = TypeVar("Made")
 
 
 class Crop(NamedTuple):
@@ -20,62 +30,123 @@ class Crop(NamedTuple):
     seconds_total: float  # of the file
 
 
-class LeftOut(ValueError):
-    """A sound that is no sample: ``kind`` counts, the sentence tells."""
+class Read(NamedTuple):
+    """Crops of a file; a file gives them in several parts.
 
-    def __init__(self, kind: str, sentence: str):
-        super().__init__(sentence)
-        self.kind = kind
+    Attributes:
+        number: of the file among those that were asked for.
+        crops: the next ones, in order.
+        is_first: whether they are the first ones: what was given of this file before is to be forgotten.
+        ends: whether nothing more comes of this file.
+        left_out: why it gives nothing; what was given of it before is to be forgotten.
+    """
+
+    number: int
+    crops: tuple[Crop, ...]
+    is_first: bool = False
+    ends: bool = False
+    left_out: LeftOut | None = None
 
 
 class Crops:
-    """Sounds as samples of one length."""
+    """Files of a folder as samples of one length.
+
+    Args:
+        folder: where they lie.
+        options: of the build.
+    """
 
     def __init__(self, folder: Path, options: LatentsOptions):
         self.folder, self.options = folder, options
+        self._room = _room()
+        command = [sys.executable, "-P", "-m", "megatron_music.data.audio_worker", str(self._room)]
+        self._workers = Supervisor(command, 1, SECONDS_PER_FILE, (self._room,))
 
-    def whole(self, sound: Captioned, sample_rate: int, channels: int) -> Waveform:
-        """A whole file. Raises LeftOut."""
-        least = self.options.min_seconds
-        if not sound.captions:
-            raise LeftOut("no caption", f"{sound.path} has an empty caption; describe it")
-        try:
-            found = with_channels(read_quietly(self.folder / sound.path), channels)
-        except ValueError as error:
-            is_there = (self.folder / sound.path).exists()
-            raise LeftOut("unreadable" if is_there else "missing", str(error)) from None
-        if found.seconds < least:
-            raise LeftOut("too short", f"{sound.path} lasts {found.seconds:.2f} s, where {least:g} s are required; remove it")
-        if float(np.abs(found.samples).max()) < SILENCE:
-            raise LeftOut("silent", f"{sound.path} is silent; remove it")
-        return resampled(found, sample_rate)
+    def __enter__(self) -> "Crops":
+        return self
 
-    def of(self, sound: Captioned, sample_rate: int, channels: int, length: int) -> list[Crop]:
-        """Where each crop begins, in samples, and its sound, silence behind the last one. Raises as ``whole``."""
-        found = self.whole(sound, sample_rate, channels)
-        total, least = found.samples.shape[1], round(self.options.min_seconds * sample_rate)
-        firsts = [first for first in range(0, total, length) if total - first >= min(length, max(least, length // 2)) or not first]
-        if self.options.crops_per_file:
-            wanted = np.linspace(0, len(firsts) - 1, min(self.options.crops_per_file, len(firsts))).round().astype(int)
-            firsts = [firsts[place] for place in wanted]
-        crops = []
-        for first in firsts:
-            samples = found.samples[:, first : first + length]
-            if float(np.abs(samples).max()) >= SILENCE:
-                missing = length - samples.shape[1]
-                crop = Waveform(np.pad(samples, ((0, 0), (0, missing))), sample_rate)
-                crops.append(Crop(crop, first / sample_rate, found.seconds))
-        return crops
+    def __exit__(self, *_) -> None:
+        self._workers.stop()
+        os.close(self._room)
 
-    def some(self, sounds: Sequence[Captioned], count: int, make: Callable[[Captioned], list]) -> list:
-        """Up to ``count`` of what ``make`` makes of sounds, taken from all over; what is left out says so later."""
-        found = []
+    def read(
+        self, sounds: Sequence[Captioned], sample_rate: int, channels: int, length: int, at_most: int = 0, *, pads: bool = True
+    ) -> Iterator[Read]:
+        """The crops of files, one file after the other; close it before another is begun.
+
+        Args:
+            length: frames of a crop.
+            at_most: crops of a file, spread evenly; 0: all.
+            pads: whether silence is put behind a crop that is shorter.
+        """
+        cut = asdict(Cut(sample_rate, channels, length, self.options.min_seconds, at_most))
+        tasks = [
+            Task(number, number, 1, {"task": number, "folder": os.fspath(self.folder), "path": sound.path, "cut": cut})
+            for number, sound in enumerate(sounds)
+            if sound.captions
+        ]
+        named, next_task = {task.number for task in tasks}, 0
+        for number, answer in self._workers.run(tasks):
+            while next_task < number:  # those without captions, in their order
+                if next_task not in named:
+                    yield _without_caption(next_task, sounds[next_task])
+                next_task += 1
+            if answer is not None and "part" in answer:
+                crops = self._crops(answer, sample_rate, channels, length if pads else 0)
+                yield Read(number, crops, is_first=answer["is_first"])
+            elif answer is not None:
+                left_out = answer.get("left_out")
+                yield Read(number, (), ends=True, left_out=LeftOut(left_out["kind"], left_out["reason"]) if left_out else None)
+                next_task = number + 1
+        for number in range(next_task, len(sounds)):
+            yield _without_caption(number, sounds[number])
+
+    def _crops(self, part: dict, sample_rate: int, channels: int, length: int) -> tuple[Crop, ...]:
+        """What the worker wrote; copied, since it writes over it."""
+        content = os.pread(self._room, 4 * channels * sum(part["frames"]), 0)
+        samples = np.frombuffer(content, np.float32).reshape(-1, channels)
+        crops, place = [], 0
+        for start, frames in zip(part["starts"], part["frames"], strict=True):
+            crop = np.zeros((channels, max(length, frames)), np.float32)
+            crop[:, :frames] = samples[place : place + frames].T
+            crops.append(Crop(Waveform(crop, sample_rate), start / sample_rate, part["total"] / sample_rate))
+            place += frames
+        return tuple(crops)
+
+    def some(
+        self, sounds: Sequence[Captioned], make: Callable[[Captioned, Crop], Made], is_enough: Callable[[list[Made]], bool], *cut, **options
+    ) -> list[Made]:
+        """What ``make`` makes of crops, of files from all over, until there is enough; what is left out says so later.
+
+        Args:
+            cut, options: of ``read``.
+        """
         order = np.random.default_rng(self.options.seed).permutation(len(sounds))
-        for number in order:
-            try:
-                found += make(sounds[number])
-            except LeftOut:
-                continue
-            if len(found) >= count:
-                break
-        return found[:count]
+        chosen = [sounds[number] for number in order]
+        found: list[Made] = []
+        of_file: list[Made] = []
+        reading = self.read(chosen, *cut, **options)
+        try:
+            for read in reading:
+                of_file = [] if read.is_first else of_file
+                of_file += [make(chosen[read.number], crop) for crop in read.crops]
+                if read.ends:
+                    found += of_file if read.left_out is None else []
+                    of_file = []
+                if is_enough(found):
+                    break
+        finally:
+            reading.close()
+        return found
+
+
+def _without_caption(number: int, sound: Captioned) -> Read:
+    return Read(number, (), ends=True, left_out=LeftOut("no caption", f"{sound.path} has an empty caption; describe it"))
+
+
+def _room() -> int:
+    """The descriptor of a file without a name, in memory where the system has such."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("megatron-music-audio")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

@@ -1,5 +1,6 @@
 """The audio, music and text encoders of a dataset of latents: loaded, or fitted to the training files once."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,18 +17,26 @@ from megatron_music.audio.music_encoder import (
     MUQ_NAME,
     MuQMuLanProcess,
     MusicEncoder,
+    SmallMusicEncoder,
     features_of,
     fit_music_encoder,
     load_music_encoder,
 )
 from megatron_music.audio.text_encoder import TextEncoder, fit_words, load_text_encoder
-from megatron_music.data.captioned import Captioned
+from megatron_music.audio.waveform import Waveform
 from megatron_music.counted import counted
+from megatron_music.data.captioned import Captioned
 from megatron_music.data.crops import Crops
+from megatron_music.data.latents_index import encoder_hash
 from megatron_music.data.latents_options import OOBLECK_SIZES, SPECTRAL, LatentsOptions
+from megatron_music.storage.reading import read_bytes
+from megatron_music.storage.sealed import parse_sealed, sealed
+from megatron_music.whole_file import write_whole
 
-FITTED_SOUNDS = 256  # that the autoencoder learns from at most
-FITTED_CROPS = 4096  # that the encoders of music and words learn from at most
+FITTED_SOUNDS = 256  # that the autoencoder learns from at most,
+FITTED_SECONDS, FITTED_BYTES = 300, 320 << 20  # of each, and of all together
+FITTED_CROPS, FITTED_CROPS_OF_ONE = 4096, 64  # that the encoders of music and words learn from at most, and of one file
+ENCODER_HASHES = "encoders.json"
 
 
 class Encoders(NamedTuple):
@@ -48,35 +57,73 @@ def encoders_of(
     autoencoder = load_autoencoder(folder / "autoencoder").to(device)
     length = latent_frames(options, autoencoder) * autoencoder.downsampling
 
-    def with_captions(sound: Captioned) -> list:
-        found = crops.of(sound, autoencoder.sample_rate, autoencoder.channels, length)
-        return [(crop.waveform, sound.captions) for crop in found]
+    def learned(of: Callable[[Waveform], np.ndarray]) -> tuple[np.ndarray, list[tuple[str, ...]]]:
+        """What crops give, one row each, and their captions."""
+        found = crops.some(
+            sounds, lambda sound, crop: (of(crop.waveform), sound.captions), lambda found: len(found) >= FITTED_CROPS,
+            autoencoder.sample_rate, autoencoder.channels, length, FITTED_CROPS_OF_ONE,
+        )[:FITTED_CROPS]  # fmt: skip
+        rows, captions = zip(*found, strict=True) if found else ((), ())
+        return np.stack(rows) if rows else np.zeros((0, 1), np.float32), list(captions)
 
-    learned = None
+    features = None
     muq_python = options.music_encoder.removeprefix("muq:") if options.music_encoder.startswith("muq:") else None
     if not (folder / "music").exists():
         if options.music_encoder == "small":
             say("fitting the encoder of music")
-            learned = crops.some(sounds, FITTED_CROPS, with_captions)
-            features = np.stack([features_of(crop) for crop, _ in learned]) if learned else np.zeros((0, 1))
-            music = fit_music_encoder(features, [captions for _, captions in learned])
+            features = learned(features_of)
+            music = fit_music_encoder(*features)
         elif muq_python is not None:
             music = MuQMuLanProcess(muq_python, os.environ.get(MUQ_MODEL, MUQ_NAME))
         else:
             music = load_music_encoder(options.music_encoder)
         _keep(music, folder / "music")
+        close(music)
     music = load_music_encoder(folder / "music", muq_python)
-    if not (folder / "text").exists():
-        if options.text_encoder == "words":
-            say("fitting the encoder of words")
-            learned = learned or crops.some(sounds, FITTED_CROPS, with_captions)
-            embeddings = music.embed_audio([crop for crop, _ in learned])
-            owners = [number for number, (_, captions) in enumerate(learned) for _ in captions]
-            text = fit_words([caption for _, captions in learned for caption in captions], embeddings[owners], seed=options.seed)
-        else:
-            text = load_text_encoder(options.text_encoder)
-        _keep(text, folder / "text")
-    return Encoders(autoencoder, music, load_text_encoder(folder / "text").to(device))
+    try:
+        if not (folder / "text").exists():
+            if options.text_encoder == "words":
+                say("fitting the encoder of words")
+                if isinstance(music, SmallMusicEncoder):
+                    rows, captions = features or learned(features_of)
+                    embeddings = music.embed_features(rows)
+                else:
+                    embeddings, captions = learned(lambda waveform: music.embed_audio([waveform])[0])
+                owners = [number for number, texts in enumerate(captions) for _ in texts]
+                text = fit_words([caption for texts in captions for caption in texts], embeddings[owners], seed=options.seed)
+            else:
+                text = load_text_encoder(options.text_encoder)
+            _keep(text, folder / "text")
+        return Encoders(autoencoder, music, load_text_encoder(folder / "text").to(device))
+    except BaseException:
+        close(music)
+        raise
+
+
+def close(music: MusicEncoder) -> None:
+    """End the process of an encoder of music that has one."""
+    if isinstance(music, MuQMuLanProcess):
+        music.close()
+
+
+def keep_hashes(building: Path, folder: Path) -> dict[str, str]:
+    """The hashes of the encoders in a folder: written once, and compared from then on.
+
+    Raises:
+        ValueError: an encoder is not the one that the shards so far were made with, or the file of hashes is damaged.
+    """
+    found = {name: encoder_hash(folder / name) for name in Encoders._fields}
+    path = building / ENCODER_HASHES
+    if not path.exists():
+        write_whole(path, sealed(json.dumps(found) + "\n"))
+    try:
+        wanted = parse_sealed(read_bytes(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be used ({error}); remove {building} and build again") from None
+    for name, digest in found.items():
+        if wanted.get(name) != digest:
+            raise ValueError(f"{folder / name} was changed since the shards were made with it; remove {building} and build again")
+    return found
 
 
 def _autoencoder(
@@ -86,7 +133,10 @@ def _autoencoder(
     wanted = options.autoencoder
 
     def learned(sample_rate: int, channels: int) -> list[np.ndarray]:
-        return crops.some(sounds, FITTED_SOUNDS, lambda sound: [crops.whole(sound, sample_rate, channels).samples])
+        return crops.some(
+            sounds, lambda sound, crop: crop.waveform.samples, lambda found: len(found) >= FITTED_SOUNDS or _bytes(found) >= FITTED_BYTES,
+            sample_rate, channels, FITTED_SECONDS * sample_rate, 1, pads=False,
+        )  # fmt: skip
 
     if wanted == SPECTRAL:
         say("fitting the spectral autoencoder")
@@ -101,6 +151,10 @@ def _autoencoder(
     size = SIZES[wanted]
     found = learned(size.sample_rate, size.channels)
     return fit_oobleck(found, size, steps=options.autoencoder_steps, seed=options.seed, device=device)
+
+
+def _bytes(arrays: Sequence[np.ndarray]) -> int:
+    return sum(array.nbytes for array in arrays)
 
 
 def _keep(encoder, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+MAX_SECONDS = 3600  # of a sample
 SPECTRAL, OOBLECK_SIZES = "spectral", ("tiny", "small", "stable-audio-open")
 
 
@@ -35,6 +36,8 @@ class LatentsOptions:
         for name in ("seconds", "autoencoder_steps", "files_per_shard"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; use more than 0")
+        if self.seconds > MAX_SECONDS:
+            raise ValueError(f"seconds is {self.seconds}; use {MAX_SECONDS} or less")
         if self.crops_per_file < 0 or not 0 <= self.min_seconds < float("inf"):
             raise ValueError(f"crops_per_file is {self.crops_per_file} and min_seconds {self.min_seconds}; use 0 or more")
         if min(self.valid_fraction, self.test_fraction) < 0 or self.valid_fraction + self.test_fraction >= 1:

@@ -15,7 +15,7 @@ import torch
 from megatron_music.audio.oobleck import load_oobleck
 from megatron_music.audio.text_encoder import HUB, load_text_encoder
 from megatron_music.config import ConfigError, LoggingConfig, ParallelConfig, TrainConfig, refuse_unless
-from megatron_music.data.latents_index import ENCODERS, INDEX, LatentsInfo, encoder_hash, write_index
+from megatron_music.data.latents_index import ENCODERS, INDEX, LatentsInfo, encoder_files, encoder_hash, write_index
 from megatron_music.flow_run import FlowConfig, FlowModelConfig, FlowRunConfig
 from megatron_music.models.conditions import LONGEST_SECONDS
 from megatron_music.models.convert_dit import from_diffusers, load_weights, to_diffusers
@@ -27,7 +27,7 @@ from megatron_music.training.load import load_flow_model
 from megatron_music.training.model_card import write_card
 from megatron_music.training.new_folder import new_folder, one_process
 from megatron_music.training.newest import find_checkpoint
-from megatron_music.training.tasks import build_flow_model, files_below
+from megatron_music.training.tasks import build_flow_model
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # diffusers names what of torch and of itself it finds old
@@ -83,7 +83,7 @@ def convert_from_stable_audio(source: str | os.PathLike, folder: str | os.PathLi
         _copy_encoders(source, parts)
         info, encoders = _info(parts, size)
         write_index(unfinished, info, {}, encoders)
-        files = files_below(unfinished, ENCODERS) | {INDEX: (unfinished / INDEX).read_bytes()}
+        files = dict(encoder_files(unfinished)) | {INDEX: (unfinished / INDEX).read_bytes()}
         shutil.rmtree(parts)
         (unfinished / INDEX).unlink()
         distributed.start(ParallelConfig())
