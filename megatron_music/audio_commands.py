@@ -22,6 +22,7 @@ def add_render(parser) -> None:
     parser.add_argument("--own", action="store_true", help="use this package's synthesiser whatever is installed")
     parser.add_argument("--sample-rate", type=int, default=44100, metavar="HZ", help="samples per second, 4000 to 192000")
     parser.add_argument("--bits", type=int, default=16, choices=(16, 24), help="bits per sample")
+    parser.add_argument("--max-seconds", type=float, default=3600.0, metavar="S", help="longest piece that is rendered; an hour takes about 5 GiB of memory")
     parser.add_argument("--json", action="store_true", help="print the files written as JSON")
 
 
@@ -30,6 +31,8 @@ def render(options) -> None:
 
     if not 4000 <= options.sample_rate <= 192000:
         raise ValueError(f"--sample-rate is {options.sample_rate}; use 4000 to 192000 Hz")
+    if not options.max_seconds > 0:
+        raise ValueError(f"--max-seconds is {options.max_seconds:g}; use more than 0")
     if options.html:
         check_output_file(options.html, (".html",))
     files = _render_targets(options.files, Path(options.output))
@@ -41,7 +44,7 @@ def render(options) -> None:
             bar.update(1)
 
         rendered = render_files(
-            files, options.sample_rate, options.sound_font, own=options.own, bits=options.bits,
+            files, options.sample_rate, options.sound_font, own=options.own, bits=options.bits, max_seconds=options.max_seconds,
             on_failure=leave_out if len(files) > 1 else None,
         )
         for piece in rendered:
@@ -219,7 +222,7 @@ def add_generate_audio(parser) -> None:
     parser.add_argument("--prompt", action="append", default=[], metavar="WORDS", help="description of the audio; may be repeated")
     parser.add_argument("--prompts", default=None, metavar="FILE.txt", help="a file of prompts, one per line")
     parser.add_argument("--num", type=int, default=1, help="samples per prompt")
-    parser.add_argument("--seed", type=int, default=0, help="sample k depends on the prompt, the seed and k")
+    parser.add_argument("--seed", type=int, default=0, help="sample k depends on the prompt, the seed and k (and, by rounding, on --batch-size)")
     parser.add_argument("--seconds", type=float, default=None, help="length; by default that of the training samples")
     parser.add_argument("--steps", type=int, default=100, help="solver steps of stage 2")
     parser.add_argument("--solver", default="euler", help="solver of stage 2: euler, midpoint, heun, rk4 or dopri5")
@@ -233,7 +236,7 @@ def add_generate_audio(parser) -> None:
     parser.add_argument("--from", dest="source", default=None, metavar="FILE.wav", help="an audio file to continue, fill or vary")
     parser.add_argument("--keep", action="append", default=[], metavar="A-B", help="with --from: seconds that stay as they are")
     parser.add_argument("--variation", type=float, default=None, metavar="X", help="with --from: how much changes, 0 to 1")
-    parser.add_argument("--batch-size", type=int, default=None, metavar="N", help="samples at a time in stage 2; by default what memory allows")
+    parser.add_argument("--batch-size", type=int, default=None, metavar="N", help="samples at a time in stage 2; by default what memory allows at the moment, which the metadata records, since another batch size rounds otherwise")
     parser.add_argument("--rank", action="store_true", help="list the samples of a prompt, best match first")
     parser.add_argument("--json", action="store_true", help="print the samples and what they were made with as JSON")
     parser.add_argument("--last-weights", action="store_true", help="use the last weights instead of their average")

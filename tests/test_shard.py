@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tarfile
@@ -17,8 +18,10 @@ import pytest
 from megatron_music.data import workers as supervisor
 from megatron_music.data.encode import encode_content
 from megatron_music.data.options import BuildOptions
-from megatron_music.data.plan import held, plan_build
+from megatron_music.data.merge import merge_shards
+from megatron_music.data.plan import held, plan_build, read_plan
 from megatron_music.data.shard import _create_locked, encode_shard, is_finished, sweep
+from megatron_music.data.shard_reader import read_record
 from megatron_music.data.workers import run_shards
 from megatron_music.music.midi import write_midi
 from megatron_music.music.score import Score, Track
@@ -235,12 +238,72 @@ def test_workers_that_cannot_live_end_the_build(midi, tmp_path):
     assert descriptors() == before and not children()
 
 
-def test_a_fault_of_labels_is_said(midi, tmp_path):
-    (tmp_path / "labels.csv").write_text("path,GENRE\n00.mid,Jazz\n")
-    plan_build([midi], tmp_path / "out", replace(OPTIONS, labels=str(tmp_path / "labels.csv")))
-    (tmp_path / "labels.csv").write_text("nonsense\n")
-    with pytest.raises(OSError, match="must be the key"):
+@pytest.mark.parametrize("text", ["path,GENRE\n00.mid,Rock\n01.mid,Jazz\n", "path,GENRE\n00.mid,Folk\n01.mid,Pop\n", "nonsense\n"])
+def test_labels_that_changed_since_the_plan_are_refused_by_name(midi, tmp_path, text):
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,GENRE\n00.mid,Jazz\n01.mid,Rock\n")
+    plan = plan_build([midi], tmp_path / "out", replace(OPTIONS, labels=str(labels)))
+    labels.write_text(text)
+    with pytest.raises(ValueError, match=f"{labels} was changed since it was planned; restore it, or remove {plan.building} and plan again"):
         encode_shard(tmp_path / "out")
+    with pytest.raises((ValueError, OSError), match=r"labels.csv (was changed since|has the columns)"):  # a worker that starts later
+        run_faulty(plan)
+    labels.unlink()
+    with pytest.raises(ValueError, match="labels.csv cannot be read .*; restore the labels"):
+        encode_shard(tmp_path / "out")
+
+
+def as_planned(path):
+    """The file's times and size."""
+    return path.stat().st_size, path.stat().st_mtime_ns
+
+
+@pytest.mark.parametrize("change", ["size", "time", "archive"])
+def test_a_midi_file_that_changed_since_the_plan_is_refused_by_name(midi, tmp_path, change):
+    changed, sources = midi / "07.mid", [midi]
+    if change == "archive":
+        changed = tmp_path / "music.zip"
+        with zipfile.ZipFile(changed, "w") as archive:
+            archive.write(midi / "07.mid", "07.mid")
+        sources = [changed]
+    plan = plan_build(sources, tmp_path / "out", OPTIONS)
+    before = as_planned(changed)
+    if change == "size":
+        changed.write_bytes((midi / "08.mid").read_bytes() + b"\0")
+        os.utime(changed, ns=(before[1], before[1]))
+    else:
+        os.utime(changed, ns=(before[1], before[1] + 1000))
+    with pytest.raises(ValueError, match=f"{changed} was changed since it was planned; remove {plan.building} and plan again"):
+        encode_shard(tmp_path / "out")
+    assert not [name for name in shards(tmp_path / "out") if not name.endswith("json")], "nothing is left of the shard"
+
+
+def damaged(content: bytes, random) -> bytes:
+    """The content with one to three bytes changed, so that it may still be JSON."""
+    found = bytearray(content)
+    for place in random.sample(range(len(found)), random.randint(1, 3)):
+        found[place] = random.choice(b"0123456789abcdef")
+    return bytes(found)
+
+
+def test_no_damaged_record_or_plan_is_taken_for_another(midi, tmp_path):
+    chance = random.Random(0)
+    plan = plan_build([midi], tmp_path / "out", OPTIONS, 6)
+    encode_shard(tmp_path / "out")
+    record, entries, planned = plan.building / "shards" / "00000.json", plan.building / "entries.jsonl", plan.building / "plan.json"
+    whole = read_record(plan, 0)
+    for path, read in ((record, lambda: read_record(plan, 0)), (planned, lambda: read_plan(tmp_path / "out")), (entries, lambda: plan.read_entries(1))):
+        content, right = path.read_bytes(), read()
+        for _ in range(200):
+            path.write_bytes(damaged(content, chance))
+            try:
+                assert read() == right, "what was changed is of no effect, such as a part that is not read"
+            except ValueError as error:
+                assert str(path) in str(error) and re.search("; (delete|remove) ", str(error))
+        path.write_bytes(content)
+    record.write_text(json.dumps(whole))
+    with pytest.raises(ValueError, match="00000.json is no completion record .*does not begin with its hash"):
+        merge_shards(tmp_path / "out")
 
 
 def test_stopping_midway_leaves_no_process(midi, tmp_path):
@@ -381,11 +444,21 @@ def test_no_more_workers_than_are_asked_for_or_needed(midi, tmp_path, monkeypatc
     assert started == [1, 2, 1]
 
 
-def test_a_fault_of_ours_is_no_fault_of_a_file(midi, tmp_path):
+def test_entries_that_changed_since_the_plan_are_refused_by_name(midi, tmp_path):
     plan = plan_build([midi], tmp_path / "out", OPTIONS)
     (plan.building / "entries.jsonl").write_text("{}\n")
-    with pytest.raises(supervisor.WorkerError, match="a worker failed on shard 0"):
+    with pytest.raises(ValueError, match="entries.jsonl was changed since it was planned; remove .*out.building and plan again"):
         encode_shard(tmp_path / "out")
+
+
+def test_a_fault_of_ours_is_no_fault_of_a_file(midi, tmp_path):
+    plan = plan_build([midi], tmp_path / "out", OPTIONS)
+    broken = (
+        "import sys\nfrom megatron_music.data import worker\n"
+        "def fail(*_): raise RuntimeError('ours')\nworker.write_shard = fail\nworker.main(sys.argv[1])"
+    )
+    with pytest.raises(supervisor.WorkerError, match="a worker failed on shard 0 .RuntimeError: ours"):
+        list(run_shards(plan, [0], 1, [sys.executable, "-c", broken, str(plan.building)]))
 
 
 @pytest.mark.parametrize(("rank", "world_size", "workers"), [(1, 1, 1), (-1, 2, 1), (0, 0, 1), (0, 1, 0)])

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_music.data.options import BuildOptions
+from megatron_music.storage.sealed import sealed
 
 FINGERPRINT = "f" * 64
 NOTES = {
@@ -48,7 +49,7 @@ def write_shards(
         "version": "0", "fingerprint": FINGERPRINT, "options": options.as_json(), "shards": shards,
         "sources": [f"/music/source{number}" for number in range(sources)],
     }  # fmt: skip
-    (building / "plan.json").write_text(json.dumps(plan))
+    (building / "plan.json").write_bytes(sealed(json.dumps(plan)))
     return building
 
 
@@ -75,7 +76,7 @@ def _write_shard(path: Path, first: int, files: list[TinyFile]) -> None:
     record["density"] = [len(files)] + [0] * 127
     record["notes"] = {name: [value] * sum(bool(file.copies) for file in files) for name, value in NOTES.items()}
     record["onset_error"] = [len(files)] + [0] * 9
-    path.with_suffix(".json").write_text(json.dumps(record))
+    path.with_suffix(".json").write_bytes(sealed(json.dumps(record)))
 
 
 def _record(number: int, file: TinyFile) -> dict:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from megatron_music.audio.render import Rendered as Sound
-from megatron_music.audio.render import render, seconds_at
+from megatron_music.audio.render import MAX_SECONDS, render, seconds_at
 from megatron_music.audio.waveform import Waveform, wav_bytes, write_waveform
 from megatron_music.counted import counted
 from megatron_music.music.instruments import (
@@ -49,12 +49,14 @@ def render_files(
     *,
     own: bool = False,
     bits: int = 16,
+    max_seconds: float = MAX_SECONDS,
     on_failure: Callable[[Path, str], None] | None = None,
 ) -> Iterator[Rendered]:
     """Render each MIDI file to its audio file, one after another; the folder of an audio file is made with it.
 
     Args:
         files: (MIDI file, WAV or FLAC file).
+        max_seconds: a longer piece cannot be rendered.
         on_failure: receives a file that cannot be rendered and the reason, which names it; the others are rendered. If omitted,
             the first such file is an error.
 
@@ -63,7 +65,7 @@ def render_files(
     """
     for midi, target in files:
         try:
-            score, found = _rendered(midi, sample_rate, sound_font, own)
+            score, found = _rendered(midi, sample_rate, sound_font, own, max_seconds)
         except ValueError as error:
             if on_failure is None:
                 raise
@@ -74,10 +76,12 @@ def render_files(
         yield Rendered(Path(midi), score, found.waveform, found.synthesiser)
 
 
-def _rendered(midi: Path, sample_rate: int, sound_font: str | os.PathLike | None, own: bool) -> tuple[Score, Sound]:
+def _rendered(
+    midi: Path, sample_rate: int, sound_font: str | os.PathLike | None, own: bool, max_seconds: float
+) -> tuple[Score, Sound]:
     score = read_midi(midi)
     try:
-        return score, render(score, sample_rate, sound_font, own=own)
+        return score, render(score, sample_rate, sound_font, own=own, max_seconds=max_seconds)
     except ValueError as error:
         raise ValueError(f"{midi}: {error}") from None
 

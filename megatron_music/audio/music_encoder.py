@@ -232,15 +232,27 @@ class MuQMuLanProcess:
 
     def _ask(self, tensors: dict[str, np.ndarray]) -> np.ndarray:
         content = save(tensors)
-        try:
-            self._process.stdin.write(len(content).to_bytes(8, "little") + content)
-            self._process.stdin.flush()
-        except OSError:
-            pass  # its last line of output tells why
+        self._write(len(content).to_bytes(8, "little") + content)
         answer = self._receive("answered").get("embedding")
         if answer is None or answer.size != SIZE or answer.dtype.kind != "f" or not np.isfinite(answer).all():
             self._fail("has answered with something that is not an embedding of 512 finite numbers")
         return _of_length_1(answer.reshape(1, SIZE))[0]
+
+    def _write(self, content: bytes) -> None:
+        """Sends bytes, however slowly it takes them."""
+        deadline, pipe = time.monotonic() + MUQ_SECONDS, self._process.stdin
+        os.set_blocking(pipe.fileno(), False)
+        rest = memoryview(content)
+        while rest:
+            _, ready, _ = select.select([], [pipe], [], max(deadline - time.monotonic(), 0))
+            if not ready:
+                self._fail(f"has not taken {len(content):,} bytes within {MUQ_SECONDS:.0f} s")
+            try:
+                rest = rest[os.write(pipe.fileno(), rest) :]
+            except BlockingIOError:
+                continue
+            except OSError:
+                return  # it has ended; its last line of output tells why
 
     def _receive(self, verb: str) -> dict[str, np.ndarray]:
         from safetensors.numpy import load

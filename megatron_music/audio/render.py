@@ -24,6 +24,7 @@ SOUND_FONT = "SOUND_FONT"  # environment variable that names one
 SOUND_FONTS = ("/usr/share/sounds/sf3/default-GM.sf3", "/usr/share/sounds/sf2/default-GM.sf2",
                "/usr/share/sounds/sf2/FluidR3_GM.sf2", "/usr/share/sounds/sf2/TimGM6mb.sf2")  # fmt: skip
 SECONDS_ALLOWED = 300  # for FluidSynth
+MAX_SECONDS = 3600.0  # of audio: an hour takes about 5 GiB while it is rendered
 PEAK, TAIL_SECONDS = 0.89, 0.5
 _VIBRATO_HZ = 5.5
 
@@ -35,30 +36,55 @@ class Rendered(NamedTuple):
     synthesiser: str
 
 
-def render(score: Score, sample_rate: int = 44100, sound_font: str | os.PathLike | None = None, *, own: bool = False) -> Rendered:
+def render(
+    score: Score,
+    sample_rate: int = 44100,
+    sound_font: str | os.PathLike | None = None,
+    *,
+    own: bool = False,
+    max_seconds: float = MAX_SECONDS,
+) -> Rendered:
     """Stereo sound of a score, its loudest moment at -1 dB.
 
     Args:
         sound_font: for FluidSynth; left out: ``$SOUND_FONT``, or where Debian keeps its own.
         own: use our synthesiser whatever is installed. The same score gives the same samples then, to the bit.
+        max_seconds: a longer score is refused before any memory is taken.
 
     Raises:
-        ValueError: a score without notes, a sound font that is not there, or FluidSynth failed; one sentence.
+        ValueError: a score without notes, one that is too long, a sound font that is not there, or FluidSynth failed; one
+            sentence.
     """
     if not score.num_notes:
         raise ValueError("the score has no notes to play; use another file")
-    program = None if own else shutil.which("fluidsynth")
-    font = sound_font or os.environ.get(SOUND_FONT) or next((path for path in SOUND_FONTS if Path(path).is_file()), None)
+    seconds = float(seconds_at(score, np.array([score.last_end_step]))[0])
+    if not seconds <= max_seconds:
+        raise ValueError(f"the score lasts {seconds:,.0f} s, where {max_seconds:,.0f} are rendered; raise --max-seconds, or cut the piece")
+    program, font = _fluidsynth_with(sound_font, own)
     if sound_font and not Path(sound_font).is_file():
         raise ValueError(f"{sound_font} does not exist; name a SoundFont (.sf2 or .sf3)")
     if program and font:
-        waveform, synthesiser = _fluidsynth(score, sample_rate, program, font), f"FluidSynth with {Path(font).name}"
+        waveform = _fluidsynth(score, sample_rate, program, font)
     elif sound_font:
         raise ValueError(f"{sound_font} needs FluidSynth, which is not on PATH; install fluidsynth, or omit --sound-font")
     else:
-        waveform, synthesiser = Waveform(_synthesise(score, sample_rate), sample_rate), OWN
+        waveform = Waveform(_synthesise(score, sample_rate), sample_rate)
     peak = float(np.abs(waveform.samples).max(initial=0.0))
-    return Rendered(Waveform(waveform.samples * np.float32(PEAK / peak if peak else 1.0), sample_rate), synthesiser)
+    return Rendered(Waveform(waveform.samples * np.float32(PEAK / peak if peak else 1.0), sample_rate), _name(program, font))
+
+
+def synthesiser(sound_font: str | os.PathLike | None = None, *, own: bool = False) -> str:
+    """The name of what ``render`` would use."""
+    return _name(*_fluidsynth_with(sound_font, own))
+
+
+def _fluidsynth_with(sound_font: str | os.PathLike | None, own: bool) -> tuple[str | None, str | os.PathLike | None]:
+    program = None if own else shutil.which("fluidsynth")
+    return program, sound_font or os.environ.get(SOUND_FONT) or next((path for path in SOUND_FONTS if Path(path).is_file()), None)
+
+
+def _name(program: str | None, font: str | os.PathLike | None) -> str:
+    return f"FluidSynth with {Path(font).name}" if program and font else OWN
 
 
 def seconds_at(score: Score, steps: np.ndarray) -> np.ndarray:

@@ -41,6 +41,7 @@ class Entry:
         crc: CRC-32 of the file, from the zip.
         damage: why it cannot be read, if that is known already.
         group: what ``--split-by`` finds for it; empty for nothing.
+        mtime_ns: when the file or the archive was changed last, by which it is known again; 0 is not compared.
     """
 
     path: str
@@ -54,6 +55,7 @@ class Entry:
     crc: int = 0
     damage: str = ""
     group: str = ""
+    mtime_ns: int = 0
 
     @property
     def name(self) -> str:

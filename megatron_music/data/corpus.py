@@ -6,6 +6,7 @@ Archives inside folders are not opened: name them.
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,12 +94,16 @@ def find_entries(files: Iterable[SourceFile]) -> Iterator[Entry]:
         ValueError: an archive cannot be opened at all. One that is damaged further on ends with an entry that says so.
     """
     for path, source in files:
+        status = os.stat(path)
         if path.lower().endswith(ZIP_SUFFIX):
-            yield from zip_entries(path, source)
+            entries = zip_entries(path, source)
         elif path.lower().endswith(TAR_SUFFIXES):
-            yield from tar_entries(path, source)
+            entries = tar_entries(path, source)
         else:
-            yield Entry(path, source, size=os.stat(path).st_size)
+            yield Entry(path, source, size=status.st_size, mtime_ns=status.st_mtime_ns)
+            continue
+        for entry in entries:
+            yield replace(entry, mtime_ns=status.st_mtime_ns)
 
 
 class Reader:
@@ -111,6 +116,7 @@ class Reader:
     def __init__(self, beat: Callable[[], None] = lambda: None):
         self._beat = beat
         self._archive: Archive | None = None
+        self._mtime_ns = 0  # of the archive
 
     def __enter__(self) -> "Reader":
         return self
@@ -129,6 +135,7 @@ class Reader:
 
         Raises:
             EntryError: it cannot be read, for a reason of its own.
+            ChangedSource: it is not the file that was planned.
             OSError: it is no longer there, or the system has no room for open files: the shard must be done again later.
         """
         if entry.damage:
@@ -136,10 +143,13 @@ class Reader:
         _check_size(max(entry.size, entry.packed))
         try:
             if not entry.member:
-                return _read_file(entry.path)
+                return _read_file(entry)
             if self._archive is None or self._archive.path != entry.path:
                 self.close()
                 self._archive = Archive(entry.path, self._beat)
+                self._mtime_ns = os.stat(entry.path).st_mtime_ns
+            if entry.mtime_ns not in (0, self._mtime_ns):
+                raise ChangedSource(f"{entry.path} was changed since it was planned")
             return self._archive.read(entry)
         except OSError as error:
             if error.errno in _PASSING:
@@ -147,11 +157,14 @@ class Reader:
             raise EntryError(f"cannot be read: {error.strerror or error}") from None
 
 
-def _read_file(path: str) -> bytes:
+def _read_file(entry: Entry) -> bytes:
     """The content, by the system's own calls: a file object costs more than a small file."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        size = os.fstat(descriptor).st_size
+        status = os.fstat(descriptor)
+        size = status.st_size
+        if entry.mtime_ns and (size, status.st_mtime_ns) != (entry.size, entry.mtime_ns):
+            raise ChangedSource(f"{entry.path} was changed since it was planned")
         _check_size(size)
         content = os.read(descriptor, size + 1)
         if len(content) == size:

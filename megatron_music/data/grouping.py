@@ -9,10 +9,11 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from megatron_music.counted import counted
 from megatron_music.data.archives import Entry
 from megatron_music.data.labels import Key, components, normal
 
@@ -133,3 +134,26 @@ def _read_column(path: str, column: str) -> tuple[dict[Key, str], str]:
         raise ValueError(f"{path} is no UTF-8 text ({error}); save it as CSV in UTF-8") from None
     except csv.Error as error:
         raise ValueError(f'{path}, line {reader.line_num} is no CSV ({error}); part by commas, quote with "') from None
+
+
+def grouped(entries: Iterable[Entry], split_by: str, sources: Sequence[str | os.PathLike]) -> Iterator[Entry]:
+    """The entries with their groups.
+
+    Raises:
+        ValueError: no file has a group, or some groups are names of splits and others are not.
+    """
+    value_of = Grouping.of(split_by, sources).value_of
+    splits: dict[int, str] = {}
+    others, files = "", 0
+    for entry in entries:
+        value, files = value_of(entry) or "", files + 1
+        if value and (split := split_named(value)) is not None:
+            splits[split] = value
+        else:
+            others = others or value
+        yield replace(entry, group=value)
+    if files and not splits and not others:
+        raise ValueError(f"--split-by {split_by} finds nothing in {counted(files, 'file')}; correct it, or omit it")
+    if len(splits) > 1 and others:
+        named = " and ".join(splits[split] for split in sorted(splits))
+        raise ValueError(f"--split-by {split_by} finds the splits {named}, and {others!r}, which is none; use train, valid and test alone")

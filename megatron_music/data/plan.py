@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megatron_music import __version__
-from megatron_music.counted import counted
 from megatron_music.data.archives import Entry
-from megatron_music.data.corpus import SourceFile, find_entries, find_files, no_midi_files
-from megatron_music.data.grouping import Grouping, absolute, split_named
+from megatron_music.data.corpus import ChangedSource, SourceFile, find_entries, find_files, no_midi_files
+from megatron_music.data.grouping import Grouping, absolute, grouped
 from megatron_music.data.labels import Labels
 from megatron_music.data.options import BuildOptions
+from megatron_music.storage.sealed import parse_sealed, sealed
 from megatron_music.tokens.bpe import check_can_learn
 
 BUILDING_SUFFIX = ".building"
@@ -30,12 +30,13 @@ _WANTED_SHARDS = 8  # of a small corpus, so that several workers have work
 
 
 class Shard(NamedTuple):
-    """A run of input files: the first one's number, how many, and where their lines lie in ``entries.jsonl``."""
+    """A run of input files: the first one's number, how many, and where their lines lie in ``entries.jsonl``, with their hash."""
 
     first: int
     files: int
     offset: int
     bytes: int
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Plan:
         options: those given, with the names of the labels and the path of their file absolute.
         sources: as they were given.
         shards: all input files, in canonical order.
+        labels_sha256: of the CSV file of labels; empty where there is none.
     """
 
     building: Path
@@ -57,17 +59,43 @@ class Plan:
     options: BuildOptions
     sources: tuple[str, ...]
     shards: tuple[Shard, ...]
+    labels_sha256: str = ""
 
     @property
     def files(self) -> int:
         return sum(shard.files for shard in self.shards)
 
     def read_entries(self, number: int) -> list[Entry]:
-        """The input files of one shard."""
-        shard = self.shards[number]
-        with open(self.building / ENTRIES_FILE, "rb") as file:
-            lines = os.pread(file.fileno(), shard.bytes, shard.offset).splitlines()
-        return [Entry(**json.loads(line)) for line in lines]
+        """The input files of one shard.
+
+        Raises:
+            ChangedSource: their lines were changed.
+        """
+        shard, path = self.shards[number], self.building / ENTRIES_FILE
+        with open(path, "rb") as file:
+            content = os.pread(file.fileno(), shard.bytes, shard.offset)
+        if shard.sha256 and hashlib.sha256(content).hexdigest() != shard.sha256:
+            raise ChangedSource(f"{path} was changed since it was planned; remove {self.building} and plan again")
+        return [Entry(**json.loads(line)) for line in content.splitlines()]
+
+    def check_labels(self, labels: Labels | None = None) -> None:
+        """Compare the CSV file of labels with the one that was planned.
+
+        Args:
+            labels: what was read of it; None reads its bytes.
+
+        Raises:
+            ChangedSource: it is another.
+        """
+        if not self.labels_sha256:
+            return
+        path = self.options.labels
+        try:
+            found = labels.digest if labels else hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        except OSError as error:
+            raise ChangedSource(f"{path} cannot be read ({error.strerror}); restore the labels that were planned") from None
+        if found != self.labels_sha256 or (labels and labels.names != self.options.encoding.labels):
+            raise ChangedSource(f"{path} was changed since it was planned; restore it, or remove {self.building} and plan again")
 
 
 def building_folder(out: str | os.PathLike) -> Path:
@@ -151,12 +179,13 @@ def plan_build(
         try:
             entries = find_entries(files)
             if options.split_by:
-                entries = _grouped(entries, options.split_by, sources)
+                entries = grouped(entries, options.split_by, sources)
             shards = _write_entries(building / ENTRIES_FILE, entries, files_per_shard)
             if not shards:
                 raise no_midi_files(sources)
             (building / SHARDS_FOLDER).mkdir()
-            plan = Plan(building, __version__, wanted, options, tuple(os.path.abspath(source) for source in sources), shards)
+            digest = Labels.read(options.labels).digest if options.labels else ""
+            plan = Plan(building, __version__, wanted, options, tuple(os.path.abspath(source) for source in sources), shards, digest)
             _write_plan(plan)
         except BaseException:
             (building / ENTRIES_FILE).unlink(missing_ok=True)
@@ -180,7 +209,7 @@ def read_plan(out: str | os.PathLike) -> Plan:
         raise ValueError(f"{folders[0] / PLAN_FILE} is missing; run `megatron-music build plan` first")
     path = building / PLAN_FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_sealed(path.read_bytes())
         return Plan(
             building,
             values["version"],
@@ -188,32 +217,10 @@ def read_plan(out: str | os.PathLike) -> Plan:
             BuildOptions.from_json(values["options"]),
             tuple(values["sources"]),
             tuple(Shard(**shard) for shard in values["shards"]),
+            values.get("labels_sha256", ""),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be used ({error}); remove {building} and plan again") from None
-
-
-def _grouped(entries: Iterable[Entry], split_by: str, sources: Sequence[str | os.PathLike]) -> Iterator[Entry]:
-    """The entries with their groups.
-
-    Raises:
-        ValueError: no file has a group, or some groups are names of splits and others are not.
-    """
-    value_of = Grouping.of(split_by, sources).value_of
-    splits: dict[int, str] = {}
-    others, files = "", 0
-    for entry in entries:
-        value, files = value_of(entry) or "", files + 1
-        if value and (split := split_named(value)) is not None:
-            splits[split] = value
-        else:
-            others = others or value
-        yield replace(entry, group=value)
-    if files and not splits and not others:
-        raise ValueError(f"--split-by {split_by} finds nothing in {counted(files, 'file')}; correct it, or omit it")
-    if len(splits) > 1 and others:
-        named = " and ".join(splits[split] for split in sorted(splits))
-        raise ValueError(f"--split-by {split_by} finds the splits {named}, and {others!r}, which is none; use train, valid and test alone")
 
 
 def _write_entries(path: Path, entries: Iterable[Entry], files_per_shard: int | None) -> tuple[Shard, ...]:
@@ -227,9 +234,11 @@ def _write_entries(path: Path, entries: Iterable[Entry], files_per_shard: int | 
             file.writelines(lines)
     files = files_per_shard or min(max(count // _WANTED_SHARDS // grain, 1) * grain, MAX_FILES_PER_SHARD)
     shards = []
-    for first in range(0, count, files):
-        start, stop = offsets[first // grain], offsets[min((first + files) // grain, len(offsets) - 1)]
-        shards.append(Shard(first, min(files, count - first), start, stop - start))
+    with open(path, "rb") as file:
+        for first in range(0, count, files):
+            start, stop = offsets[first // grain], offsets[min((first + files) // grain, len(offsets) - 1)]
+            digest = hashlib.sha256(file.read(stop - start)).hexdigest()
+            shards.append(Shard(first, min(files, count - first), start, stop - start, digest))
     return tuple(shards)
 
 
@@ -240,9 +249,10 @@ def _write_plan(plan: Plan) -> None:
         "options": plan.options.as_json(),
         "sources": plan.sources,
         "shards": [shard._asdict() for shard in plan.shards],
+        "labels_sha256": plan.labels_sha256,
     }
     with _appearing(plan.building / PLAN_FILE) as file:
-        file.write(json.dumps(values, indent=1).encode() + b"\n")
+        file.write(sealed(json.dumps(values, indent=1) + "\n"))
     sync_path(plan.building)
     sync_path(plan.building.parent)
 

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from megatron_music.data.archives import Entry, EntryError
-from megatron_music.data.corpus import Reader
+from megatron_music.data.corpus import ChangedSource, Reader
 from megatron_music.data.encode import NOTE_COLUMNS, EncodedFile, fastest_engine
 from megatron_music.data.id_counts import as_json
 from megatron_music.tokens.density import NUM_IDS
 from megatron_music.data.plan import SHARDS_FOLDER, Plan, held, is_at, read_plan, sync_path
 from megatron_music.data.workers import run_shards
 from megatron_music.data.write_out import WriteOut
+from megatron_music.storage.sealed import parse_sealed, sealed
 
 RECORD = "json"
 PARTS = {"bin": np.dtype("<u2"), "lengths": np.dtype("<i4")}
@@ -50,7 +51,7 @@ def encode_shard(
         ``shards`` of this rank, ``found`` finished among them, and ``files`` encoded now.
 
     Raises:
-        ValueError: there is no plan, or a build works there alone.
+        ValueError: there is no plan, a build works there alone, or a file or the labels are not those that were planned.
         OSError: the disk is full, or workers cannot live. Finished shards stay, and the same call goes on.
     """
     if not 0 <= rank < world_size:
@@ -60,6 +61,7 @@ def encode_shard(
     building = read_plan(manifest).building
     with held(building, shared=True):
         plan = read_plan(building)
+        plan.check_labels()
         sweep(building / SHARDS_FOLDER)
         numbers = range(len(plan.shards))[rank::world_size]
         waiting = [number for number in numbers if not is_finished(plan, number)]
@@ -81,7 +83,7 @@ def shard_path(building: Path, number: int, part: str) -> Path:
 def is_finished(plan: Plan, number: int) -> bool:
     """Whether a shard has its completion record, and parts of the sizes it says; hashes are compared by the merge."""
     try:
-        record = json.loads(shard_path(plan.building, number, RECORD).read_bytes())
+        record = parse_sealed(shard_path(plan.building, number, RECORD).read_bytes())
         return record["fingerprint"] == plan.fingerprint and all(
             shard_path(plan.building, number, part).stat().st_size == record[part]["bytes"] for part in PARTS
         )
@@ -104,6 +106,7 @@ def write_shard(
         tell: called with the number of each entry before it is touched, and with None after the last.
 
     Raises:
+        ChangedSource: a file is not the one that was planned.
         OSError: the disk is full or not writable. Nothing is left behind.
     """
     records, notes, density, onset_error = [], [], np.zeros(128, np.int64), np.zeros(10, np.int64)
@@ -113,7 +116,10 @@ def write_shard(
             if entry_number in skip:
                 file = EncodedFile("", damage=skip[entry_number])
             else:
-                file = _encoded(entry, reader, encode)
+                try:
+                    file = _encoded(entry, reader, encode)
+                except ChangedSource as error:
+                    raise ChangedSource(f"{error}; remove {plan.building} and plan again") from None
             ids.write(file.ids)
             lengths.write(file.lengths)
             density += file.density
@@ -133,7 +139,7 @@ def write_shard(
             "files": records,
         }
     with _Part(plan.building, number, RECORD) as part:
-        part.write(np.frombuffer(json.dumps(record, default=lambda value: value.item()).encode() + b"\n", np.uint8))
+        part.write(np.frombuffer(sealed(json.dumps(record, default=lambda value: value.item()) + "\n"), np.uint8))
         part.finish()
     sync_path(plan.building / SHARDS_FOLDER)
 
@@ -146,7 +152,7 @@ def _encoded(entry: Entry, reader: Reader, encode: Callable[[Entry, bytes], Enco
         return encode(entry, content)
     except EntryError as error:
         damage = str(error)
-    except OSError:
+    except (OSError, ChangedSource):
         raise
     except MemoryError:
         damage = "needs more memory than a worker may use"

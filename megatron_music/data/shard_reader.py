@@ -4,7 +4,6 @@ The caller says which run of documents belongs to which group.
 """
 
 import hashlib
-import json
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import numpy as np
 
 from megatron_music.data.plan import Plan
 from megatron_music.data.shard import PARTS, RECORD, shard_path
+from megatron_music.storage.sealed import parse_sealed
 
 PIECE_TOKENS = 1 << 18  # half a MiB: what is read stays in the processor's cache while it is written
 CHECKED_AHEAD = 2  # shards, a thread each: hashing is slower than copying
@@ -34,9 +34,9 @@ def read_record(plan: Plan, number: int) -> dict:
         DamagedShard: there is no such finished shard.
     """
     path = shard_path(plan.building, number, RECORD)
-    first, files, _, _ = plan.shards[number]
+    first, files = plan.shards[number][:2]
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_sealed(path.read_bytes())
         sizes = {part: record[part]["bytes"] for part in PARTS}
         record["notes"], record["density"], record["onset_error"], record["ids"]
         is_ours = record["fingerprint"] == plan.fingerprint and (record["first"], len(record["files"])) == (first, files)
@@ -67,7 +67,7 @@ class ShardReader:
     """
 
     def __init__(self, plan: Plan, number: int, record: dict):
-        first, files, _, _ = plan.shards[number]
+        first, files = plan.shards[number][:2]
         self.files = slice(first, first + files)
         self._paths = {part: shard_path(plan.building, number, part) for part in PARTS}
         self._hashes = {part: record[part]["sha256"] for part in PARTS}

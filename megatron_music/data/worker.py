@@ -12,7 +12,7 @@ from megatron_music.data.corpus import ChangedSource, Reader
 from megatron_music.data.encode import EncodedFile, encode_content
 from megatron_music.data.labels import Labels
 from megatron_music.data.options import BuildOptions
-from megatron_music.data.plan import read_plan
+from megatron_music.data.plan import Plan, read_plan
 from megatron_music.data.shard import write_shard
 from megatron_music.data.worker_process import live_within_bounds, private_channel, say
 
@@ -22,7 +22,12 @@ def main(building: str) -> None:
     live_within_bounds()
     channel, requests = private_channel()
     plan = read_plan(building)
-    encode = _encoder(plan.options)
+    try:
+        encode = _encoder(plan)
+    except ChangedSource as error:
+        requests.readline()
+        say(channel, json.dumps({"refused": str(error)}))
+        return
     warm_up = encode(Entry("warm-up.mid"), _warm_up_file(plan.options))
     if warm_up.damage:  # no fault of any file: none would be encoded
         sys.exit(f"a good file {warm_up.damage}")
@@ -48,10 +53,12 @@ def main(building: str) -> None:
         say(channel, json.dumps(answer))
 
 
-def _encoder(options: BuildOptions) -> Callable[[Entry, bytes], EncodedFile]:
+def _encoder(plan: Plan) -> Callable[[Entry, bytes], EncodedFile]:
+    options = plan.options
     if not options.labels:
         return lambda entry, content: encode_content(content, options)
     labels = Labels.read(options.labels)
+    plan.check_labels(labels)
 
     def encode(entry: Entry, content: bytes) -> EncodedFile:
         path = f"{entry.path}/{entry.member}" if entry.member else entry.path

@@ -1,7 +1,7 @@
 """Words to sound: prompts through both stages and the autoencoder, in batches that memory allows.
 
-Takes models and encoders that are loaded. Sample i of a prompt depends on the
-prompt, the seed and i alone. Shapes: B samples, C latent channels, T frames.
+Takes models and encoders that are loaded. Sample i of a prompt depends on the prompt, the seed and i alone, but for rounding: sums
+over another batch size are rounded in another order, and the phases of the spectral autoencoder make a little more of it. Shapes: B samples, C latent channels, T frames.
 """
 
 import math
@@ -150,7 +150,8 @@ class SoundMaker:
             seconds: how long; left out: as stage 2 was trained, or as the given sound.
             negative: what the sound should not be, in the place of no words at all.
             towards, share: an embedding this share of the way to that of another prompt.
-            batch_size: of stage 2; left out: from an estimate of what fits into half of ``free_bytes``.
+            batch_size: of stage 2; left out: from an estimate of what fits into half of ``free_bytes``. It is among each
+                sample's facts.
 
         Raises:
             ValueError: no samples, no length or one beyond memory, a prompt of unknown words alone, or a given sound that does
@@ -190,7 +191,7 @@ class SoundMaker:
             "towards": towards, "share": share,
             "steps": stage2.num_steps, "solver": stage2.solver, "guidance_scale": stage2.guidance_scale, "shift": stage2.shift,
             "embedding_steps": stage1.num_steps, "embedding_solver": stage1.solver,
-            "embedding_guidance_scale": stage1.guidance_scale,
+            "embedding_guidance_scale": stage1.guidance_scale, "batch_size": batch_size,
         }  # fmt: skip
         for first in range(0, len(wanted), batch_size):
             part = slice(first, first + batch_size)

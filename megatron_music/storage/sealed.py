@@ -19,25 +19,17 @@ def sealed(text: str) -> bytes:
     return b'{"sha256": "%s",' % hashlib.sha256(rest).hexdigest().encode() + rest
 
 
-def parse_sealed(content: bytes, *, is_required: bool = True) -> dict[str, Any]:
+def parse_sealed(content: bytes) -> dict[str, Any]:
     """The object of a sealed text, without its hash.
 
-    Args:
-        content: what ``sealed`` gave.
-        is_required: False takes a text without a hash, of a version that wrote none.
-
     Raises:
-        ValueError: it is not JSON, has no hash, or another content than when it was written; half a sentence.
+        ValueError: it is no JSON object, or does not begin with the hash of the rest; half a sentence.
     """
     found = _SEAL.match(content)
-    if found is None and is_required:
+    if found is None:
         raise ValueError("it does not begin with its hash")
-    if found is not None and hashlib.sha256(content[found.end() :]).hexdigest().encode() != found[1]:
+    if hashlib.sha256(content[found.end() :]).hexdigest().encode() != found[1]:
         raise ValueError("it was changed since it was written: its hash is another")
     values = parse_json(content)
-    if not isinstance(values, dict):
-        raise ValueError("it holds no JSON object")
-    if KEY in values and found is None:
-        raise ValueError("it was changed since it was written: its hash is not in its place")
-    values.pop(KEY, None)
+    del values[KEY]
     return values
