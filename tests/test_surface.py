@@ -25,7 +25,7 @@ SURFACE = {
     "plot": ["file", "-o/--output", "--bars"],
     "corpus bach": ["-o/--output", "--workers", "--json"],
     "corpus sounds": ["midi_dir", "-o/--output", "--num", "--seconds", "--sample-rate", "--seed", "--own", "--json"],
-    "render": ["files", "-o/--output", "--html", "--sound-font", "--own", "--sample-rate", "--bits", "--json"],
+    "render": ["files", "-o/--output", "--html", "--sound-font", "--own", "--sample-rate", "--bits", "--max-seconds", "--json"],
     "build tokens": [*BUILD, "--workers", "--json"],
     "build plan": [*BUILD, "--json"],
     "build shard": ["output", "--rank", "--world-size", "--workers", "--json"],

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megatron_music.audio.waveform import Waveform, read_blocks, resampled_blocks, with_channels
+from megatron_music.audio.waveform import Waveform, check_rates, read_blocks, resampled_blocks, with_channels
 
 SILENCE = 1e-4  # of the loudest moment
 KEPT_BYTES = 128 << 20  # of decoded audio: what is longer is decoded twice
@@ -70,6 +70,7 @@ def pieces(path: str | os.PathLike, name: str, cut: Cut) -> Iterator[Piece]:
     decoded = _Decoded(path, cut.channels)
     try:
         decoded.scan()
+        check_rates(path, decoded.sample_rate, cut.sample_rate)
     except ValueError as error:
         raise LeftOut("unreadable" if os.path.lexists(path) else "missing", str(error)) from None
     seconds = decoded.frames / decoded.sample_rate

@@ -27,6 +27,7 @@ READABLE = (*SUFFIXES, ".ogg", ".mp3", ".aiff", ".aif")
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE, MAX_CHANNELS = 1000, 384_000, 24
 MAX_SECONDS, LOUDEST, MAX_WHOLE_BYTES = 12 * 3600, 100.0, 1 << 30
 _BLOCK_VALUES = 1 << 18  # decoded at a time
+MAX_RATIO = 1 << 16  # of a rate without what it has in common with another: filters of more take hundreds of MiB
 _HALF_FILTER = 10  # of the polyphase filter: periods of the lower rate
 
 
@@ -68,7 +69,7 @@ def read_blocks(path: str | os.PathLike) -> Iterator[Waveform]:
     import soundfile
 
     try:
-        regular(path, follow_links=True)  # a decoder would wait for a pipe
+        _check_regular(path)
         with soundfile.SoundFile(path) as file:
             _check_format(path, file.samplerate, file.channels)
             total = 0
@@ -80,7 +81,7 @@ def read_blocks(path: str | os.PathLike) -> Iterator[Waveform]:
                 yield Waveform(np.ascontiguousarray(samples.T), file.samplerate)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; check the path") from None
-    except (soundfile.LibsndfileError, OSError, TypeError, UnicodeError) as error:
+    except (soundfile.LibsndfileError, OSError, TypeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise ValueError(f"{path} is no sound that can be read ({reason}); convert it to WAV or FLAC") from None
     if not total:
@@ -91,6 +92,20 @@ def load_decoders() -> None:
     """Import what reading and resampling need, which takes seconds the first time."""
     import scipy.signal
     import soundfile  # noqa: F401 (as above: it is loaded, not used)
+
+
+def check_rates(path: str | os.PathLike, source_rate: int, sample_rate: int) -> None:
+    """Refuse audio whose sample rate has next to nothing in common with the one it is brought to. Raises ValueError."""
+    if max(source_rate, sample_rate) // gcd(source_rate, sample_rate) > MAX_RATIO:
+        raise ValueError(f"{path} has a sample rate of {source_rate:,} Hz, which does not go into {sample_rate:,} Hz; convert it")
+
+
+def _check_regular(path: str | os.PathLike) -> None:
+    """Refuse a pipe, which a decoder would wait for, and a device."""
+    try:
+        regular(path, follow_links=True)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}; remove it") from None
 
 
 def _check_format(path: str | os.PathLike, sample_rate: int, channels: int) -> None:
