@@ -365,7 +365,7 @@ def _say_unknown_words(prompts: list[str], maker) -> None:
 def _write_sounds(options, sounds, names: list[str], maker, prompts: list[str], speaks: bool) -> None:
     from megatron_music.audio.waveform import Waveform, write_waveform
     from megatron_music.counted import counted
-    from megatron_music.whole_file import write_whole
+    from megatron_music.storage.writing import write_whole
 
     folder, rate, lines, loud = Path(options.output), maker.autoencoder.sample_rate, [], 0
     said = not speaks

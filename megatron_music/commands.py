@@ -313,9 +313,10 @@ def _check_wishes(options) -> "Encoding | None":
 def _write_pieces(options, composer, given, holes, targets: list[Path], speaks: bool) -> None:
     from megatron_music.generation.continuing import Continuation
     from megatron_music.music.instruments import read_instruments
-    from megatron_music.music.midi import read_midi, write_midi, write_midi_bytes
+    from megatron_music.music.midi import read_midi, write_midi
     from megatron_music.music.midi_edits import written_into
     from megatron_music.music.midi_events import read_events
+    from megatron_music.storage.writing import write_whole
 
     file = None if given is None else read_events(options.continued or options.source)
     sounding = None
@@ -344,7 +345,7 @@ def _write_pieces(options, composer, given, holes, targets: list[Path], speaks: 
                         write_midi(score, path)
                     else:
                         edited = written_into(file, given, score, release_at=song.join if song else None)
-                        write_midi_bytes(edited.to_bytes(), path)
+                        write_whole(path, edited.to_bytes())
             written += [score.num_bars for score in scores]
             bar.update(len(scores))
     if speaks:

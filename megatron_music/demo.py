@@ -14,7 +14,7 @@ from pathlib import Path
 from megatron_music.commands import check_modules, progress_bar
 from megatron_music.counted import counted
 from megatron_music.output import is_quiet
-from megatron_music.whole_file import write_whole
+from megatron_music.storage.writing import write_whole
 
 BARS, SEED = 8, 0
 VOICES = ("SOPRANO", "ALTO", "TENOR", "BASS")

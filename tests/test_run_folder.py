@@ -86,7 +86,7 @@ def test_a_folder_has_one_run_at_a_time(data, tmp_path):
 def test_a_start_that_was_killed_while_it_checked_does_not_keep_the_next_out(data, tmp_path):
     (tmp_path / "run" / "cache" / "0123").mkdir(parents=True)
     (tmp_path / "run" / "cache" / "0123" / "index.npy").write_bytes(b"half")
-    (tmp_path / "run" / ".config.yaml.tmp").write_bytes(b"mod")
+    (tmp_path / "run" / ".config.yaml.0123456789abcdef.tmp").write_bytes(b"mod")
     assert train(tiny_run(data, f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=1")) == DONE
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from megatron_music.storage.reading import read_json_object, regular
-from megatron_music.whole_file import write_whole
+from megatron_music.storage.writing import write_whole
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # diffusers names what of torch and of itself it finds old

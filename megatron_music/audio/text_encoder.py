@@ -20,7 +20,7 @@ from torch import Tensor
 from megatron_music.audio.words import RULE, Read
 from megatron_music.audio.words import words_of as words_of
 from megatron_music.storage.reading import copy_regular, read_json_object, regular
-from megatron_music.whole_file import write_whole
+from megatron_music.storage.writing import write_whole
 
 CONFIG, WEIGHTS = "words.json", "words.safetensors"
 HUB = "hub.json"  # of an encoder that is loaded by its name again

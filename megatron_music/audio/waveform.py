@@ -4,6 +4,7 @@ A waveform is float32 [channels, frames] in -1 to 1, with a sample rate in Hz. W
 the demo need numpy alone.
 """
 
+import io
 import json
 import os
 import struct
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megatron_music.whole_file import write_whole
+from megatron_music.storage.writing import write_whole
 
 SUBTYPES = {16: "PCM_16", 24: "PCM_24"}
 SUFFIXES = (".wav", ".flac")
@@ -56,7 +57,7 @@ def read_waveform(path: str | os.PathLike) -> Waveform:
 def write_waveform(
     path: str | os.PathLike, samples: np.ndarray, sample_rate: int, *, bits: int = 16, metadata: dict | None = None
 ) -> None:
-    """Write WAV or FLAC, by the suffix, under a temporary name first.
+    """Write WAV or FLAC, by the suffix; the file is there whole or not at all.
 
     Args:
         samples: [channels, frames]; what is beyond -1 to 1 is clipped.
@@ -75,9 +76,10 @@ def write_waveform(
         raise ValueError(f"the sound for {path} has samples that are not finite; nothing was written")
     samples = np.clip(samples, -1, 1)
     if path.suffix.lower() == ".wav":
-        write_whole(path, wav_bytes(samples, sample_rate, bits=bits, metadata=metadata))
+        content = wav_bytes(samples, sample_rate, bits=bits, metadata=metadata)
     else:
-        _write_flac(path, samples, sample_rate, bits, metadata)
+        content = _flac_bytes(samples, sample_rate, bits, metadata)
+    write_whole(path, content)
 
 
 def wav_bytes(samples: np.ndarray, sample_rate: int, *, bits: int = 16, metadata: dict | None = None) -> bytes:
@@ -118,24 +120,20 @@ def read_pcm16(path: str | os.PathLike) -> Waveform:
         return read_waveform(path)
 
 
-def _write_flac(path: Path, samples: np.ndarray, sample_rate: int, bits: int, metadata: dict | None) -> None:
+def _flac_bytes(samples: np.ndarray, sample_rate: int, bits: int, metadata: dict | None) -> bytes:
     import soundfile
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    content = io.BytesIO()
     try:
-        with soundfile.SoundFile(temporary, "w", sample_rate, len(samples), SUBTYPES[bits], format="FLAC") as file:
+        with soundfile.SoundFile(content, "w", sample_rate, len(samples), SUBTYPES[bits], format="FLAC") as file:
             if metadata:
                 if metadata.get("prompt"):
                     file.title = str(metadata["prompt"])
                 file.comment = json.dumps(metadata, ensure_ascii=False)
             file.write(samples.T)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except soundfile.LibsndfileError as error:
-        raise OSError(f"{path} cannot be written ({str(error).splitlines()[0]})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise ValueError(f"{sample_rate} Hz with {len(samples)} channels cannot be FLAC ({str(error).splitlines()[0]}); write WAV") from None
+    return content.getvalue()
 
 
 def read_metadata(path: str | os.PathLike) -> dict:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_music.storage.writing import sync_file
+
 HEADER = b"MMIDIDX\0\0"
 VERSION = 1
 UINT16 = 8
@@ -59,7 +61,7 @@ class IndexWriter:
         assert self._written == self._documents, f"{self._written} documents of {self._documents}"
         self._table(12 * self._documents, 8, np.array([self._documents], "<i8"))
         self._file.flush()
-        os.fsync(self._file.fileno())
+        sync_file(self._file.fileno())
         self._file.close()
 
     def close(self) -> None:

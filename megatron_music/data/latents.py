@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from megatron_music.storage.reading import read_json_object
-from megatron_music.whole_file import write_whole
+from megatron_music.storage.writing import write_whole
 
 FORMAT = 1
 INDEX, TEXTS, CAPTIONS, ENCODERS = "index.json", "texts.safetensors", "texts.jsonl", "encoders"

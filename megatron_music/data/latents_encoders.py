@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +25,7 @@ from megatron_music.data.captioned import Captioned
 from megatron_music.counted import counted
 from megatron_music.data.crops import Crops
 from megatron_music.data.latents_options import OOBLECK_SIZES, SPECTRAL, LatentsOptions
+from megatron_music.storage.writing import appearing_folder
 
 FITTED_SOUNDS = 256  # that the autoencoder learns from at most
 FITTED_CROPS = 4096  # that the encoders of music and words learn from at most
@@ -106,10 +106,8 @@ def _autoencoder(
 
 def _keep(encoder, folder: Path) -> None:
     """Save an encoder whole or not at all."""
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    encoder.save(unfinished)
-    os.rename(unfinished, folder)
+    with appearing_folder(folder) as unfinished:
+        encoder.save(unfinished)
 
 
 def latent_frames(options: LatentsOptions, autoencoder: Autoencoder) -> int:

@@ -17,7 +17,7 @@ from megatron_music.audio.render import render
 from megatron_music.audio.waveform import Waveform, write_waveform
 from megatron_music.music.midi import MidiError, read_midi
 from megatron_music.music.score import Score, Tempo, Track
-from megatron_music.whole_file import write_whole
+from megatron_music.storage.writing import write_whole
 
 PROGRAMS = (0, 19, 24, 40, 56, 73)  # piano, organ, guitar, strings, brass, flute: a program of each family
 TEMPOS = ((56, 76), (92, 116), (144, 176))  # quarters a minute, each within one word of captions.py

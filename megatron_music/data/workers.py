@@ -32,12 +32,12 @@ class WorkerError(RuntimeError):
     """A worker met a fault of this package's own."""
 
 
-def worker_command(building: Path) -> list[str]:
-    """What a worker process is started with."""
-    return [sys.executable, "-P", "-m", "megatron_music.data.worker", str(building)]
+def worker_command(building: Path, owner: str = "") -> list[str]:
+    """What a worker process is started with; ``owner`` as in ``write_shard``."""
+    return [sys.executable, "-P", "-m", "megatron_music.data.worker", str(building), *filter(None, [owner])]
 
 
-def run_shards(plan: Plan, numbers: Sequence[int], workers: int, command: Sequence[str] | None = None) -> Iterator[int]:
+def run_shards(plan: Plan, numbers: Sequence[int], workers: int, command: Sequence[str] | None = None, *, owner: str = "") -> Iterator[int]:
     """Have shards written by worker processes; yields the number of a shard once for each of its files.
 
     A file on which a worker dies or spends more than ``options.seconds_per_file`` is put into quarantine: the worker is
@@ -45,12 +45,13 @@ def run_shards(plan: Plan, numbers: Sequence[int], workers: int, command: Sequen
 
     Args:
         command: what to start a worker with, instead of this package's own.
+        owner: see ``write_shard``.
 
     Raises:
         OSError: a worker met one (the disk is full), or workers die outside of any file.
         WorkerError: a fault of this package's own.
     """
-    supervisor = _Supervisor(plan, numbers, workers, command or worker_command(plan.building))
+    supervisor = _Supervisor(plan, numbers, workers, command or worker_command(plan.building, owner))
     try:
         yield from supervisor.run()
     finally:

@@ -44,6 +44,7 @@ from megatron_music.music.score import (
     name_voices,
     voices_of,
 )
+from megatron_music.storage.writing import write_whole
 
 MAX_QUARTERS = 40_000  # 10,000 bars of 4/4, five and a half hours at 120 quarters per minute: longer pieces are looked at twice
 MAX_SILENT_QUARTERS = 4_000
@@ -97,21 +98,7 @@ def write_midi(score: Score, path: str | os.PathLike) -> None:
     Raises:
         ValueError: a pitch or velocity is outside 0..127, or a time is before 0.
     """
-    write_midi_bytes(to_events(score).to_bytes(), path)
-
-
-def write_midi_bytes(content: bytes, path: str | os.PathLike) -> None:
-    """Write a file's bytes under a temporary name first; ``path`` never holds half a file."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, to_events(score).to_bytes())
 
 
 def to_miditoolkit(score: Score) -> miditoolkit.MidiFile:

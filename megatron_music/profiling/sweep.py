@@ -24,7 +24,7 @@ from megatron_music.profiling.memory import estimate_memory
 from megatron_music.profiling.mfu import utilizations
 from megatron_music.profiling.peaks import peak_of, precision_of
 from megatron_music.recipes import load_run, read_run, write_run
-from megatron_music.whole_file import write_whole
+from megatron_music.storage.writing import write_whole
 
 PLAN = "plan.json"
 FORMAT = 1

@@ -17,6 +17,7 @@ import yaml
 from megatron_music.config import ConfigError, ModelConfig, Run, RunConfig, closest, either, refuse_unless
 from megatron_music.flow_run import KINDS, FlowRunConfig
 from megatron_music.storage.reading import parse_yaml, read_yaml
+from megatron_music.storage.writing import write_whole
 
 RECIPES = Path(__file__).parent
 SECTIONS: dict[str, type] = {item.name: item.type for item in fields(RunConfig)}
@@ -72,8 +73,8 @@ def read_run(path: str | os.PathLike) -> Run:
 
 
 def write_run(config: Run, path: str | os.PathLike) -> None:
-    """Write every field of a run, defaults included, as YAML."""
-    Path(path).write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
+    """Write every field of a run, defaults included, as YAML; the file is there whole or not at all."""
+    write_whole(path, yaml.safe_dump(asdict(config), sort_keys=False).encode(), syncs_folder=True)
 
 
 def description_of(recipe: str) -> str:

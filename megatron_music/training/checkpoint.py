@@ -32,7 +32,6 @@ from megatron_music.training.checkpoint_folder import (
     publish,
     read_latest,
     remove,
-    write_atomically,
 )
 from megatron_music.training.engine import Engine
 from megatron_music.training.guard import GuardState
@@ -182,7 +181,7 @@ def save_weights(folder: Path, module, config: Run, files: dict[str, bytes]) -> 
     weights = _pieces(sharded_weights([module]))
     save = Save(folder, Progress(), {"model": weights}, {"weights_only": True}, config, files, copies=False)
     checkpoint = save.finish(save.write)
-    distributed.on_main(lambda: write_atomically(folder / CONFIG, lambda path: write_run(config, path)))
+    distributed.on_main(lambda: write_run(config, folder / CONFIG))
     return checkpoint
 
 
