@@ -19,6 +19,8 @@ from megatron_music import (
     convert_commands,
     dataset_commands,
     demo,
+    generate_audio_commands,
+    generate_commands,
     launch_commands,
     output,
     predict_commands,
@@ -311,7 +313,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     generate = verbs.add_parser("generate", help="make new music")
     generates = generate.add_subparsers(dest="what", required=True, metavar="WHAT")
-    midi = command(generates, "midi", commands.generate_midi, "new pieces from a trained GPT")
+    midi = command(generates, "midi", generate_commands.generate_midi, "new pieces from a trained GPT")
     midi.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's folder, or one of its iter_ folders")
     midi.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the pieces")
     midi.add_argument("--num", type=int, default=1, metavar="N", help="number of pieces")
@@ -335,8 +337,8 @@ def build_parser() -> argparse.ArgumentParser:
                       help="under torchrun: processes a layer is split over, by default all; the rest are pipeline stages")  # fmt: skip
     midi.add_argument("--json", action="store_true", help="print the files written as JSON")
 
-    audio = command(generates, "audio", audio_commands.generate_audio, "generate audio from text prompts")
-    audio_commands.add_generate_audio(audio)
+    audio = command(generates, "audio", generate_audio_commands.generate_audio, "generate audio from text prompts")
+    generate_audio_commands.add_generate_audio(audio)
 
     convert = command(verbs, "convert", convert_commands.convert, "convert a checkpoint to Hugging Face format, or back")
     convert.add_argument("source", metavar="CHECKPOINT|HF_DIR", help="a run; or config.json and safetensors; or Stable Audio Open's folder of diffusers")

@@ -56,7 +56,7 @@ NEVER_TORCH = [
     "megatron_music.data.page", "megatron_music.data.reasons", "megatron_music.data.words", "megatron_music.data.plan", "megatron_music.data.report", "megatron_music.data.shard",
     "megatron_music.data.worker", "megatron_music.data.workers", "megatron_music.dataset_commands",
     "megatron_music.generation.continuing", "megatron_music.generation.given_bars",
-    "megatron_music.generation.infill", "megatron_music.generation.wishes", "megatron_music.hosts.megatron_lm",
+    "megatron_music.generation.infill", "megatron_music.generation.output_folder", "megatron_music.generation.wishes", "megatron_music.generate_commands", "megatron_music.generate_audio_commands", "megatron_music.hosts.megatron_lm",
     "megatron_music.output", "megatron_music.models.backends", "megatron_music.models.flow_sizes", "megatron_music.models.sizes",
     "megatron_music.music.midi", "megatron_music.music.midi_arrays", "megatron_music.music.midi_tables", "megatron_music.music.midi_edits", "megatron_music.music.midi_events", "megatron_music.music.names",
     "megatron_music.music.grid", "megatron_music.music.likeness",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from megatron_music.audio.words import RULE, Read
 from megatron_music.audio.words import words_of as words_of
-from megatron_music.storage.reading import copy_regular, read_json_object, regular
+from megatron_music.storage.reading import copy_regular, is_outward_link, read_json_object, regular
 from megatron_music.storage.writing import write_whole
 
 CONFIG, WEIGHTS = "words.json", "words.safetensors"
@@ -219,6 +219,8 @@ class HuggingFaceTextEncoder:
             for path in sorted(Path(self.where).iterdir()):
                 is_wanted = path.is_file() and (self._follows_links or not path.is_symlink()) and path.name != HUB
                 if is_wanted:
+                    if is_outward_link(path):
+                        raise ValueError(f"{path} is a link that leads out of its folder; copy the file in its place")
                     (folder / path.name).unlink(missing_ok=True)
                     copy_regular(path, folder / path.name, follow_links=self._follows_links)
         else:

@@ -5,7 +5,7 @@ prompt, the seed and i alone. Shapes: B samples, C latent channels, T frames.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -143,6 +143,7 @@ class SoundMaker:
         given: Given | None = None,
         batch_size: int | None = None,
         free_bytes: int = 1 << 30,
+        missing: Container[int] | None = None,
     ) -> Iterator[Sound]:
         """Samples 0 to ``num - 1`` of each prompt, prompt after prompt.
 
@@ -151,6 +152,8 @@ class SoundMaker:
             negative: what the sound should not be, in the place of no words at all.
             towards, share: an embedding this share of the way to that of another prompt.
             batch_size: of stage 2; left out: from an estimate of what fits into half of ``free_bytes``.
+            missing: places of the samples to make, from 0; None: all. Batches are as if all were made, so that sample for sample
+                the audio is the same.
 
         Raises:
             ValueError: no samples, no length or one beyond memory, a prompt of unknown words alone, or a given sound that does
@@ -190,10 +193,12 @@ class SoundMaker:
             "towards": towards, "share": share,
             "steps": stage2.num_steps, "solver": stage2.solver, "guidance_scale": stage2.guidance_scale, "shift": stage2.shift,
             "embedding_steps": stage1.num_steps, "embedding_solver": stage1.solver,
-            "embedding_guidance_scale": stage1.guidance_scale,
+            "embedding_guidance_scale": stage1.guidance_scale, "batch_size": batch_size,
         }  # fmt: skip
         for first in range(0, len(wanted), batch_size):
             part = slice(first, first + batch_size)
+            if missing is not None and not any(place in missing for place in range(first, min(first + batch_size, len(wanted)))):
+                continue
             condition = self._condition(texts[part], embeddings_BE[part], frames)
             latents_BCT = sample_latents(
                 self.dit,
@@ -208,6 +213,8 @@ class SoundMaker:
                 start=given.start if given else 1.0,
             )
             for place, latents_CT in enumerate(latents_BCT, start=first):
+                if missing is not None and place not in missing:
+                    continue
                 prompt, number = wanted[place]
                 facts = {"prompt": prompt, "sample": number, **settings, "embedding_length": round(float(lengths_B[place]), 4)}
                 embedding = embeddings_BE[place].cpu().numpy()

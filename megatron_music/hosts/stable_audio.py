@@ -21,7 +21,7 @@ from megatron_music.flow_run import FlowConfig, FlowModelConfig, FlowRunConfig
 from megatron_music.models.conditions import LONGEST_SECONDS
 from megatron_music.models.convert_dit import from_diffusers, load_weights, to_diffusers
 from megatron_music.models.flow_sizes import DIT_SIZES, DiTSize
-from megatron_music.storage.reading import read_json_object
+from megatron_music.storage.reading import copy_regular, is_outward_link, read_json_object
 from megatron_music.training import distributed
 from megatron_music.training.checkpoint import save_weights
 from megatron_music.training.load import load_flow_model
@@ -212,7 +212,8 @@ def _copy_encoders(source: Path, folder: Path) -> None:
     for part in ("text_encoder", "tokenizer"):
         for path in sorted((source / part).iterdir()):
             if path.is_file() and path.suffix not in (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5"):
-                shutil.copyfile(path, folder / "text" / path.name)
+                refuse_unless(not is_outward_link(path), f"{path} is a link that leads out of its folder; copy the file in its place")
+                copy_regular(path, folder / "text" / path.name, follow_links=True)
     path = source / "tokenizer" / "tokenizer_config.json"
     length = _json(path).get("model_max_length")
     refuse_unless(

@@ -98,7 +98,12 @@ def write_midi(score: Score, path: str | os.PathLike) -> None:
     Raises:
         ValueError: a pitch or velocity is outside 0..127, or a time is before 0.
     """
-    write_whole(path, to_events(score).to_bytes())
+    write_midi_bytes(to_events(score).to_bytes(), path)
+
+
+def write_midi_bytes(content: bytes, path: str | os.PathLike) -> None:
+    """Write a file's bytes under a temporary name first; ``path`` never holds half a file."""
+    write_whole(path, content)
 
 
 def to_miditoolkit(score: Score) -> miditoolkit.MidiFile:

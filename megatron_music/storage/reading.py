@@ -161,6 +161,16 @@ def read_yaml(path: str | os.PathLike, *, follow_links: bool = True) -> Any:
     return parse_yaml(read_text(path, YAML_BYTES, follow_links=follow_links))
 
 
+def is_outward_link(path: Path) -> bool:
+    """Whether a file is a link that leads out of its folder; within a cache of Hugging Face's hub, out of the cache of its repository.
+
+    There ``snapshots/REVISION/NAME`` are links to ``blobs``.
+    """
+    folder = Path(os.path.realpath(path.parent))
+    home = folder.parent.parent if folder.parent.name == "snapshots" else folder
+    return path.is_symlink() and home not in Path(os.path.realpath(path)).parents
+
+
 def copy_regular(source: str | os.PathLike, target: str | os.PathLike, *, follow_links: bool = False) -> None:
     """Copy the content of a regular file; no file may be in the new place.
 
