@@ -74,7 +74,7 @@ class OutputFolder:
         if not self._is_kept:
             record = {"format": FORMAT, "settings": self.settings, "left_out": self.left_out}
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self.folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
+            write_whole(self.folder / RECORD, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
             self._is_kept = True
 
     def leave_out(self, name: str, reason: str) -> None:
