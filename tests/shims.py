@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+NODE_LOCAL = 0  # flock that succeeds and keeps nobody out, as those of two nodes do on Lustre with localflock
+
 SOURCE = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from shims import shimmed
+from shims import NODE_LOCAL, shimmed
 from tiny import write_corpus
 
 from megatron_music.data.building import building_folder, temporary_shard
@@ -28,7 +28,6 @@ try:
 except holding.Busy as error:
     print(error)
 """
-NODE_LOCAL = 0  # flock succeeds and keeps nobody of another node out
 WITHOUT_LOCKS = [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP]
 
 
