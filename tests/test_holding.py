@@ -14,13 +14,13 @@ from shims import NODE_LOCAL, shimmed
 from tiny import write_corpus
 
 from megatron_music.data.building import building_folder, temporary_shard
-from megatron_music.storage import holding
+from megatron_music.storage import owners
 from megatron_music.storage.holding import Busy, hold, hold_folder
 
 HOLD = """
 import sys, time
-from megatron_music.storage import holding
-holding.STALE_SECONDS = 12.0
+from megatron_music.storage import holding, owners
+owners.STALE_SECONDS = 12.0
 try:
     with holding.hold(sys.argv[1], "busy{owner}", shared=len(sys.argv) > 2):
         print("held", flush=True)
@@ -95,7 +95,7 @@ def test_what_a_killed_process_of_this_machine_held_is_free_at_once(tmp_path):
 
 
 def test_the_number_of_a_process_that_ended_may_be_anothers(tmp_path):
-    facts = {"machine": holding.machine(), "pid": os.getpid(), "start": "1", "shared": False}
+    facts = {"machine": owners.machine(), "pid": os.getpid(), "start": "1", "shared": False}
     (tmp_path / "lock.0123456789abcdef").write_text(json.dumps(facts))
     with hold(tmp_path / "lock", "busy"):
         pass
@@ -104,7 +104,7 @@ def test_the_number_of_a_process_that_ended_may_be_anothers(tmp_path):
 def test_a_holder_whose_file_is_hostile_is_watched_and_says_no_control_characters(tmp_path):
     facts = {"machine": "\x1b[2J" * 100, "pid": "\x1b[31m", "start": None, "shared": False}
     (tmp_path / "lock.0123456789abcdef").write_text(json.dumps(facts))
-    own = holding._Owner.read(tmp_path / "lock", "0123456789abcdef")
+    own = owners.Owner.read(tmp_path / "lock", "0123456789abcdef")
     assert own.is_alive() is None and "\x1b" not in str(own) and len(str(own)) < 400
 
 
@@ -127,6 +127,11 @@ def test_a_folder_that_nothing_came_of_goes_again_and_what_was_there_stays(tmp_p
         with hold_folder(tmp_path / "old", "test"):
             pass
     assert list((tmp_path / "old").iterdir()) == [theirs]
+
+
+def test_a_folder_whose_name_has_braces_is_named_as_it_is(tmp_path):
+    with hold_folder(tmp_path / "{x}{0}", "test"), pytest.raises(Busy, match=r"\{x\}\{0\} \(process"), hold_folder(tmp_path / "{x}{0}", "test"):
+        pass
 
 
 COMMANDS = {

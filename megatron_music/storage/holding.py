@@ -3,40 +3,30 @@
 A holder takes a lock of the system (``flock``) on a lock file, and writes an owner file beside it, ``LOCK.16-hex-digits``: the
 machine, the process, and since when; a thread refreshes its time every 5 seconds. The lock alone would do on a local disk.
 File systems of clusters may have none (Lustre without ``-o flock``) or one for each node (Lustre's ``localflock``, NFS's
-``local_lock``): there the owner files keep others out.
-
-An owner on this machine is alive as long as its process is. One on another machine is alive where its file's time changes while
-it is watched, and dead where it does not for ``STALE_SECONDS``, or is ``ABANDONED_SECONDS`` old already.
+``local_lock``): there the owner files keep others out. ``storage.owners`` tells who of them is alive.
 """
 
 import errno
 import fcntl
 import functools
-import json
 import os
 import random
 import re
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_music.errors import ConfigError
 from megatron_music.output import logger
-from megatron_music.processes import start_of
+from megatron_music.storage.owners import REFRESH_SECONDS, Owner
 from megatron_music.storage.writing import naming, sweep_temporary, token
 
-REFRESH_SECONDS = 5.0
-STALE_SECONDS = 120.0  # a process that computes within one call of a library may refresh late
-ABANDONED_SECONDS = 900.0  # more than clocks of one cluster differ
 LOCK = ".lock"  # in a folder that is held as a whole
 _POLL_SECONDS = 0.5
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 _HAS_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-_OWNER_BYTES = 4096
 
 
 class Busy(ConfigError):
@@ -117,7 +107,7 @@ def is_owned(lock: Path, name: str) -> bool:
     """Whether the holder of a lock file that is known by a token is, or may be, alive."""
     if not _TOKEN.fullmatch(name):
         return False
-    found = _Owner.read(lock, name)
+    found = Owner.read(lock, name)
     return found is not None and found.is_alive() is not False
 
 
@@ -126,94 +116,7 @@ def is_of_lock(lock: str, name: str) -> bool:
     return name == lock or (name.startswith(f"{lock}.") and bool(_TOKEN.fullmatch(name[len(lock) + 1 :])))
 
 
-@dataclass
-class _Owner:
-    """An owner file."""
-
-    lock: Path
-    token: str
-    shared: bool
-    facts: dict
-    seconds: float  # its time, on the file system's clock
-
-    @property
-    def path(self) -> Path:
-        return self.lock.with_name(f"{self.lock.name}.{self.token}")
-
-    @classmethod
-    def new(cls, lock: Path, shared: bool) -> "_Owner":
-        facts = {"machine": machine(), "pid": os.getpid(), "start": _start(os.getpid()), "shared": shared}
-        owner = cls(lock, token(), shared, facts, 0.0)
-        with naming(owner.path):
-            descriptor = os.open(owner.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-            try:
-                os.write(descriptor, json.dumps(facts).encode())
-                owner.seconds = os.fstat(descriptor).st_mtime
-            finally:
-                os.close(descriptor)
-        _heart.beats_for(owner.path)
-        return owner
-
-    @classmethod
-    def read(cls, lock: Path, name: str) -> "_Owner | None":
-        """The owner file of a token; None: there is none. Opened each time, as network file systems look anew then."""
-        path = lock.with_name(f"{lock.name}.{name}")
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except FileNotFoundError:
-            return None
-        except OSError:  # of another user, or a link
-            return cls(lock, name, False, {}, time.time())
-        try:
-            found, seconds = os.read(descriptor, _OWNER_BYTES), os.fstat(descriptor).st_mtime
-        finally:
-            os.close(descriptor)
-        try:
-            facts = json.loads(found)
-            return cls(lock, name, facts["shared"] is True, facts, seconds)
-        except (ValueError, KeyError, TypeError, RecursionError):  # it is being written at the moment
-            return cls(lock, name, False, {}, seconds)
-
-    def is_alive(self) -> bool | None:
-        """None: it is on another machine."""
-        if self.facts.get("machine") != machine():
-            return None
-        pid = self.facts.get("pid")
-        return isinstance(pid, int) and _start(pid) == self.facts.get("start")
-
-    def is_dead(self, now: float) -> bool:
-        """Whether it is dead; of one on another machine that takes some time to tell.
-
-        Args:
-            now: on the file system's clock.
-        """
-        alive = self.is_alive()
-        if alive is not None:
-            return not alive
-        if now - self.seconds > ABANDONED_SECONDS:
-            return True
-        logger.info(f"waiting to see whether {self} is still alive: {self.path.parent} was held by it")
-        limit = time.monotonic() + STALE_SECONDS
-        while time.monotonic() < limit:
-            time.sleep(_POLL_SECONDS)
-            found = _Owner.read(self.lock, self.token)
-            if found is None:
-                return True
-            if found.seconds != self.seconds:
-                return False
-        return True
-
-    def let_go(self) -> None:
-        _heart.stops_for(self.path)
-        with suppress(OSError):
-            self.path.unlink(missing_ok=True)
-
-    def __str__(self) -> str:
-        pid, name = self.facts.get("pid"), str(self.facts.get("machine")).partition(" ")[0]
-        return f"process {pid if isinstance(pid, int) else '?'} on {name[:64]!r}"
-
-
-def _acquire(lock: Path, busy: str, shared: bool, waits: bool, missing: str) -> tuple[int, _Owner]:
+def _acquire(lock: Path, busy: str, shared: bool, waits: bool, missing: str) -> tuple[int, Owner]:
     """The descriptor of the locked file, and the owner file. Two that come at once, without a lock of the system, may both give way."""
     while True:
         if not missing:
@@ -229,7 +132,7 @@ def _acquire(lock: Path, busy: str, shared: bool, waits: bool, missing: str) -> 
             if _lock(descriptor, lock, shared):
                 if not _is_at(descriptor, lock):  # who held it has just removed the file: lock the new one
                     continue
-                owner = _Owner.new(lock, shared)
+                owner = Owner.new(lock, shared)
                 try:
                     other = _other_owner(owner)
                     keeps = other is None
@@ -244,7 +147,7 @@ def _acquire(lock: Path, busy: str, shared: bool, waits: bool, missing: str) -> 
             if not keeps:
                 os.close(descriptor)
         if not waits:
-            raise Busy(busy.format(owner=f" ({other})" if other and other.facts else ""))
+            raise Busy(busy.replace("{owner}", f" ({other})" if other and other.facts else ""))
         time.sleep(random.uniform(0.1, _POLL_SECONDS))
 
 
@@ -271,13 +174,13 @@ def _tell_without_locks(reason: str, folder: str) -> None:
     )
 
 
-def _owners(lock: Path) -> list[_Owner]:
+def _owners(lock: Path) -> list[Owner]:
     names = (path.name for path in lock.parent.glob(f"{lock.name}.*") if is_of_lock(lock.name, path.name))
-    found = (_Owner.read(lock, name[len(lock.name) + 1 :]) for name in names)
+    found = (Owner.read(lock, name[len(lock.name) + 1 :]) for name in names)
     return [owner for owner in found if owner is not None]
 
 
-def _other_owner(own: _Owner) -> _Owner | None:
+def _other_owner(own: Owner) -> Owner | None:
     """A living owner that must not be there beside this one; what the dead left is removed."""
     for other in _owners(own.lock):
         if other.token == own.token or (own.shared and other.shared):
@@ -297,62 +200,5 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def machine() -> str:
-    """This machine since it started, as processes are numbered in it; its name first."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        numbering = os.readlink("/proc/self/ns/pid")
-    except OSError:  # no Linux
-        boot = numbering = "?"
-    return f"{os.uname().nodename or '?'} {boot} {numbering}"
-
-
-def _start(pid: int) -> str | None:
-    found = start_of(pid)
-    return None if found is None else found.decode("ascii")
-
-
-class _Heart:
-    """Refreshes the times of owner files, from a thread that starts with the first of them."""
-
-    def __init__(self):
-        self._paths: set[Path] = set()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-
-    def beats_for(self, path: Path) -> None:
-        with self._lock:
-            self._paths.add(path)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._beat, daemon=True, name="owner files")
-                self._thread.start()
-
-    def stops_for(self, path: Path) -> None:
-        with self._lock:
-            self._paths.discard(path)
-
-    def _beat(self) -> None:
-        while True:
-            time.sleep(REFRESH_SECONDS)
-            with self._lock:
-                paths = list(self._paths)
-            for path in paths:
-                try:
-                    os.utime(path)
-                except FileNotFoundError:
-                    with self._lock:
-                        is_missed = path in self._paths
-                        self._paths.discard(path)
-                    if is_missed:
-                        logger.warning(
-                            f"{path} was removed while this process was at work there; if another process has taken {path.parent} "
-                            "meanwhile, stop one of them"
-                        )
-                except OSError:  # a server that does not answer now may answer in time
-                    pass
-
-
-_heart = _Heart()
-os.register_at_fork(after_in_child=_heart.__init__)  # a child holds nothing
 # What this thread holds, by lock file. A build that holds its folder calls functions that hold it again.
-_holding: ContextVar[dict[str, _Owner]] = ContextVar("holding", default={})  # noqa: B039 (never changed in place)
+_holding: ContextVar[dict[str, Owner]] = ContextVar("holding", default={})  # noqa: B039 (never changed in place)
