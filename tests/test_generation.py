@@ -13,10 +13,12 @@ from raw_midi import events_of
 from test_continuing import SONGS
 from tiny_gpt import RandomModel, launch, tiny_dataset, tiny_run
 
-from megatron_music.cli import main
+from megatron_music.cli import build_parser, main
+from megatron_music.generate_commands import _report, _write_pieces
 from megatron_music.generation.decoder import Decoder
 from megatron_music.generation.continuing import Continuation
 from megatron_music.generation.midi import Composer
+from megatron_music.generation.output_folder import output_folder
 from megatron_music.generation.sampling import CachedGPT, Sampler, UncachedGPT
 from megatron_music.music.grid import quantize, slice_steps
 from megatron_music.music.midi import read_midi, write_midi
@@ -459,6 +461,23 @@ def test_a_piece_that_cannot_be_written_costs_that_piece():
     assert [scores[number] for number in good] == composer.compose(good, 9)
     with pytest.raises(ValueError, match="too many notes or tracks"):
         composer.compose(range(40), 9)
+
+
+def test_the_command_leaves_out_what_cannot_be_written_and_does_not_try_it_again(tmp_path, capsys):
+    composer = Composer(None, Encoding(bars=2), 60, next_logits=RandomModel, made_with={"checkpoint": "random"})
+    options = build_parser().parse_args(["generate", "midi", "random", "-o", str(tmp_path), "--num", "40", "--bars", "9", "--json"])
+    names = [f"{number:03}.mid" for number in range(1, 41)]
+    for attempt in range(2):
+        with output_folder(tmp_path, "generate midi", names, {"seed": 0}) as output:
+            missing = output.missing(composer.made_with)
+            bars = _write_pieces(options, composer, None, None, output, missing, speaks=True)
+            _report(options, output, missing, bars)
+        told = capsys.readouterr()
+        found = json.loads(told.out)
+        assert len(found["left_out"]) + len(found["pieces"]) == 40 and found["left_out"] and found["pieces"]
+        assert told.err.count("left out: ") == len(found["left_out"]) and "too many notes or tracks" in told.err
+        assert sorted(str(path) for path in tmp_path.glob("*.mid")) == [piece["file"] for piece in found["pieces"]]
+        assert len(missing) == (0 if attempt else 40)
 
 
 def test_nothing_is_written_over(tmp_path, capsys):

@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from shims import NODE_LOCAL, shimmed
+from test_writing import small_disk
 from tiny import write_corpus
 
 from megatron_music.data.building import building_folder, temporary_shard
@@ -127,6 +128,19 @@ def test_a_folder_that_nothing_came_of_goes_again_and_what_was_there_stays(tmp_p
         with hold_folder(tmp_path / "old", "test"):
             pass
     assert list((tmp_path / "old").iterdir()) == [theirs]
+
+
+def test_a_folder_on_a_full_disk_is_not_left_held(tmp_path):
+    with small_disk(tmp_path / "disk", 1 << 20) as disk:
+        with open(disk / "ballast", "wb", buffering=0) as ballast, suppress(OSError):
+            while ballast.write(bytes(4096)):
+                pass
+        with pytest.raises(OSError, match="No space left on device.*lock") as caught, hold_folder(disk / "out", "test"):
+            pass
+        assert caught.value.errno == errno.ENOSPC and not (disk / "out").exists()
+        (disk / "ballast").unlink()
+        with hold_folder(disk / "out", "test"):
+            pass
 
 
 def test_a_folder_whose_name_has_braces_is_named_as_it_is(tmp_path):

@@ -38,6 +38,7 @@ OWNERS = {
     "matplotlib": ("music/pianoroll.py", "training/curve.py", "audio/spectrogram.py",
                    "profiling/scaling_chart.py"),
     "muq": "audio/muq_server.py",
+    "fcntl": "storage/holding.py",
 }
 
 NEVER_TORCH = [
@@ -128,6 +129,15 @@ def test_every_dependency_has_one_owner(path):
             if name == dependency or name.startswith(dependency + "."):
                 owners = owners if isinstance(owners, tuple) else (owners,)
                 assert any(place.startswith(owner) for owner in owners), f"{place} imports {name}; {owners} owns it"
+
+
+def test_files_are_replaced_and_synced_by_one_writer():
+    """Parts of shards and of datasets grow while they are on their way to the disk; they take their names by it, too."""
+    allowed = {"os.replace(": ("storage/writing.py", "data/shard.py"), "os.fsync(": ("storage/writing.py",), "os.getpid()}": ()}
+    for path in modules():
+        place, text = str(path.relative_to(PACKAGE)), path.read_text(encoding="utf-8")
+        for call, places in allowed.items():
+            assert call not in text or place in places, f"{place} calls {call}; storage.writing writes whole files"
 
 
 def test_there_are_no_circles():

@@ -174,6 +174,7 @@ def test_training_goes_on_from_it(published, run, tmp_path):
         (lambda folder: change(folder / "tokenizer" / "tokenizer_config.json", model_max_length=10**30), "model_max_length"),
         (lambda folder: cut(folder / "transformer" / "diffusion_pytorch_model.safetensors"), "transformer cannot be read"),
         (lambda folder: cut(folder / "vae" / "diffusion_pytorch_model.safetensors"), "holds no whole Oobleck"),
+        (lambda folder: (folder / "tokenizer" / "readme.txt").symlink_to(__file__), "readme.txt is a link that leads out of its folder"),
         (lambda folder: change(folder / "vae" / "config.json", decoder_input_channels=4, encoder_hidden_size=8), "Oobleck"),
     ],
 )

@@ -132,7 +132,12 @@ def _acquire(lock: Path, busy: str, shared: bool, waits: bool, missing: str) -> 
             if _lock(descriptor, lock, shared):
                 if not _is_at(descriptor, lock):  # who held it has just removed the file: lock the new one
                     continue
-                owner = Owner.new(lock, shared)
+                try:
+                    owner = Owner.new(lock, shared)
+                except OSError:
+                    if not shared:
+                        lock.unlink(missing_ok=True)
+                    raise
                 try:
                     other = _other_owner(owner)
                     keeps = other is None

@@ -47,6 +47,9 @@ class Owner:
             try:
                 os.write(descriptor, json.dumps(facts).encode())
                 owner.seconds = os.fstat(descriptor).st_mtime
+            except OSError:  # the disk is full
+                owner.path.unlink(missing_ok=True)
+                raise
             finally:
                 os.close(descriptor)
         _heart.beats_for(owner.path)
