@@ -54,6 +54,7 @@ NEVER_TORCH = [
     "megatron_music.data.encode", "megatron_music.data.figures", "megatron_music.data.file_list", "megatron_music.data.folders", "megatron_music.data.grouping", "megatron_music.data.id_counts", "megatron_music.data.labels",
     "megatron_music.data.latents", "megatron_music.data.latents_options", "megatron_music.data.merge",
     "megatron_music.data.sounds", "megatron_music.storage.holding", "megatron_music.storage.owners", "megatron_music.storage.writing",
+    "megatron_music.data.tar_stream",
     "megatron_music.data.page", "megatron_music.data.reasons", "megatron_music.data.words", "megatron_music.data.plan", "megatron_music.data.report", "megatron_music.data.shard",
     "megatron_music.data.worker", "megatron_music.data.workers", "megatron_music.dataset_commands",
     "megatron_music.generation.continuing", "megatron_music.generation.given_bars",

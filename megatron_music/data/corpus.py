@@ -5,6 +5,7 @@ Archives inside folders are not opened: name them.
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -145,9 +146,12 @@ class Reader:
 
 def _read_file(path: str) -> bytes:
     """The content, by the system's own calls: a file object costs more than a small file."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe of this name is not waited for
     try:
-        size = os.fstat(descriptor).st_size
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise EntryError("is not a regular file")
+        size = found.st_size
         _check_size(size)
         content = os.read(descriptor, size + 1)
         if len(content) == size:
