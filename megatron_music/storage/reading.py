@@ -52,6 +52,11 @@ def regular(path: str | os.PathLike, *, follow_links: bool = False) -> Path:
     return Path(path)
 
 
+def reason_of(error: Exception) -> str:
+    """Why a file could not be read, in a few words without its path."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def read_bytes(path: str | os.PathLike, limit: int = SMALL_FILE_BYTES, *, follow_links: bool = True) -> bytes:
     """The whole content of a regular file.
 
@@ -76,18 +81,14 @@ def read_text(path: str | os.PathLike, limit: int = SMALL_FILE_BYTES, *, follow_
     return read_bytes(path, limit, follow_links=follow_links).decode("utf-8")
 
 
-def parse_json(content: str | bytes, *, strict: bool = True) -> Any:
-    """What a JSON text holds.
-
-    Args:
-        content: the text; bytes are UTF-8.
-        strict: False takes control characters inside strings, as ``json.loads`` does.
+def parse_json(content: str | bytes) -> Any:
+    """What a JSON text holds; bytes are UTF-8.
 
     Raises:
         ValueError: it is not JSON, or is nested too deeply.
     """
     try:
-        return json.loads(content.decode("utf-8") if isinstance(content, bytes) else content, strict=strict)
+        return json.loads(content.decode("utf-8") if isinstance(content, bytes) else content)
     except RecursionError:
         raise ValueError("its JSON is nested too deeply") from None
 
