@@ -31,6 +31,7 @@ from megatron_music import (
 from megatron_music.commands import BAD_INPUT, FAILED, OK
 from megatron_music.counted import listed
 from megatron_music.dataset_options import NEGATIVE_NUMBER_OR_RANGE, add_build_options, add_encoding_options
+from megatron_music.errors import is_lost_process
 from megatron_music.models.backends import naming_transformer_engine
 from megatron_music.processes import stopped_by_every_signal
 
@@ -99,6 +100,8 @@ def guarded(command: Callable[[], int | None], extras: Sequence[str] = ()) -> in
     except MemoryError as error:
         return _say(_out_of_memory(error), FAILED)
     except RuntimeError as error:
+        if is_lost_process(error):
+            return _say(f"{_first_line(error)[:200]}; look for what another rank says, then give the same command again", FAILED)
         if not (type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)):  # of torch, on a GPU or a CPU
             raise
         return _say(_out_of_memory(error), FAILED)
@@ -159,7 +162,7 @@ def _say(sentence: str, status: int) -> int:
     """Print an error. Under torchrun every process finds wrong use, and rank 0 reports it; a failure on one rank is reported by that rank."""
     if output.is_verbose():
         traceback.print_exc()
-    rank = os.environ.get("RANK", "0")
+    rank, sentence = os.environ.get("RANK", "0"), output.shown(sentence)
     if rank == "0":
         print(f"megatron-music: {sentence}", file=sys.stderr)
     elif status == FAILED:
@@ -192,7 +195,7 @@ class _Parser(argparse.ArgumentParser):
         super()._check_value(action, value)
 
     def error(self, message: str):
-        self.exit(BAD_INPUT, f"{self.prog}: {message}; run `{self.prog} --help`\n")
+        self.exit(BAD_INPUT, f"{self.prog}: {output.shown(message)}; run `{self.prog} --help`\n")
 
 
 class _Version(argparse.Action):

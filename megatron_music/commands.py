@@ -13,7 +13,7 @@ from pathlib import Path
 from megatron_music.counted import counted
 from megatron_music.dataset_options import encoding_of
 from megatron_music.errors import REQUEUE
-from megatron_music.output import LOADING, announce, is_quiet, logger, print_next, print_result
+from megatron_music.output import LOADING, announce, is_quiet, logger, print_next, print_result, shown
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 
@@ -245,6 +245,6 @@ def preflight(options) -> int:
         print(json.dumps([finding._asdict() for finding in findings], indent=1))
     else:
         for finding in sorted(findings, key=lambda finding: (finding.status != WRONG, finding.status == NOTE)):
-            print(f"{finding.status:6}{finding.where}: {finding.what}{'; ' + finding.remedy if finding.remedy else ''}")
+            print(shown(f"{finding.status:6}{finding.where}: {finding.what}{'; ' + finding.remedy if finding.remedy else ''}"))
         print(f"\n{num_wrong or 'nothing'} wrong" + ("" if num_wrong else ", as far as it can be seen from here"))
     return BAD_INPUT if num_wrong else OK

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from megatron_music.commands import FAILED, OK, check_modules, check_output_file, progress_bar
 from megatron_music.counted import counted
+from megatron_music.output import shown
 from megatron_music.predict_commands import numbers
 from megatron_music.processes import end_with_starter, run_to_end
 from megatron_music.profiling_commands import add_table_form, positive
@@ -271,4 +272,4 @@ def _tell_reasons(figures: list) -> None:
     if reasons:
         print()
     for (status, reason), rows in reasons.items():
-        print(f"row{'s' if len(rows) > 1 else ''} {', '.join(rows)} {status}: {reason}")
+        print(shown(f"row{'s' if len(rows) > 1 else ''} {', '.join(rows)} {status}: {reason}"))

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 UNPACKED_BYTES = 64 << 30  # of the whole file; a packed file of a few MiB may state any size
 VALUE_CHARACTERS = 16 << 20  # of one event
 _PIECE_BYTES = 1 << 20
-_ESCAPE = re.compile(r'\\(["\\/bfnrt]|u[0-9a-fA-F]{4})?')
+_ESCAPE = re.compile(r'((?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))+)|\\')  # any number of whole ones, or a single backslash
 _CUT_ESCAPE = re.compile(r"(u[0-9a-fA-F]{0,3})?")
 _SPACE = re.compile(r"[ \t\n\r]*")
 

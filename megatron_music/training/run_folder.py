@@ -23,8 +23,8 @@ from megatron_music.storage.writing import is_temporary, write_whole
 from megatron_music.tokens import vocabulary
 from megatron_music.tokens.wording import read_wording
 from megatron_music.training import distributed
-from megatron_music.training.checkpoint import check_same_model, read_state
 from megatron_music.training.checkpoint_folder import CONFIG, TOKENIZER
+from megatron_music.training.checkpoint_state import check_same_model, read_state
 from megatron_music.training.newest import find_checkpoint, newest_whole
 
 STARTS = "starts.json"

@@ -35,8 +35,8 @@ BOMBS = {
     "a list in a list": (("[", "[", 64), "nested too deeply"),
     "an object in an object": (("", '{"a":', 64), "nested too deeply"),
     "backslashes": (('[{"name": "', "\\", 64), "Unterminated string"),
-    "events that are not read": (("[", '{"ph": "M", "name": "a name of sixty characters, or about so many"},', 64, json.dumps(EVENT)), [["sgemm"]]),
-    "events that are read": (("[", json.dumps(EVENT) + ",", 64), [["sgemm"]]),
+    "events that are not read": (("[", '{"ph": "M", "name": "a name of sixty characters, or about so many"},', 32, json.dumps(EVENT)), [["sgemm"]]),
+    "events that are read": (("[", json.dumps(EVENT) + ",", 32), [["sgemm"]]),
 }
 
 
