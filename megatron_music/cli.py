@@ -22,6 +22,7 @@ from megatron_music import (
     generate_audio_commands,
     generate_commands,
     launch_commands,
+    mfu_commands,
     output,
     predict_commands,
     profiling_commands,
@@ -350,7 +351,7 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("--tokenizer", default=None, metavar="DIR", help="tokenizer folder of the data, if HF_DIR has no mmmtrack.json")
     convert.add_argument("--json", action="store_true", help="print the result as JSON")
 
-    profiling_commands.add_mfu(command(verbs, "mfu", profiling_commands.mfu, "model FLOPs utilization of a training step, by several formulas"))
+    mfu_commands.add_mfu(command(verbs, "mfu", mfu_commands.mfu, "model FLOPs utilization of a training step, by several formulas"))
 
     profiling_commands.add_memory(command(verbs, "memory", profiling_commands.memory, "estimate the memory of training on each rank"))
 

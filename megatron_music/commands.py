@@ -14,6 +14,7 @@ from megatron_music.counted import counted
 from megatron_music.dataset_options import encoding_of
 from megatron_music.errors import REQUEUE
 from megatron_music.output import LOADING, announce, is_quiet, logger, print_next, print_result, shown
+from megatron_music.storage.reading import read_text, reason_of
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 
@@ -95,9 +96,9 @@ def detokenize(options) -> None:
         text = sys.stdin.read()
     else:
         try:
-            text = Path(options.file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{options.file} cannot be read as text ({error}); name a file of tokens") from None
+            text = read_text(options.file)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{options.file} cannot be read as text ({reason_of(error)}); name a file of tokens") from None
     steps_per_quarter = options.steps_per_quarter
     if options.tokenizer:
         encoding, bpe, wording = read_wording(options.tokenizer)

@@ -10,6 +10,7 @@ from megatron_music.counted import counted
 from megatron_music.generate_commands import digest_of_given
 from megatron_music.generation.output_folder import OutputFolder, output_folder
 from megatron_music.output import LOADING, announce, logger, print_result
+from megatron_music.storage.reading import read_text, reason_of
 
 
 def add_generate_audio(parser) -> None:
@@ -100,9 +101,9 @@ def _prompts(options) -> list[str]:
     prompts = list(options.prompt)
     if options.prompts:
         try:
-            lines = Path(options.prompts).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{options.prompts} cannot be read as text ({error}); write one prompt a line") from None
+            lines = read_text(options.prompts).splitlines()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{options.prompts} cannot be read as text ({reason_of(error)}); write one prompt a line") from None
         prompts += [line.strip() for line in lines if line.strip()]
     if not prompts or not all(prompt.strip() for prompt in prompts):
         what = "a prompt is empty" if prompts else "no prompt was given"

@@ -69,7 +69,7 @@ NEVER_TORCH = [
     "megatron_music.profiling.sweep", "megatron_music.sweep_commands",
     "megatron_music.profiling.chrome_trace", "megatron_music.profiling.kernel_kinds", "megatron_music.profiling.log_facts",
     "megatron_music.profiling.nsys_trace", "megatron_music.profiling.timeline",
-    "megatron_music.profiling.trace", "megatron_music.profiling.trace_page", "megatron_music.profiling_commands",
+    "megatron_music.profiling.trace", "megatron_music.profiling.trace_page", "megatron_music.profiling_commands", "megatron_music.mfu_commands", "megatron_music.profiling.json_stream",
     "megatron_music.trace_commands",
     "megatron_music.tokens.augment", "megatron_music.tokens.blend", "megatron_music.tokens.bpe", "megatron_music.tokens.compiled",
     "megatron_music.tokens.compiled_sums", "megatron_music.tokens.compiled_windows", "megatron_music.music.compiling",

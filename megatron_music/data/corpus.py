@@ -21,9 +21,10 @@ from megatron_music.data.archives import (
     tar_entries,
     zip_entries,
 )
+from megatron_music.storage.reading import MIDI_BYTES
 
 LIST_SUFFIX = ".txt"
-MAX_FILE_BYTES = 64 << 20
+MAX_FILE_BYTES = MIDI_BYTES
 
 # Not the file's fault: a disk that is not mounted (any more), or too many open files.
 _PASSING = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE)

@@ -44,6 +44,7 @@ from megatron_music.music.score import (
     name_voices,
     voices_of,
 )
+from megatron_music.storage import reading
 from megatron_music.storage.writing import write_whole
 
 MAX_QUARTERS = 40_000  # 10,000 bars of 4/4, five and a half hours at 120 quarters per minute: longer pieces are looked at twice
@@ -83,9 +84,9 @@ def read_midi(
         return read_bytes(source, "the file", sanitize, voices, pedal, PLAIN)
     where = os.fspath(source)
     try:
-        content = Path(source).read_bytes()
-    except OSError as error:
-        raise MidiError(f"{where} cannot be read ({error.strerror}); check the path") from None
+        content = reading.read_bytes(source, reading.MIDI_BYTES)
+    except (OSError, ValueError) as error:
+        raise MidiError(f"{where} cannot be read ({reading.reason_of(error)}); check the path") from None
     return read_bytes(content, where, sanitize, voices, pedal, PLAIN)
 
 

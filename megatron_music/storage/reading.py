@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 import yaml
 
 MIB = 1 << 20
+MIDI_BYTES = 64 * MIB
+TABLE_BYTES = 4096 * MIB  # of labels, captions or a log: text that people and programs write line by line
 SMALL_FILE_BYTES = 64 * MIB  # of a configuration, a manifest, an index
 YAML_BYTES = 1 * MIB
 YAML_VALUES = 100_000  # with every alias written out

@@ -8,6 +8,7 @@ import os
 import re
 from pathlib import Path
 
+from megatron_music.storage.reading import read_text
 from megatron_music.storage.writing import remove_tree, sweep_temporary, sync, sync_tree, token, write_whole
 
 LATEST = "latest"
@@ -37,10 +38,10 @@ def checkpoints_of(folder: Path) -> list[Path]:
 def read_latest(folder: Path) -> tuple[Path | None, str]:
     """What ``latest`` names, and why that is nothing, as half a sentence."""
     try:
-        name = (folder / LATEST).read_text(encoding="utf-8").strip()
+        name = read_text(folder / LATEST, 4096).strip()
     except FileNotFoundError:
         return None, "is missing"
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):
         return None, "cannot be read"
     if not name:
         return None, "is empty"
