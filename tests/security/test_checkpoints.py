@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -163,26 +164,40 @@ def test_a_damaged_index_prints_no_traceback_of_torch(gift, data, tmp_path):
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_while_a_checkpoint_is_read_is_told_as_a_stop(saved, data, tmp_path, kind):
     run = shutil.copytree(saved, tmp_path / "run")
-    process = start_slowly(run, data, tmp_path, ranks=1)
-    wait_until(lambda: (tmp_path / "reading-0").exists())
-    process.send_signal(kind)
-    _, told = process.communicate(timeout=100)
-    assert process.returncode == 1 and "stopped" in told and "cannot be loaded" not in told and "Traceback" not in told, told
+    commands = {
+        75: ["train", "tiny", f"data.path={data}", f"checkpoint.save={run}", "train.train_iters=4"],  # the same command goes on
+        1: ["generate", "midi", str(run), "-o", str(tmp_path / "out")],
+    }
+    for status, words in commands.items():
+        (tmp_path / "reading-0").unlink(missing_ok=True)
+        process = start_slowly(words, tmp_path)
+        wait_until(lambda: (tmp_path / "reading-0").exists() or process.poll() is not None)
+        process.send_signal(kind)
+        _, told = process.communicate(timeout=100)
+        assert process.returncode == status and "stopped" in told, told
+        assert "cannot be loaded" not in told and "Traceback" not in told, told
 
 
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
-def test_a_process_that_is_lost_while_a_checkpoint_is_read_is_told_as_lost(saved, data, tmp_path, kind):
+def test_a_process_that_is_lost_while_a_checkpoint_is_read_is_told_as_lost(saved, data, tmp_path):
     """The others read a whole checkpoint; nobody must be sent back to an earlier one."""
     run = shutil.copytree(saved, tmp_path / "run")
-    process = start_slowly(run, data, tmp_path, ranks=2)
-    wait_until(lambda: (tmp_path / "reading-1").exists() and (tmp_path / "reading-0").exists())
-    os.kill(int((tmp_path / "reading-1").read_text()), kind)
-    _, told = process.communicate(timeout=200)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["train", "tiny", f"data.path={data}", f"checkpoint.save={run}", "train.train_iters=4", "logging.tensorboard=false"]
+    # Two launchers, as of two nodes: one alone would end the rank that lives before it could say anything.
+    processes = [
+        start_slowly(words, tmp_path, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--node_rank", str(rank),
+                     "--master_addr", "127.0.0.1", "--master_port", str(port))
+        for rank in (0, 1)
+    ]  # fmt: skip
+    wait_until(lambda: (tmp_path / "reading-1").exists() or any(process.poll() is not None for process in processes))
+    os.kill(int((tmp_path / "reading-1").read_text()), signal.SIGKILL)
+    told, _ = (process.communicate(timeout=200)[1] for process in processes)
+    assert all(process.returncode for process in processes)
     ours = [line for line in told.splitlines() if line.startswith("megatron-music: ")]
-    assert process.returncode != 0 and "cannot be loaded" not in told and "earlier iter_ folder" not in told, told
-    assert not any("Traceback" in line for line in ours)
-    if kind == signal.SIGKILL:
-        assert any("another process of the run was lost while" in line and "no fault of the checkpoint" in line for line in ours), told
+    assert "cannot be loaded" not in told and "earlier iter_ folder" not in told, told
+    assert any("another process of the run was lost while" in line and "no fault of the checkpoint" in line for line in ours), told
 
 
 SLOW = """
@@ -202,11 +217,12 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def start_slowly(run: Path, data: Path, folder: Path, ranks: int) -> subprocess.Popen:
-    """`train` that goes on with a run, the last rank of which takes a minute to read its tensors."""
+def start_slowly(words: list[str], folder: Path, *launcher: str) -> subprocess.Popen:
+    """A command whose last rank takes a minute to read tensors; ``folder/reading-RANK`` holds its process when it begins."""
     program = folder / "slow.py"
-    program.write_text("import pathlib\nFOLDER = pathlib.Path(" + repr(str(folder)) + ")\n" + SLOW)
-    words = ["train", "tiny", f"data.path={data}", f"checkpoint.save={run}", "train.train_iters=4", "logging.tensorboard=false"]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])}
-    return subprocess.Popen([sys.executable, *launcher, str(program), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    program.write_text(f"import pathlib\nFOLDER = pathlib.Path({str(folder)!r})\n{SLOW}")
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(program), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )

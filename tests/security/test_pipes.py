@@ -32,9 +32,9 @@ NAMES = ["metrics.jsonl", "captions.jsonl", "latest", "config.json", "sweep.json
 
 
 def socket_at(path) -> None:
-    server = socket.socket(socket.AF_UNIX)
     os.chdir(path.parent)  # its name has 108 bytes at most
-    server.bind(path.name)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path.name)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, socket_at, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "socket", "device"])
