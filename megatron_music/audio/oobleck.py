@@ -43,6 +43,13 @@ class OobleckSize:
     channels: int
     sample_rate: int
 
+    @property
+    def least_parameters(self) -> int:
+        """A number that the number of parameters is never below: of the decoder's widest layers alone, without building it."""
+        width = self.decoder_channels
+        widest = 2 * width * width * (sum(self.multiples) + sum(self.strides)) // 2
+        return widest + 7 * self.latent_channels * width * self.multiples[-1] + 7 * self.channels * width
+
 
 SIZES = {
     "tiny": OobleckSize(4, 4, (1, 2, 2), (4, 8, 8), 2, 16000),  # for tests
@@ -173,6 +180,9 @@ def load_oobleck(folder: str | os.PathLike) -> OobleckAutoencoder:
         wrong = [value for value in (*asdict(size).values(),) if not _is_positive(value)]
         if wrong or config["encoder_hidden_size"] != 2 * size.latent_channels or len(size.multiples) != len(size.strides):
             raise ValueError(f"sizes that do not go together: {config}")
+        least = size.least_parameters
+        if 2 * least > regular(folder / WEIGHTS).stat().st_size:
+            raise ValueError(f"{CONFIG} asks for more than {least:,} parameters, which {WEIGHTS} is too small for")
         network = build_network(size)
         network.load_state_dict(load_file(regular(folder / WEIGHTS)), strict=True)
         scales = read_json_object(folder / SCALES) if (folder / SCALES).exists() else None

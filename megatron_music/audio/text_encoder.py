@@ -165,6 +165,8 @@ class HuggingFaceTextEncoder:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(where, **options)
             config = AutoConfig.from_pretrained(where, **options)
+            if Path(where).is_dir():
+                _check_held(config.to_dict(), Path(where))
             is_known = type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING
             kind = AutoModelForTextEncoding if is_known else AutoModel  # of T5 the encoder alone
             self._model = kind.from_pretrained(where, use_safetensors=True, **options).float().eval().requires_grad_(False)
@@ -237,6 +239,21 @@ class HuggingFaceTextEncoder:
 
 
 TextEncoder = WordTextEncoder | HuggingFaceTextEncoder
+
+
+def _check_held(config: dict, folder: Path) -> None:
+    """Refuse a configuration that the weights beside it are too small for, before a model of so many layers is built.
+
+    Raises:
+        ValueError: each layer has at least two bytes for each number of its width.
+    """
+    held = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    layers, width = (
+        max((value for name, value in config.items() if name in names and isinstance(value, int)), default=1)
+        for names in (("num_layers", "num_hidden_layers", "num_decoder_layers", "n_layer", "encoder_layers"), ("d_model", "hidden_size", "n_embd", "dim"))
+    )
+    if 2 * layers * width > held:
+        raise ValueError(f"its config.json asks for {layers:,} layers of {width:,}, and its safetensors have {held:,} bytes")
 
 
 def load_text_encoder(where: str | os.PathLike) -> TextEncoder:
