@@ -19,7 +19,7 @@ def answer(value):
 """
 
 
-def run_command(*arguments, mib: int | None = None, seconds: float = 100, **options) -> subprocess.CompletedProcess:
+def run_command(*arguments, mib: int | None = None, seconds: float = 300, **options) -> subprocess.CompletedProcess:
     """``megatron-music`` with these arguments, of bytes or whatever ``str`` takes; it fails the test where it needs more time.
 
     Args:

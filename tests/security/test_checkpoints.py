@@ -46,7 +46,7 @@ def exported(saved, tmp_path_factory) -> Path:
     return folder
 
 
-def refused(*arguments, mib: int | None = None, seconds: float = 100) -> str:
+def refused(*arguments, mib: int | None = None, seconds: float = 300) -> str:
     """The sentence of a command that refuses its input: one line, without a traceback."""
     done = run_command(*arguments, mib=mib, seconds=seconds)
     assert done.returncode == 2, (done.returncode, done.stderr)
@@ -91,7 +91,7 @@ def test_a_folder_of_transformers_with_another_size_is_refused(exported, tmp_pat
         assert "\n" not in str(error) and str(source) in str(error) or "model." in str(error), error
     else:  # of heads and positions of rotary embeddings another number is another model, of the same tensors
         assert field in ("max_position_embeddings", "num_attention_heads")
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 300
 
 
 STATES = {
@@ -147,7 +147,7 @@ def test_a_pipe_in_a_checkpoint_is_not_waited_for(gift, tmp_path, name):
     path = gift / name if name != "model" else next(gift.glob("*.distcp"))
     path.unlink()
     os.mkfifo(path)
-    told = refused("generate", "midi", gift, "-o", tmp_path / "out", seconds=60)
+    told = refused("generate", "midi", gift, "-o", tmp_path / "out", seconds=300)
     assert path.name in told or str(gift) in told
 
 
@@ -173,7 +173,7 @@ def test_a_stop_while_a_checkpoint_is_read_is_told_as_a_stop(saved, data, tmp_pa
         process = start_slowly(words, tmp_path)
         wait_until(lambda: (tmp_path / "reading-0").exists() or process.poll() is not None)
         process.send_signal(kind)
-        _, told = process.communicate(timeout=100)
+        _, told = process.communicate(timeout=300)
         assert process.returncode == status and "stopped" in told, told
         assert "cannot be loaded" not in told and "Traceback" not in told, told
 
@@ -193,7 +193,7 @@ def test_a_process_that_is_lost_while_a_checkpoint_is_read_is_told_as_lost(saved
     ]  # fmt: skip
     wait_until(lambda: (tmp_path / "reading-1").exists() or any(process.poll() is not None for process in processes))
     os.kill(int((tmp_path / "reading-1").read_text()), signal.SIGKILL)
-    told, _ = (process.communicate(timeout=200)[1] for process in processes)
+    told, _ = (process.communicate(timeout=300)[1] for process in processes)
     assert all(process.returncode for process in processes)
     ours = [line for line in told.splitlines() if line.startswith("megatron-music: ")]
     assert "cannot be loaded" not in told and "earlier iter_ folder" not in told, told
@@ -209,7 +209,7 @@ def read_data(self, plan, planner):
     (FOLDER / f".reading-{rank}").write_text(str(os.getpid()))
     os.replace(FOLDER / f".reading-{rank}", FOLDER / f"reading-{rank}")
     if rank != "0" or os.environ.get("WORLD_SIZE", "1") == "1":
-        time.sleep(60)
+        time.sleep(250)
     return found(self, plan, planner)
 reader.IndexReader.read_data = read_data
 from megatron_music.cli import main

@@ -14,6 +14,7 @@ from megatron_music.audio.oobleck import SIZES, build_network, load_oobleck
 from megatron_music.audio.spectral_autoencoder import load_spectral_autoencoder
 from megatron_music.audio.text_encoder import load_text_encoder
 from megatron_music.data.latents import read_index
+from megatron_music.tokens.bpe import read_bpe
 from megatron_music.tokens.wording import read_wording
 
 NESTED = ["[" * 200_000, '{"a":' * 200_000, "[" * 200_000 + "]" * 200_000]
@@ -27,7 +28,7 @@ READERS = {
     "config.json": load_oobleck,
     "index.json": read_index,
     "mmmtrack.json": read_wording,
-    "bpe.json": read_wording,
+    "bpe.json": read_bpe,
 }
 
 
@@ -38,8 +39,6 @@ def is_sentence(error: Exception, folder: Path) -> bool:
 @pytest.mark.parametrize("content", WRONG, ids=["deep list", "deep object", "deep whole list", "list", "number", "null", "text", "empty object", "nothing", "no UTF-8", "NaN", "braces"])
 @pytest.mark.parametrize("name", READERS)
 def test_a_small_file_that_holds_something_else_is_one_sentence_with_its_folder(tmp_path, name, content):
-    if name == "bpe.json":
-        shutil.copy(tiny_dataset(tmp_path / "data") / "tokenizer" / "mmmtrack.json", tmp_path)
     (tmp_path / name).write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError) as error:
         READERS[name](tmp_path)

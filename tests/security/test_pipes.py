@@ -53,7 +53,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, monkeypatch, command, make
             path = tmp_path / word.partition(":")[0].removeprefix(f"{tmp_path}/")
             if not os.path.lexists(path):
                 make(path)
-    done = run_command(*words, cwd=tmp_path, seconds=60, mib=6 << 10)
+    done = run_command(*words, cwd=tmp_path, seconds=300, mib=6 << 10)
     assert done.returncode in (1, 2), (done.returncode, done.stderr)
     assert "Traceback" not in done.stderr and done.stderr.strip().count("\n") == 0, done.stderr
     assert not (tmp_path / "out").exists()
@@ -64,10 +64,10 @@ def test_tokens_from_a_pipe_are_read_where_a_dash_says_so(tmp_path):
     assert done.returncode == 2 and "nonsense" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["train.bin", "tokenizer/mmmtrack.json"])
+@pytest.mark.parametrize("name", ["train.bin", "train.idx", "tokenizer/mmmtrack.json"])
 def test_a_pipe_in_a_dataset_is_not_waited_for(tmp_path, name):
     data = tiny_dataset(tmp_path / "data")
     (data / name).unlink()
     os.mkfifo(data / name)
-    done = run_command("train", "tiny", f"data.path={data}", "train.train_iters=1", "logging.tensorboard=false", seconds=90)
+    done = run_command("train", "tiny", f"data.path={data}", "train.train_iters=1", "logging.tensorboard=false", seconds=300)
     assert done.returncode in (1, 2) and "Traceback" not in done.stderr, done.stderr
