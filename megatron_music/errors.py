@@ -8,9 +8,11 @@ from collections.abc import Sequence
 REQUEUE = 75  # exit status: stopped, and the same command goes on; EX_TEMPFAIL of sysexits.h
 
 _LOST = re.compile(
-    r"connection (was )?(closed|reset|refused)|broken pipe|socket timeout|timed? ?out waiting|remote process (exited|has)|ncclRemoteError|ncclSystemError",
+    r"connection (was )?(closed|reset|refused)|broken pipe|socket timeout|timed? ?out waiting|remote process (exited|has)|"
+    r"ncclRemoteError|ncclSystemError",
     re.IGNORECASE,
 )
+
 
 class ConfigError(ValueError):
     """A run that cannot be: the message says what was given, what is allowed and what to do."""

@@ -14,7 +14,7 @@ LOADING = "loading PyTorch and megatron-core"
 
 
 def shown(text: str) -> str:
-    """A text of any number of lines as a terminal may have it: names in it are strangers' words, and what would steer a terminal is escaped."""
+    """A text of any number of lines for a terminal: names in it are strangers' words, and what would steer a terminal is escaped."""
     return text if text.isascii() and text.isprintable() else "\n".join(printable(line) for line in text.split("\n"))
 
 

@@ -45,10 +45,9 @@ class OobleckSize:
 
     @property
     def least_parameters(self) -> int:
-        """A number that the number of parameters is never below: of the decoder's widest layers alone, without building it."""
-        width = self.decoder_channels
-        widest = 2 * width * width * (sum(self.multiples) + sum(self.strides)) // 2
-        return widest + 7 * self.latent_channels * width * self.multiples[-1] + 7 * self.channels * width
+        """What the decoder's convolutions have alone, without building it: fewer than all."""
+        ways = zip((1, *self.multiples), self.multiples, self.strides, strict=False)
+        return self.decoder_channels**2 * sum(2 * stride * outer * inner + 24 * outer**2 for outer, inner, stride in ways)
 
 
 SIZES = {

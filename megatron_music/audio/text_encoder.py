@@ -241,6 +241,11 @@ class HuggingFaceTextEncoder:
 TextEncoder = WordTextEncoder | HuggingFaceTextEncoder
 
 
+# In the configurations of transformers.
+_NAMES_OF_LAYERS = ("num_layers", "num_hidden_layers", "num_decoder_layers", "n_layer", "n_layers", "encoder_layers")
+_NAMES_OF_WIDTH = ("d_model", "hidden_size", "n_embd", "dim")
+
+
 def _check_held(config: dict, folder: Path) -> None:
     """Refuse a configuration that the weights beside it are too small for, before a model of so many layers is built.
 
@@ -250,7 +255,7 @@ def _check_held(config: dict, folder: Path) -> None:
     held = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     layers, width = (
         max((value for name, value in config.items() if name in names and isinstance(value, int)), default=1)
-        for names in (("num_layers", "num_hidden_layers", "num_decoder_layers", "n_layer", "encoder_layers"), ("d_model", "hidden_size", "n_embd", "dim"))
+        for names in (_NAMES_OF_LAYERS, _NAMES_OF_WIDTH)
     )
     if 2 * layers * width > held:
         raise ValueError(f"its config.json asks for {layers:,} layers of {width:,}, and its safetensors have {held:,} bytes")

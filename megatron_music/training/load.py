@@ -104,5 +104,6 @@ def _check_held(config: Run, checkpoint: Path) -> None:
     held = sum(path.stat().st_size for path in checkpoint.glob("*.distcp"))
     refuse_unless(
         parameters * BYTES_PER_PARAMETER <= held,
-        f"{checkpoint / CONFIG} describes a model of {parameters:,} parameters, and the tensors beside it have {held:,} bytes; name another checkpoint",
+        f"{checkpoint / CONFIG} describes a model of {parameters:,} parameters, and the tensors beside it have {held:,} bytes; "
+        "name another checkpoint",
     )
