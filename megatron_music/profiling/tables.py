@@ -103,10 +103,13 @@ def _csv_cell(value):
     """A cell that a spreadsheet takes for what it is: text that would be a formula gets an apostrophe before it; numbers stay."""
     if value is None:
         return ""
-    if not isinstance(value, str) or not value.startswith(_FORMULA):
+    if not isinstance(value, str):
         return value
+    text = value.replace("\r", r"\r")  # which the csv of Python before 3.13 does not quote, and readers take for the end of the line
+    if not value.startswith(_FORMULA):
+        return text
     try:
         float(value)
     except ValueError:
-        return f"'{value}"
-    return value
+        return f"'{text}"
+    return text
