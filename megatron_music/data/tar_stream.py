@@ -9,6 +9,7 @@ import gzip
 import io
 import lzma
 import tarfile
+import time
 from collections.abc import Callable
 
 from megatron_music.storage.reading import open_regular
@@ -16,7 +17,7 @@ from megatron_music.storage.reading import open_regular
 HEADER_BYTES = 1 << 20  # of one member: its header and all that stands before its data
 XZ_MEMORY_BYTES = 256 << 20  # `xz -9` needs 65 MiB; its format allows 4 GiB
 _PIECE_BYTES = 1 << 20
-_PIECES_PER_BEAT = 16
+_BEAT_SECONDS = 0.1
 
 
 class TarStream:
@@ -82,15 +83,15 @@ class TarStream:
         if self.is_plain:
             self._at = self._file.seek(position)
             return
-        pieces = 0
+        told = time.monotonic()
         while self._at < position:
             piece = len(self._content.read(min(position - self._at, _PIECE_BYTES)))
             if not piece:
                 return
             self._at += piece
-            pieces += 1
-            if pieces % _PIECES_PER_BEAT == 0:
+            if time.monotonic() - told > _BEAT_SECONDS:
                 self._beat()
+                told = time.monotonic()
 
     def next_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo | None:
         """The next member of a tar that reads from here; None at its end.

@@ -161,9 +161,9 @@ def test_a_member_that_overlaps_half_of_another_is_refused(tmp_path):
 
 def test_the_way_past_a_long_member_is_not_time_of_the_next_file(tmp_path):
     good = member("b.mid", MIDI)
-    (tmp_path / "x.tar.gz").write_bytes(packed(header("long.bin", 1024 << 20), 1024, bytes(16), good))
+    (tmp_path / "x.tar.gz").write_bytes(packed(header("long.bin", 2048 << 20), 2048, bytes(16), good))
     out = tmp_path / "out"
-    done = run_command("build", "tokens", tmp_path / "x.tar.gz", "-o", out, "--seconds-per-file", "0.5", "--bars", "0")
+    done = run_command("build", "tokens", tmp_path / "x.tar.gz", "-o", out, "--seconds-per-file", "1", "--bars", "0")
     assert done.returncode == 0, done.stderr
     assert (out / "quarantine.jsonl").read_text() == ""
 
