@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# shellcheck shell=bash
 #
 # What the job scripts beside it share: settings, and the functions that start tasks. Sourced by them, never run.
 #

@@ -19,7 +19,10 @@ from megatron_music import (
     convert_commands,
     dataset_commands,
     demo,
+    generate_audio_commands,
+    generate_commands,
     launch_commands,
+    mfu_commands,
     output,
     predict_commands,
     profiling_commands,
@@ -29,6 +32,7 @@ from megatron_music import (
 from megatron_music.commands import BAD_INPUT, FAILED, OK
 from megatron_music.counted import listed
 from megatron_music.dataset_options import NEGATIVE_NUMBER_OR_RANGE, add_build_options, add_encoding_options
+from megatron_music.errors import is_lost_process
 from megatron_music.models.backends import naming_transformer_engine
 from megatron_music.processes import stopped_by_every_signal
 
@@ -97,6 +101,8 @@ def guarded(command: Callable[[], int | None], extras: Sequence[str] = ()) -> in
     except MemoryError as error:
         return _say(_out_of_memory(error), FAILED)
     except RuntimeError as error:
+        if is_lost_process(error):
+            return _say(f"{_first_line(error)[:200]}; look for what another rank says, then give the same command again", FAILED)
         if not (type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)):  # of torch, on a GPU or a CPU
             raise
         return _say(_out_of_memory(error), FAILED)
@@ -157,7 +163,7 @@ def _say(sentence: str, status: int) -> int:
     """Print an error. Under torchrun every process finds wrong use, and rank 0 reports it; a failure on one rank is reported by that rank."""
     if output.is_verbose():
         traceback.print_exc()
-    rank = os.environ.get("RANK", "0")
+    rank, sentence = os.environ.get("RANK", "0"), output.shown(sentence)
     if rank == "0":
         print(f"megatron-music: {sentence}", file=sys.stderr)
     elif status == FAILED:
@@ -190,7 +196,7 @@ class _Parser(argparse.ArgumentParser):
         super()._check_value(action, value)
 
     def error(self, message: str):
-        self.exit(BAD_INPUT, f"{self.prog}: {message}; run `{self.prog} --help`\n")
+        self.exit(BAD_INPUT, f"{self.prog}: {output.shown(message)}; run `{self.prog} --help`\n")
 
 
 class _Version(argparse.Action):
@@ -311,7 +317,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     generate = verbs.add_parser("generate", help="make new music")
     generates = generate.add_subparsers(dest="what", required=True, metavar="WHAT")
-    midi = command(generates, "midi", commands.generate_midi, "new pieces from a trained GPT")
+    midi = command(generates, "midi", generate_commands.generate_midi, "new pieces from a trained GPT")
     midi.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's folder, or one of its iter_ folders")
     midi.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the pieces")
     midi.add_argument("--num", type=int, default=1, metavar="N", help="number of pieces")
@@ -335,8 +341,8 @@ def build_parser() -> argparse.ArgumentParser:
                       help="under torchrun: processes a layer is split over, by default all; the rest are pipeline stages")  # fmt: skip
     midi.add_argument("--json", action="store_true", help="print the files written as JSON")
 
-    audio = command(generates, "audio", audio_commands.generate_audio, "generate audio from text prompts")
-    audio_commands.add_generate_audio(audio)
+    audio = command(generates, "audio", generate_audio_commands.generate_audio, "generate audio from text prompts")
+    generate_audio_commands.add_generate_audio(audio)
 
     convert = command(verbs, "convert", convert_commands.convert, "convert a checkpoint to Hugging Face format, or back")
     convert.add_argument("source", metavar="CHECKPOINT|HF_DIR", help="a run; or config.json and safetensors; or Stable Audio Open's folder of diffusers")
@@ -345,7 +351,7 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("--tokenizer", default=None, metavar="DIR", help="tokenizer folder of the data, if HF_DIR has no mmmtrack.json")
     convert.add_argument("--json", action="store_true", help="print the result as JSON")
 
-    profiling_commands.add_mfu(command(verbs, "mfu", profiling_commands.mfu, "model FLOPs utilization of a training step, by several formulas"))
+    mfu_commands.add_mfu(command(verbs, "mfu", mfu_commands.mfu, "model FLOPs utilization of a training step, by several formulas"))
 
     profiling_commands.add_memory(command(verbs, "memory", profiling_commands.memory, "estimate the memory of training on each rank"))
 

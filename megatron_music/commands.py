@@ -9,16 +9,12 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from megatron_music.counted import counted
 from megatron_music.dataset_options import encoding_of
 from megatron_music.errors import REQUEUE
-from megatron_music.output import LOADING, announce, is_quiet, logger, print_next, print_result
-
-if TYPE_CHECKING:
-    from megatron_music.music.score import Score
-    from megatron_music.tokens.folder import Encoding
+from megatron_music.output import LOADING, announce, is_quiet, logger, print_next, print_result, shown
+from megatron_music.storage.reading import read_text, reason_of
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 
@@ -100,9 +96,9 @@ def detokenize(options) -> None:
         text = sys.stdin.read()
     else:
         try:
-            text = Path(options.file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{options.file} cannot be read as text ({error}); name a file of tokens") from None
+            text = read_text(options.file)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{options.file} cannot be read as text ({reason_of(error)}); name a file of tokens") from None
     steps_per_quarter = options.steps_per_quarter
     if options.tokenizer:
         encoding, bpe, wording = read_wording(options.tokenizer)
@@ -160,8 +156,9 @@ def check_output_file(path: str, suffixes: tuple[str, ...] = ()) -> None:
 
 def corpus_bach(options) -> None:
     from megatron_music.data.bach import write_chorales
+    from megatron_music.storage.holding import hold_folder
 
-    with progress_bar("score") as bar:
+    with hold_folder(options.output, "corpus bach"), progress_bar("score") as bar:
         for done, total in write_chorales(options.output, options.workers):
             bar.total = total
             bar.update(done - bar.n)
@@ -212,148 +209,6 @@ def train(options) -> int:
         return REQUEUE
 
 
-def generate_midi(options) -> None:
-    if options.num < 1 or options.batch_size < 1:
-        raise ValueError(f"--num is {options.num} and --batch-size {options.batch_size}; both must be 1 or more")
-    if options.bars is not None and options.bars < 1:
-        raise ValueError(f"--bars is {options.bars}; use 1 or more")
-    _check_given_piece(options)
-    folder = Path(options.output)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; name a folder for the pieces")
-    targets = [folder / f"{number:0{max(len(str(options.num)), 3)}}.mid" for number in range(1, options.num + 1)]
-    there = [path for path in targets if path.exists()]
-    if there:
-        raise ValueError(f"{there[0]} is there already; name another folder, or remove it first")
-    given, holes = None, None
-    if options.infill:
-        from megatron_music.generation.infill import parse_bars
-
-        holes = parse_bars(options.infill)
-    encoding = _check_wishes(options)
-    if options.continued or options.infill:
-        from megatron_music.music.midi import read_midi
-
-        given = read_midi(options.continued or options.source, voices=encoding.voices if encoding else "auto")
-        _check_fits(given, holes, encoding)
-    announce(LOADING)
-    from megatron_music.generation.sampling import Sampler
-    from megatron_music.training import distributed
-    from megatron_music.training.inference import load_composer
-
-    sampler = Sampler(options.temperature, options.top_k, options.top_p)
-    composer = load_composer(options.checkpoint, options.tensor_model_parallel_size, sampler)
-    try:
-        _write_pieces(options, composer, given, holes, targets, speaks=distributed.is_main())
-    finally:
-        distributed.stop()
-
-
-def _check_given_piece(options) -> None:
-    """Refuse options that contradict the piece that is given."""
-    for name, path in (("--continue", options.continued), ("--from", options.source)):
-        if path:
-            check_one_file(path, name)
-    if bool(options.infill) != bool(options.source):
-        raise ValueError("--infill and --from go together: which bars are written anew, and of which file")
-    if options.infill and options.continued:
-        raise ValueError("--infill does not go with --continue; do one after the other")
-    wishes = {"--instruments": options.instruments, "--meter": options.meter, "--tempo": options.tempo}
-    wishes |= {"--density": options.density, "--bar-density": options.bar_density}
-    for verb, does, rest in (("--continue", options.continued, {}), ("--infill", options.infill, {"--bars": options.bars})):
-        wrong = [name for name, wish in (wishes | rest).items() if does and wish is not None]
-        if wrong:
-            raise ValueError(f"{wrong[0]} does not go with {verb}: the piece keeps its own; omit it")
-
-
-def _check_fits(given: "Score", holes, encoding: "Encoding | None") -> None:
-    """Refuse bars that the piece does not have, and a piece that the model cannot go on with, before the model is loaded."""
-    from megatron_music.generation.continuing import Continuation
-    from megatron_music.generation.infill import Filling
-
-    if encoding and holes:
-        Filling(given, holes, encoding)
-    elif encoding:
-        Continuation(given, encoding)
-
-
-def _check_wishes(options) -> "Encoding | None":
-    """Refuse what the model cannot do, as its tokenizer says, before torch and the model are loaded.
-
-    Returns:
-        The model's encoding; None where no tokenizer was found.
-    """
-    from megatron_music.generation.wishes import bar_density_id, density_ids, instrument_ids, label_ids, meter_id, tempo_id
-    from megatron_music.music.instruments import read_instruments
-    from megatron_music.tokens.folder import read_encoding
-
-    instruments = instrument_ids(read_instruments(options.instruments.split(","))) if options.instruments else None
-    folder = Path(options.checkpoint)
-    if (folder / "run" / "latest").is_file() and not (folder / "latest").is_file():
-        raise ValueError(f"{folder} holds no checkpoint, but {folder / 'run'} does; name that")
-    tokenizers = [folder / "tokenizer", *sorted(folder.glob("iter_*/tokenizer"), reverse=True)]
-    found = next((path for path in tokenizers if (path / "mmmtrack.json").is_file()), None)
-    if found is None:
-        return None  # what loads the checkpoint says what is wrong with it
-    encoding = read_encoding(found)
-    if options.infill and not encoding.infill:
-        raise ValueError("this model has not learned to fill bars; train it on data built with --infill")
-    if options.meter is not None:
-        meter_id(options.meter, encoding)
-    if options.tempo is not None:
-        tempo_id(options.tempo, encoding)
-    if options.density is not None:
-        density_ids(options.density, instruments, encoding)
-    if options.bar_density is not None:
-        bar_density_id(options.bar_density, encoding)
-    label_ids(options.label, encoding)
-    return encoding
-
-
-def _write_pieces(options, composer, given, holes, targets: list[Path], speaks: bool) -> None:
-    from megatron_music.generation.continuing import Continuation
-    from megatron_music.music.instruments import read_instruments
-    from megatron_music.music.midi import read_midi, write_midi, write_midi_bytes
-    from megatron_music.music.midi_edits import written_into
-    from megatron_music.music.midi_events import read_events
-
-    file = None if given is None else read_events(options.continued or options.source)
-    sounding = None
-    if given is not None and composer.encoding.pedal != "ignore":
-        sounding = read_midi(options.continued or options.source, voices=composer.encoding.voices, pedal=composer.encoding.pedal)
-    song = None if given is None or holes else Continuation(given, composer.encoding, sounding)
-    instruments = read_instruments(options.instruments.split(",")) if options.instruments else None
-    bars, written = options.bars or composer.encoding.bars, []
-    with progress_bar("piece", options.num) as bar:
-        for first in range(0, options.num, options.batch_size):
-            seeds = [options.seed + number for number in range(first, min(first + options.batch_size, options.num))]
-            tell = lambda tokens: bar.set_postfix(tokens=tokens, refresh=False) or bar.update(0)  # noqa: E731
-            if holes:
-                scores = composer.fill(given, holes, seeds, tell, labels=options.label, sounding=sounding)
-            elif song:
-                scores = composer.continue_scores([song.opening] * len(seeds), bars, seeds, tell, labels=options.label)
-                scores = [song.extended(score) for score in scores]
-            else:
-                wishes = {"meter": options.meter, "tempo": options.tempo, "labels": options.label}
-                wishes |= {"density": options.density, "bar_density": options.bar_density}
-                scores = composer.compose(seeds, bars, instruments, tell, **wishes)
-            for path, score in zip(targets[first:], scores, strict=False):
-                if speaks:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    if file is None:
-                        write_midi(score, path)
-                    else:
-                        edited = written_into(file, given, score, release_at=song.join if song else None)
-                        write_midi_bytes(edited.to_bytes(), path)
-            written += [score.num_bars for score in scores]
-            bar.update(len(scores))
-    if speaks:
-        pieces = [{"file": str(path), "seed": options.seed + number, "bars": bars} for number, (path, bars) in enumerate(zip(targets, written, strict=True))]
-        sentence = f"{counted(options.num, 'piece')} of {counted(written[-1], 'bar')} in {options.output}"
-        print_result(options, {"output": options.output, "pieces": pieces}, sentence)
-        print_next(options, f"megatron-music render {options.output} -o {options.output} --html {Path(options.output, 'listen.html')}")
-
-
 def doctor(options) -> int:
     from megatron_music.doctor import as_json, examine
 
@@ -391,6 +246,6 @@ def preflight(options) -> int:
         print(json.dumps([finding._asdict() for finding in findings], indent=1))
     else:
         for finding in sorted(findings, key=lambda finding: (finding.status != WRONG, finding.status == NOTE)):
-            print(f"{finding.status:6}{finding.where}: {finding.what}{'; ' + finding.remedy if finding.remedy else ''}")
+            print(shown(f"{finding.status:6}{finding.where}: {finding.what}{'; ' + finding.remedy if finding.remedy else ''}"))
         print(f"\n{num_wrong or 'nothing'} wrong" + ("" if num_wrong else ", as far as it can be seen from here"))
     return BAD_INPUT if num_wrong else OK

@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron_music.commands import check_output_file, progress_over
 from megatron_music.counted import counted
 from megatron_music.dataset_options import build_options_of
-from megatron_music.output import is_quiet, print_next, print_result
+from megatron_music.output import is_quiet, print_next, print_result, shown
 
 
 def build_tokens(options) -> None:
@@ -124,4 +124,4 @@ def inspect(options) -> None:
         if not is_quiet():
             print(f"document {options.document} of {options.split} in {options.output}")
     else:
-        print(wording.to_text(ids))
+        print(shown(wording.to_text(ids)))

@@ -14,7 +14,8 @@ from pathlib import Path
 from megatron_music.commands import check_modules, progress_bar
 from megatron_music.counted import counted
 from megatron_music.output import is_quiet
-from megatron_music.whole_file import write_whole
+from megatron_music.storage.holding import hold_folder
+from megatron_music.storage.writing import write_whole
 
 BARS, SEED = 8, 0
 VOICES = ("SOPRANO", "ALTO", "TENOR", "BASS")
@@ -35,6 +36,11 @@ def demo(options) -> int:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder for the demo")
     check_modules("music21", "torch", "megatron.core", "matplotlib")
+    with hold_folder(folder, "demo"):
+        return _make(folder, options)
+
+
+def _make(folder: Path, options) -> int:
     midi, data, run, pieces = (folder / name for name in ("midi", "data", "run", "chorales"))
     say(1, "Bach's chorales from the music21 package, as MIDI", midi)
     write_corpus(midi)

@@ -2,12 +2,31 @@
 
 import difflib
 import math
+import re
 from collections.abc import Sequence
 
 REQUEUE = 75  # exit status: stopped, and the same command goes on; EX_TEMPFAIL of sysexits.h
 
+_LOST = re.compile(
+    r"connection (was )?(closed|reset|refused)|broken pipe|socket timeout|timed? ?out waiting|remote process (exited|has)|"
+    r"ncclRemoteError|ncclSystemError",
+    re.IGNORECASE,
+)
+
+
 class ConfigError(ValueError):
     """A run that cannot be: the message says what was given, what is allowed and what to do."""
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run has ended, or cannot be reached; what this one was at is not at fault."""
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether torch.distributed says that another process has ended: it has no type for it that all its backends raise."""
+    if isinstance(error, LostProcessError) or type(error).__name__ in ("DistNetworkError", "DistStoreError"):
+        return True
+    return isinstance(error, RuntimeError | OSError) and bool(_LOST.search(str(error)))
 
 
 def refuse_unless(condition: bool, sentence: str) -> None:

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 from megatron_music.output import is_quiet, print_next
+from megatron_music.storage.holding import hold_folder
+from megatron_music.storage.writing import appearing_folder
 
 FOLDERS = {"launch": "job scripts", "ngc": "container files", "examples": "examples and the notebook"}
 
@@ -34,14 +36,10 @@ def launch(options) -> None:
     there = [target / name for name in sources if os.path.lexists(target / name)]
     if there:
         raise ValueError(f"{there[0]} is there already, and nothing is overwritten; name another folder, or remove it first")
-    target.mkdir(parents=True, exist_ok=True)
-    for name, source in sources.items():
-        temporary = target / f".{name}.{os.getpid()}.tmp"
-        try:
-            shutil.copytree(source, temporary, ignore=shutil.ignore_patterns("__pycache__", ".*", "notebook"))
-            os.rename(temporary, target / name)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with hold_folder(target, "launch"):
+        for name, source in sources.items():
+            with appearing_folder(target / name) as unfinished:
+                shutil.copytree(source, unfinished, ignore=shutil.ignore_patterns("__pycache__", ".*", "notebook"), dirs_exist_ok=True)
     for name, what in FOLDERS.items() if not is_quiet() else ():
         print(f"{what} in {target / name}")
     job = "launch/train.sbatch RECIPE data.path=OUT checkpoint.save=RUN"

@@ -7,8 +7,20 @@ import json
 import logging
 import sys
 
+from megatron_music.music.names import printable
+
 logger = logging.getLogger("megatron_music")
 LOADING = "loading PyTorch and megatron-core"
+
+
+def shown(text: str) -> str:
+    """A text of any number of lines for a terminal: names in it are strangers' words, and what would steer a terminal is escaped."""
+    return text if text.isascii() and text.isprintable() else "\n".join(printable(line) for line in text.split("\n"))
+
+
+class _Shown(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
 
 
 class _Stderr(logging.StreamHandler):
@@ -16,7 +28,7 @@ class _Stderr(logging.StreamHandler):
 
     def __init__(self):
         logging.Handler.__init__(self)
-        self.setFormatter(logging.Formatter("megatron-music: %(message)s"))
+        self.setFormatter(_Shown("megatron-music: %(message)s"))
 
     @property
     def stream(self):
@@ -58,7 +70,7 @@ def print_result(options, result: dict | list, text: str) -> None:
     if options.json:
         print(json.dumps(result, indent=1))
     elif not is_quiet():
-        print(text)
+        print(shown(text))
 
 
 def print_next(options, command: str) -> None:

@@ -157,11 +157,11 @@ class _Family:
             with contextlib.suppress(OSError):  # of another user, or ended meanwhile
                 if self._wanted in entry.read_bytes().split(b"\0"):
                     pid = int(entry.parent.name)
-                    self._seen.add((pid, _start_of(pid)))
-        return [(pid, start) for pid, start in self._seen if start and _start_of(pid) == start]
+                    self._seen.add((pid, start_of(pid)))
+        return [(pid, start) for pid, start in self._seen if start and start_of(pid) == start]
 
 
-def _start_of(pid: int) -> bytes | None:
+def start_of(pid: int) -> bytes | None:
     """When a process started, as the kernel counts it; None: it has ended, whether or not its parent knows."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()

@@ -4,21 +4,21 @@ Each row is measured by processes of its own, so that one that has no room or ha
 """
 
 import argparse
-import contextlib
-import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_music.commands import FAILED, OK, check_modules, check_output_file, progress_bar
 from megatron_music.counted import counted
+from megatron_music.output import shown
 from megatron_music.predict_commands import numbers
 from megatron_music.processes import end_with_starter, run_to_end
 from megatron_music.profiling_commands import add_table_form, positive
+from megatron_music.storage.holding import LOCK, hold
+from megatron_music.storage.writing import no_links
 
 
 def add_sweep(parser) -> None:
@@ -180,7 +180,8 @@ def _measure_all(planned, time_limit: float) -> None:
     """Every row that is not done yet, one after another, each under a launcher of its own."""
     from megatron_music.profiling.sweep import is_done, outcome_of
 
-    with _held(planned.folder):
+    busy = f"{planned.folder} is being measured by another process{{owner}}; wait for it, or give --report to see its rows so far"
+    with hold(planned.folder / LOCK, busy):
         waiting = [row for row in planned.rows if not is_done(outcome_of(planned, row))]
         if waiting:
             check_modules("torch", "megatron.core")
@@ -192,18 +193,6 @@ def _measure_all(planned, time_limit: float) -> None:
                 bar.update()
 
 
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise ValueError(f"{folder} is being measured by another process; wait for it, or give --report to see its rows so far") from None
-    finally:
-        os.close(descriptor)
-
-
 def _launch(planned, row, time_limit: float) -> None:
     """Measure one row; whatever its processes do, its outcome is written."""
     from megatron_music.profiling.sweep import FAILED as NOT_MEASURED
@@ -213,7 +202,7 @@ def _launch(planned, row, time_limit: float) -> None:
     command = [sys.executable, "-m", *launcher, "megatron_music", "sweep", str(planned.folder), "--row", str(row.number)]
     log = planned.path(row, "log")
     planned.path(row, "json").unlink(missing_ok=True)  # of a failure before
-    with open(log, "w", encoding="utf-8") as file:
+    with open(log, "w", encoding="utf-8", opener=no_links) as file:
         try:
             status = run_to_end(command, file, time_limit)
         except subprocess.TimeoutExpired:
@@ -283,4 +272,4 @@ def _tell_reasons(figures: list) -> None:
     if reasons:
         print()
     for (status, reason), rows in reasons.items():
-        print(f"row{'s' if len(rows) > 1 else ''} {', '.join(rows)} {status}: {reason}")
+        print(shown(f"row{'s' if len(rows) > 1 else ''} {', '.join(rows)} {status}: {reason}"))

@@ -18,7 +18,7 @@ def trace(options) -> None:
     from megatron_music.profiling.tables import format_table
     from megatron_music.profiling.trace import KINDS, read_trace, share_of, slowest_kernels, slowest_ranges
     from megatron_music.profiling.trace_page import trace_page
-    from megatron_music.whole_file import write_whole
+    from megatron_music.storage.writing import write_whole
 
     if options.html:
         check_output_file(options.html, (".html",))

@@ -10,7 +10,10 @@
 set -euo pipefail
 : "${MEGATRON_MUSIC_IMAGE:=megatron-music}"
 : "${PORT:=8888}"
-[[ $PORT =~ ^[0-9]{4,5}$ ]] || { echo "jupyter.sh: PORT is $PORT; use a number from 1024" >&2; exit 2; }
+if ! [[ $PORT =~ ^[1-9][0-9]{3,4}$ ]] || [ "$PORT" -lt 1024 ] || [ "$PORT" -gt 65535 ]; then
+  echo "jupyter.sh: PORT is $PORT; use a number from 1024 to 65535" >&2
+  exit 2
+fi
 
 command -v docker > /dev/null || { echo "jupyter.sh: docker is not on this machine; install Docker and the NVIDIA Container Toolkit, or use pyxis or apptainer (docs/slurm-and-ngc.md)" >&2; exit 2; }
 exec docker run --rm --gpus all --ipc=host --ulimit memlock=-1 --user "$(id -u):$(id -g)" --env HOME=/tmp \

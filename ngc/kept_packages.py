@@ -1,7 +1,7 @@
 """The packages of NVIDIA's image that nothing may replace, as a constraint file for pip; and whether they are still there.
 
-    python kept_packages.py write FILE      before anything is installed
-    python kept_packages.py check FILE      afterwards: exit status 1, and a sentence for each that has changed
+    python kept_packages.py write FILE [VERSIONS]   before anything is installed; VERSIONS pins what the image does not have
+    python kept_packages.py check FILE              afterwards: exit status 1, and a sentence for each that has changed
 
 From the packages' metadata rather than `pip freeze`, which names what was installed from a file or editable by its place,
 without a version. Used by the Dockerfile; needs the standard library alone.
@@ -18,23 +18,30 @@ KEPT = re.compile(
 )
 
 
-def kept() -> dict[str, str]:
+def installed() -> dict[str, str]:
     """Version by normalized name."""
     found = {}
     for package in importlib.metadata.distributions():
         name = re.sub(r"[-_.]+", "-", package.metadata["Name"] or "").lower()
-        if KEPT.fullmatch(name):
-            found.setdefault(name, package.version)  # the first on the path is the one that is imported
+        found.setdefault(name, package.version)  # the first on the path is the one that is imported
     return found
 
 
-def main(action: str, file: str) -> int:
-    lines = [f"{name}=={version}" for name, version in sorted(kept().items())]
+def pins(file: str, there: dict[str, str]) -> list[str]:
+    """The lines NAME==VERSION of a list of versions whose packages the image does not have: of those it has, its own are right."""
+    lines = [line for line in Path(file).read_text().splitlines() if re.fullmatch(r"[\w.-]+==[\w.+!-]+", line)]
+    return [line for line in lines if re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() not in there]
+
+
+def main(action: str, file: str, versions: str | None = None) -> int:
+    there = installed()
+    lines = [f"{name}=={version}" for name, version in sorted(there.items()) if KEPT.fullmatch(name)]
     if action == "write":
-        Path(file).write_text("".join(f"{line}\n" for line in lines))
+        added = [line for line in pins(versions, there) if not KEPT.fullmatch(line.split("==")[0].lower())] if versions else []
+        Path(file).write_text("".join(f"{line}\n" for line in [*lines, *added]))
         print("kept:", ", ".join(lines))
         return 0
-    expected = Path(file).read_text().split()
+    expected = [line for line in Path(file).read_text().split() if KEPT.fullmatch(line.split("==")[0])]
     now = dict(line.split("==") for line in lines)
     changed = [line for line in expected if line not in lines]
     for line in changed:
@@ -44,6 +51,6 @@ def main(action: str, file: str) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1] not in ("write", "check"):
-        sys.exit("kept_packages.py: give write or check, and a file")
+    if sys.argv[1:2] not in (["write"], ["check"]) or not 3 <= len(sys.argv) <= 3 + (sys.argv[1] == "write"):
+        sys.exit("kept_packages.py: give write or check, and a file; to write, also a list of versions if you like")
     sys.exit(main(*sys.argv[1:]))

@@ -189,6 +189,8 @@ def poison_tensors(checkpoint: Path, malice: Malice) -> None:
     size = (checkpoint / "__0_0.distcp").stat().st_size
     for place in index.storage_data.values():
         place.offset, place.length = 0, size
+    with open(checkpoint / "__0_0.distcp", "ab") as file:
+        file.write(bytes(1 << 20))  # as large as the model's tensors are
     (checkpoint / ".metadata").write_bytes(pickle.dumps(index))
 
 

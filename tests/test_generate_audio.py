@@ -46,7 +46,7 @@ def test_files_with_what_made_them(runs, tmp_path, capsys):
                       "--num", "2", "--seed", "7", "--format", "flac", "--bits", "24")  # fmt: skip
     assert status == 0 and "4 sounds in" in capsys.readouterr().out
     names = [f"{prompt:02}-{number:03}.flac" for prompt in (1, 2) for number in (1, 2)]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*names, "sounds.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*names, "made-with.json", "sounds.jsonl"]
     sound = read_waveform(tmp_path / "out" / names[1])
     assert sound.samples.shape == (2, 8192) and sound.sample_rate == 16000
     facts = read_metadata(tmp_path / "out" / names[1])
@@ -67,6 +67,28 @@ def test_a_sample_depends_on_its_prompt_seed_and_number_alone(runs, tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     first, other = (read_waveform(tmp_path / run / "01-001.wav").samples for run in ("a", "other"))
     assert np.abs(first - other).max() > 5e-4
+
+
+def test_what_is_missing_is_made_by_the_same_command_as_if_it_had_not_stopped(runs, tmp_path, capsys):
+    words = ["--prompt", "slow bell music", "--prompt", "fast bass music", "--num", "3", "--format", "flac", "--rank"]
+    assert generate(runs, tmp_path / "calm", *words, "--batch-size", "2") == 0
+    assert generate(runs, tmp_path / "out", *words, "--batch-size", "2") == 0
+    calm = {path.name: path.read_bytes() for path in (tmp_path / "calm").iterdir()}
+    kept = tmp_path / "out" / "01-001.flac"
+    for name in ("01-002.flac", "02-003.flac", "sounds.jsonl"):
+        (tmp_path / "out" / name).unlink()
+    before = kept.stat().st_mtime_ns
+    capsys.readouterr()
+    assert generate(runs, tmp_path / "out", *words) == 0, "by the batch size that the first command had"
+    assert "2 sounds in" in (told := capsys.readouterr().out) and "; 4 more were there" in told
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == calm and kept.stat().st_mtime_ns == before
+    assert generate(runs, tmp_path / "out", *words) == 0
+    assert "already generated: 6 sounds in" in capsys.readouterr().out
+    for other, sentence in ((["--seed", "1"], "made with seed 0, not 1"), (["--batch-size", "3"], "made with batch_size 2, not 3")):
+        assert generate(runs, tmp_path / "out", *words, *other) == 2
+        assert sentence in capsys.readouterr().err
+    assert generate(runs, tmp_path / "out", *words, stages=("dit",)) == 2
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == calm
 
 
 def test_continuation_inpainting_and_variation(runs, tmp_path):

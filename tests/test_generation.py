@@ -13,10 +13,12 @@ from raw_midi import events_of
 from test_continuing import SONGS
 from tiny_gpt import RandomModel, launch, tiny_dataset, tiny_run
 
-from megatron_music.cli import main
+from megatron_music.cli import build_parser, main
+from megatron_music.generate_commands import _report, _write_pieces
 from megatron_music.generation.decoder import Decoder
 from megatron_music.generation.continuing import Continuation
 from megatron_music.generation.midi import Composer
+from megatron_music.generation.output_folder import output_folder
 from megatron_music.generation.sampling import CachedGPT, Sampler, UncachedGPT
 from megatron_music.music.grid import quantize, slice_steps
 from megatron_music.music.midi import read_midi, write_midi
@@ -359,7 +361,7 @@ def test_the_command(trained, tmp_path, capsys):
     assert main(arguments) == 0
     told = capsys.readouterr()
     assert "3 pieces of 4 bars" in told.out and told.err.endswith(f"next: megatron-music render {new} -o {new} --html {new / 'listen.html'}\n")
-    pieces = [quantize(read_midi(path)) for path in sorted((tmp_path / "new").iterdir())]
+    pieces = [quantize(read_midi(path)) for path in sorted((tmp_path / "new").glob("*.mid"))]
     assert len(pieces) == 3
     write_midi(tiny_score(3), tmp_path / "given.mid")
     arguments = ["generate", "midi", str(trained), "-o", str(tmp_path / "more"), "--bars", "2",
@@ -377,7 +379,7 @@ def test_the_command_leaves_a_song_as_it_is(trained, tmp_path, capsys):
         folder = tmp_path / str(number)
         assert main(["generate", "midi", str(trained), "-o", str(folder), "--num", "2", *options]) == 0
         assert f"2 pieces of {8 if number == 0 else 6} bars" in capsys.readouterr().out
-        for path in sorted(folder.iterdir()):
+        for path in sorted(folder.glob("*.mid")):
             for old, new in zip(events_of(SONGS[1]), events_of(path.read_bytes()), strict=True):
                 lost = [(tick, message) for tick, message in old if (tick, message) not in new]
                 assert not lost if number == 0 else all(message[0] >> 4 in (8, 9) for _, message in lost)
@@ -393,7 +395,7 @@ def test_the_command_that_fills_bars(trained, tmp_path, capsys):
     fill = ["generate", "midi", str(trained), "--num", "2", "--from", str(tmp_path / "given.mid"), "--infill"]
     assert main([*fill, "track 2 bars 3-4; track 1 bar 6", "-o", str(tmp_path / "filled")]) == 0
     assert "2 pieces of 6 bars" in capsys.readouterr().out
-    given, *filled = (read_midi(path) for path in (tmp_path / "given.mid", *sorted((tmp_path / "filled").iterdir())))
+    given, *filled = (read_midi(path) for path in (tmp_path / "given.mid", *sorted((tmp_path / "filled").glob("*.mid"))))
     assert len(filled) == 2 and filled[0] != filled[1]
     for score in filled:
         assert score.tracks[2:] == given.tracks[2:]
@@ -407,6 +409,75 @@ def test_the_command_that_fills_bars(trained, tmp_path, capsys):
     assert "--density: 'many' is no level; use whole numbers from 0" in capsys.readouterr().err
     assert main([*fill, "track 9 bar 1", "-o", str(tmp_path / "none")]) == 2
     assert "track 9 is not in the piece; its tracks are 1 Soprano, 2 Alto" in capsys.readouterr().err
+
+
+def test_the_pieces_that_are_missing_are_written_by_the_same_command(trained, tmp_path, capsys):
+    words = ["generate", "midi", str(trained), "--num", "5", "--batch-size", "2", "--bars", "5", "-o"]
+    assert main([*words, str(tmp_path / "calm")]) == main([*words, str(tmp_path / "out")]) == 0
+    calm = {path.name: path.read_bytes() for path in (tmp_path / "calm").iterdir()}
+    assert len(calm) == 6
+    for name in ("002.mid", "005.mid"):
+        (tmp_path / "out" / name).unlink()
+    (tmp_path / "out" / ".002.mid.0123456789abcdef.tmp").write_bytes(b"of a command that was killed")
+    (tmp_path / "out" / ".notes.0123456789abcdef.tmp").write_bytes(b"of somebody else")
+    kept = tmp_path / "out" / "003.mid"
+    before = kept.stat().st_mtime_ns
+    capsys.readouterr()
+    assert main([*words, str(tmp_path / "out"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [piece["seed"] for piece in told["pieces"]] == [0, 1, 2, 3, 4] and {piece["bars"] for piece in told["pieces"]} == {5}
+    (tmp_path / "out" / ".notes.0123456789abcdef.tmp").unlink()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == calm and kept.stat().st_mtime_ns == before
+    assert main([*words, str(tmp_path / "out")]) == 0 and "already generated: 5 pieces in" in capsys.readouterr().out
+    (tmp_path / "out" / "004.mid").unlink()
+    for other in (["--temperature", "0.5"], ["--seed", "1"], ["--bars", "6"], ["--continue", str(kept)]):
+        assert main([*words, str(tmp_path / "out"), *other]) == 2
+        assert "holds files made with" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "004.mid").exists()
+    assert main([*words, str(tmp_path / "out"), "--num", "7"]) == 0, "more pieces of the same settings"
+    assert len(list((tmp_path / "out").glob("*.mid"))) == 7 and (tmp_path / "out" / "004.mid").read_bytes() == calm["004.mid"]
+
+
+def test_pieces_of_another_checkpoint_are_not_gone_on_with(trained, tmp_path, capsys):
+    words = ["generate", "midi", "--num", "2", "-o", str(tmp_path / "out")]
+    assert main([*words, str(trained)]) == 0
+    (tmp_path / "out" / "002.mid").unlink()
+    record = json.loads((tmp_path / "out" / "made-with.json").read_text())
+    record["settings"]["checkpoint_sha256"] = "0" * 64
+    (tmp_path / "out" / "made-with.json").write_text(json.dumps(record))
+    assert main([*words, str(trained)]) == 2
+    assert "made with checkpoint_sha256" in capsys.readouterr().err and not (tmp_path / "out" / "002.mid").exists()
+    (tmp_path / "out" / "made-with.json").write_text("[1]")
+    assert main([*words, str(trained)]) == 2 and "does not tell what the files beside it are made with" in capsys.readouterr().err
+
+
+def test_a_piece_that_cannot_be_written_costs_that_piece():
+    composer = Composer(None, Encoding(bars=2), 60, next_logits=RandomModel)
+    failed: dict[int, str] = {}
+    scores = composer.compose(range(40), 9, on_failure=failed.__setitem__)
+    assert failed and len(failed) < 40 and all("too many notes or tracks" in reason for reason in failed.values())
+    assert [number for number, score in enumerate(scores) if score is None] == sorted(failed)
+    good = [number for number, score in enumerate(scores) if score is not None]
+    assert [scores[number] for number in good] == composer.compose(good, 9)
+    with pytest.raises(ValueError, match="too many notes or tracks"):
+        composer.compose(range(40), 9)
+
+
+def test_the_command_leaves_out_what_cannot_be_written_and_does_not_try_it_again(tmp_path, capsys):
+    composer = Composer(None, Encoding(bars=2), 60, next_logits=RandomModel, made_with={"checkpoint": "random"})
+    options = build_parser().parse_args(["generate", "midi", "random", "-o", str(tmp_path), "--num", "40", "--bars", "9", "--json"])
+    names = [f"{number:03}.mid" for number in range(1, 41)]
+    for attempt in range(2):
+        with output_folder(tmp_path, "generate midi", names, {"seed": 0}) as output:
+            missing = output.missing(composer.made_with)
+            bars = _write_pieces(options, composer, None, None, output, missing, speaks=True)
+            _report(options, output, missing, bars)
+        told = capsys.readouterr()
+        found = json.loads(told.out)
+        assert len(found["left_out"]) + len(found["pieces"]) == 40 and found["left_out"] and found["pieces"]
+        assert told.err.count("left out: ") == len(found["left_out"]) and "too many notes or tracks" in told.err
+        assert sorted(str(path) for path in tmp_path.glob("*.mid")) == [piece["file"] for piece in found["pieces"]]
+        assert len(missing) == (0 if attempt else 40)
 
 
 def test_nothing_is_written_over(tmp_path, capsys):

@@ -60,8 +60,12 @@ def test_jupyter_is_open_on_loopback_alone(script):
     (page,) = [word.partition("=")[2] for word in called if word.startswith("--LabApp.default_url=")]
     assert (ROOT / page.removeprefix("/lab/tree/")).is_file(), "the address it prints leads to the notebook"
     assert not any("token" in word or "password" in word for word in called), "Jupyter draws the token itself, at each start"
-    said, status, called = script("jupyter.sh", PORT="80; rm")
-    assert status == 2 and "use a number from 1024" in said and not called
+
+
+@pytest.mark.parametrize("port", ["80; rm", "0099", "01024", "99999", "65536", "1023", "-8888", "8888 "])
+def test_jupyter_refuses_a_port_that_there_is_not(script, port):
+    said, status, called = script("jupyter.sh", PORT=port)
+    assert status == 2 and "use a number from 1024 to 65535" in said and not called
 
 
 def test_an_image_appears_whole(script, tmp_path):
@@ -100,7 +104,7 @@ def test_the_image_is_built_as_root_and_runs_as_a_user_under_nvidias_entry_point
 def test_nothing_is_installed_but_under_the_constraint_and_compared_afterwards():
     runs = [text for name, text in instructions() if name == "RUN"]
     installs = [line for text in runs for line in re.findall(r"pip install [^&|;}]*", text)]
-    assert installs and all("--no-deps" in line or "-c /image-constraints.txt" in line for line in installs)
+    assert installs and all("-c /image-constraints.txt" in line or line.split()[-1] == "/opt/megatron_music" for line in installs)
     assert not any(re.search(r"\btorch\b", line) for line in installs)
     (written,) = [place for place, text in enumerate(runs) if "kept_packages.py write /image-constraints.txt" in text]
     (checked,) = [place for place, text in enumerate(runs) if "kept_packages.py check /image-constraints.txt" in text]
@@ -157,6 +161,17 @@ def test_pip_cannot_replace_what_the_image_has(image, tmp_path):
     assert done.returncode != 0 and "megatron-core" in done.stdout + done.stderr, "without the constraint it would be replaced"
     assert image("pip", "-c", file, "modest").returncode == 0, "what is content with the image's versions goes in"
     assert image("check", file).returncode == 0
+
+
+def test_what_the_image_lacks_comes_in_the_tested_version(image, tmp_path):
+    file, versions = tmp_path / "constraints.txt", tmp_path / "versions.txt"
+    versions.write_text("modest==2.0\n")
+    image("write", file, versions)
+    assert image("pip", "-c", file, "modest").returncode != 0
+    versions.write_text("# tested\nnumpy==9.9\nMegatron.Core==0.18.0\nnvidia-extra==1.0\nmodest==1.0\n-e .\n")
+    assert image("write", file, versions).returncode == 0
+    assert file.read_text().splitlines()[len(IMAGE) :] == ["modest==1.0"], "the image's own versions go before"
+    assert image("pip", "-c", file, "modest").returncode == 0 and image("check", file).returncode == 0
 
 
 def test_a_build_that_replaced_something_is_stopped_with_its_name(image, tmp_path):

@@ -155,7 +155,7 @@ def test_one_alone_or_several_together(tmp_path):
             pass
 
     assert in_another_thread(lambda: take(True)) == f"{building} is missing; run `megatron-music build plan` first"
-    refusal = f"another build works in {building}; wait for it to end, or stop it"
+    refusal = f"another build works in {building} (process {os.getpid()} on {os.uname().nodename!r}); wait for it to end, or stop it"
     with held(building):
         (building / "plan.json").touch()
         for shared in (False, True):

@@ -1,5 +1,6 @@
 """Whose a run's folder is: everything is checked before anything is written."""
 
+import errno
 import json
 import shutil
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 
 import pytest
+from shims import NODE_LOCAL, shimmed
 from tiny_gpt import tiny_dataset, tiny_run
 
 from megatron_music.cli import main
@@ -86,7 +88,7 @@ def test_a_folder_has_one_run_at_a_time(data, tmp_path):
 def test_a_start_that_was_killed_while_it_checked_does_not_keep_the_next_out(data, tmp_path):
     (tmp_path / "run" / "cache" / "0123").mkdir(parents=True)
     (tmp_path / "run" / "cache" / "0123" / "index.npy").write_bytes(b"half")
-    (tmp_path / "run" / ".config.yaml.tmp").write_bytes(b"mod")
+    (tmp_path / "run" / ".config.yaml.0123456789abcdef.tmp").write_bytes(b"mod")
     assert train(tiny_run(data, f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=1")) == DONE
 
 
@@ -140,6 +142,27 @@ def test_of_two_starts_the_second_goes_on_from_what_the_first_has_saved(data, tm
         _, said = second.communicate(timeout=300)
     assert second.returncode == 2 and "is in use by a run" in said
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("flock", [errno.ENOLCK, NODE_LOCAL])
+def test_a_run_and_its_pieces_on_a_file_system_without_locks_or_fsync(data, tmp_path, flock):
+    environment = shimmed(flock=flock, fsync=errno.EINVAL, node="node1")
+    words = [f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=1", "train.eval_iters=0"]
+    for command in (["train", "tiny", *words], ["generate", "midi", str(tmp_path / "run"), "-o", str(tmp_path / "new")]):
+        run = subprocess.run([sys.executable, "-m", "megatron_music", *command], env=environment, capture_output=True, text=True, check=False)
+        assert run.returncode == 0 and "could not be written" not in run.stderr, run.stderr
+    assert (tmp_path / "run" / "latest").read_text() == "iter_0000001\n" and (tmp_path / "new" / "001.mid").is_file()
+    assert not list((tmp_path / "run").glob(".*")) and not list((tmp_path / "new").glob(".*"))
+    hold = "import sys, time; from pathlib import Path; from megatron_music.training.run_folder import held_folder\n"
+    hold += "with held_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", hold, tmp_path / "run"], env=environment, stdout=subprocess.PIPE) as other:
+        try:
+            other.stdout.readline()
+            command = [sys.executable, "-m", "megatron_music", "train", str(tmp_path / "run" / "config.yaml")]
+            run = subprocess.run(command, env=environment | {"SHIM_NODE": "node2"}, capture_output=True, text=True, check=False)
+            assert run.returncode == 2 and f"is in use by a run that is under way (process {other.pid} on 'node1')" in run.stderr
+        finally:
+            other.kill()
 
 
 def trained(data, folder, *overrides):

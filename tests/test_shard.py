@@ -18,11 +18,13 @@ import pytest
 from megatron_music.data import workers as supervisor
 from megatron_music.data.encode import encode_content
 from megatron_music.data.options import BuildOptions
+from megatron_music.data.building import sweep_shards, temporary_shard
 from megatron_music.data.merge import merge_shards
 from megatron_music.data.plan import held, plan_build, read_plan
-from megatron_music.data.shard import _create_locked, encode_shard, is_finished, sweep
+from megatron_music.data.shard import encode_shard, is_finished
 from megatron_music.data.shard_reader import read_record
 from megatron_music.data.workers import run_shards
+from megatron_music.storage.holding import token_of
 from megatron_music.music.midi import write_midi
 from megatron_music.music.score import Score, Track
 from tiny import tiny_score
@@ -367,14 +369,18 @@ def test_a_torn_shard_is_done_again(midi, tmp_path):
 
 
 def test_only_what_dead_workers_left_is_swept(tmp_path):
-    dead, alive, other = tmp_path / ".00000.bin.host-1.tmp", tmp_path / ".00000.bin.host-2.tmp", tmp_path / "00000.bin"
-    dead.touch()
-    other.touch()
-    with _create_locked(alive):
-        sweep(tmp_path)
-        assert sorted(tmp_path.iterdir()) == [alive, other]
-    sweep(tmp_path)
-    assert list(tmp_path.iterdir()) == [other]
+    building = tmp_path / "out.building"
+    (building / "shards").mkdir(parents=True)
+    other, theirs = building / "shards" / "00000.bin", building / "shards" / ".notes.txt.tmp"
+    with held(building, shared=True):
+        alive = temporary_shard(other, token_of(building / "lock"))
+        dead = temporary_shard(other, "0123456789abcdef")
+        for path in (alive, dead, other, theirs):
+            path.touch()
+        sweep_shards(building)
+        assert sorted(building.glob("shards/*")) == sorted([alive, other, theirs])
+    sweep_shards(building)
+    assert sorted(building.glob("shards/*")) == sorted([other, theirs])
 
 
 def test_a_full_disk_is_said_and_finished_shards_stay(midi, tmp_path):

@@ -77,7 +77,7 @@ def test_a_killed_run_leaves_nothing_after_the_next(midi, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "out" / "captions.jsonl").exists(), "it was to be killed before it was done"
-    for name in (".00010.flac.4711.tmp", ".captions.jsonl.4711.tmp"):
+    for name in (".00010.flac.0123456789abcdef.tmp", ".captions.jsonl.0123456789abcdef.tmp"):
         (tmp_path / "out" / name).write_bytes(b"half")
     assert sounds(midi, tmp_path / "out", "--num", "40") == 0
     assert files_of(tmp_path / "out") == files_of(tmp_path / "calm")

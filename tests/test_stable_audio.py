@@ -168,12 +168,13 @@ def test_training_goes_on_from_it(published, run, tmp_path):
     [
         (lambda folder: shutil.rmtree(folder / "vae"), "vae is missing"),
         (lambda folder: (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}'), "is a FluxPipeline"),
-        (lambda folder: change(folder / "transformer" / "config.json", time_proj_dim=8), "transformer cannot be read"),
+        (lambda folder: change(folder / "transformer" / "config.json", time_proj_dim=8), "with 8 features of time, as no size here does"),
         (lambda folder: change(folder / "projection_model" / "config.json", max_value=90), "counts seconds from 0 to 90"),
         (lambda folder: change(folder / "scheduler" / "scheduler_config.json", prediction_type="epsilon"), "says epsilon"),
         (lambda folder: change(folder / "tokenizer" / "tokenizer_config.json", model_max_length=10**30), "model_max_length"),
-        (lambda folder: cut(folder / "transformer" / "diffusion_pytorch_model.safetensors"), "transformer cannot be read"),
+        (lambda folder: cut(folder / "transformer" / "diffusion_pytorch_model.safetensors"), "describes a model of"),
         (lambda folder: cut(folder / "vae" / "diffusion_pytorch_model.safetensors"), "holds no whole Oobleck"),
+        (lambda folder: (folder / "tokenizer" / "readme.txt").symlink_to(__file__), "readme.txt is a link that leads out of its folder"),
         (lambda folder: change(folder / "vae" / "config.json", decoder_input_channels=4, encoder_hidden_size=8), "Oobleck"),
     ],
 )

@@ -26,7 +26,7 @@ from megatron_music.music.instruments import (
 from megatron_music.music.midi import read_midi
 from megatron_music.music.names import printable
 from megatron_music.music.score import Score
-from megatron_music.whole_file import write_whole
+from megatron_music.storage.writing import write_whole
 
 PAGE_SAMPLE_RATE = 22050  # of the sound inside the page, mono
 _PIXELS_PER_SECOND, _ROW_HEIGHT = 60, 4

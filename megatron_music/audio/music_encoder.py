@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save
 from megatron_music.audio.waveform import Waveform, resampled, with_channels
 from megatron_music.audio.words import RULE, Read, words_of
 from megatron_music.storage.reading import read_json_object, regular
-from megatron_music.whole_file import write_whole
+from megatron_music.storage.writing import write_whole
 
 SIZE = 512
 SAMPLE_RATE, WINDOW, HOP, BANDS = 16000, 1024, 256, 64

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from megatron_music.storage.reading import read_json_object, regular
-from megatron_music.whole_file import write_whole
+from megatron_music.storage.writing import write_whole
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # diffusers names what of torch and of itself it finds old
@@ -42,6 +42,12 @@ class OobleckSize:
     strides: tuple[int, ...]
     channels: int
     sample_rate: int
+
+    @property
+    def least_parameters(self) -> int:
+        """What the decoder's convolutions have alone, without building it: fewer than all."""
+        ways = zip((1, *self.multiples), self.multiples, self.strides, strict=False)
+        return self.decoder_channels**2 * sum(2 * stride * outer * inner + 24 * outer**2 for outer, inner, stride in ways)
 
 
 SIZES = {
@@ -173,6 +179,9 @@ def load_oobleck(folder: str | os.PathLike) -> OobleckAutoencoder:
         wrong = [value for value in (*asdict(size).values(),) if not _is_positive(value)]
         if wrong or config["encoder_hidden_size"] != 2 * size.latent_channels or len(size.multiples) != len(size.strides):
             raise ValueError(f"sizes that do not go together: {config}")
+        least = size.least_parameters
+        if 2 * least > regular(folder / WEIGHTS).stat().st_size:
+            raise ValueError(f"{CONFIG} asks for more than {least:,} parameters, which {WEIGHTS} is too small for")
         network = build_network(size)
         network.load_state_dict(load_file(regular(folder / WEIGHTS)), strict=True)
         scales = read_json_object(folder / SCALES) if (folder / SCALES).exists() else None

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from megatron_music.storage.reading import read_json_object, regular
-from megatron_music.whole_file import write_whole
+from megatron_music.storage.writing import write_whole
 
 SAMPLE_RATE, CHANNELS, WINDOW, HOP, BANDS, FOLD = 16000, 2, 1024, 256, 128, 2
 LATENT_CHANNELS = 64

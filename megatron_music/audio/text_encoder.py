@@ -19,8 +19,8 @@ from torch import Tensor
 
 from megatron_music.audio.words import RULE, Read
 from megatron_music.audio.words import words_of as words_of
-from megatron_music.storage.reading import copy_regular, read_json_object, regular
-from megatron_music.whole_file import write_whole
+from megatron_music.storage.reading import copy_regular, is_outward_link, read_json_object, regular
+from megatron_music.storage.writing import write_whole
 
 CONFIG, WEIGHTS = "words.json", "words.safetensors"
 HUB = "hub.json"  # of an encoder that is loaded by its name again
@@ -165,6 +165,8 @@ class HuggingFaceTextEncoder:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(where, **options)
             config = AutoConfig.from_pretrained(where, **options)
+            if Path(where).is_dir():
+                _check_held(config.to_dict(), Path(where))
             is_known = type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING
             kind = AutoModelForTextEncoding if is_known else AutoModel  # of T5 the encoder alone
             self._model = kind.from_pretrained(where, use_safetensors=True, **options).float().eval().requires_grad_(False)
@@ -219,6 +221,8 @@ class HuggingFaceTextEncoder:
             for path in sorted(Path(self.where).iterdir()):
                 is_wanted = path.is_file() and (self._follows_links or not path.is_symlink()) and path.name != HUB
                 if is_wanted:
+                    if is_outward_link(path):
+                        raise ValueError(f"{path} is a link that leads out of its folder; copy the file in its place")
                     (folder / path.name).unlink(missing_ok=True)
                     copy_regular(path, folder / path.name, follow_links=self._follows_links)
         else:
@@ -235,6 +239,26 @@ class HuggingFaceTextEncoder:
 
 
 TextEncoder = WordTextEncoder | HuggingFaceTextEncoder
+
+
+# In the configurations of transformers.
+_NAMES_OF_LAYERS = ("num_layers", "num_hidden_layers", "num_decoder_layers", "n_layer", "n_layers", "encoder_layers")
+_NAMES_OF_WIDTH = ("d_model", "hidden_size", "n_embd", "dim")
+
+
+def _check_held(config: dict, folder: Path) -> None:
+    """Refuse a configuration that the weights beside it are too small for, before a model of so many layers is built.
+
+    Raises:
+        ValueError: each layer has at least two bytes for each number of its width.
+    """
+    held = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    layers, width = (
+        max((value for name, value in config.items() if name in names and isinstance(value, int)), default=1)
+        for names in (_NAMES_OF_LAYERS, _NAMES_OF_WIDTH)
+    )
+    if 2 * layers * width > held:
+        raise ValueError(f"its config.json asks for {layers:,} layers of {width:,}, and its safetensors have {held:,} bytes")
 
 
 def load_text_encoder(where: str | os.PathLike) -> TextEncoder:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from megatron_music.storage.reading import regular
-from megatron_music.whole_file import write_whole
+from megatron_music.storage.writing import write_whole
 
 SUBTYPES = {16: "PCM_16", 24: "PCM_24"}
 SUFFIXES = (".wav", ".flac")
@@ -90,7 +90,6 @@ def read_blocks(path: str | os.PathLike) -> Iterator[Waveform]:
 
 def load_decoders() -> None:
     """Import what reading and resampling need, which takes seconds the first time."""
-    import scipy.signal
     import soundfile  # noqa: F401 (as above: it is loaded, not used)
 
 
@@ -128,7 +127,7 @@ def _check_samples(path: str | os.PathLike, samples: np.ndarray) -> None:
 def write_waveform(
     path: str | os.PathLike, samples: np.ndarray, sample_rate: int, *, bits: int = 16, metadata: dict | None = None
 ) -> None:
-    """Write WAV or FLAC, by the suffix, under a temporary name first.
+    """Write WAV or FLAC, by the suffix; the file is there whole or not at all.
 
     Args:
         samples: [channels, frames]; what is beyond -1 to 1 is clipped.
@@ -147,9 +146,10 @@ def write_waveform(
         raise ValueError(f"the sound for {path} has samples that are not finite; nothing was written")
     samples = np.clip(samples, -1, 1)
     if path.suffix.lower() == ".wav":
-        write_whole(path, wav_bytes(samples, sample_rate, bits=bits, metadata=metadata))
+        content = wav_bytes(samples, sample_rate, bits=bits, metadata=metadata)
     else:
-        _write_flac(path, samples, sample_rate, bits, metadata)
+        content = _flac_bytes(samples, sample_rate, bits, metadata)
+    write_whole(path, content)
 
 
 def wav_bytes(samples: np.ndarray, sample_rate: int, *, bits: int = 16, metadata: dict | None = None) -> bytes:
@@ -190,7 +190,7 @@ def read_pcm16(path: str | os.PathLike) -> Waveform:
         return read_waveform(path)
 
 
-def _write_flac(path: Path, samples: np.ndarray, sample_rate: int, bits: int, metadata: dict | None) -> None:
+def _flac_bytes(samples: np.ndarray, sample_rate: int, bits: int, metadata: dict | None) -> bytes:
     import soundfile
 
     content = io.BytesIO()
@@ -202,8 +202,8 @@ def _write_flac(path: Path, samples: np.ndarray, sample_rate: int, bits: int, me
                 file.comment = json.dumps(metadata, ensure_ascii=False)
             file.write(samples.T)
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path} cannot be written ({str(error).splitlines()[0]}); use another sample rate, or WAV") from None
-    write_whole(path, content.getvalue())
+        raise ValueError(f"{sample_rate} Hz with {len(samples)} channels cannot be FLAC ({str(error).splitlines()[0]}); write WAV") from None
+    return content.getvalue()
 
 
 def read_metadata(path: str | os.PathLike) -> dict:

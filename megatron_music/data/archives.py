@@ -1,6 +1,5 @@
 """Input files as entries of a plan, and archives full of them, which are read where they lie and never unpacked."""
 
-import io
 import lzma
 import os
 import stat
@@ -8,14 +7,21 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields
+
+from megatron_music.data.tar_stream import TarStream
+from megatron_music.storage.reading import open_regular
 
 MIDI_SUFFIXES = (".mid", ".midi", ".kar", ".rmi")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 ZIP_SUFFIX = ".zip"
 
-_TAR_FAULTS = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
+MAX_MEMBERS = 10_000_000  # of one archive
+
+# The last four: what tarfile makes of numbers that are none, and of a chain of headers that has no end.
+_TAR_FAULTS = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError, OverflowError, LookupError, RecursionError)
 _HEADER_BYTES = 512  # of a member of a tar; its data follow
 _ZIP_HEADER_BYTES = 30  # before a zip member's name, extra field and data
 _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
@@ -77,12 +83,17 @@ class Archive:
 
     Raises:
         OSError: there is none.
+        EntryError: it is not a regular file.
     """
 
     def __init__(self, path: str, beat: Callable[[], None]):
         self.path = path
         self._beat = beat
-        self._file = open(path, "rb")  # noqa: SIM115 (close does)
+        try:
+            self._file = open_regular(path)
+        except ValueError as error:
+            raise EntryError(f"cannot be read: {error}") from None
+        self._stream: TarStream | None = None
         self._tar: tarfile.TarFile | None = None
         self._next = 0  # number of the compressed tar's member that comes next
         self._broken: EntryError | None = None  # what this tar gives from there on
@@ -137,30 +148,33 @@ class Archive:
             raise self._broken
         try:
             if self._tar is None:
-                self._tar = _open_tar(self.path)
+                self._stream = TarStream(self.path, self._beat)
+                self._tar = _open_tar(self._stream)
             member = None
             while self._next <= entry.number:
                 if self._next < entry.number:
                     self._beat()
-                member = _next_member(self._tar)
+                member = self._stream.next_member(self._tar)
                 self._next += 1
                 if member is None:
                     raise tarfile.ReadError("it ends early")
-            if member.name != entry.member:
+            if (member.name, member.size) != (entry.member, entry.size) or not member.isreg():
                 raise EntryError("is not where the plan saw it: the archive was changed")
             with self._tar.extractfile(member) as file:
                 content = file.read()
             if len(content) != entry.size:
                 raise tarfile.ReadError("it ends early")
             return content
+        except EntryError:
+            raise
         except _TAR_FAULTS as error:  # nothing behind this place can be read either: do not try each time
             self._broken = EntryError(f"cannot be read: the archive is damaged ({_one_line(error)})")
             raise self._broken from None
 
     def _rewind(self) -> None:
-        if self._tar is not None:
-            self._tar.close()
-        self._tar, self._next, self._broken = None, 0, None
+        if self._stream is not None:
+            self._stream.close()
+        self._stream, self._tar, self._next, self._broken = None, None, 0, None
 
 
 def is_midi(name: str) -> bool:
@@ -177,9 +191,10 @@ def zip_entries(path: str, source: int) -> Iterator[Entry]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OSError, OverflowError, LookupError, struct.error) as error:
         raise _unopened(path, error) from None
-    for member in members:
+    taken = _sharing(members)
+    for number, member in enumerate(members):
         kind = stat.S_IFMT(member.external_attr >> 16)
         if member.is_dir() or not is_midi(member.filename) or kind not in (0, stat.S_IFREG):
             continue
@@ -188,6 +203,8 @@ def zip_entries(path: str, source: int) -> Iterator[Entry]:
             damage = "is encrypted in the archive"
         elif member.compress_type not in (_STORED, _DEFLATED):
             damage = f"is packed by the zip method {member.compress_type}; only deflated and stored members are read"
+        elif number in taken:
+            damage = "shares its bytes in the archive with another member"
         yield Entry(
             path,
             source,
@@ -201,29 +218,46 @@ def zip_entries(path: str, source: int) -> Iterator[Entry]:
         )
 
 
+def _sharing(members: Sequence[zipfile.ZipInfo]) -> set[int]:
+    """Members, by number, that lie within one that begins before them: a small archive would unpack to any size."""
+    taken, reached = set(), 0
+    for number in sorted(range(len(members)), key=lambda number: (members[number].header_offset, number)):
+        member = members[number]
+        if member.header_offset < reached:
+            taken.add(number)
+        else:
+            reached = member.header_offset + _ZIP_HEADER_BYTES + member.compress_size
+    return taken
+
+
 def tar_entries(path: str, source: int) -> Iterator[Entry]:
     """The MIDI files in a tar, compressed or not, as they lie there; if it is damaged further on, the last entry says so.
 
     Raises:
         ValueError: it cannot be opened.
     """
+    stream = None
     try:
-        tar = _open_tar(path)
+        stream = TarStream(path)
+        tar = _open_tar(stream)
     except _TAR_FAULTS as error:
+        if stream is not None:
+            stream.close()
         raise _unopened(path, error) from None
-    is_plain = isinstance(tar.fileobj, io.BufferedReader)
     number = 0
-    with tar:
+    with closing(stream):
         while True:
             try:
-                member = _next_member(tar)
+                member = stream.next_member(tar)
+                if number == MAX_MEMBERS and member is not None:
+                    raise tarfile.ReadError(f"more than {MAX_MEMBERS:,} are not read")
             except _TAR_FAULTS as error:
                 yield Entry(path, source, number=number, damage=f"is damaged after {number} members ({_one_line(error)})")
                 return
             if member is None:
                 return
             if member.isreg() and is_midi(member.name):
-                offset = member.offset_data if is_plain and member.sparse is None else -1
+                offset = member.offset_data if stream.is_plain and member.sparse is None else -1
                 yield Entry(path, source, member.name, member.size, number, offset)
             elif member.islnk() and is_midi(member.name):
                 yield Entry(path, source, member.name, number=number, damage=f"is a hard link to {member.linkname} of the archive")
@@ -241,14 +275,8 @@ class _Member(tarfile.TarInfo):
             raise tarfile.ReadError(str(error)) from None
 
 
-def _open_tar(path: str) -> tarfile.TarFile:
-    return tarfile.open(path, "r:*", tarinfo=_Member, encoding="utf-8", errors="surrogateescape")
-
-
-def _next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
-    member = tar.next()
-    tar.members.clear()  # else it grows with the archive
-    return member
+def _open_tar(stream: TarStream) -> tarfile.TarFile:
+    return tarfile.TarFile(fileobj=stream, tarinfo=_Member, encoding="utf-8", errors="surrogateescape")
 
 
 def _unopened(path: str, error: Exception) -> ValueError:

@@ -13,6 +13,7 @@ import music21
 from megatron_music.music.midi import write_midi
 from megatron_music.music.score import VOICE_NAMES, VOICE_PROGRAM, Note, Score, Tempo, TimeSignature, Track
 from megatron_music.processes import end_with_parent
+from megatron_music.storage.writing import sweep_temporary
 
 TICKS_PER_QUARTER = 480
 QUARTERS_PER_MINUTE = 96.0  # the editions give no tempo
@@ -36,6 +37,7 @@ def write_chorales(folder: str | os.PathLike, workers: int | None = None) -> Ite
     tasks = [(path, folder / f"{path.stem}.mid") for path in paths if not (folder / f"{path.stem}.mid").exists()]
     done = len(paths) - len(tasks)
     folder.mkdir(parents=True, exist_ok=True)
+    sweep_temporary(folder, [target.name for _, target in tasks])
     with ProcessPoolExecutor(workers or os.cpu_count(), initializer=end_with_parent) as pool:
         # One score at a time: an interrupt waits for those that are begun.
         for _ in pool.map(_write_chorale, *zip(*tasks, strict=True)) if tasks else ():

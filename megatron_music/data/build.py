@@ -9,11 +9,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_music.data.building import building_folder, check_building, check_sources, held, remove_building
 from megatron_music.data.corpus import find_files
-from megatron_music.data.merge import BuildError, finished_report, merge_shards, remove_building
+from megatron_music.data.merge import BuildError, finished_report, merge_shards
 from megatron_music.data.options import BuildOptions
 from megatron_music.data.passes import Progress
-from megatron_music.data.plan import building_folder, fingerprint, held, plan_build
+from megatron_music.data.plan import fingerprint, plan_build
 from megatron_music.data.shard import encode_shard
 
 __all__ = ["BuildError", "build_tokens", "plan_tokens"]
@@ -45,7 +46,7 @@ def build_tokens(
     Raises:
         BuildError: ``out`` holds something else, or no file gives a single document. Nothing stays then.
         ValueError: no MIDI files; an archive or the labels cannot be read; another build works on ``out``, or an
-            unfinished one of other files or options lies there.
+            unfinished one of other files or options, or something that is not of a build, lies there.
         OSError: the disk is full or not writable. ``OUT.building`` stays.
     """
     started = time.perf_counter()
@@ -62,11 +63,13 @@ def build_tokens(
 def plan_tokens(sources: Sequence[str | os.PathLike], out: str | os.PathLike, options: BuildOptions) -> dict | None:
     """Plan a dataset, unless it is there already: its report then."""
     out, building = Path(os.path.realpath(out)), building_folder(out)
+    check_sources(building, sources)
     files = find_files(sources)
     done = finished_report(out, fingerprint(files, options))
     if done is None:
         plan_build(sources, out, options, files=files)
     elif building.exists():  # the merge was killed when only this was left to do
         with held(building):
+            check_building(building)
             remove_building(building)
     return done

@@ -5,14 +5,14 @@ moment, the same command goes on. Several processes may share the shards: each e
 that finishes last puts the dataset together.
 """
 
-import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,15 +28,17 @@ from megatron_music.data.latents import write_texts
 from megatron_music.data.latents_encoders import ENCODER_HASHES, Encoders, close, encoders_of, keep_hashes, latent_frames
 from megatron_music.data.latents_index import ENCODERS, SPLITS, LatentsInfo, write_index
 from megatron_music.data.latents_options import LatentsOptions
+from megatron_music.data.building import building_folder, check_sources, held
 from megatron_music.data.latents_shards import RECORDS, Shard, encode_shards
-from megatron_music.data.plan import held, sync_path
 from megatron_music.data.splits import KEY_BYTES, assign_splits
+from megatron_music.storage.holding import hold
 from megatron_music.storage.reading import read_bytes, read_json_object
 from megatron_music.storage.sealed import parse_sealed, sealed
-from megatron_music.whole_file import write_whole
+from megatron_music.storage.writing import is_temporary, sync, write_whole
 
 PLAN, REPORT, QUARANTINE = "plan.json", "report.json", "quarantine.jsonl"
 _FIT, _MERGE = "encoders.lock", "merge.lock"
+_LOCKS = re.compile(r"(lock|encoders\.lock|merge\.lock|rank-\d+-of-\d+\.lock)(\.[0-9a-f]{16})?")
 
 
 Progress = Callable[[Iterable, int], Iterable]
@@ -76,6 +78,7 @@ def build_latents(
     sounds = with_names_on_disk(folder, read_captioned(folder))
     fingerprint = _fingerprint(folder, sounds, options)
     building = out.with_name(f"{out.name}.building")
+    check_sources(building_folder(out), [folder])
     if out.exists():
         return _finished(out, fingerprint)
     if not out.absolute().parent.is_dir():
@@ -104,9 +107,13 @@ def build_latents(
                     return None
                 report = _merge(building, sounds, shards, texts, folder, encoders, options, fingerprint, say)
                 os.rename(made, out)
-                sync_path(out.absolute().parent)
-                for path in (building / RECORDS, building / PLAN, building / ENCODER_HASHES, *building.glob("*.lock")):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                sync(out.absolute().parent)
+                shutil.rmtree(building / RECORDS)
+                (building / PLAN).unlink()
+                (building / ENCODER_HASHES).unlink()
+                for path in building.glob("*.lock"):  # of ranks that were killed; those alive let go of theirs themselves
+                    with suppress(ValueError), _locked(path, waits=False):
+                        pass
     if world_size > 1:
         with suppress(ValueError), held(building):  # which removes what holds nothing but its lock; another rank may be in it still
             pass
@@ -125,19 +132,13 @@ def _shared(building: Path, rank: int, world_size: int) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _locked(path: Path, waits: bool = True) -> Iterator[None]:
-    """Hold a lock file, which the system lets go of when the process dies.
+def _locked(path: Path, waits: bool = True) -> AbstractContextManager:
+    """Hold a lock file, which is let go when the process dies.
 
     Raises:
         ValueError: another process holds it, where ``waits`` is False.
     """
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise ValueError(f"another process works as {path.stem} of {path.parent}; give each its own --rank") from None
-        yield
+    return hold(path, f"another process works as {path.stem} of {path.parent}{{owner}}; give each its own --rank", waits=waits)
 
 
 def _fingerprint(folder: Path, sounds: Sequence[Captioned], options: LatentsOptions) -> str:
@@ -168,6 +169,11 @@ def _check_plan(building: Path, fingerprint: str) -> None:
             raise ValueError(f"{path} cannot be used ({error}); remove {building} and build again") from None
         if found != fingerprint:
             raise ValueError(f"{building} was begun with other sounds or options; go on with those, or remove it")
+    elif foreign := [file.name for file in building.iterdir() if not _LOCKS.fullmatch(file.name) and not is_temporary(file.name)]:
+        raise ValueError(
+            f"{building} is the working folder of this build and holds {min(foreign)}, which is not of a build; move it away, or name "
+            "another output"
+        )
     write_whole(path, sealed(json.dumps({"fingerprint": fingerprint}) + "\n"))
 
 
@@ -193,7 +199,8 @@ def _merge(
     """Encode the captions and write what is of the dataset as a whole, the index last."""
     made = building / "out"
     for path in made.rglob(".*.tmp"):  # of processes that were killed; the others have written theirs
-        path.unlink()
+        if is_temporary(path.name):
+            path.unlink()
     found = {(shard.split, shard.number): shard.read_record(building) for shard in shards_made}
     shards = {
         split: [record["shard"] for (of, _), record in found.items() if of == split and record["shard"]] for split in SPLITS
@@ -232,7 +239,7 @@ def _merge(
     }
     write_whole(made / REPORT, (json.dumps(report, indent=1) + "\n").encode())
     write_index(made, info, shards, written, files)
-    sync_path(made)
+    sync(made)
     return report
 
 

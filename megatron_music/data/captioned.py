@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from megatron_music.storage.reading import TABLE_BYTES, read_bytes, reason_of
+
 
 class Captioned(NamedTuple):
     """One sound."""
@@ -152,9 +154,9 @@ def _rows(path: Path, delimiter: str = ",", columns: Columns = ()) -> Iterator[t
 def _text(path: Path) -> str:
     """The text of a file with \\n as the end of each line."""
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from None
+        content = read_bytes(path, TABLE_BYTES)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({reason_of(error)}); check the path and its permissions") from None
     try:
         return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:

@@ -5,6 +5,7 @@ Archives inside folders are not opened: name them.
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +22,10 @@ from megatron_music.data.archives import (
     tar_entries,
     zip_entries,
 )
+from megatron_music.storage.reading import MIDI_BYTES
 
 LIST_SUFFIX = ".txt"
-MAX_FILE_BYTES = 64 << 20
+MAX_FILE_BYTES = MIDI_BYTES
 
 # Not the file's fault: a disk that is not mounted (any more), or too many open files.
 _PASSING = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE)
@@ -159,11 +161,13 @@ class Reader:
 
 def _read_file(entry: Entry) -> bytes:
     """The content, by the system's own calls: a file object costs more than a small file."""
-    descriptor = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe of this name is not waited for
     try:
-        status = os.fstat(descriptor)
-        size = status.st_size
-        if entry.mtime_ns and (size, status.st_mtime_ns) != (entry.size, entry.mtime_ns):
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise EntryError("is not a regular file")
+        size = found.st_size
+        if entry.mtime_ns and (size, found.st_mtime_ns) != (entry.size, entry.mtime_ns):
             raise ChangedSource(f"{entry.path} was changed since it was planned")
         _check_size(size)
         content = os.read(descriptor, size + 1)

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from megatron_music.config import ConfigError, DataConfig
+from megatron_music.config import ConfigError, DataConfig, refuse_unless
 from megatron_music.data.index_file import check_ids, check_index, pieces
 from megatron_music.data.report import SPLITS
 from megatron_music.tokens.blend import added_by_some, blend_encodings
@@ -87,9 +87,15 @@ def tokenizer_files(data: DataConfig) -> dict[str, bytes]:
 
 
 def files_below(folder: Path, name: str) -> dict[str, bytes]:
-    """The files of a folder in a folder, by their path from the outer one."""
-    paths = sorted(path for path in (folder / name).rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    """The files of a folder in a folder, by their path from the outer one.
+
+    Raises:
+        ConfigError: one is a link: what it leads to would come into every checkpoint.
+    """
+    paths = sorted((folder / name).rglob("*"))
+    for path in (folder / name, *paths):
+        refuse_unless(not path.is_symlink(), f"{path} is a link, which is not followed into checkpoints; put what it leads to in its place")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if path.is_file()}
 
 
 def is_split(folder: Path, split: str) -> bool:

@@ -11,11 +11,11 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from megatron_music.counted import counted
 from megatron_music.data.archives import Entry
 from megatron_music.data.labels import Key, components, normal
+from megatron_music.storage.reading import TABLE_BYTES, read_bytes, reason_of
 
 FOLDER = "folder"
 # As data sets spell them.
@@ -108,7 +108,10 @@ def _in_table(values: dict[Key, str], path: str) -> str | None:
 def _read_column(path: str, column: str) -> tuple[dict[Key, str], str]:
     """The values of a column by path, and the file's SHA-256."""
     try:
-        content = Path(path).read_bytes()
+        content = read_bytes(path, TABLE_BYTES)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({reason_of(error)}); name a CSV file as in --split-by FILE.csv:COLUMN") from None
+    try:
         reader = csv.reader(io.StringIO(normal(content.decode("utf-8-sig")), newline=""), strict=True)
         header = [name.strip() for name in next(reader, [])]
         lowered = [name.lower() for name in header]
@@ -128,8 +131,6 @@ def _read_column(path: str, column: str) -> tuple[dict[Key, str], str]:
             if values.setdefault(name, value) != value:
                 raise ValueError(f"{where} gives {row[key]} another {column} than a line before; keep one of the two")
         return values, hashlib.sha256(content).hexdigest()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); name a CSV file as in --split-by FILE.csv:COLUMN") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 text ({error}); save it as CSV in UTF-8") from None
     except csv.Error as error:

@@ -13,8 +13,12 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+
+from megatron_music.storage.reading import open_regular
+from megatron_music.storage.writing import sync_file
 
 HEADER = b"MMIDIDX\0\0"
 VERSION = 1
@@ -59,7 +63,7 @@ class IndexWriter:
         assert self._written == self._documents, f"{self._written} documents of {self._documents}"
         self._table(12 * self._documents, 8, np.array([self._documents], "<i8"))
         self._file.flush()
-        os.fsync(self._file.fileno())
+        sync_file(self._file.fileno())
         self._file.close()
 
     def close(self) -> None:
@@ -94,6 +98,13 @@ def check_index(prefix: str | os.PathLike) -> int:
     return sequences
 
 
+def _opened(path: str | os.PathLike) -> BinaryIO:
+    try:
+        return open_regular(path)
+    except ValueError as error:
+        raise DamagedIndex(f"{path} cannot be read ({error}); {REMEDY}") from None
+
+
 @functools.lru_cache(maxsize=256)
 def _read_tables(index: Path, state: tuple[int, int, int]) -> tuple[int, int]:
     """The sequences of an ``.idx`` and the bytes of their tokens; ``state`` is what tells two files of one path apart."""
@@ -101,7 +112,7 @@ def _read_tables(index: Path, state: tuple[int, int, int]) -> tuple[int, int]:
     def refuse(reason: str):
         raise DamagedIndex(f"{index} is damaged ({reason}); {REMEDY}")
 
-    with open(index, "rb") as file:
+    with _opened(index) as file:
         head = file.read(HEADER_BYTES)
         if len(head) < HEADER_BYTES or not head.startswith(HEADER):
             refuse("it does not begin as an index of megatron-core does")
@@ -150,7 +161,7 @@ def _read_tables(index: Path, state: tuple[int, int, int]) -> tuple[int, int]:
 
 def pieces(tokens: str | os.PathLike, *, whole: bool = False) -> Iterator[tuple[int, bytes]]:
     """Bytes of a ``.bin`` and where they begin: 16 pieces of 64 KiB, evenly from its first byte to its last, or all of it."""
-    with open(tokens, "rb") as file:
+    with _opened(tokens) as file:
         size = os.fstat(file.fileno()).st_size
         last = max(size - _PIECE_BYTES, 0)
         starts = range(0, size, _WHOLE_BYTES) if whole else [last * number // (_PIECES - 1) for number in range(_PIECES)]
@@ -167,7 +178,7 @@ def check_ids(prefix: str | os.PathLike, vocab_size: int, *, whole: bool = False
     check_index(prefix)
     tokens = Path(f"{prefix}.bin")
     try:
-        with open(f"{prefix}.idx", "rb") as file:
+        with _opened(f"{prefix}.idx") as file:
             kind = np.dtype(TOKEN_TYPES[file.read(HEADER_BYTES)[len(HEADER) + 8]])
         for start, piece in pieces(tokens, whole=whole):
             shift = -start % kind.itemsize

@@ -9,8 +9,9 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
+from megatron_music.storage.reading import TABLE_BYTES, read_bytes
 from megatron_music.tokens.labels import LabelNames, label_ids
 
 KEY_COLUMNS = ("path", "file", "md5", "sha256", "hash")
@@ -49,7 +50,10 @@ class Labels:
             ValueError: what cannot be read, with its line.
             OSError: there is no such file.
         """
-        content = Path(path).read_bytes()
+        try:
+            content = read_bytes(path, TABLE_BYTES)
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read ({error}); name a table of labels") from None
         rows: dict[Key, dict[str, str]] = {}
         try:
             reader = csv.reader(io.StringIO(normal(content.decode("utf-8-sig")), newline=""), strict=True)

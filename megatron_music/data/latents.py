@@ -20,7 +20,7 @@ from megatron_music.data.latents_index import ENCODERS as ENCODERS
 from megatron_music.data.latents_index import INDEX, SPLITS, DamagedLatents, LatentsInfo, check_encoders, file_hash, read_index
 from megatron_music.data.latents_index import write_index as write_index
 from megatron_music.storage.reading import regular
-from megatron_music.whole_file import write_whole
+from megatron_music.storage.writing import write_whole
 
 TEXTS, CAPTIONS = "texts.safetensors", "texts.jsonl"
 CHECKED_BYTES = 1 << 30  # of shards: up to there a run compares their hashes before its first step, in about a second

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +30,7 @@ from megatron_music.data.latents_index import encoder_hash
 from megatron_music.data.latents_options import OOBLECK_SIZES, SPECTRAL, LatentsOptions
 from megatron_music.storage.reading import read_bytes
 from megatron_music.storage.sealed import parse_sealed, sealed
-from megatron_music.whole_file import write_whole
+from megatron_music.storage.writing import appearing_folder, write_whole
 
 FITTED_SOUNDS = 256  # that the autoencoder learns from at most,
 FITTED_SECONDS, FITTED_BYTES = 300, 320 << 20  # of each, and of all together
@@ -159,10 +158,8 @@ def _bytes(arrays: Sequence[np.ndarray]) -> int:
 
 def _keep(encoder, folder: Path) -> None:
     """Save an encoder whole or not at all."""
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    encoder.save(unfinished)
-    os.rename(unfinished, folder)
+    with appearing_folder(folder) as unfinished:
+        encoder.save(unfinished)
 
 
 def latent_frames(options: LatentsOptions, autoencoder: Autoencoder) -> int:

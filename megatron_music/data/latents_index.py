@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from megatron_music.storage.reading import open_regular, read_json_object
-from megatron_music.whole_file import write_whole
+from megatron_music.storage.writing import write_whole
 
 FORMAT = 1
 INDEX, ENCODERS = "index.json", "encoders"

@@ -21,7 +21,7 @@ from megatron_music.data.latents_encoders import Encoders, latent_frames
 from megatron_music.data.latents_options import LatentsOptions
 from megatron_music.storage.reading import read_bytes
 from megatron_music.storage.sealed import parse_sealed, sealed
-from megatron_music.whole_file import write_whole
+from megatron_music.storage.writing import write_whole
 
 RECORDS = "records"
 _M_MMAP_THRESHOLD = -3  # of mallopt

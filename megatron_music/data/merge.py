@@ -11,7 +11,6 @@ import os
 import shutil
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,15 +19,17 @@ import numpy as np
 
 from megatron_music.counted import counted
 from megatron_music.data import passes, reasons
+from megatron_music.data.building import PLAN_FILE, building_folder, check_building, held, merge_folder, remove_building, remove_merges
 from megatron_music.data.figures import write_figures
 from megatron_music.data.file_list import write_file_list
 from megatron_music.data.passes import Progress
-from megatron_music.data.plan import LOCK_FILE, PLAN_FILE, Plan, building_folder, held, read_plan, sync_path
+from megatron_music.data.plan import Plan, read_plan
 from megatron_music.data.report import QUARANTINE_FILE, REPORT_FILE, SPLITS, write_markdown
 from megatron_music.data.shard_reader import ShardReader, read_record
 from megatron_music.data.split_writer import SplitWriter
 from megatron_music.data.summary import assemble_report, entropy_nats
 from megatron_music.data.tally import TRAIN, TRAIN_COPIES, Tally
+from megatron_music.storage.writing import sync, sync_tree
 from megatron_music.tokens import density
 from megatron_music.tokens.bpe import learn_bpe
 from megatron_music.tokens.folder import Encoding, write_tokenizer_folder
@@ -54,12 +55,14 @@ def merge_shards(
 
     Raises:
         BuildError: no file gave a document (``OUT.building`` is removed then), or OUT was filled meanwhile.
+        ValueError: ``OUT.building`` holds something that is not of a build.
         DamagedShard: a shard is missing or was changed.
         OSError: the disk is full or not writable. The shards stay, and the same call goes on.
     """
     out = Path(os.path.realpath(out))
     building = building_folder(out)
     with held(building):
+        check_building(building)
         plan = read_plan(out) if (building / PLAN_FILE).exists() or not out.exists() else None
         report = finished_report(out, plan.fingerprint if plan else "")
         if report is None:  # else an earlier merge was killed before it removed the working folder
@@ -70,9 +73,8 @@ def merge_shards(
 
 def _merge(plan: Plan, out: Path, progress: Progress, workers: int, started: float | None) -> dict:
     of, started = ("merge", time.perf_counter()) if started is None else ("", started)
-    for stale in plan.building.glob("merge-*"):  # of merges that were killed
-        shutil.rmtree(stale)
-    folder = plan.building / f"merge-{os.getpid()}"
+    remove_merges(plan.building)  # that were killed
+    folder = merge_folder(plan.building)
     try:
         folder.mkdir()
         tally, readers = _read_records(plan, folder / QUARANTINE_FILE)
@@ -81,7 +83,7 @@ def _merge(plan: Plan, out: Path, progress: Progress, workers: int, started: flo
             raise BuildError(_nothing_left(tally, plan.options.encoding))
         report = _write_dataset(plan, tally, readers, folder, progress)
         _write_report(folder, report, len(tally.splits), workers, time.perf_counter() - started, of)
-        _sync(folder)
+        sync_tree(folder)
         _take_name(folder, out)
     except OSError as error:
         error.filename = error.filename or str(folder)
@@ -115,18 +117,6 @@ def finished_report(out: Path, fingerprint: str = "") -> dict | None:
         if any(out.iterdir()):
             raise BuildError(f"{out} is not empty and holds no dataset; name another folder") from None
         return None
-
-
-def remove_building(building: Path) -> None:
-    """Empty the working folder of a build that is over; ``held`` removes it with the lock.
-
-    The plan goes last: shards without their plan would be taken for those of the next one.
-    """
-    for part in sorted(building.iterdir(), key=lambda path: path.name == PLAN_FILE):
-        if part.is_dir():
-            shutil.rmtree(part)
-        elif part.name != LOCK_FILE:
-            part.unlink()
 
 
 def _read_records(plan: Plan, quarantine_path: Path) -> tuple[Tally, list[ShardReader]]:
@@ -242,12 +232,6 @@ def _nothing_left(tally: Tally, encoding: Encoding) -> str:
     )
 
 
-def _sync(folder: Path) -> None:
-    """Wait until every file and folder is on the disk: asked for together, small files take little more than one."""
-    with ThreadPoolExecutor() as threads:
-        list(threads.map(sync_path, (*folder.rglob("*"), folder)))
-
-
 def _take_name(folder: Path, out: Path) -> None:
     try:
         os.rename(folder, out)
@@ -255,4 +239,4 @@ def _take_name(folder: Path, out: Path) -> None:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
         raise BuildError(f"{out} was filled while this build ran; move that away and run the same command again") from None
-    sync_path(out.parent)
+    sync(out.parent)

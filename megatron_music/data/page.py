@@ -34,7 +34,7 @@ from megatron_music.music.instruments import PALETTE_CSS
 from megatron_music.tokens.bpe import read_bpe
 from megatron_music.tokens.folder import read_encoding
 from megatron_music.tokens.mmmtrack import decode_piece
-from megatron_music.whole_file import write_whole
+from megatron_music.storage.writing import write_whole
 
 QUARANTINE_LINES = 20
 ROLLS = "A few documents of train as the model sees them: time to the right, pitch upwards, one colour per track."

@@ -1,13 +1,9 @@
-"""``OUT.building``: what a build will read, cut into shards, and the lock on it."""
+"""The plan of a build: what it will read, cut into shards, in ``OUT.building``."""
 
-import fcntl
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -15,15 +11,24 @@ from typing import NamedTuple
 
 from megatron_music import __version__
 from megatron_music.data.archives import Entry
+from megatron_music.data.building import (
+    ENTRIES_FILE,
+    PLAN_FILE,
+    SHARDS_FOLDER,
+    building_folder,
+    check_building,
+    check_sources,
+    held,
+    remove_shards,
+)
 from megatron_music.data.corpus import ChangedSource, SourceFile, find_entries, find_files, no_midi_files
 from megatron_music.data.grouping import Grouping, absolute, grouped
 from megatron_music.data.labels import Labels
 from megatron_music.data.options import BuildOptions
 from megatron_music.storage.sealed import parse_sealed, sealed
+from megatron_music.storage.writing import appearing, sync
 from megatron_music.tokens.bpe import check_can_learn
 
-BUILDING_SUFFIX = ".building"
-PLAN_FILE, ENTRIES_FILE, LOCK_FILE, SHARDS_FOLDER = "plan.json", "entries.jsonl", "lock", "shards"
 MAX_FILES_PER_SHARD = 512
 _GRAIN = 32  # shards hold a multiple of so many files
 _WANTED_SHARDS = 8  # of a small corpus, so that several workers have work
@@ -98,12 +103,6 @@ class Plan:
             raise ChangedSource(f"{path} was changed since it was planned; restore it, or remove {self.building} and plan again")
 
 
-def building_folder(out: str | os.PathLike) -> Path:
-    """Where a build of ``out`` works."""
-    out = Path(os.path.realpath(out))
-    return out.with_name(out.name + BUILDING_SUFFIX)
-
-
 def settle(options: BuildOptions) -> BuildOptions:
     """The options with the names of the labels found, and the paths of CSV files absolute.
 
@@ -154,8 +153,8 @@ def plan_build(
         files: what ``find_files`` gave for the sources, if the caller has it.
 
     Raises:
-        ValueError: no MIDI files, an archive cannot be opened, the folder holds a build of other files or options, or
-            another build works there.
+        ValueError: no MIDI files, an archive cannot be opened, the folder holds a build of other files or options or
+            something that is not of a build, or another build works there.
         OSError: the disk is full or not writable. Nothing is left behind.
     """
     if files_per_shard is not None and files_per_shard < 1:
@@ -166,7 +165,9 @@ def plan_build(
     files = find_files(sources) if files is None else files
     wanted = fingerprint(files, options)
     building = building_folder(out)
+    check_sources(building, sources)
     with held(building):
+        check_building(building)
         if (building / PLAN_FILE).exists():
             plan = read_plan(building)
             if plan.fingerprint != wanted:
@@ -175,7 +176,7 @@ def plan_build(
                     f"finish it with the same command, or remove it"
                 )
             return plan
-        shutil.rmtree(building / SHARDS_FOLDER, ignore_errors=True)  # whose plan is gone
+        remove_shards(building)  # whose plan is gone
         try:
             entries = find_entries(files)
             if options.split_by:
@@ -189,7 +190,7 @@ def plan_build(
             _write_plan(plan)
         except BaseException:
             (building / ENTRIES_FILE).unlink(missing_ok=True)
-            shutil.rmtree(building / SHARDS_FOLDER, ignore_errors=True)
+            remove_shards(building)
             raise
     return plan
 
@@ -226,7 +227,7 @@ def read_plan(out: str | os.PathLike) -> Plan:
 def _write_entries(path: Path, entries: Iterable[Entry], files_per_shard: int | None) -> tuple[Shard, ...]:
     grain = files_per_shard or _GRAIN
     offsets, count = [0], 0
-    with _appearing(path) as file:
+    with appearing(path) as file:
         entries = iter(entries)
         while lines := [json.dumps(entry.as_json()).encode() + b"\n" for entry in islice(entries, grain)]:
             count += len(lines)
@@ -251,94 +252,7 @@ def _write_plan(plan: Plan) -> None:
         "shards": [shard._asdict() for shard in plan.shards],
         "labels_sha256": plan.labels_sha256,
     }
-    with _appearing(plan.building / PLAN_FILE) as file:
+    with appearing(plan.building / PLAN_FILE) as file:
         file.write(sealed(json.dumps(values, indent=1) + "\n"))
-    sync_path(plan.building)
-    sync_path(plan.building.parent)
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator:
-    """A file to write that gets its name when it is whole and on the disk."""
-    temporary = path.with_name(f"{path.name}.tmp")  # of one name: the lock is held
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        error.filename = error.filename or str(temporary)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file still has this name: it may have been removed, and another have taken the name."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def sync_path(path: Path) -> None:
-    """Wait until a file is on the disk, or the names in a folder are."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-# What this thread holds: (real path, shared). A build that holds its folder calls functions that hold it again.
-_holding: ContextVar[frozenset[tuple[str, bool]]] = ContextVar("holding", default=frozenset())
-
-
-@contextmanager
-def held(building: str | os.PathLike, shared: bool = False) -> Iterator[None]:
-    """Hold the lock of ``OUT.building``: alone, or shared with others who ask for it shared.
-
-    The system lets go of it when the process dies, however it dies. A thread may hold again what it holds. Held alone,
-    the folder is made where it is missing, and goes at the end if nothing but the lock is in it.
-
-    Raises:
-        ValueError: another holds it, or there is no such folder to share.
-    """
-    building = Path(os.path.realpath(building))
-    holding = _holding.get()
-    if (str(building), False) in holding or (shared and (str(building), True) in holding):
-        yield
-        return
-    descriptor = _lock(building, shared)
-    token = _holding.set(holding | {(str(building), shared)})
-    try:
-        yield
-    finally:
-        _holding.reset(token)
-        if not shared and building.is_dir() and os.listdir(building) == [LOCK_FILE]:
-            (building / LOCK_FILE).unlink()
-            with suppress(OSError):  # another build has come meanwhile
-                building.rmdir()
-        os.close(descriptor)
-
-
-def _lock(building: Path, shared: bool) -> int:
-    """The descriptor of the locked file."""
-    while True:
-        if not shared:
-            building.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(building / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except (FileNotFoundError, NotADirectoryError):
-            if not shared:  # a build that ended has just removed the folder
-                continue
-            raise ValueError(f"{building} is missing; run `megatron-music build plan` first") from None
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            if is_at(descriptor, building / LOCK_FILE):
-                return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            raise ValueError(f"another build works in {building}; wait for it to end, or stop it") from None
-        os.close(descriptor)  # a build that ended has just removed the file: lock the new one
+    sync(plan.building)
+    sync(plan.building.parent)

@@ -20,7 +20,7 @@ from megatron_music.data.words import (
 )
 from megatron_music.music.instruments import instrument_name
 from megatron_music.music.names import printable
-from megatron_music.whole_file import write_whole
+from megatron_music.storage.writing import write_whole
 
 SPLITS = ("train", "valid", "test")
 REPORT_FILE = "report.json"

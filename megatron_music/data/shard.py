@@ -4,29 +4,30 @@
 the plan alone.
 """
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
 
 from megatron_music.data.archives import Entry, EntryError
+from megatron_music.data.building import LOCK_FILE, SHARDS_FOLDER, held, sweep_shards, temporary_shard
 from megatron_music.data.corpus import ChangedSource, Reader
 from megatron_music.data.encode import NOTE_COLUMNS, EncodedFile, fastest_engine
 from megatron_music.data.id_counts import as_json
-from megatron_music.tokens.density import NUM_IDS
-from megatron_music.data.plan import SHARDS_FOLDER, Plan, held, is_at, read_plan, sync_path
+from megatron_music.data.plan import Plan, read_plan
 from megatron_music.data.workers import run_shards
 from megatron_music.data.write_out import WriteOut
+from megatron_music.storage.holding import token_of
 from megatron_music.storage.sealed import parse_sealed, sealed
+from megatron_music.storage.writing import create, naming, sync
+from megatron_music.tokens.density import NUM_IDS
 
 RECORD = "json"
 PARTS = {"bin": np.dtype("<u2"), "lengths": np.dtype("<i4")}
-_TEMPORARY_SUFFIX = ".tmp"
 _BLOCK_BYTES = 256 << 10  # written at a time: many calls for a few bytes each cost more than the bytes
 
 
@@ -62,16 +63,17 @@ def encode_shard(
     with held(building, shared=True):
         plan = read_plan(building)
         plan.check_labels()
-        sweep(building / SHARDS_FOLDER)
+        owner = token_of(building / LOCK_FILE)
+        sweep_shards(building)
         numbers = range(len(plan.shards))[rank::world_size]
         waiting = [number for number in numbers if not is_finished(plan, number)]
         files = sum(plan.shards[number].files for number in waiting)
         try:
-            with closing(run_shards(plan, waiting, workers)) as running:
+            with closing(run_shards(plan, waiting, workers, owner=owner)) as running:
                 for _ in progress(running, files):
                     pass
         finally:
-            sweep(building / SHARDS_FOLDER)  # after workers that were stopped, or were still dying at the start
+            sweep_shards(building, own=owner)  # after workers that were stopped, or were still dying at the start
     return {"shards": len(numbers), "found": len(numbers) - len(waiting), "files": files}
 
 
@@ -98,19 +100,23 @@ def write_shard(
     encode: Callable[[Entry, bytes], EncodedFile],
     skip: Mapping[int, str],
     tell: Callable[[int | None], None],
+    owner: str = "",
 ) -> None:
     """Encode one shard and write its files, under temporary names first; holds the ids of a few input files at a time.
 
     Args:
         skip: entries not to touch, and why: they go to quarantine.
         tell: called with the number of each entry before it is touched, and with None after the last.
+        owner: by what the hold of the folder is known (``storage.holding.token_of``): others remove the temporary files of
+            those that are dead.
 
     Raises:
         ChangedSource: a file is not the one that was planned.
         OSError: the disk is full or not writable. Nothing is left behind.
     """
     records, notes, density, onset_error = [], [], np.zeros(128, np.int64), np.zeros(10, np.int64)
-    with _Part(plan.building, number, "bin") as ids, _Part(plan.building, number, "lengths") as lengths:
+    owner = owner or token_of(plan.building / LOCK_FILE)
+    with _Part(plan.building, number, "bin", owner) as ids, _Part(plan.building, number, "lengths", owner) as lengths:
         for entry_number, entry in enumerate(plan.read_entries(number), start=plan.shards[number].first):
             tell(entry_number)
             if entry_number in skip:
@@ -138,10 +144,10 @@ def write_shard(
             "notes": {name: [row[name] for row in notes] for name in NOTE_COLUMNS},
             "files": records,
         }
-    with _Part(plan.building, number, RECORD) as part:
+    with _Part(plan.building, number, RECORD, owner) as part:
         part.write(np.frombuffer(sealed(json.dumps(record, default=lambda value: value.item()) + "\n"), np.uint8))
         part.finish()
-    sync_path(plan.building / SHARDS_FOLDER)
+    sync(plan.building / SHARDS_FOLDER)
 
 
 def _encoded(entry: Entry, reader: Reader, encode: Callable[[Entry, bytes], EncodedFile]) -> EncodedFile:
@@ -186,17 +192,18 @@ def _file_record(file: EncodedFile) -> dict:
 
 
 class _Part:
-    """One file of a shard in the making: hashed as it is written, and locked: a sweep takes those of dead writers only.
+    """One file of a shard in the making: hashed as it is written, under the name of its owner: a sweep takes those of the dead only.
 
     Attributes:
         counts: how often each id occurs in what is written (int64, [NUM_IDS]); of ``.bin`` alone, and complete when finished.
     """
 
-    def __init__(self, building: Path, number: int, name: str):
+    def __init__(self, building: Path, number: int, name: str, owner: str):
         self.name = name
         self._path = shard_path(building, number, name)
-        self._temporary = self._path.with_name(f".{self._path.name}.{os.uname().nodename}-{os.getpid()}{_TEMPORARY_SUFFIX}")
-        self._file = _create_locked(self._temporary)
+        self._temporary = temporary_shard(self._path, owner)
+        with naming(self._temporary):
+            self._file = create(self._temporary)
         self._hasher, self._bytes = hashlib.sha256(), 0
         self._way = WriteOut(self._file)
         self._block: list[np.ndarray] = []
@@ -218,25 +225,17 @@ class _Part:
         self._bytes += len(view)
         if len(self.counts) and len(values):
             fastest_engine().count_ids(values, self.counts)
-        with self._naming():
+        with naming(self._temporary):
             self._file.write(view)
         self._way.wrote(len(view))
 
     def finish(self) -> dict:
         """Give it its name once all is on the disk; its size and hash."""
         self._write_block()
-        with self._naming():
+        with naming(self._temporary):
             self._way.finish()
             os.replace(self._temporary, self._path)
         return {"bytes": self._bytes, "sha256": self._hasher.hexdigest()}
-
-    @contextmanager
-    def _naming(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            error.filename = error.filename or str(self._temporary)
-            raise
 
     def __enter__(self) -> "_Part":
         return self
@@ -246,22 +245,3 @@ class _Part:
         self._temporary.unlink(missing_ok=True)
         with suppress(OSError):  # a full disk was said already, and close tries to write what is left
             self._file.close()
-
-
-def _create_locked(path: Path):
-    """A new file, locked by this process and still there: a sweep may come between."""
-    while True:
-        file = open(path, "wb")  # noqa: SIM115 (the caller closes it)
-        with suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if is_at(file.fileno(), path):
-                return file
-        file.close()
-
-
-def sweep(folder: Path) -> None:
-    """Remove the temporary files of workers that died, and of no others."""
-    for path in folder.glob(f".*{_TEMPORARY_SUFFIX}"):
-        with suppress(FileNotFoundError, BlockingIOError), open(path, "rb+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()

@@ -20,7 +20,7 @@ from megatron_music.audio.waveform import Waveform, write_waveform
 from megatron_music.music.midi import MidiError, read_midi
 from megatron_music.music.score import Score, Tempo, Track
 from megatron_music.storage.reading import read_json_object
-from megatron_music.whole_file import write_whole
+from megatron_music.storage.writing import write_whole
 
 PROGRAMS = (0, 19, 24, 40, 56, 73)  # piano, organ, guitar, strings, brass, flute: a program of each family
 TEMPOS = ((56, 76), (92, 116), (144, 176))  # quarters a minute, each within one word of captions.py
@@ -108,7 +108,7 @@ def _read(path: Path) -> Score | None:
 
 
 def _claim(out: Path, options: SoundOptions, paths: list[Path], midi_dir: Path) -> None:
-    """Make the folder that of these options and MIDI files, or see that it is; temporary files of a stopped run go.
+    """Make the folder that of these options and MIDI files, or see that it is.
 
     Raises:
         ValueError: it is of others; says what differs and what to do.
@@ -130,8 +130,6 @@ def _claim(out: Path, options: SoundOptions, paths: list[Path], midi_dir: Path) 
     elif out.is_dir() and any(name.suffix in (".flac", ".jsonl") for name in out.iterdir()):
         raise ValueError(f"{out} holds files, and no {MADE_WITH} that says what they were made with; name another folder")
     out.mkdir(parents=True, exist_ok=True)
-    for stale in (*out.glob(".*.flac.*.tmp"), *out.glob(".*.json*.tmp")):
-        stale.unlink()
     write_whole(path, (json.dumps(wanted, indent=1) + "\n").encode())
 
 

@@ -1,4 +1,4 @@
-"""A process that parses and encodes: ``python -m megatron_music.data.worker OUT.building``, started by ``workers.py``.
+"""A process that parses and encodes: ``python -m megatron_music.data.worker OUT.building [OWNER]``, started by ``workers.py``.
 
 It may use 1 GiB and no more; a file that needs more goes to quarantine.
 """
@@ -17,8 +17,8 @@ from megatron_music.data.shard import write_shard
 from megatron_music.data.worker_process import live_within_bounds, private_channel, say
 
 
-def main(building: str) -> None:
-    """Write the shards that standard input asks for, until it ends."""
+def main(building: str, owner: str = "") -> None:
+    """Write the shards that standard input asks for, until it ends; ``owner`` as in ``write_shard``."""
     live_within_bounds()
     channel, requests = private_channel()
     plan = read_plan(building)
@@ -40,7 +40,7 @@ def main(building: str) -> None:
         asked = json.loads(line)
         skip = {int(entry): reason for entry, reason in asked["skip"].items()}
         try:
-            write_shard(plan, asked["shard"], reader, encode, skip, tell)
+            write_shard(plan, asked["shard"], reader, encode, skip, tell, owner)
             answer = {"done": asked["shard"]}
         except BrokenPipeError:
             return  # nobody waits for the shard
@@ -89,4 +89,4 @@ def _warm_up_file(options: BuildOptions) -> bytes:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

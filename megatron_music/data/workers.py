@@ -36,12 +36,12 @@ class WorkerError(RuntimeError):
     """A worker met a fault of this package's own."""
 
 
-def worker_command(building: Path) -> list[str]:
-    """What a worker process is started with."""
-    return [sys.executable, "-P", "-m", "megatron_music.data.worker", str(building)]
+def worker_command(building: Path, owner: str = "") -> list[str]:
+    """What a worker process is started with; ``owner`` as in ``write_shard``."""
+    return [sys.executable, "-P", "-m", "megatron_music.data.worker", str(building), *filter(None, [owner])]
 
 
-def run_shards(plan: Plan, numbers: Sequence[int], workers: int, command: Sequence[str] | None = None) -> Iterator[int]:
+def run_shards(plan: Plan, numbers: Sequence[int], workers: int, command: Sequence[str] | None = None, *, owner: str = "") -> Iterator[int]:
     """Have shards written by worker processes; yields the number of a shard once for each of its files.
 
     A file on which a worker dies or spends more than ``options.seconds_per_file`` is put into quarantine: the worker is
@@ -49,6 +49,7 @@ def run_shards(plan: Plan, numbers: Sequence[int], workers: int, command: Sequen
 
     Args:
         command: what to start a worker with, instead of this package's own.
+        owner: see ``write_shard``.
 
     Raises:
         OSError: a worker met one (the disk is full), or workers die outside of any file.
@@ -56,7 +57,7 @@ def run_shards(plan: Plan, numbers: Sequence[int], workers: int, command: Sequen
         WorkerError: a fault of this package's own.
     """
     tasks = [Task(number, plan.shards[number].first, plan.shards[number].files, {"shard": number}) for number in sorted(numbers)]
-    with Supervisor(command or worker_command(plan.building), workers, plan.options.seconds_per_file) as supervisor:
+    with Supervisor(command or worker_command(plan.building, owner), workers, plan.options.seconds_per_file) as supervisor:
         for number, answer in supervisor.run(tasks):
             if answer is None:
                 yield number

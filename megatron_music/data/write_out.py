@@ -4,6 +4,8 @@ import os
 from threading import Thread
 from typing import BinaryIO
 
+from megatron_music.storage.writing import HAS_NO_FSYNC, sync_file
+
 BYTES_AT_A_TIME = 4 << 20
 
 
@@ -32,7 +34,7 @@ class WriteOut:
         try:
             os.fdatasync(self._file.fileno())
         except OSError as error:
-            self._failure = error
+            self._failure = None if error.errno in HAS_NO_FSYNC else error
 
     def finish(self) -> None:
         """Wait until all is on the disk.
@@ -44,7 +46,7 @@ class WriteOut:
         self.stop()
         if self._failure:
             raise self._failure
-        os.fsync(self._file.fileno())
+        sync_file(self._file.fileno())
 
     def stop(self) -> None:
         """Wait for what is under way: the file can be closed then."""

@@ -5,7 +5,7 @@ over another batch size are rounded in another order, and the phases of the spec
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -143,6 +143,7 @@ class SoundMaker:
         given: Given | None = None,
         batch_size: int | None = None,
         free_bytes: int = 1 << 30,
+        missing: Container[int] | None = None,
     ) -> Iterator[Sound]:
         """Samples 0 to ``num - 1`` of each prompt, prompt after prompt.
 
@@ -152,6 +153,8 @@ class SoundMaker:
             towards, share: an embedding this share of the way to that of another prompt.
             batch_size: of stage 2; left out: from an estimate of what fits into half of ``free_bytes``. It is among each
                 sample's facts.
+            missing: places of the samples to make, from 0; None: all. Batches are as if all were made, so that sample for sample
+                the audio is the same.
 
         Raises:
             ValueError: no samples, no length or one beyond memory, a prompt of unknown words alone, or a given sound that does
@@ -195,6 +198,8 @@ class SoundMaker:
         }  # fmt: skip
         for first in range(0, len(wanted), batch_size):
             part = slice(first, first + batch_size)
+            if missing is not None and not any(place in missing for place in range(first, min(first + batch_size, len(wanted)))):
+                continue
             condition = self._condition(texts[part], embeddings_BE[part], frames)
             latents_BCT = sample_latents(
                 self.dit,
@@ -209,6 +214,8 @@ class SoundMaker:
                 start=given.start if given else 1.0,
             )
             for place, latents_CT in enumerate(latents_BCT, start=first):
+                if missing is not None and place not in missing:
+                    continue
                 prompt, number = wanted[place]
                 facts = {"prompt": prompt, "sample": number, **settings, "embedding_length": round(float(lengths_B[place]), 4)}
                 embedding = embeddings_BE[place].cpu().numpy()

@@ -8,6 +8,7 @@ Takes a model (ids to logits) that is loaded.
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from megatron_music.tokens.mmmtrack import decode_piece, encode_piece, instrumen
 from megatron_music.tokens.walk import Walk
 
 OnToken = Callable[[int], None]
+OnFailure = Callable[[int, str], None]
 
 
 class Composer:
@@ -37,9 +39,12 @@ class Composer:
         sampler: how tokens are drawn.
         device: where the model is.
         next_logits: makes the model's ``NextLogits`` for a batch size and a length; by default with a KV cache.
+        made_with: which checkpoint the model is of, for the record of what pieces were made with.
 
     In all that it does ``seeds`` has a seed for each piece, which decides that piece alone; the pieces are written in one
-    batch; and ``on_token`` receives the length of the longest draft at every step.
+    batch; and ``on_token`` receives the length of the longest draft at every step. ``on_failure`` receives the place of a piece
+    that cannot be written to its end, from 0, and the reason; None stands in its place then, and the others are written. If
+    omitted, the first such piece is a ValueError.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class Composer:
         sampler: Sampler = Sampler(),  # noqa: B008 (frozen)
         device: torch.device | str = "cpu",
         next_logits: Callable[[torch.nn.Module, int, int], NextLogits] = next_logits_of,
+        made_with: dict[str, str] | None = None,
     ):
         if encoding.bars < 1:
             raise ValueError("this model was trained on whole pieces; train on windows (--bars 4) to generate")
@@ -61,6 +67,7 @@ class Composer:
         self.sampler = sampler
         self.device = device
         self._next_logits = next_logits
+        self.made_with = made_with or {}
 
     def compose(
         self,
@@ -74,7 +81,8 @@ class Composer:
         density: Sequence[int] | None = None,
         bar_density: int | None = None,
         labels: Sequence[str] = (),
-    ) -> list[Score]:
+        on_failure: OnFailure | None = None,
+    ) -> list[Score | None]:
         """One piece a seed, from nothing.
 
         Args:
@@ -103,7 +111,7 @@ class Composer:
         documents = self._write(grammars, seeds, 0, on_token)
         scores = [_opened(self._decode(document), self._num_kept(window, bars)) for document in documents]
         said = [{"labels": _labels_of(document, self.encoding), **wishes} for document in documents]
-        return self._go_on(scores, [bars] * len(scores), seeds, on_token, said)
+        return self._go_on(scores, [bars] * len(scores), seeds, on_token, said, on_failure)
 
     def continue_scores(
         self,
@@ -113,14 +121,15 @@ class Composer:
         on_token: OnToken = lambda tokens: None,
         *,
         labels: Sequence[str] = (),
-    ) -> list[Score]:
+        on_failure: OnFailure | None = None,
+    ) -> list[Score | None]:
         """Each quantised score with ``bars`` new bars after its last, for the instruments it has, in its last meter and tempo.
 
         Half a window is given at a time, or all of a shorter score, and the rest of the window is new. A model of
         1-bar windows is given nothing but the meter and tempo.
         """
         wishes = [{"labels": label_ids(labels, self.encoding) or None, **self._last_said(score)} for score in scores]
-        return self._go_on(scores, [score.num_bars + bars for score in scores], seeds, on_token, wishes)
+        return self._go_on(scores, [score.num_bars + bars for score in scores], seeds, on_token, wishes, on_failure)
 
     def fill(
         self,
@@ -131,7 +140,8 @@ class Composer:
         *,
         labels: Sequence[str] = (),
         sounding: Score | None = None,
-    ) -> list[Score]:
+        on_failure: OnFailure | None = None,
+    ) -> list[Score | None]:
         """The score with some of its bars written anew, once a seed; all else stays note for note.
 
         Bars that do not fit into one window are filled window by window, with the fills before in their places.
@@ -148,33 +158,42 @@ class Composer:
         named, bars = label_ids(labels, self.encoding), list(bars)
         pieces = [Filling(score, bars, self.encoding, named, sounding) for _ in seeds]
         turn = 0
-        while unfinished := [number for number, piece in enumerate(pieces) if piece.left]:
-            grammars = [pieces[number].next_window(self.max_tokens) for number in unfinished]
-            documents = self._write(grammars, [seeds[number] for number in unfinished], turn, on_token)
-            for number, document in zip(unfinished, documents, strict=True):
+        while unfinished := [number for number, piece in enumerate(pieces) if piece is not None and piece.left]:
+            grammars = _possible(unfinished, lambda number: pieces[number].next_window(self.max_tokens), pieces, on_failure)
+            documents = self._write(list(grammars.values()), [seeds[number] for number in grammars], turn, on_token)
+            for number, document in zip(grammars, documents, strict=True):
                 pieces[number].put(document)
             turn += 1
-        return [piece.score for piece in pieces]
+        return [None if piece is None else piece.score for piece in pieces]
 
     def _go_on(
-        self, scores: Sequence[Score], lengths: Sequence[int], seeds: Sequence[int], on_token: OnToken, wishes: list[dict]
-    ) -> list[Score]:
+        self,
+        scores: Sequence[Score],
+        lengths: Sequence[int],
+        seeds: Sequence[int],
+        on_token: OnToken,
+        wishes: list[dict],
+        on_failure: OnFailure | None,
+    ) -> list[Score | None]:
         """Each score, whose last notes may be held over its end, up to its length in bars.
 
         Args:
             wishes: what is asked of each in the words of ``Grammar``; labels that the model chooses stay.
         """
         scores, wishes, turn = list(scores), list(wishes), 0
-        while unfinished := [number for number, score in enumerate(scores) if score.num_bars < lengths[number]]:
+        while unfinished := [number for number, score in enumerate(scores) if score is not None and score.num_bars < lengths[number]]:
             turn += 1
-            openings = [self._opening(scores[number], may_be_empty=turn > 1, **wishes[number]) for number in unfinished]
-            grammars = [grammar for grammar, _ in openings]
-            documents = self._write(grammars, [seeds[number] for number in unfinished], turn, on_token)
-            for number, document, (_, given) in zip(unfinished, documents, openings, strict=True):
+            may_be_empty = turn > 1
+            openings = _possible(
+                unfinished, lambda number: self._opening(scores[number], may_be_empty, **wishes[number]), scores, on_failure
+            )
+            grammars = [grammar for grammar, _ in openings.values()]
+            documents = self._write(grammars, [seeds[number] for number in openings], turn, on_token)
+            for (number, (_, given)), document in zip(openings.items(), documents, strict=True):
                 wishes[number] = wishes[number] | {"labels": _labels_of(document, self.encoding)}
                 kept = self._num_kept(self.encoding.bars - given, lengths[number] - scores[number].num_bars)
                 scores[number] = _append(scores[number], self._decode(document), given, kept)
-        return [slice_steps(score, 0, score.length_steps) for score in scores]
+        return [None if score is None else slice_steps(score, 0, score.length_steps) for score in scores]
 
     def _num_kept(self, written: int, wanted: int) -> int:
         """How many of a window's new bars are kept: not its last, into which notes are held, where more are to come."""
@@ -197,7 +216,7 @@ class Composer:
                 return grammar, bars
         raise ValueError(
             f"the last bar of the piece has too many notes or tracks for a model that reads {self.max_tokens} tokens; "
-            "continue a piece with fewer, or train with a longer model.seq_length"
+            "ask for fewer bars or another seed, continue a piece with fewer notes, or train with a longer model.seq_length"
         )
 
     def _last_said(self, score: Score) -> dict[str, list[int]]:
@@ -212,6 +231,8 @@ class Composer:
 
     def _write(self, grammars: Sequence[Walk], seeds: Sequence[int], turn: int, on_token: OnToken) -> list[list[int]]:
         """One document for each grammar."""
+        if not grammars:
+            return []
         drafts = [
             Draft(grammar, _stream(seed, turn))
             for grammar, seed in zip(grammars, seeds, strict=True)
@@ -223,6 +244,20 @@ class Composer:
 
     def _decode(self, document: Sequence[int]) -> Score:
         return decode_piece(document, self.encoding.steps_per_quarter)
+
+
+def _possible(numbers: Sequence[int], begin: Callable[[int], Any], pieces: list, on_failure: OnFailure | None) -> dict[int, Any]:
+    """What ``begin`` makes of each number; a piece for which it is a ValueError becomes None."""
+    found = {}
+    for number in numbers:
+        try:
+            found[number] = begin(number)
+        except ValueError as error:
+            if on_failure is None:
+                raise
+            pieces[number] = None
+            on_failure(number, str(error))
+    return found
 
 
 def _stream(seed: int, turn: int) -> int:

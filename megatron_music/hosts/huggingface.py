@@ -102,6 +102,12 @@ def convert_to_megatron(
     form, model = _read_config(source)
     _check_vocabulary(source, tokenizer, model.vocab_size)
     tensors = _read_tensors(source)
+    held = sum(tensor.numel() for tensor in tensors.values())
+    refuse_unless(
+        model.parameter_count <= held,
+        f"{source / CONFIG} describes a model of {model.parameter_count:,} parameters, and the tensors beside it have {held:,} elements; "
+        "save the whole model again",
+    )
     dtype = torch.bfloat16 if {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16} else torch.float32
     run = RunConfig(model=model, train=TrainConfig(bf16=dtype == torch.bfloat16))
     with new_folder(folder) as unfinished, one_process():

@@ -4,11 +4,13 @@ Weights are read from safetensors alone. Which tensor is which is known to model
 to models/conditions.py (``stable-audio``) and generation/v_sampling.py.
 """
 
+import inspect
 import json
 import os
 import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -20,10 +22,10 @@ from megatron_music.flow_run import FlowConfig, FlowModelConfig, FlowRunConfig
 from megatron_music.models.conditions import LONGEST_SECONDS
 from megatron_music.models.convert_dit import from_diffusers, load_weights, to_diffusers
 from megatron_music.models.flow_sizes import DIT_SIZES, DiTSize
-from megatron_music.storage.reading import read_json_object
+from megatron_music.storage.reading import copy_regular, is_outward_link, read_json_object
 from megatron_music.training import distributed
 from megatron_music.training.checkpoint import save_weights
-from megatron_music.training.load import load_flow_model
+from megatron_music.training.load import BYTES_PER_PARAMETER, load_flow_model
 from megatron_music.training.model_card import write_card
 from megatron_music.training.new_folder import new_folder, one_process
 from megatron_music.training.newest import find_checkpoint
@@ -34,6 +36,7 @@ with warnings.catch_warnings():
     from diffusers import StableAudioDiTModel, StableAudioProjectionModel
 
 MODEL_INDEX, PIPELINE = "model_index.json", "StableAudioPipeline"
+LARGEST_SIZE = 1 << 24
 # A number's embedder: ours to theirs.
 _NUMBER = {"frequencies": "0.weights", "layer.weight": "1.weight", "layer.bias": "1.bias"}
 _NUMBERS = {"seconds_start": "start_number_conditioner", "seconds_total": "end_number_conditioner"}
@@ -61,12 +64,11 @@ def convert_from_stable_audio(source: str | os.PathLike, folder: str | os.PathLi
     """
     source = Path(source)
     _check_pipeline(source)
-    transformer, projection = (
-        _part(source, name, kind)
-        for name, kind in (("transformer", StableAudioDiTModel), ("projection_model", StableAudioProjectionModel))
-    )
-    name, size = _size_of(transformer.config, source)
-    _check_projection(projection.config, size, source)
+    name, size = _size_of(_config(source, "transformer", StableAudioDiTModel), source)
+    _check_held(size.parameter_count, source / "transformer")
+    _check_projection(_config(source, "projection_model", StableAudioProjectionModel), size, source)
+    transformer = _part(source, "transformer", StableAudioDiTModel)
+    projection = _part(source, "projection_model", StableAudioProjectionModel)
     dtype = torch.float32 if {value.dtype for value in transformer.parameters()} == {torch.float32} else torch.bfloat16
     config = FlowRunConfig(
         model=FlowModelConfig(
@@ -148,12 +150,37 @@ def _check_pipeline(source: Path) -> None:
 
 def _json(path: Path) -> dict:
     try:
-        found = read_json_object(path)
-        if not isinstance(found, dict):
-            raise ValueError("it is no table")
-        return found
+        return read_json_object(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); copy the whole pipeline") from None
+
+
+def _config(source: Path, name: str, kind: type) -> SimpleNamespace:
+    """What a part's config.json says, with the defaults of its class for what it does not say; no model is built.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no whole numbers where sizes are wanted.
+    """
+    path = source / name / "config.json"
+    defaults = {key: value.default for key, value in inspect.signature(kind.__init__).parameters.items() if key != "self"}
+    found = defaults | _json(path)
+    for key, default in defaults.items():
+        is_whole = isinstance(found[key], int) and not isinstance(found[key], bool)
+        refuse_unless(
+            not isinstance(default, int) or isinstance(default, bool) or (is_whole and 1 <= found[key] <= LARGEST_SIZE),
+            f"{path} says {key}={str(found[key])[:40]}, where a whole number up to {LARGEST_SIZE:,} is wanted; copy the whole pipeline",
+        )
+    return SimpleNamespace(**{key: found[key] for key in defaults})
+
+
+def _check_held(parameters: int, folder: Path) -> None:
+    """Refuse a model that a folder's tensors are too small for."""
+    held = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    refuse_unless(
+        parameters * BYTES_PER_PARAMETER <= held,
+        f"{folder / 'config.json'} describes a model of {parameters:,} parameters, and the tensors beside it have {held:,} bytes; "
+        "copy the whole pipeline",
+    )
 
 
 def _part(source: Path, name: str, kind: type) -> torch.nn.Module:
@@ -211,7 +238,8 @@ def _copy_encoders(source: Path, folder: Path) -> None:
     for part in ("text_encoder", "tokenizer"):
         for path in sorted((source / part).iterdir()):
             if path.is_file() and path.suffix not in (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5"):
-                shutil.copyfile(path, folder / "text" / path.name)
+                refuse_unless(not is_outward_link(path), f"{path} is a link that leads out of its folder; copy the file in its place")
+                copy_regular(path, folder / "text" / path.name, follow_links=True)
     path = source / "tokenizer" / "tokenizer_config.json"
     length = _json(path).get("model_max_length")
     refuse_unless(

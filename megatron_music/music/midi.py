@@ -44,6 +44,8 @@ from megatron_music.music.score import (
     name_voices,
     voices_of,
 )
+from megatron_music.storage import reading
+from megatron_music.storage.writing import write_whole
 
 MAX_QUARTERS = 40_000  # 10,000 bars of 4/4, five and a half hours at 120 quarters per minute: longer pieces are looked at twice
 MAX_SILENT_QUARTERS = 4_000
@@ -82,9 +84,9 @@ def read_midi(
         return read_bytes(source, "the file", sanitize, voices, pedal, PLAIN)
     where = os.fspath(source)
     try:
-        content = Path(source).read_bytes()
-    except OSError as error:
-        raise MidiError(f"{where} cannot be read ({error.strerror}); check the path") from None
+        content = reading.read_bytes(source, reading.MIDI_BYTES)
+    except (OSError, ValueError) as error:
+        raise MidiError(f"{where} cannot be read ({reading.reason_of(error)}); check the path") from None
     return read_bytes(content, where, sanitize, voices, pedal, PLAIN)
 
 
@@ -102,16 +104,7 @@ def write_midi(score: Score, path: str | os.PathLike) -> None:
 
 def write_midi_bytes(content: bytes, path: str | os.PathLike) -> None:
     """Write a file's bytes under a temporary name first; ``path`` never holds half a file."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, content)
 
 
 def to_miditoolkit(score: Score) -> miditoolkit.MidiFile:

@@ -9,8 +9,9 @@ taken off. ``music.midi.read_midi`` says which files are music; ``music.midi_edi
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
+
+from megatron_music.storage.reading import MIDI_BYTES, read_bytes
 
 NOTE_OFF, NOTE_ON, CONTROLLER, PROGRAM, PRESSURE, BEND = 0x80, 0x90, 0xB0, 0xC0, 0xD0, 0xE0
 META, SYSEX, PACKET = 0xFF, 0xF0, 0xF7
@@ -122,7 +123,10 @@ def read_events(source: str | os.PathLike | bytes) -> MidiEvents:
         OSError: the file cannot be read.
     """
     where = "the file" if isinstance(source, bytes) else os.fspath(source)
-    content = unwrapped(source if isinstance(source, bytes) else Path(source).read_bytes())
+    try:
+        content = unwrapped(source if isinstance(source, bytes) else read_bytes(source, MIDI_BYTES))
+    except ValueError as error:
+        raise ValueError(f"{where} cannot be read ({error}); give another") from None
     if content[:4] != b"MThd" or len(content) < 14:
         raise ValueError(f"{where} is not a MIDI file (it does not begin with MThd); give another")
     header_end = 8 + max(int.from_bytes(content[4:8], "big"), 6)

@@ -1,5 +1,6 @@
 """A score as a picture: time to the right, pitch upwards, a colour for each voice or track, a row for every 16 bars or so."""
 
+import io
 import os
 import unicodedata
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from matplotlib.patches import Patch
 from megatron_music.music.instruments import instrument_name, track_colour, track_labels
 from megatron_music.music.names import printable
 from megatron_music.music.score import Score, Track
+from megatron_music.storage.writing import write_whole
 
 QUARTERS_PER_ROW = 64  # 16 bars of 4/4
 MAX_ROWS = 40  # a longer piece has more bars in a row, so that its picture can still be opened
@@ -226,11 +228,7 @@ def plain(words: str) -> str:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:
-    """Write a picture under a temporary name first."""
-    path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        figure.savefig(temporary, dpi=_DPI)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a picture, in the format that its suffix names; the file is there whole or not at all."""
+    content = io.BytesIO()
+    figure.savefig(content, format=Path(path).suffix[1:].lower(), dpi=_DPI)
+    write_whole(path, content.getvalue())

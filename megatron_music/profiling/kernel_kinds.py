@@ -67,7 +67,7 @@ def own_name(name: str) -> str:
 def _mangled(name: str) -> str:
     """The names in a mangled one, ``_ZN5flash16flash_fwd_kernelI...``, up to its template arguments."""
     parts, rest = [], name[2:].lstrip("NKL")
-    while length := re.match(r"\d+", rest):
+    while length := re.match(r"\d{1,6}", rest):
         size = int(length[0])
         parts.append(rest[length.end() : length.end() + size])
         rest = rest[length.end() + size :]

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from megatron_music.counted import counted
 from megatron_music.profiling.log_facts import facts_of
+from megatron_music.storage.reading import TABLE_BYTES, read_bytes, reason_of
 
 _NUMBER = r"([\d.]+(?:[eE][+-]?\d+)?)"
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
@@ -67,9 +68,9 @@ def read_log(path: Path) -> Log:
         ValueError: the file cannot be read, or has no line of a known kind.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); name a metrics.jsonl, a run's folder or a host's log") from None
+        text = read_bytes(path, TABLE_BYTES).decode("utf-8", "replace")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({reason_of(error)}); name a metrics.jsonl, a run's folder or a host's log") from None
     lines = re.split(r"[\r\n]+", _COLOUR.sub("", text))
     for kind, read in (("metrics.jsonl", _own_steps), ("Megatron-LM or Megatron-Bridge", _megatron_steps), ("NeMo", _nemo_steps)):
         steps = list(read(lines))

@@ -24,7 +24,8 @@ from megatron_music.profiling.memory import estimate_memory
 from megatron_music.profiling.mfu import utilizations
 from megatron_music.profiling.peaks import peak_of, precision_of
 from megatron_music.recipes import load_run, read_run, write_run
-from megatron_music.whole_file import write_whole
+from megatron_music.storage.reading import read_json_object
+from megatron_music.storage.writing import write_whole
 
 PLAN = "plan.json"
 FORMAT = 1
@@ -159,14 +160,14 @@ def read_sweep(folder: Path) -> Sweep:
         ValueError: there is none, or it is of another version.
     """
     try:
-        tree = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        tree = read_json_object(folder / PLAN)
         rows = [Row(number, **row) for number, row in enumerate(tree["rows"])]
         if tree["format"] != FORMAT:
             raise KeyError("format")
         return Sweep(folder, tree["name"], tree["steps"], tree["warmup"], rows)
     except FileNotFoundError:
         raise ValueError(f"{folder} holds no plan of a sweep; make one: megatron-music sweep RECIPE -o {folder} --plan") from None
-    except (KeyError, TypeError, json.JSONDecodeError):
+    except (KeyError, TypeError, ValueError):
         raise ValueError(f"{folder / PLAN} is no plan of this version; plan the sweep anew in another folder") from None
 
 
@@ -180,10 +181,10 @@ def outcome_of(sweep: Sweep, row: Row) -> Outcome:
     if row.impossible:
         return Outcome(IMPOSSIBLE, row.impossible)
     try:
-        return Outcome(**json.loads(sweep.path(row, "json").read_text(encoding="utf-8")))
+        return Outcome(**read_json_object(sweep.path(row, "json")))
     except FileNotFoundError:
         return Outcome(WAITING, f"`sweep {sweep.folder}` goes on")
-    except (TypeError, json.JSONDecodeError):
+    except (TypeError, ValueError):
         return Outcome(FAILED, f"{sweep.path(row, 'json')} cannot be read; remove it to measure the row again")
 
 

@@ -2,13 +2,18 @@
 
 import csv
 import io
+import re
 import shutil
 from collections.abc import Callable, Sequence
+
+from megatron_music.music.names import printable
 
 FORMS = ("text", "markdown", "csv")
 ABSENT = "-"  # to people; an empty field of CSV
 Format = str | Callable[[float], str]
 WIDTH_WITHOUT_TERMINAL = 160  # of a table with a long column that goes to a file or another program
+_MARKUP = re.compile(r"[\\\\|`*\[\]~]")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _NARROWEST = 24  # a shortened name is never narrower, however narrow the terminal
 
 
@@ -27,8 +32,8 @@ def format_table(columns: dict[str, Format], rows: Sequence[dict], form: str = "
     if form == "csv":
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([["" if row.get(key) is None else row[key] for key in columns] for row in rows])
+        writer.writerow(map(_csv_cell, columns))
+        writer.writerows([[_csv_cell(row.get(key)) for key in columns] for row in rows])
         return file.getvalue().rstrip("\n")
     if form not in FORMS:
         raise ValueError(f"a table's form is {form!r}; use one of {', '.join(FORMS)}")
@@ -40,10 +45,11 @@ def format_table(columns: dict[str, Format], rows: Sequence[dict], form: str = "
         others = sum(max(map(len, column)) + 3 for number, column in enumerate(zip(heads, *cells, strict=True)) if number != place)
         room = max(_NARROWEST, terminal_width() - others - 3)
         for line in cells:
-            line[place] = shortened(line[place], room)
+            line[place] = _fitting(line[place], room, _markdown_cell if form == "markdown" else str)
     if form == "markdown":
         rules = ["---:" if right else "---" for right in is_number]
-        return "\n".join(f"| {' | '.join(line)} |" for line in [heads, rules, *cells])
+        lines = [[_markdown_cell(cell) for cell in line] for line in (heads, *cells)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rules, *lines[1:]])
     widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
     aligned = [
         "  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in zip(line, widths, is_number, strict=True))
@@ -65,6 +71,14 @@ def shortened(text: str, width: int) -> str:
     return f"{text[: width - 1 - end]}\N{HORIZONTAL ELLIPSIS}{text[len(text) - end :]}"
 
 
+def _fitting(text: str, room: int, written: Callable[[str], str]) -> str:
+    """The text shortened until it has room as it is written."""
+    width = room
+    while len(written(shortened(text, width))) > room and width > 3:
+        width -= 1
+    return shortened(text, width)
+
+
 def format_cells(columns: dict[str, Format], rows: Sequence[dict]) -> list[list[str]]:
     """What stands in each row's cells, for people."""
     return [[_cell(row.get(key), how) for key, how in columns.items()] for row in rows]
@@ -77,4 +91,25 @@ def _cell(value, how: Format) -> str:
         return how(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return format(value, how)
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in str(value))  # for a terminal
+    return printable(str(value))
+
+
+def _markdown_cell(text: str) -> str:
+    """A cell in which nothing is markup: neither HTML, nor the table's own bars, nor a link."""
+    return _MARKUP.sub(r"\\\g<0>", text.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def _csv_cell(value):
+    """A cell that a spreadsheet takes for what it is: text that would be a formula gets an apostrophe before it; numbers stay."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r", r"\r")  # which the csv of Python before 3.13 does not quote, and readers take for the end of the line
+    if not value.startswith(_FORMULA):
+        return text
+    try:
+        float(value)
+    except ValueError:
+        return f"'{text}"
+    return text

@@ -16,6 +16,7 @@ from megatron_music.profiling.intervals import length, overlap, union
 from megatron_music.profiling.kernel_kinds import KINDS, kind_of
 from megatron_music.profiling.nsys_trace import read_nsys
 from megatron_music.profiling.timeline import Timeline
+from megatron_music.storage.reading import open_regular, reason_of
 
 SLOWEST = 12
 
@@ -43,11 +44,11 @@ def read_trace(path: Path) -> list[Timeline]:
         ValueError: it is no trace, or has no kernel and no operator.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             head = file.read(16)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); name a Chrome trace or nsys's sqlite") from None
-    timelines = read_nsys(path) if head.startswith(b"SQLite format 3") else [read_chrome(path, head)]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({reason_of(error)}); name a Chrome trace or nsys's sqlite") from None
+    timelines = read_nsys(path) if head.startswith(b"SQLite format 3") else [read_chrome(path)]
     timelines = [timeline for timeline in timelines if timeline.intervals]
     if not timelines:
         raise ValueError(f"{path} has no kernel and no operator; profile with CUDA activities, or `nsys profile --trace=cuda,nvtx`")
@@ -76,7 +77,7 @@ def slowest_ranges(timelines: Sequence[Timeline]) -> list[dict]:
     """The ranges that most time passed in, with the skew of ranks: how much longer the slowest was in it than the median one."""
     found = []
     for name in {name for timeline in timelines for name in timeline.ranges}:
-        totals = [sum(end - start for start, end in timeline.ranges[name]) / 1e6 for timeline in timelines if name in timeline.ranges]
+        totals = [length(timeline.ranges[name]) / 1e6 for timeline in timelines if name in timeline.ranges]
         counts = [len(timeline.ranges[name]) for timeline in timelines if name in timeline.ranges]
         found.append({"range": name, "times": max(counts), "seconds": float(np.median(totals)),
                       "skew": max(totals) / float(np.median(totals)) - 1 if min(totals) > 0 else 0.0})  # fmt: skip

@@ -17,6 +17,7 @@ import yaml
 from megatron_music.config import ConfigError, ModelConfig, Run, RunConfig, closest, either, refuse_unless
 from megatron_music.flow_run import KINDS, FlowRunConfig
 from megatron_music.storage.reading import parse_yaml, read_yaml
+from megatron_music.storage.writing import write_whole
 
 RECIPES = Path(__file__).parent
 SECTIONS: dict[str, type] = {item.name: item.type for item in fields(RunConfig)}
@@ -66,14 +67,18 @@ def read_run(path: str | os.PathLike) -> Run:
     """The run written by ``write_run``.
 
     Raises:
-        ConfigError: the file is missing, damaged or of another version's fields.
+        ConfigError: the file is missing, damaged or of another version's fields; the sentence names it.
     """
-    return _run_of(_read_yaml(Path(path)), str(path))
+    tree = _read_yaml(Path(path))
+    try:
+        return _run_of(tree, str(path))
+    except ConfigError as error:
+        raise ConfigError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
 
 def write_run(config: Run, path: str | os.PathLike) -> None:
-    """Write every field of a run, defaults included, as YAML."""
-    Path(path).write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
+    """Write every field of a run, defaults included, as YAML; the file is there whole or not at all."""
+    write_whole(path, yaml.safe_dump(asdict(config), sort_keys=False).encode(), syncs_folder=True)
 
 
 def description_of(recipe: str) -> str:

@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 import yaml
 
 MIB = 1 << 20
+MIDI_BYTES = 64 * MIB
+TABLE_BYTES = 4096 * MIB  # of labels, captions or a log: text that people and programs write line by line
 SMALL_FILE_BYTES = 64 * MIB  # of a configuration, a manifest, an index
 YAML_BYTES = 1 * MIB
 YAML_VALUES = 100_000  # with every alias written out
@@ -52,6 +54,11 @@ def regular(path: str | os.PathLike, *, follow_links: bool = False) -> Path:
     return Path(path)
 
 
+def reason_of(error: Exception) -> str:
+    """Why a file could not be read, in a few words without its path."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def read_bytes(path: str | os.PathLike, limit: int = SMALL_FILE_BYTES, *, follow_links: bool = True) -> bytes:
     """The whole content of a regular file.
 
@@ -65,7 +72,10 @@ def read_bytes(path: str | os.PathLike, limit: int = SMALL_FILE_BYTES, *, follow
         ValueError: it is not a regular file, or has more bytes.
     """
     with open_regular(path, follow_links=follow_links) as file:
-        content = file.read(limit + 1)
+        parts = []
+        while part := file.read(min(limit + 1 - sum(map(len, parts)), MIB)):  # a read of so many bytes takes them at once
+            parts.append(part)
+        content = b"".join(parts)
     if len(content) > limit:
         raise ValueError(f"it has more than {limit:,} bytes")
     return content
@@ -76,18 +86,14 @@ def read_text(path: str | os.PathLike, limit: int = SMALL_FILE_BYTES, *, follow_
     return read_bytes(path, limit, follow_links=follow_links).decode("utf-8")
 
 
-def parse_json(content: str | bytes, *, strict: bool = True) -> Any:
-    """What a JSON text holds.
-
-    Args:
-        content: the text; bytes are UTF-8.
-        strict: False takes control characters inside strings, as ``json.loads`` does.
+def parse_json(content: str | bytes) -> Any:
+    """What a JSON text holds; bytes are UTF-8.
 
     Raises:
         ValueError: it is not JSON, or is nested too deeply.
     """
     try:
-        return json.loads(content.decode("utf-8") if isinstance(content, bytes) else content, strict=strict)
+        return json.loads(content.decode("utf-8") if isinstance(content, bytes) else content)
     except RecursionError:
         raise ValueError("its JSON is nested too deeply") from None
 
@@ -159,6 +165,16 @@ def _size_of(node: yaml.Node, known: dict[int, int | None]) -> int:
 def read_yaml(path: str | os.PathLike, *, follow_links: bool = True) -> Any:
     """What a YAML file holds; see ``read_bytes`` and ``parse_yaml``."""
     return parse_yaml(read_text(path, YAML_BYTES, follow_links=follow_links))
+
+
+def is_outward_link(path: Path) -> bool:
+    """Whether a file is a link that leads out of its folder; within a cache of Hugging Face's hub, out of the cache of its repository.
+
+    There ``snapshots/REVISION/NAME`` are links to ``blobs``.
+    """
+    folder = Path(os.path.realpath(path.parent))
+    home = folder.parent.parent if folder.parent.name == "snapshots" else folder
+    return path.is_symlink() and home not in Path(os.path.realpath(path)).parents
 
 
 def copy_regular(source: str | os.PathLike, target: str | os.PathLike, *, follow_links: bool = False) -> None:

@@ -8,7 +8,7 @@ of it. It is written beside its place and renamed into it, so a save that is kil
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,10 +18,9 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_music.config import ConfigError, ModelConfig, Run, RunConfig
-from megatron_music.flow_run import FlowModelConfig, FlowRunConfig
+from megatron_music.config import ConfigError, Run, RunConfig
+from megatron_music.errors import LostProcessError, is_lost_process
 from megatron_music.recipes import read_run, write_run
-from megatron_music.storage.reading import read_json_object
 from megatron_music.tokens import vocabulary
 from megatron_music.training import distributed
 from megatron_music.training.checkpoint_folder import (
@@ -32,8 +31,8 @@ from megatron_music.training.checkpoint_folder import (
     publish,
     read_latest,
     remove,
-    write_atomically,
 )
+from megatron_music.training.checkpoint_state import check_same_model, read_state
 from megatron_music.training.engine import Engine
 from megatron_music.training.guard import GuardState
 from megatron_music.training.manifest import write_manifest
@@ -182,7 +181,7 @@ def save_weights(folder: Path, module, config: Run, files: dict[str, bytes]) -> 
     weights = _pieces(sharded_weights([module]))
     save = Save(folder, Progress(), {"model": weights}, {"weights_only": True}, config, files, copies=False)
     checkpoint = save.finish(save.write)
-    distributed.on_main(lambda: write_atomically(folder / CONFIG, lambda path: write_run(config, path)))
+    distributed.on_main(lambda: write_run(config, folder / CONFIG))
     return checkpoint
 
 
@@ -245,12 +244,24 @@ def load_checkpoint(checkpoint: Path, engine: Engine, *, resume: bool) -> Progre
 
 
 def load_tensors(request: dict, checkpoint: Path) -> dict:
-    """The tensors of a request, a tree of sharded ones, from a checkpoint; what cannot be read is a ConfigError."""
+    """The tensors of a request, a tree of sharded ones, from a checkpoint.
+
+    Raises:
+        ConfigError: it cannot be read.
+        LostProcessError: another process ended meanwhile.
+        KeyboardInterrupt: this one, or another, was stopped.
+    """
     try:
         return read_tensors(request, checkpoint)
     except (Exception, CheckpointException) as error:  # many kinds for one thing, and torch's is no Exception
-        causes = [cause for cause, _ in getattr(error, "failures", {}).values()]
-        reason = (str(causes[0] if causes else error).splitlines() or [type(error).__name__])[0][:200]
+        causes = [cause for cause, _ in getattr(error, "failures", {}).values()] or [error]
+        if any(isinstance(cause, KeyboardInterrupt | SystemExit) for cause in causes):  # of any process: torch tells all
+            raise KeyboardInterrupt from error
+        if any(map(is_lost_process, causes)):
+            raise LostProcessError(
+                f"another process of the run was lost while {checkpoint} was read, which is no fault of the checkpoint"
+            ) from error
+        reason = (str(causes[0]).splitlines() or [type(causes[0]).__name__])[0][:200]
         raise ConfigError(f"{checkpoint} cannot be loaded ({reason}); name an earlier iter_ folder of the run") from error
 
 
@@ -325,51 +336,3 @@ def _set_rng_state(rows: dict[str, torch.Tensor]) -> None:
     torch.cuda.set_rng_state(states["cuda"])
     of_tracker = {name.removeprefix("tracker."): state for name, state in states.items() if name.startswith("tracker.")}
     get_cuda_rng_tracker().set_states(of_tracker)
-
-
-def read_state(checkpoint: Path) -> dict:
-    """What a checkpoint says of itself: iteration, consumed_samples, layout, and of a GPT its vocabulary.
-
-    Raises:
-        ConfigError: it cannot be read, or is of another vocabulary.
-    """
-    try:
-        facts = read_json_object(checkpoint / STATE, follow_links=False)
-        if "vocabulary" not in facts and isinstance(read_run(checkpoint / CONFIG), FlowRunConfig):
-            return facts
-        name, digest = facts["vocabulary"]["name"], facts["vocabulary"]["hash"]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ConfigError(f"{checkpoint / STATE} cannot be read ({error}); name another checkpoint") from None
-    if digest != vocabulary.HASH:
-        raise ConfigError(
-            f"{checkpoint} was trained on the vocabulary {name} ({digest[:12]}), while this version reads {vocabulary.NAME} "
-            f"({vocabulary.HASH[:12]}); train anew or install the version that made it"
-        )
-    return facts
-
-
-def check_same_model(found: ModelConfig | FlowModelConfig, wanted: ModelConfig | FlowModelConfig, where: Path) -> None:
-    """Refuse the weights of another model.
-
-    Raises:
-        ConfigError: the first field that differs.
-    """
-    kinds = [getattr(model, "kind", "gpt") for model in (found, wanted)]
-    if kinds[0] != kinds[1]:
-        raise ConfigError(f"{where} is of a {kinds[0]}, not of a {kinds[1]}; name another folder")
-    if isinstance(wanted, FlowModelConfig):
-        for (name, old), new in zip(asdict(found.shape).items(), asdict(wanted.shape).values(), strict=True):
-            if old != new and name != "latent_length":  # any length runs
-                raise ConfigError(f"{where} is of a model with {name} {old}, not {new}; take the same model.size, or name another folder")
-        return
-    names = ["num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "ffn_hidden_size"]
-    names += ["position_embedding_type", "rotary_base", "normalization", "swiglu", "add_bias_linear"]
-    names += ["share_embeddings_and_output_weights"]
-    if wanted.position_embedding_type == "learned_absolute":
-        names.append("seq_length")
-    for name in names:
-        if getattr(found, name) != getattr(wanted, name):
-            raise ConfigError(
-                f"{where} is of a model with model.{name}={getattr(found, name)}, not {getattr(wanted, name)}; "
-                f"set model.{name}={getattr(found, name)} or name another folder"
-            )

@@ -6,24 +6,21 @@ leaves nothing that looks like one and is none. Knows the names of a checkpoint'
 
 import os
 import re
-import shutil
 from pathlib import Path
+
+from megatron_music.storage.reading import read_text
+from megatron_music.storage.writing import remove_tree, sweep_temporary, sync, sync_tree, token, write_whole
 
 LATEST = "latest"
 # In every checkpoint: where the run stood, the run, and of a GPT the tokenizer of its data.
 STATE, CONFIG, TOKENIZER = "state.json", "config.yaml", "tokenizer"
 _NAME = re.compile(r"iter_(\d{7,})")
-_UNFINISHED, _REMOVED = "unfinished", "removed"
+_LEFT = re.compile(r"\.iter_\d{7,}\.(removed|([0-9a-f]{16}\.)?unfinished)")  # earlier versions wrote no digits
 
 
 def checkpoint_name(iteration: int) -> str:
     """The name of the checkpoint after an iteration."""
     return f"iter_{iteration:07d}"
-
-
-def unfinished_folder(folder: Path, iteration: int) -> Path:
-    """Where a checkpoint is written before it is complete."""
-    return folder / f".{checkpoint_name(iteration)}.{_UNFINISHED}"
 
 
 def iteration_of(checkpoint: Path) -> int | None:
@@ -41,10 +38,10 @@ def checkpoints_of(folder: Path) -> list[Path]:
 def read_latest(folder: Path) -> tuple[Path | None, str]:
     """What ``latest`` names, and why that is nothing, as half a sentence."""
     try:
-        name = (folder / LATEST).read_text(encoding="utf-8").strip()
+        name = read_text(folder / LATEST, 4096).strip()
     except FileNotFoundError:
         return None, "is missing"
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):
         return None, "cannot be read"
     if not name:
         return None, "is empty"
@@ -57,38 +54,38 @@ def prepare(folder: Path, iteration: int) -> Path:
     """An empty folder to write a checkpoint into; what killed saves and removals left is swept away."""
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
-    unfinished = unfinished_folder(folder, iteration)
+    unfinished = folder / f".{checkpoint_name(iteration)}.{token()}.unfinished"
     unfinished.mkdir()
     return unfinished
 
 
 def sweep(folder: Path) -> None:
-    """Delete what killed saves and removals left. Not while a save is under way."""
-    for kind in (_UNFINISHED, _REMOVED):
-        for old in folder.glob(f".iter_*.{kind}"):
-            shutil.rmtree(old)
+    """Delete what killed saves and removals left, and temporary files. Not while a save is under way."""
+    for old in folder.iterdir():
+        if _LEFT.fullmatch(old.name):
+            remove_tree(old)
+    sweep_temporary(folder)
 
 
 def publish(unfinished: Path, checkpoint: Path) -> None:
     """Put a finished folder in its place, then point ``latest`` at it; a kill at any point leaves a good ``latest``."""
-    for path in [*unfinished.rglob("*"), unfinished]:
-        sync(path)
-    if checkpoint.exists():
+    sync_tree(unfinished)
+    if os.path.lexists(checkpoint):
         # Left by a run killed between the two steps below, or damaged: never what ``latest`` names and is whole.
         remove(checkpoint)
     unfinished.rename(checkpoint)
     sync(checkpoint.parent)
-    write_atomically(checkpoint.parent / LATEST, lambda path: path.write_text(checkpoint.name + "\n", encoding="utf-8"))
+    write_whole(checkpoint.parent / LATEST, f"{checkpoint.name}\n".encode(), syncs_folder=True)
 
 
 def remove(checkpoint: Path) -> None:
     """Take a checkpoint away: its name goes at once, its files after that."""
-    doomed = checkpoint.with_name(f".{checkpoint.name}.{_REMOVED}")
-    if doomed.exists():
-        shutil.rmtree(doomed)
+    doomed = checkpoint.with_name(f".{checkpoint.name}.removed")
+    if os.path.lexists(doomed):
+        remove_tree(doomed)
     checkpoint.rename(doomed)
     sync(checkpoint.parent)
-    shutil.rmtree(doomed)
+    remove_tree(doomed)
 
 
 def prune(folder: Path, most_recent_k: int, keep_every: int) -> list[Path]:
@@ -110,25 +107,3 @@ def prune(folder: Path, most_recent_k: int, keep_every: int) -> list[Path]:
     for path in old:
         remove(path)
     return old
-
-
-def write_atomically(path: Path, write) -> None:
-    """Let ``write`` fill a temporary file, and put it in the place of ``path``; nothing is left where that fails."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        sync(temporary)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    temporary.replace(path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or a folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

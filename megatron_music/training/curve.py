@@ -1,13 +1,12 @@
 """The loss curve of a run as a picture, from its ``metrics.jsonl``."""
 
-import json
 import os
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from megatron_music.music.instruments import TRACK_COLOURS
 from megatron_music.music.pianoroll import plain, save_figure
+from megatron_music.storage.reading import TABLE_BYTES, parse_json, read_text
 
 
 def plot_loss(
@@ -24,7 +23,7 @@ def plot_loss(
         baselines: losses drawn as horizontal lines, by name.
         unit: of the loss.
     """
-    rows = [json.loads(line) for line in Path(metrics).read_text(encoding="utf-8").splitlines()]
+    rows = [parse_json(line) for line in read_text(metrics, TABLE_BYTES).splitlines()]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for key, label, style in (

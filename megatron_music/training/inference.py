@@ -10,6 +10,7 @@ from megatron_music.generation.sampling import Sampler
 from megatron_music.tokens.folder import read_encoding
 from megatron_music.training import distributed
 from megatron_music.training.load import load_model
+from megatron_music.training.manifest import fingerprint
 from megatron_music.training.newest import find_checkpoint
 
 
@@ -38,4 +39,5 @@ def load_composer(
     encoding = read_encoding(checkpoint / "tokenizer")
     model, run = load_model(checkpoint, tensor, world_size // tensor)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    return Composer(model, encoding, run.model.seq_length, sampler, device)
+    made_with = {"checkpoint": checkpoint.name, "checkpoint_sha256": distributed.on_main(lambda: fingerprint(checkpoint))}
+    return Composer(model, encoding, run.model.seq_length, sampler, device, made_with=made_with)

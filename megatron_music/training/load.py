@@ -7,15 +7,18 @@ from pathlib import Path
 
 import torch
 
-from megatron_music.config import ConfigError, ParallelConfig, RunConfig
+from megatron_music.config import ConfigError, ParallelConfig, Run, RunConfig, refuse_unless
 from megatron_music.flow_run import FlowRunConfig
 from megatron_music.models.gpt import build_gpt
 from megatron_music.recipes import read_run
 from megatron_music.training import distributed
-from megatron_music.training.checkpoint import load_average, load_weights, read_state
+from megatron_music.training.checkpoint import load_average, load_weights
 from megatron_music.training.checkpoint_folder import CONFIG
+from megatron_music.training.checkpoint_state import read_state
 from megatron_music.training.newest import find_checkpoint
 from megatron_music.training.tasks import build_flow_model
+
+BYTES_PER_PARAMETER = 2  # at least: of bfloat16
 
 
 def load_model_for_inference(checkpoint_dir: str | os.PathLike, tp: int = 1, pp: int = 1, *, own_layers: bool = False):
@@ -83,6 +86,7 @@ def load_flow_model(checkpoint: Path, tp: int = 1, *, averaged: bool = True):
 def _load_for_inference(checkpoint: Path, tp: int, pp: int, build: Callable) -> tuple:
     facts = read_state(checkpoint)
     config = read_run(checkpoint / CONFIG)
+    _check_held(config, checkpoint)
     config = replace(config, parallel=ParallelConfig(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp))
     distributed.start(config.parallel)
     distributed.seed_for_building(config.train.seed)
@@ -92,3 +96,14 @@ def _load_for_inference(checkpoint: Path, tp: int, pp: int, build: Callable) -> 
         model = model.cuda(torch.cuda.current_device())
     load_weights([model], checkpoint)
     return model.eval(), config, facts
+
+
+def _check_held(config: Run, checkpoint: Path) -> None:
+    """Refuse a model that the checkpoint's tensors are too small for, before any of it is built."""
+    parameters = config.model.parameter_count if isinstance(config, RunConfig) else config.model.shape.parameter_count
+    held = sum(path.stat().st_size for path in checkpoint.glob("*.distcp"))
+    refuse_unless(
+        parameters * BYTES_PER_PARAMETER <= held,
+        f"{checkpoint / CONFIG} describes a model of {parameters:,} parameters, and the tensors beside it have {held:,} bytes; "
+        "name another checkpoint",
+    )

@@ -23,6 +23,11 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def fingerprint(checkpoint: Path) -> str:
+    """SHA-256 of a checkpoint's manifest, which has those of its files."""
+    return digest(checkpoint / MANIFEST)
+
+
 def digest_all(paths: Sequence[Path]) -> list[str]:
     """SHA-256 of each file, one after another."""
     return [digest(path) for path in paths]

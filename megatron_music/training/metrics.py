@@ -14,6 +14,7 @@ from tqdm import tqdm
 from tqdm.contrib import DummyTqdmFile
 
 from megatron_music.output import is_quiet, logger
+from megatron_music.storage.writing import no_links, write_whole
 
 FILE = "metrics.jsonl"
 # What is shown to a person, in this order; the files have everything.
@@ -39,9 +40,7 @@ def cut_metrics(path: Path, iteration: int) -> None:
                 kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, "".join(kept).encode())
 
 
 class Metrics:
@@ -78,7 +77,7 @@ class Metrics:
             self.wandb = _start_wandb(wandb_project, folder, run)
         if folder is not None:
             cut_metrics(folder / FILE, iteration)
-            self.file = open(folder / FILE, "a", encoding="utf-8")
+            self.file = open(folder / FILE, "a", encoding="utf-8", opener=no_links)
             if tensorboard:
                 from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 

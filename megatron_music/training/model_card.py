@@ -1,6 +1,5 @@
 """The README.md of an exported model: what it is, what it was trained on, and how to load it, as Markdown."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,9 +8,11 @@ import megatron_music
 from megatron_music.config import ModelConfig, Run
 from megatron_music.data.folders import DATA_RECORD
 from megatron_music.flow_run import FlowRunConfig
+from megatron_music.storage.reading import TABLE_BYTES, parse_json, read_json_object, read_text
 from megatron_music.tokens import vocabulary
 from megatron_music.tokens.wording import read_wording
-from megatron_music.training.checkpoint_folder import STATE, TOKENIZER
+from megatron_music.training.checkpoint_folder import TOKENIZER
+from megatron_music.training.checkpoint_state import read_state
 from megatron_music.training.metrics import FILE
 
 CARD = "README.md"
@@ -107,7 +108,7 @@ def _tokenizer(folder: Path) -> str:
 def _data(checkpoint: Path, run: Run) -> str:
     """Name, weight and size of each dataset; the sizes are those that the checkpoint recorded."""
     try:
-        recorded = json.loads((checkpoint / DATA_RECORD).read_text(encoding="utf-8"))["folders"]
+        recorded = read_json_object(checkpoint / DATA_RECORD, follow_links=False)["folders"]
     except (OSError, ValueError, KeyError, TypeError):
         recorded = None
     if isinstance(run, FlowRunConfig):
@@ -131,7 +132,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _training(checkpoint: Path, run: Run) -> str:
-    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    state = read_state(checkpoint)
     facts: dict[str, object] = {
         "steps": f"{state['iteration']:,} of {run.train.train_iters:,}",
         "samples": f"{state['consumed_samples']:,}",
@@ -147,10 +148,10 @@ def _training(checkpoint: Path, run: Run) -> str:
 
 def _losses(checkpoint: Path) -> str:
     """The last training loss and the last validation loss up to this checkpoint, as the run's metrics have them."""
-    last = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["iteration"]
+    last = read_state(checkpoint)["iteration"]
     found: dict[str, tuple[float, int]] = {}
     try:
-        rows = [json.loads(line) for line in (checkpoint.parent / FILE).read_text(encoding="utf-8").splitlines()]
+        rows = [parse_json(line) for line in read_text(checkpoint.parent / FILE, TABLE_BYTES).splitlines()]
         for row in rows:
             for name in ("loss", "valid_loss"):
                 if row["iteration"] <= last and row.get(name) is not None:

@@ -35,12 +35,20 @@ INDEX_BYTES = 1 << 30
 class IndexReader(FileSystemReader):
     """torch's reader, with an index that cannot run anything and leads to no file outside the folder."""
 
+    _index: Metadata | None = None
+
     def read_metadata(self, *args, **kwargs) -> Metadata:
-        """The index.
+        """The index, read once.
 
         Raises:
+            OSError: it cannot be read.
             ValueError: it is not one, or asks for what no index needs.
         """
+        if self._index is None:
+            self._index = self._read_index()
+        return self._index
+
+    def _read_index(self) -> Metadata:
         folder = Path(self.path)
         try:
             index = parse_index(read_bytes(folder / ".metadata", INDEX_BYTES, follow_links=False))
@@ -109,7 +117,9 @@ def _filled(sharded: dict, checkpoint: Path) -> dict:
     shards = [shard for of_key in by_key.values() for shard in of_key if isinstance(shard, ShardedTensor)]
     tensors = mcore_to_pyt_state_dict(by_key, True)
     planner = _Planner(shapes_validation_sharded_tensors=shards, allow_shape_mismatch_sharded_tensors={})
-    torch_checkpoint.load(tensors, storage_reader=IndexReader(checkpoint), planner=planner)
+    reader = IndexReader(checkpoint)
+    reader.read_metadata()  # not by torch, which prints the traceback of an index that it cannot read
+    torch_checkpoint.load(tensors, storage_reader=reader, planner=planner)
     found = {key: _unwrap_pyt_sharded_tensor(value) for key, value in tensors.items()}
     return _replace_sharded_keys_with_state_dict_keys(found, names, renamed)
 

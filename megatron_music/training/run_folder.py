@@ -3,7 +3,6 @@
 Nothing is written before everything that can be known was checked.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -19,16 +18,17 @@ from megatron_music.data.latents_index import INDEX
 from megatron_music.flow_run import OF_DATA, FlowRunConfig
 from megatron_music.output import logger
 from megatron_music.recipes import read_run, write_run
+from megatron_music.storage.holding import LOCK, hold, is_of_lock
 from megatron_music.storage.reading import read_json_object
+from megatron_music.storage.writing import is_temporary, write_whole
 from megatron_music.tokens import vocabulary
 from megatron_music.tokens.wording import read_wording
 from megatron_music.training import distributed
-from megatron_music.training.checkpoint import check_same_model, read_state
-from megatron_music.training.checkpoint_folder import CONFIG, TOKENIZER, write_atomically
+from megatron_music.training.checkpoint_folder import CONFIG, TOKENIZER
+from megatron_music.training.checkpoint_state import check_same_model, read_state
 from megatron_music.training.newest import find_checkpoint, newest_whole
 
 STARTS = "starts.json"
-_OF_A_START = {CACHE, f".{CONFIG}.tmp"}
 
 
 def with_facts_of_data(config: Run) -> Run:
@@ -107,40 +107,28 @@ def held_folder(folder: Path | None) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; name a folder with checkpoint.save=DIR")
     is_new = not folder.exists()
-    descriptor = _locked(folder)
     try:
-        try:
-            yield
-        finally:
-            if is_new and set(os.listdir(folder)) <= _OF_A_START:
-                shutil.rmtree(folder / CACHE, ignore_errors=True)
-                with suppress(OSError):  # something was put there meanwhile
-                    folder.rmdir()
+        with hold(folder / LOCK, f"{folder} is in use by a run that is under way{{owner}}; wait for it or name another folder"):
+            try:
+                yield
+            finally:
+                if is_new and _is_unused(folder):
+                    shutil.rmtree(folder / CACHE, ignore_errors=True)
     finally:
-        os.close(descriptor)
+        if is_new:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
 
 
-def _locked(folder: Path) -> int:
-    """The descriptor of the folder, locked: of the one that lies there, not of one that a start which failed has just removed."""
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
-                return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            raise ConfigError(f"{folder} is in use by a run that is under way; wait for it or name another folder") from None
-        except FileNotFoundError:
-            pass
-        os.close(descriptor)
+def _is_unused(folder: Path) -> bool:
+    """Whether a folder has no more in it than a start leaves that was killed before its checks were over."""
+    return all(name == CACHE or is_temporary(name) or is_of_lock(LOCK, name) for name in os.listdir(folder))
 
 
 def take_folder(folder: Path | None, config: Run) -> None:
     """Make a held folder this run's, once everything about it was checked. For the main process."""
     if folder is not None:
-        write_atomically(folder / CONFIG, lambda path: write_run(config, path))
+        write_run(config, folder / CONFIG)
 
 
 def count_start(folder: Path, iteration: int, config: Run) -> str | None:
@@ -157,7 +145,7 @@ def count_start(folder: Path, iteration: int, config: Run) -> str | None:
             f"why it ended, then remove {path} to start it again (train.max_starts_without_progress={allowed})"
         )
     record = {"iteration": iteration, "starts": starts + 1}
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(record) + "\n", encoding="utf-8"))
+    write_whole(path, (json.dumps(record) + "\n").encode(), syncs_folder=True)
     return None
 
 
@@ -177,7 +165,7 @@ def _holds_run(folder: Path | None, config: Run) -> bool:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; name a folder with checkpoint.save=DIR")
     # A start that was killed before its checks were over leaves no more than these.
-    if not folder.is_dir() or set(os.listdir(folder)) <= _OF_A_START:
+    if not folder.is_dir() or _is_unused(folder):
         return False
     if not (folder / CONFIG).is_file():
         raise ConfigError(

@@ -1,6 +1,5 @@
 """From checkpoints on disk to a ``SoundMaker``: where training's files, encoders and generation's models are joined."""
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from megatron_music.recipes import read_run
 from megatron_music.training import distributed
 from megatron_music.training.checkpoint_folder import CONFIG
 from megatron_music.training.load import load_flow_model
-from megatron_music.training.manifest import MANIFEST
+from megatron_music.training.manifest import fingerprint
 from megatron_music.training.newest import find_checkpoint
 
 
@@ -60,7 +59,7 @@ def load_sound_maker(checkpoints: Sequence[str | os.PathLike], *, averaged: bool
     loaded, facts = {}, {}
     for kind, (checkpoint, _) in found.items():
         loaded[kind], _ = load_flow_model(checkpoint, distributed.launched_size(), averaged=averaged)
-        facts |= {f"{kind}_checkpoint": checkpoint.name, f"{kind}_sha256": _hash_of(checkpoint)}
+        facts |= {f"{kind}_checkpoint": checkpoint.name, f"{kind}_sha256": fingerprint(checkpoint)}
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     objectives = tuple(found[kind][1].flow.objective if kind in found else "flow" for kind in ("text2muq", "dit"))
     return SoundMaker(
@@ -85,8 +84,3 @@ def _check_sizes(checkpoint: Path, model: FlowModelConfig, index: dict, autoenco
         if value != wanted:
             part = "text encoder" if name.startswith("text") else "autoencoder"
             raise ConfigError(f"the {part} in {checkpoint / ENCODERS} has {name}={value}, where its model takes {wanted}; copy the run again")
-
-
-def _hash_of(checkpoint: Path) -> str:
-    """SHA-256 of a checkpoint's manifest, which has those of its files."""
-    return hashlib.sha256((checkpoint / MANIFEST).read_bytes()).hexdigest()

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_music.config import ConfigError
+from megatron_music.storage.writing import written_apart
 
 
 FEWEST = 3  # steps on each side, below which it is not said what the profiler costs
@@ -85,9 +86,8 @@ class StepProfiler:
             profiler, self._profiler = self._profiler, None
             profiler.stop()
             path = self._folder / f"trace-rank{dist.get_rank()}.json"
-            temporary = path.with_suffix(".tmp.json")
-            profiler.export_chrome_trace(str(temporary))
-            temporary.replace(path)
+            with written_apart(path) as apart:
+                profiler.export_chrome_trace(str(apart))
 
     def _open(self) -> None:
         self._is_open = True

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.utils import _DistWrapper
 
+from megatron_music.storage.writing import sync
 from megatron_music.training.manifest import digest
 
 BACKEND, VERSION = "torch_dist", 1
@@ -65,7 +66,7 @@ class TensorsWriter:
         # With nothing left to copy, ``write`` must not ask for a GPU: in a new thread the current one is the machine's first,
         # and each process would open a context there.
         options = {"per_thread_copy_ahead": 0} if copies else {}
-        self.storage = FileSystemWriter(folder, sync_files=True, **options)
+        self.storage = FileSystemWriter(folder, sync_files=False, **options)  # synced below: some file systems have no fsync
         # megatron-core has already left out all replicas but one.
         self.planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
         self.metadata = None
@@ -85,6 +86,8 @@ class TensorsWriter:
                 raise error.__context__ from None
             raise
         names = {result.storage_data.relative_path for result in written}
+        for name in names:
+            sync(self.folder / name)
         return written, {name: digest(self.folder / name) for name in names}
 
     def gather(self, write) -> tuple[list, dict[str, str]] | None:
@@ -107,7 +110,7 @@ class TensorsWriter:
                 if not isinstance(cause, Exception):
                     raise cause from None  # a person has asked to stop
             ranks = ", ".join(f"process {rank}: {cause}" for rank, (cause, _) in sorted(error.failures.items()))
-            raise WriteFailed(ranks) from None
+            raise WriteFailed(ranks) from next((cause for cause, _ in error.failures.values() if isinstance(cause, OSError)), None)
         if not self.together.is_coordinator:
             return None
         digests = {name: value for _, of_process in on_main for name, value in of_process.items()}

@@ -86,20 +86,34 @@ def test_a_text_encoder_of_the_hub_comes_from_the_cache_alone(tmp_path, hub, sen
     assert not asked
 
 
-@pytest.mark.parametrize("is_named_by_the_user", [True, False])
-def test_links_beside_a_text_encoder_are_copied_for_the_user_alone(tmp_path, is_named_by_the_user):
-    """A folder of the hub's cache is all links; a link in a stranger's would bring a file of the user's into every checkpoint."""
-    transformers = pytest.importorskip("transformers")
+def text_encoder_in(folder, *, is_named_by_the_user: bool):
+    pytest.importorskip("transformers")
     from megatron_music.audio.text_encoder import HuggingFaceTextEncoder
 
-    (tmp_path / "secret").write_text("key")
     encoder = object.__new__(HuggingFaceTextEncoder)
-    encoder.where, encoder.length, encoder._follows_links = str(tmp_path / "given"), 16, is_named_by_the_user
+    encoder.where, encoder.length, encoder._follows_links = str(folder), 16, is_named_by_the_user
+    return encoder
+
+
+def test_a_link_beside_a_text_encoder_does_not_bring_a_file_of_the_users_into_a_dataset(tmp_path):
+    (tmp_path / "secret").write_text("key")
     (tmp_path / "given").mkdir()
     (tmp_path / "given" / "config.json").write_text("{}")
     (tmp_path / "given" / "readme.txt").symlink_to(tmp_path / "secret")
-    encoder.save(tmp_path / "kept")
-    encoder.save(tmp_path / "kept")
-    names = ["config.json", "hub.json", *(["readme.txt"] if is_named_by_the_user else [])]
-    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == names and transformers
-    assert not any(path.is_symlink() for path in (tmp_path / "kept").iterdir())
+    with pytest.raises(ValueError, match="readme.txt is a link that leads out of its folder; copy the file in its place"):
+        text_encoder_in(tmp_path / "given", is_named_by_the_user=True).save(tmp_path / "kept")
+    of_a_checkpoint = text_encoder_in(tmp_path / "given", is_named_by_the_user=False)
+    of_a_checkpoint.save(tmp_path / "other")
+    of_a_checkpoint.save(tmp_path / "other")
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["config.json", "hub.json"]
+
+
+def test_a_text_encoder_in_the_hubs_cache_is_copied_whole(tmp_path):
+    """There every file is a link to the blobs beside."""
+    snapshot = tmp_path / "models--google--t5" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (snapshot.parent.parent / "blobs").mkdir()
+    (snapshot.parent.parent / "blobs" / "abcd").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/abcd")
+    text_encoder_in(snapshot, is_named_by_the_user=True).save(tmp_path / "kept")
+    assert (tmp_path / "kept" / "config.json").read_text() == "{}" and not (tmp_path / "kept" / "config.json").is_symlink()

@@ -1,0 +1,60 @@
+"""Runs code, or the command line, in a process of its own that may use only so much memory and time."""
+
+import json
+import resource
+import subprocess
+import sys
+import textwrap
+from typing import NamedTuple
+
+import pytest
+
+_LIMITS = """
+import json, resource, sys, time
+resource.setrlimit(resource.RLIMIT_AS, ({bytes}, {bytes}))
+_begun = time.monotonic()
+def answer(value):
+    # Not ru_maxrss, which a process takes over from the one that started it.
+    peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
+    print(json.dumps([value, peak, time.monotonic() - _begun]), file=sys.__stdout__, flush=True)
+"""
+
+
+def run_command(*arguments, mib: int | None = None, seconds: float = 300, **options) -> subprocess.CompletedProcess:
+    """``megatron-music`` with these arguments, of bytes or whatever ``str`` takes; it fails the test where it needs more time.
+
+    Args:
+        mib: of address space; left out: as much as there is.
+        options: of ``subprocess.run``.
+    """
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (mib << 20, mib << 20))
+
+    words = [word if isinstance(word, bytes) else str(word) for word in arguments]
+    options = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL} | options
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "megatron_music", *words], timeout=seconds, check=False, preexec_fn=limit if mib else None, **options
+        )
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"no end within {seconds:g} s: {words}")
+
+
+class Answer(NamedTuple):
+    value: object
+    peak_mib: float
+    seconds: float
+
+
+def run_bounded(code: str, *arguments, mib: int, seconds: float) -> Answer:
+    """What ``code`` passes to ``answer``; it fails the test where it needs more memory (address space) or time."""
+    script = _LIMITS.format(bytes=mib << 20) + textwrap.dedent(code)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, timeout=seconds, check=False
+        )
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"no end within {seconds:g} s")
+    assert done.returncode == 0, done.stderr[-2000:]
+    return Answer(*json.loads(done.stdout.splitlines()[-1]))

@@ -1,0 +1,71 @@
+"""Names from strangers on a terminal, in Markdown and in CSV: they are shown, and steer nothing."""
+
+import csv
+import io
+import json
+
+import pytest
+from bounded import run_command
+
+from megatron_music.output import shown
+from megatron_music.profiling.tables import format_table
+
+ESCAPES = "\x1b]0;title\x07\x1b[2J\x9b31m\u202e\r\udcff"
+
+
+def is_harmless(text: str) -> bool:
+    return all(line.isprintable() for line in text.split("\n"))
+
+
+def test_what_steers_a_terminal_is_shown_as_text():
+    assert shown("two\nlines") == "two\nlines" and shown("Gr\u00fc\u00dfe") == "Gr\u00fc\u00dfe"
+    assert is_harmless(shown(f"a {ESCAPES} b\nc")) and "\\x1b[2J" in shown(ESCAPES)
+
+
+def test_names_in_errors_and_tables_do_not_reach_the_terminal_raw(tmp_path):
+    event = {"ph": "X", "cat": "kernel", "name": f"gemm{ESCAPES[:-1]}", "ts": 1, "dur": 2}
+    (tmp_path / "x.json").write_text(json.dumps({"traceEvents": [event], "distributedInfo": {"rank": ESCAPES[:-1]}}))
+    checkpoint = tmp_path / "gift"
+    checkpoint.mkdir()
+    (checkpoint / "manifest.json").write_text(json.dumps({"version": 1, "files": {f"a{ESCAPES[:-1]}": {"size": 1, "sha256": "0"}}}))
+    odd = tmp_path / f"x{ESCAPES[:3]}\x1b[31m.mid"
+    odd.write_bytes(b"no MIDI")
+    commands = [
+        ["trace", tmp_path / "x.json"], ["trace", tmp_path / "x.json", "--markdown"], ["generate", "midi", checkpoint, "-o", tmp_path / "out"],
+        ["trace", odd], ["tokenize", odd], ["plot", odd, "-o", tmp_path / "x.png"], ["train", f"recipe{ESCAPES[:-1]}"], [f"no{ESCAPES[:4]}"],
+        ["trace", b"name-\xff\x1b[31m"], ["tokenize", b"name-\xff\x1b[31m"],
+    ]  # fmt: skip
+    for command in commands:
+        done = run_command(*command)
+        assert is_harmless(done.stdout) and is_harmless(done.stderr), (command, done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_message_of_the_logger_is_shown_as_text(capsys):
+    from megatron_music.output import logger
+
+    logger.warning("the file %s", f"a{ESCAPES}b")
+    assert is_harmless(capsys.readouterr().err)
+
+
+KERNEL = "void at::FillFunctor<float>(a | b)\n<script>alert(1)</script> [x](http://y) \\| &amp; `c`"
+
+
+def test_markdown_keeps_a_name_in_its_cell():
+    table = format_table({"kernel": "", "seconds": ".1f"}, [{"kernel": KERNEL, "seconds": 1.0}], "markdown")
+    head, rule, row = table.split("\n")
+    assert row.count("|") - row.count("\\|") == 3 == head.count("|")
+    assert "<" not in row and "&lt;float>" in row and "\\[x\\]" in row and "&amp;amp;" in row
+    assert row == r"| void at::FillFunctor&lt;float>(a \| b)\\n&lt;script>alert(1)&lt;/script> \[x\](http://y) \\\| &amp;amp; \`c\` | 1.0 |"
+
+
+@pytest.mark.parametrize("cell", ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\tx", "\rx", '=HYPERLINK("http://x")', "-x"])
+def test_a_spreadsheet_takes_a_name_for_no_formula(cell):
+    ((_,), (found,)) = csv.reader(io.StringIO(format_table({"name": ""}, [{"name": cell}], "csv"), newline=""))
+    assert found == "'" + cell.replace("\r", r"\r")
+
+
+@pytest.mark.parametrize(("cell", "wanted"), [(-1.5, "-1.5"), (-3, "-3"), ("-1.5", "-1.5"), ("+2e3", "+2e3"), ("plain", "plain"), (None, ""), (True, "True")])
+def test_numbers_stay_numbers_in_csv(cell, wanted):
+    ((_, _), (found, _)) = csv.reader(io.StringIO(format_table({"name": "", "x": ""}, [{"name": cell, "x": 1}], "csv")))
+    assert found == wanted
