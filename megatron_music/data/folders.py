@@ -125,20 +125,29 @@ def has_tokens(data: DataConfig, split: str) -> bool:
 
 
 def cache_folder(data: DataConfig, run_folder: str | os.PathLike | None = None) -> Path:
-    """Where the index cache of these very files lies: megatron-core's own key knows their paths, not their contents.
+    """Where index caches lie: ``data.cache_path``, else ``cache`` in the run's folder, else ``user_cache()``.
 
-    ``data.cache_path``, else ``cache`` in the run's folder, else ``user_cache()``: a dataset need never be writable.
+    A dataset need never be writable.
     """
-    hasher = hashlib.sha256()
+    return Path(data.cache_path or (Path(run_folder, CACHE) if run_folder else user_cache()))
+
+
+def cache_key(data: DataConfig, *identity: object) -> str:
+    """The name of an index cache, of these very files: megatron-core's own key knows their paths, not whether they were replaced.
+
+    Args:
+        identity: what else an index depends on.
+    """
+    hasher = hashlib.sha256(repr((os.geteuid(), data.weights, *identity)).encode())
     for folder in data.folders:
         for split in SPLITS:
             status = (folder / f"{split}.idx").stat() if (folder / f"{split}.idx").is_file() else None
             hasher.update(f"{folder}\0{split}\0{status and (status.st_size, status.st_mtime_ns)}\n".encode())
-    return Path(data.cache_path or (Path(run_folder, CACHE) if run_folder else user_cache()), hasher.hexdigest()[:16])
+    return hasher.hexdigest()[:16]
 
 
 def user_cache() -> Path:
-    """A folder of this user's own for index caches, which are read as they are: nobody else may have written there.
+    """A folder of this user's own for index caches.
 
     ``megatron-music`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; where that cannot be written, in the system's folder of temporary files.
 

@@ -96,6 +96,11 @@ def check_index(prefix: str | os.PathLike) -> int:
     return sequences
 
 
+def read_lengths(prefix: str | os.PathLike) -> np.ndarray:
+    """The tokens of each sequence (int32, [n]) of a split that ``check_index`` has found whole."""
+    return np.fromfile(f"{prefix}.idx", "<i4", check_index(prefix), offset=HEADER_BYTES)
+
+
 @functools.lru_cache(maxsize=256)
 def _read_tables(index: Path, state: tuple[int, int, int]) -> tuple[int, int]:
     """The sequences of an ``.idx`` and the bytes of their tokens; ``state`` is what tells two files of one path apart."""
