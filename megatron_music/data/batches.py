@@ -150,21 +150,51 @@ def _check_memory(needed: float, split: str, num_samples: int) -> None:
 
 
 def micro_batches(
-    dataset, *, consumed_samples: int, micro_batch_size: int, data_parallel_rank: int, data_parallel_size: int
+    dataset,
+    *,
+    consumed_samples: int,
+    micro_batch_size: int,
+    data_parallel_rank: int,
+    data_parallel_size: int,
+    vocab_size: int | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """The micro batches of one data-parallel rank, one after another, without end.
 
     The samples of a global batch are consecutive and do not depend on the layout: micro batch m of rank r starts at
     ``consumed_samples + (m * data_parallel_size + r) * micro_batch_size``.
 
+    Args:
+        vocab_size: ids must be below it; None: they are not looked at.
+
     Yields:
         tokens, labels, position_ids (int64) and loss_mask (float32), each [B, S]; attention_mask [B, 1, S, S] where
         the dataset makes one.
+
+    Raises:
+        OSError: an id is outside the vocabulary; the message is a sentence with the file.
     """
     start = consumed_samples + data_parallel_rank * micro_batch_size
     while True:
         samples = [dataset[index] for index in range(start, start + micro_batch_size)]
         # A blend's samples also say which dataset they are of, as a number of numpy's.
         tensors = [key for key, value in samples[0].items() if isinstance(value, Tensor)]
-        yield {key: torch.stack([sample[key] for sample in samples]) for key in tensors}
+        batch = {key: torch.stack([sample[key] for sample in samples]) for key in tensors}
+        if vocab_size is not None and any(_is_outside(batch[key], vocab_size) for key in ("tokens", "labels")):
+            _tell_outside(dataset, vocab_size)
+        yield batch
         start += data_parallel_size * micro_batch_size
+
+
+def _is_outside(ids_BS: Tensor, vocab_size: int) -> bool:
+    least, most = torch.aminmax(ids_BS)
+    return int(least) < 0 or int(most) >= vocab_size
+
+
+def _tell_outside(dataset, vocab_size: int) -> None:
+    """Name the file and the id of a batch that would be an index error in the model, or worse on a GPU."""
+    try:
+        for part in getattr(dataset, "datasets", [dataset]):
+            check_ids(part.dataset_path, vocab_size, whole=True)
+    except ValueError as error:
+        raise OSError(str(error)) from None  # on this rank alone, which therefore has to tell it
+    raise OSError(f"a sample has an id outside the vocabulary of {vocab_size}, and its file has none; the files were changed while they were read")

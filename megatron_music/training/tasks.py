@@ -92,6 +92,7 @@ def gpt_task(config: RunConfig) -> Task:
             micro_batch_size=train.micro_batch_size,
             data_parallel_rank=parallel_state.get_data_parallel_rank(),
             data_parallel_size=parallel_state.get_data_parallel_world_size(),
+            vocab_size=config.model.vocab_size,
         )
 
     return Task(
