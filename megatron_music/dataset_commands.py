@@ -85,30 +85,35 @@ def _verify(options) -> int:
     """Compare a dataset's files with their hashes; 1 where one differs."""
     if options.document is not None or options.output or options.html:
         raise ValueError("--verify compares a dataset's files and takes no --document, no -o and no --html; give two commands")
-    progress = progress_over("file")
-    if _is_of_latents(options.dataset):
-        from megatron_music.data.latents import DamagedLatents, verify
-
-        try:
-            count, sentences = verify(options.dataset, progress), []
-        except DamagedLatents as error:  # the first of them
-            count, sentences = None, [str(error)]
-    else:
-        from megatron_music.data.hashes import HASHES, damaged_files
-        from megatron_music.data.report import read_report
-
-        report = read_report(options.dataset)
-        damaged = damaged_files(options.dataset, report, progress)
-        count = len(report[HASHES])
-        sentences = [f"{Path(options.dataset, name)} {what}" for name, what in damaged.items()]
-    if sentences and not options.json:
-        verdict = f"{len(sentences)} of {counted(count, 'file')} damaged; build the dataset again, or copy it again whole"
-        for sentence in (*sentences, *([verdict] if count else [])):
+    count, damaged = (_damaged_latents if _is_of_latents(options.dataset) else _damaged_tokens)(options.dataset)
+    if damaged and not options.json:
+        for sentence in damaged:
             logger.error(printable(sentence))
     else:
-        result = {"dataset": options.dataset, "files": count, "damaged": sentences}
-        print_result(options, result, f"{counted(count or 0, 'file')} of {options.dataset} as built")
-    return 1 if sentences else 0
+        result = {"dataset": options.dataset, "files": count, "damaged": damaged}
+        print_result(options, result, f"{counted(count, 'file')} of {options.dataset} as built")
+    return 1 if damaged else 0
+
+
+def _damaged_tokens(dataset: str) -> tuple[int, list[str]]:
+    """How many files were compared, and a sentence for each that differs."""
+    from megatron_music.data.hashes import HASHES, damaged_files
+    from megatron_music.data.index_file import REMEDY
+    from megatron_music.data.report import read_report
+
+    report = read_report(dataset)
+    damaged = damaged_files(dataset, report, progress_over("file"))
+    return len(report[HASHES]), [f"{Path(dataset, name)} {what}; {REMEDY}" for name, what in damaged.items()]
+
+
+def _damaged_latents(dataset: str) -> tuple[int, list[str]]:
+    """The same; of several files that differ, the first."""
+    from megatron_music.data.latents import DamagedLatents, verify
+
+    try:
+        return verify(dataset, progress_over("file")), []
+    except DamagedLatents as error:
+        return 0, [str(error)]
 
 
 def _is_of_latents(dataset: str) -> bool:
