@@ -5,6 +5,7 @@ Which samples a micro batch holds is arithmetic on ``consumed_samples``, so a re
 Shapes: B sequences of a micro batch, S tokens of a sequence.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -115,30 +116,31 @@ def _is_main() -> bool:
 
 def _begin(cache: IndexCache, data: DataConfig, sizes: list[int], seq_length: int) -> Path:
     """A folder for a new index, if there is memory and room on the disk for it."""
-    room = 0.0
+    room = 0
     for split, size in zip(SPLITS, sizes):
         if size:
-            epochs_documents, samples = _index_size(data, split, size, seq_length)
-            _check_memory(16 * epochs_documents + 12 * samples, split, size)
-            room += 4 * epochs_documents + (22 if len(data.folders) > 1 else 12) * samples
-    cache.check_room(int(room))
-    return cache.begin()
+            documents, samples = _index_size(data, split, size, seq_length)
+            _check_memory(16 * documents + 12 * samples, split, size)
+            room += 4 * documents + 12 * samples + (10 * size if len(data.folders) > 1 else 0)
+    return cache.begin(room)
 
 
-def _index_size(data: DataConfig, split: str, num_samples: int, seq_length: int) -> tuple[float, float]:
-    """The least documents, counted once an epoch, and samples that an index holds."""
+def _index_size(data: DataConfig, split: str, num_samples: int, seq_length: int) -> tuple[int, int]:
+    """The documents, once an epoch, and samples of an index: of whole epochs of each folder."""
     total, weights = sum(data.weights or [1.0]), data.weights or [1.0]
-    documents = 0.0
+    documents = samples = 0
     for folder, weight in zip(data.folders, weights, strict=True):
-        epochs = num_samples * weight / total * seq_length / max(os.path.getsize(folder / f"{split}.bin") // 2, 1)
+        tokens = max(os.path.getsize(folder / f"{split}.bin") // 2, 1)
+        epochs = math.ceil((num_samples * weight / total * seq_length + 1) / tokens)
         documents += epochs * check_index(folder / split)
-    return documents, num_samples
+        samples += epochs * tokens // seq_length + 1
+    return documents, samples
 
 
 def _check_memory(needed: float, split: str, num_samples: int) -> None:
     """Refuse more samples than this machine could hold an index of: megatron-core would count their epochs for hours.
 
-    At the least an index takes 16 bytes for each document of each epoch, while it is made, and 12 for each sample.
+    An index takes 16 bytes for each document of each epoch, while it is made, and 12 for each sample.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     steps = "train.train_iters" if split == "train" else "train.eval_iters"

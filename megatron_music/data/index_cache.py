@@ -22,7 +22,6 @@ import hashlib
 import math
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -107,8 +106,12 @@ class IndexCache:
             ) from None
         return False
 
-    def begin(self) -> Path:
+    def begin(self, size: int) -> Path:
         """A new folder beside it, for megatron-core to build in, which this user alone can read; and what killed starts left is removed.
+
+        Args:
+            size: bytes that the cache will have; they are reserved for a moment, since a disk that turns out to be full while the
+                processes build is found by one of them alone.
 
         Raises:
             OSError: there is no place for it; the message is a sentence.
@@ -116,20 +119,13 @@ class IndexCache:
         with self.naming_failures():
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             made = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", suffix=".building", dir=self.folder.parent))
-            self._sweep(made)
+            try:
+                self._sweep(made)
+                _reserve(made, size)
+            except OSError:
+                self.discard(made)
+                raise
         return made
-
-    def check_room(self, size: int) -> None:
-        """Refuse to begin on a disk with less room than so many bytes.
-
-        Raises:
-            OSError: a sentence.
-        """
-        with self.naming_failures():
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self.folder.parent).free
-            if free < size:
-                raise OSError(errno.ENOSPC, f"it takes {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free")
 
     def publish(self, built: Path) -> None:
         """Wait until all of it is on the disk, and give it its name; if another run was faster, its cache is kept.
@@ -178,6 +174,17 @@ class IndexCache:
                 with suppress(OSError):
                     if self._is_held or now - path.lstat().st_mtime > _ABANDONED_SECONDS:
                         self.discard(path)
+
+
+def _reserve(folder: Path, size: int) -> None:
+    """Find out whether a disk, and a quota on it, have room."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise OSError(error.errno, f"it takes {size / 1e6:,.1f} MB: {error.strerror}") from None
+            # A file system that cannot reserve.
 
 
 def _remove(folder: Path) -> None:

@@ -229,7 +229,7 @@ def test_other_settings_have_a_cache_of_their_own(two, tmp_path, cache):
 def test_a_run_that_was_faster_keeps_its_cache(two, tmp_path, cache):
     folder, samples = cache
     own = index_cache.IndexCache(folder, indexed(two), is_held=False)
-    built = own.begin()
+    built = own.begin(1000)
     shutil.copytree(folder, built, dirs_exist_ok=True)
     built.chmod(0o700)
     before = folder.stat().st_ino
@@ -245,15 +245,15 @@ def indexed(two) -> index_cache.Indexed:
 def test_what_killed_starts_left_goes_but_not_what_another_run_is_building(two, tmp_path, cache):
     folder, _ = cache
     own, shared = (index_cache.IndexCache(folder, indexed(two), is_held=is_held) for is_held in (True, False))
-    living = shared.begin()
+    living = shared.begin(1000)
     (living / sorted(path.name for path in folder.iterdir())[0]).write_bytes(b"half")
-    second = shared.begin()
+    second = shared.begin(1000)
     assert living.is_dir()
     old = time.time() - 2 * 24 * 3600
     os.utime(living, (old, old))
-    third = shared.begin()
+    third = shared.begin(1000)
     assert not living.exists() and second.is_dir()
-    fourth = own.begin()
+    fourth = own.begin(1000)
     assert not second.exists() and not third.exists() and fourth.is_dir()
 
 
@@ -290,14 +290,14 @@ def can_mount() -> bool:
     return bool(shutil.which("unshare")) and subprocess.run(words, capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("free", [True, False])
-def test_a_disk_that_is_full_at_the_start_is_told_and_the_same_command_goes_on(two, tmp_path, free):
-    """Where the room ends while megatron-core writes, and where it is known before."""
+@pytest.mark.parametrize("is_foreseen", [True, False])
+def test_a_disk_that_is_full_at_the_start_is_told_and_the_same_command_goes_on(two, tmp_path, is_foreseen):
+    """Where it is known before, and where the room ends while megatron-core writes."""
     if not can_mount():
         pytest.skip("this user may not mount")
     disk = tmp_path / "disk"
     disk.mkdir()
-    lie = "" if free else "import shutil; shutil.disk_usage = lambda path: shutil._ntuple_diskusage(0, 0, 1 << 40); "
+    lie = "" if is_foreseen else "import os; os.posix_fallocate = lambda *place: None; "
     program = f"{lie}from megatron_music.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
     options = f"train.train_iters=60000 train.global_batch_size=8 train.eval_iters=0 logging.tensorboard=false data.path={two[0]}"
     start = f'{sys.executable} -W ignore -c "{program}" train tiny {options} checkpoint.save={disk}/run'
@@ -331,6 +331,22 @@ def test_a_run_of_two_processes_reads_the_cache_that_the_first_one_verified(two,
     again = subprocess.run(torchrun, capture_output=True, text=True, check=False, timeout=300, env=environment)
     assert again.returncode == 0 and not (tmp_path / "PWNED").exists(), again.stderr
     assert again.stderr.count("is removed and built again") == 1
+
+
+def test_two_processes_on_a_full_disk_say_it_once(two, tmp_path):
+    """The one that writes must not leave the other waiting for it, to be told of a lost connection."""
+    if not can_mount():
+        pytest.skip("this user may not mount")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    words = command(two[0], disk / "run", "train.train_iters=60000")[4:]
+    script = f"mount -t tmpfs -o size=3m tmpfs {disk}; exec {sys.executable} -m torch.distributed.run --standalone --nproc_per_node 2 -m {' '.join(words)}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False, timeout=300, env=environment
+    )
+    assert done.returncode == 1 and "Connection closed" not in done.stderr
+    assert f"the index cache cannot be written to {disk}/run/cache (it takes " in done.stderr, done.stderr
 
 
 def test_two_runs_at_once_share_a_place_for_their_caches(two, tmp_path):
