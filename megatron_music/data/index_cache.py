@@ -178,6 +178,8 @@ class IndexCache:
 
 def _reserve(folder: Path, size: int) -> None:
     """Find out whether a disk, and a quota on it, have room."""
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
             os.posix_fallocate(file.fileno(), 0, size)
