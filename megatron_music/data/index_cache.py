@@ -32,9 +32,9 @@ import numpy as np
 
 from megatron_music.config import ConfigError
 from megatron_music.data.index_file import read_lengths
-from megatron_music.data.plan import sync_path
 from megatron_music.output import logger
 from megatron_music.storage.reading import open_regular, parse_json, read_text
+from megatron_music.storage.writing import sync, sync_tree
 
 ARRAYS = {
     "GPTDataset": {"document_index": ("<i4",), "sample_index": ("<i4", "<i8"), "shuffle_index": ("<u4", "<i8")},
@@ -134,8 +134,7 @@ class IndexCache:
             OSError: a sentence.
         """
         with self.naming_failures():
-            for path in (*built.iterdir(), built):
-                sync_path(path)
+            sync_tree(built)
             while True:
                 try:
                     os.rename(built, self.folder)
@@ -145,7 +144,7 @@ class IndexCache:
                         raise
                     if self.is_whole():
                         break
-            sync_path(self.folder.parent)
+            sync(self.folder.parent)
 
     @contextmanager
     def naming_failures(self) -> Iterator[None]:
