@@ -302,6 +302,7 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--document", type=int, default=None, metavar="K", help="from 0")
     inspect.add_argument("-o", "--output", default=None, metavar="FILE.mid", help="write the document as MIDI")
     inspect.add_argument("--html", default=None, metavar="FILE.html", help="write a page with figures and piano rolls")
+    inspect.add_argument("--verify", action="store_true", help="compare every file with the hash it was built with")
     inspect.add_argument("--json", action="store_true", help="print the report as JSON")
 
     recipes = command(verbs, "recipes", commands.recipes, "list the named runs, or print one with every field and its meaning")

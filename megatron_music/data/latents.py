@@ -8,7 +8,7 @@ are read where they lie on the disk. Shapes: C channels, T frames, L words, E em
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -143,6 +143,24 @@ class LatentDataset:
     @cached_property
     def _captions(self) -> list[str]:
         return [json.loads(line) for line in (self.folder / CAPTIONS).read_text(encoding="utf-8").splitlines()]
+
+
+def verify(folder: str | os.PathLike, progress: Callable[[Iterable, int], Iterable] = lambda items, total: items) -> int:
+    """Compare the shards of a dataset with the hashes of its index.
+
+    Args:
+        progress: wraps the iteration over splits, given their number.
+
+    Returns:
+        How many files were compared.
+
+    Raises:
+        DamagedLatents: the first that is missing or differs, by name, with what to do.
+    """
+    splits = read_index(Path(folder))["splits"]
+    for split in progress(SPLITS, len(SPLITS)):
+        LatentDataset(folder, split).check()
+    return sum(len(splits.get(split, ())) for split in SPLITS)
 
 
 def _opened(path: Path):
