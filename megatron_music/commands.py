@@ -237,6 +237,7 @@ def preflight(options) -> int:
     from megatron_music.preflight import as_submitted
     from megatron_music.preflight import preflight as look
     from megatron_music.findings import NOTE, WRONG
+    from megatron_music.music.names import printable
 
     script, sbatch, arguments = as_submitted([options.script, *_own_options_out(options)])
     findings = look(script, arguments, sbatch=sbatch, gpu=options.gpu)
@@ -245,6 +246,6 @@ def preflight(options) -> int:
         print(json.dumps([finding._asdict() for finding in findings], indent=1))
     else:
         for finding in sorted(findings, key=lambda finding: (finding.status != WRONG, finding.status == NOTE)):
-            print(f"{finding.status:6}{finding.where}: {finding.what}{'; ' + finding.remedy if finding.remedy else ''}")
+            print(printable(f"{finding.status:6}{finding.where}: {finding.what}{'; ' + finding.remedy if finding.remedy else ''}"))
         print(f"\n{num_wrong or 'nothing'} wrong" + ("" if num_wrong else ", as far as it can be seen from here"))
     return BAD_INPUT if num_wrong else OK

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megatron_music.counted import counted
+from megatron_music.storage.reading import read_text
 
+SCRIPT_BYTES = 1 << 20  # of a job script
 _SHORT = {"J": "job-name", "N": "nodes", "n": "ntasks", "c": "cpus-per-task", "t": "time", "p": "partition", "o": "output",
           "A": "account", "G": "gpus", "a": "array", "d": "dependency", "e": "error", "q": "qos", "C": "constraint", "w": "nodelist",
           "x": "exclude", "D": "chdir", "M": "clusters", "L": "licenses", "m": "distribution", "b": "begin", "i": "input", "B": "extra-node-info",
@@ -166,8 +168,8 @@ def read_job(path: Path, command_line: Sequence[str] = (), environment: Mapping[
         ValueError: the script cannot be read, or an option of the command line lacks its value.
     """
     try:
-        text = path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, SCRIPT_BYTES)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}); name an sbatch script") from None
     options: dict[str, str] = {}
     num_parts = 1

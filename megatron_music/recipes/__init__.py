@@ -67,9 +67,12 @@ def read_run(path: str | os.PathLike) -> Run:
     """The run written by ``write_run``.
 
     Raises:
-        ConfigError: the file is missing, damaged or of another version's fields.
+        ConfigError: the file is missing, damaged or of another version's fields; the sentence names it.
     """
-    return _run_of(_read_yaml(Path(path)), str(path))
+    try:
+        return _run_of(_read_yaml(Path(path)), str(path))
+    except ConfigError as error:
+        raise ConfigError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
 
 def write_run(config: Run, path: str | os.PathLike) -> None:
