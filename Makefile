@@ -10,7 +10,7 @@
 # make test-image   megatron-core 0.18 and numpy 1.26, as in NVIDIA's default image, on Python 3.12 in .venv-image
 # make lint   imports, the frozen surface and the pages; known vulnerabilities of the pinned versions (pip-audit), where an index tells
 # make sbom   sbom.json, the software bill of materials of the test environment, in CycloneDX's JSON
-# make fuzz   20,000 damaged and hostile inputs of each format, at most 60 s each: about 25 minutes; FUZZ_OPTIONS="--formats midi,idx"
+# make fuzz   20,000 damaged and hostile inputs of each format, at most 120 s each: within an hour; FUZZ_OPTIONS="--formats midi,idx"
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -48,7 +48,7 @@ sbom: $(VENV)/.ready-test $(LINT)/.ready
 	$(LINT)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-format JSON -o sbom.json $(BIN)/python
 
 fuzz: $(VENV)/.ready-test
-	$(BIN)/python benchmarks/fuzz_formats.py $(FUZZ_OPTIONS)
+	$(BIN)/python benchmarks/fuzz_readers.py $(FUZZ_OPTIONS)
 
 $(LINT)/.ready: constraints-lint.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; install one, or run make PYTHON=/path/to/python3.12"; exit 1; }

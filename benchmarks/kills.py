@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from megatron_music.data.corpus import find_files
 
-MUSIC = [sys.executable, "-m", "megatron_music"]
+MUSIC = (sys.executable, "-m", "megatron_music")
 BUILD = [
     "--workers", "2", "--meters", "all", "--density", "4", "--bar-density", "3", "--copies", "2", "--transpose", "-3..3",
     "--infill", "0.3", "--format", "both", "--bpe", "128",
@@ -44,14 +44,16 @@ class Job:
         command: with everything but the name of its output.
         output: the option or field that names it, such as ``-o`` or ``checkpoint.save=``.
         watched: a pattern below the output: a third of the kills fall when the first such file is there.
+        program: what runs it.
     """
 
     command: list[str]
     output: str
     watched: str | None = None
+    program: tuple[str, ...] = MUSIC
 
     def words(self, out: Path) -> list[str]:
-        return [*MUSIC, *self.command, *([f"{self.output}{out}"] if self.output.endswith("=") else [self.output, str(out)])]
+        return [*self.program, *self.command, *([f"{self.output}{out}"] if self.output.endswith("=") else [self.output, str(out)])]
 
 
 def jobs(home: Path, midi: Path, wanted: list[str]) -> Iterator[tuple[str, Job]]:
@@ -129,14 +131,16 @@ def _moment_of_build(out: Path) -> str:
 def timed(job: Job, out: Path) -> tuple[float, float]:
     """Seconds of an undisturbed command, and seconds to its first trace on the disk."""
     started = time.perf_counter()
-    process = subprocess.Popen(job.words(out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     first = None
-    while process.poll() is None:
-        if first is None and traces(out):
-            first = time.perf_counter() - started
-        time.sleep(0.005)
-    if process.returncode:
-        sys.exit(f"{' '.join(job.words(out))} ends with {process.returncode}: {process.stderr.read().decode()[-500:]}")
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(job.words(out), stdout=subprocess.DEVNULL, stderr=said)
+        while process.poll() is None:
+            if first is None and traces(out):
+                first = time.perf_counter() - started
+            time.sleep(0.005)
+        if process.returncode:
+            said.seek(0)
+            sys.exit(f"{' '.join(job.words(out))} ends with {process.returncode}: {said.read().decode()[-500:]}")
     seconds = time.perf_counter() - started
     return seconds, seconds if first is None else first
 
@@ -172,14 +176,14 @@ def try_kills(name: str, job: Job, home: Path, kills: int, chance: random.Random
         out = place / "out-killed"
 
         def wait(number: int = number, out: Path = out) -> None:
-            if job.watched and number % 3 == 2:
-                limit = time.monotonic() + 2 * seconds
-                while not list(out.glob(job.watched)) and time.monotonic() < limit:
-                    time.sleep(0.0005)
-                time.sleep(chance.random() * 0.01)
-            else:
-                begin = 0.95 * first if number % 2 else 0.0
-                time.sleep(begin + chance.random() * (seconds - begin))
+            seen = (lambda: list(out.glob(job.watched))) if job.watched and number % 3 == 2 else (lambda: traces(out)) if number % 2 else None
+            if seen is None:
+                time.sleep(chance.random() * seconds)
+                return
+            limit = time.monotonic() + 5 * seconds
+            while not seen() and time.monotonic() < limit:
+                time.sleep(0.0005)
+            time.sleep(chance.random() * (0.01 if job.watched and number % 3 == 2 else seconds - first))
 
         while not killed(job, out, wait):
             shutil.rmtree(out)

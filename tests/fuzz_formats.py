@@ -5,6 +5,8 @@ a worker that reads labels has no torch in its memory.
 """
 
 import contextlib
+import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -17,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from fuzz_mutations import SEAL, sealed
 
 
 class Refused(ValueError):
@@ -169,6 +173,15 @@ def _make_building(folder: Path) -> None:
 
 
 def _read_building(folder: Path, path: Path) -> None:
+    """As ``build merge`` does, of parts whose record fits: who writes the one can write the other."""
+    if path.suffix in (".bin", ".lengths"):
+        record = path.with_suffix(".json")
+        content, content_of_part = record.read_bytes(), path.read_bytes()
+        seal = SEAL.match(content)
+        facts = json.loads(b"{" + content[seal.end() :] if seal else content)
+        facts[path.suffix[1:]] = {"sha256": hashlib.sha256(content_of_part).hexdigest(), "bytes": len(content_of_part)}
+        text = json.dumps(facts).encode()
+        record.write_bytes(sealed(text) if seal else text)
     command("build", "merge", folder / "out")
 
 
@@ -225,6 +238,31 @@ def _read_archive(folder: Path, path: Path) -> None:
         archive.close()
 
 
+def _make_index_cache(folder: Path) -> None:
+    from tiny_gpt import tiny_dataset, tiny_run
+
+    from megatron_music.training.loop import train
+
+    sizes = ("model.num_layers=1", "model.hidden_size=16", "model.num_attention_heads=2", "model.seq_length=32")
+    tiny_dataset(folder / "data")
+    with contextlib.chdir(folder):  # the cache holds the path as it is given
+        train(tiny_run("data", "checkpoint.save=run", "train.train_iters=2", "train.eval_iters=0", *sizes))
+    (folder / "run" / "cache").rename(folder / "cache")
+    shutil.rmtree(folder / "run")
+
+
+def _read_index_cache(folder: Path, path: Path) -> None:
+    """As the start of ``train`` does: what is not whole is never read, and what is whole is what megatron-core made."""
+    from megatron_music.data.index_cache import Indexed, NotWhole, verify
+
+    try:
+        verify(path.parent, Indexed({"train": ["data/train"]}, 32, 1234))
+    except NotWhole as error:
+        raise Refused(f"{path.parent}: {error}") from None
+    if path.suffix == ".npy":
+        np.load(path, allow_pickle=False)
+
+
 # Audio.
 
 
@@ -270,8 +308,17 @@ def _make_latents(folder: Path) -> None:
 
 
 def _read_latents(folder: Path, path: Path) -> None:
+    """As training reads them, of files whose hashes fit."""
     from megatron_music.data.latents import SPLITS, LatentDataset
 
+    index = folder / "data" / "index.json"
+    if path != index:
+        facts = json.loads(index.read_bytes())
+        known = {f"{split}/{shard['name']}": shard for split, shards in facts["splits"].items() for shard in shards} | facts.get("files", {})
+        name = path.relative_to(folder / "data").as_posix()
+        if name in known:
+            known[name] |= {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+            index.write_text(json.dumps(facts))
     for split in SPLITS:
         data = LatentDataset(folder / "data", split)
         for number in range(min(len(data), 50)):
@@ -529,6 +576,7 @@ FORMATS = {
     "mmmtrack.json": Format(_make_tokenizer, ("mmmtrack.json",), _read_tokenizer),
     "bpe.json": Format(_make_tokenizer, ("bpe.json",), _read_tokenizer),
     "idx": Format(_make_dataset, ("train.idx", "train.bin"), _read_index),
+    **({"index cache": Format(_make_index_cache, ("cache/*/*",), _read_index_cache)} if importlib.util.find_spec("megatron_music.data.index_cache") else {}),
     "report": Format(_make_dataset, ("report.json", "quarantine.jsonl"), _read_report),
     "plan": Format(_make_building, ("out.building/plan.json", "out.building/entries.jsonl"), _read_building, changes=True),
     "shard record": Format(_make_building, ("out.building/shards/*",), _read_building, changes=True),
