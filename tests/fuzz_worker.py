@@ -33,7 +33,7 @@ from fuzz_formats import Format, Refused  # noqa: E402
 from fuzz_mutations import kind_of, mutant_of  # noqa: E402
 
 MEMORY_BYTES = 2 << 30  # beyond what the reader's libraries have mapped before the first input
-SECONDS_PER_INPUT = 20.0
+SECONDS_PER_INPUT = 30.0
 _START_SECONDS = 300.0
 _GROWN_BYTES = 1 << 30  # of addresses that libraries keep for threads that have ended: then the next input has a new process
 ACCEPTED, REFUSED, TRACEBACK, SENTENCE, HANG, MEMORY, CRASH = "accepted", "refused", "traceback", "bad sentence", "hang", "memory", "crash"
@@ -193,7 +193,7 @@ class Bench:
             shutil.rmtree(self.folder)
             shutil.copytree(self._good, self.folder)
         else:
-            path.write_bytes(self._contents[path.relative_to(self.folder)])
+            path.write_bytes(self._contents[path.relative_to(self.folder)])  # what else reading wrote stays
 
 
 def judged(row: Format, folder: Path, path: Path) -> dict:
@@ -253,8 +253,10 @@ def _child(table: str, name: str, first: int, last: int, seed: int) -> None:
         row = importlib.import_module(table).FORMATS[name]
         bench = Bench(row, Path(home))
         os.chdir(bench.folder)
-        judged(row, bench.folder, bench.folder / bench.names[0])  # what is imported and compiled counts for nothing
-        bench.restore(bench.folder / bench.names[0])
+        for good in bench.names:  # what is imported and compiled counts for nothing
+            judged(row, bench.folder, bench.folder / good)
+            bench.restore(bench.folder / good)
+            os.chdir(bench.folder)
         mapped = _bytes_of("VmSize")
         resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY_BYTES, mapped + MEMORY_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

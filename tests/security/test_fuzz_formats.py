@@ -18,8 +18,8 @@ ROOT = Path(__file__).parent.parent.parent
 INPUTS = {"checkpoint": 40, "hugging face": 60, "plan": 150, "shard record": 150, "job scripts": 100}  # of others 300: a few seconds each
 # Formats with faults that are known and not mended yet. Remove a name with its last fault: the test then fails until it is gone.
 OPEN = {
-    "tokens", "mmmtrack.json", "report", "plan", "shard record", "lists", "archives", "captions", "audio", "latents", "names of encoders", "manifest",
-    ".metadata", "checkpoint", "run folder", "hugging face", "recipes", "logs", "traces", "sweep",
+    "mmmtrack.json", "report", "plan", "shard record", "lists", "archives", "captions", "audio", "latents", "names of encoders", "manifest", ".metadata",
+    "checkpoint", "run folder", "hugging face", "recipes", "logs", "traces", "sweep",
 }  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def test_a_damaged_file_is_accepted_or_refused_with_one_sentence(name):
     ("control characters", SENTENCE), ("refused", REFUSED),
 ])  # fmt: skip
 def test_every_fault_of_a_reader_is_noticed_and_costs_one_input(name, outcome):
-    found = fuzz(name, 3, table="fuzz_faulty", seconds_per_input=3.0)
+    found = fuzz(name, 3, table="fuzz_faulty", seconds_per_input=3.0 if name == "hang" else 60.0)
     assert found.outcomes == {outcome: 3} and found.inputs == 3
     assert len(found.faults) == (outcome in FAULTS)  # of one kind the first is told
 

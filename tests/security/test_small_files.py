@@ -96,3 +96,11 @@ def test_preflight_of_a_large_script_ends_at_once(tmp_path, capsys, content):
     (tmp_path / "job.sbatch").write_bytes(content + b"x" * (1 << 20))
     assert main(["preflight", str(tmp_path / "job.sbatch")]) == 2
     assert "job.sbatch cannot be read (it has more than 1,048,576 bytes)" in capsys.readouterr().err
+
+
+def test_a_sentence_keeps_its_beginning_and_its_end_whatever_a_file_says(tmp_path, capsys):
+    (tmp_path / "tokens.txt").write_text("PIECE_START " + "y" * 70_000)
+    assert main(["detokenize", str(tmp_path / "tokens.txt"), "-o", str(tmp_path / "out.mid")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("megatron-music: token 1 is 'yyy") or said.startswith("megatron-music: token 2 is 'yyy")
+    assert said.rstrip().endswith("which is not in the vocabulary mmmtrack-1; docs/vocabulary.md lists it") and len(said) < 2100
