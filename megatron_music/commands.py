@@ -238,7 +238,6 @@ def preflight(options) -> int:
     from megatron_music.preflight import as_submitted
     from megatron_music.preflight import preflight as look
     from megatron_music.findings import NOTE, WRONG
-    from megatron_music.music.names import printable
 
     script, sbatch, arguments = as_submitted([options.script, *_own_options_out(options)])
     findings = look(script, arguments, sbatch=sbatch, gpu=options.gpu)
