@@ -6,7 +6,6 @@ a worker that reads labels has no torch in its memory.
 
 import contextlib
 import hashlib
-import importlib.util
 import io
 import json
 import os
@@ -576,7 +575,7 @@ FORMATS = {
     "mmmtrack.json": Format(_make_tokenizer, ("mmmtrack.json",), _read_tokenizer),
     "bpe.json": Format(_make_tokenizer, ("bpe.json",), _read_tokenizer),
     "idx": Format(_make_dataset, ("train.idx", "train.bin"), _read_index),
-    **({"index cache": Format(_make_index_cache, ("cache/*/*",), _read_index_cache)} if importlib.util.find_spec("megatron_music.data.index_cache") else {}),
+    "index cache": Format(_make_index_cache, ("cache/*/*",), _read_index_cache),
     "report": Format(_make_dataset, ("report.json", "quarantine.jsonl"), _read_report),
     "plan": Format(_make_building, ("out.building/plan.json", "out.building/entries.jsonl"), _read_building, changes=True),
     "shard record": Format(_make_building, ("out.building/shards/*",), _read_building, changes=True),
