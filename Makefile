@@ -8,6 +8,9 @@
 # make test-slurm   the job scripts of launch/ on real Slurm daemons; as root, it installs slurm-wlm and munge with apt
 # make test-latest   megatron-core 0.19 and the hosts (Megatron-Bridge, NeMo, NeMo-Run), on Python 3.12 in .venv-latest
 # make test-image   megatron-core 0.18 and numpy 1.26, as in NVIDIA's default image, on Python 3.12 in .venv-image
+# make lint   imports, the frozen surface and the pages; known vulnerabilities of the pinned versions (pip-audit), where an index tells
+# make sbom   sbom.json, the software bill of materials of the test environment, in CycloneDX's JSON
+# make fuzz   20,000 damaged and hostile inputs of each format, at most 120 s each: within an hour; FUZZ_OPTIONS="--formats midi,idx"
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,10 +20,12 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
 
 LATEST := .venv-latest
 IMAGE := .venv-image
+LINT := .venv-lint
 PYTHON312 ?= $(shell python3.12 -c "" >/dev/null 2>&1 && echo python3.12)
 
-.PHONY: demo demo-audio test test-extras test-slurm test-latest test-image clean clean-demo
+.PHONY: demo demo-audio test test-extras test-slurm test-latest test-image lint sbom fuzz clean clean-demo
 DEMO_OPTIONS ?=
+FUZZ_OPTIONS ?=
 
 demo: $(VENV)/.ready
 	$(BIN)/megatron-music demo -o demo $(DEMO_OPTIONS)
@@ -34,6 +39,22 @@ test-extras:
 
 test: $(VENV)/.ready-test
 	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready-test $(LINT)/.ready
+	$(BIN)/python -m pytest tests/test_layers.py tests/test_surface.py tests/test_docs.py
+	$(LINT)/bin/python tests/audit.py constraints.txt
+
+sbom: $(VENV)/.ready-test $(LINT)/.ready
+	$(LINT)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-format JSON -o sbom.json $(BIN)/python
+
+fuzz: $(VENV)/.ready-test
+	$(BIN)/python benchmarks/fuzz_readers.py $(FUZZ_OPTIONS)
+
+$(LINT)/.ready: constraints-lint.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; install one, or run make PYTHON=/path/to/python3.12"; exit 1; }
+	$(PYTHON) -m venv $(LINT)
+	$(LINT)/bin/python -m pip install --disable-pip-version-check -r constraints-lint.txt
+	touch $@
 
 # torch first: where its pinned build is at hand, nothing larger is pulled in by the others.
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -89,7 +110,7 @@ $(LATEST)/.ready: pyproject.toml constraints-latest.txt
 	touch $@
 
 clean:
-	rm -rf build dist megatron_music.egg-info $(VENV) $(LATEST) $(IMAGE)
+	rm -rf build dist megatron_music.egg-info sbom.json $(VENV) $(LATEST) $(IMAGE) $(LINT)
 
 clean-demo:
 	rm -rf demo demo-audio

@@ -97,7 +97,7 @@ def guarded(command: Callable[[], int | None], extras: Sequence[str] = ()) -> in
             raise
         return _say(f"{_first_line(error)}; an installed package is broken: `megatron-music doctor` looks at each", FAILED)
     except ValueError as error:
-        return _say(str(error), BAD_INPUT)
+        return _say(_shortened(str(error)), BAD_INPUT)
     except MemoryError as error:
         return _say(_out_of_memory(error), FAILED)
     except RuntimeError as error:
@@ -112,12 +112,17 @@ def guarded(command: Callable[[], int | None], extras: Sequence[str] = ()) -> in
     except OSError as error:
         if error.errno is None:  # not of the system: a library that cannot be loaded, a file that cannot be understood
             return _say(_first_line(error), FAILED)
-        place = f" ({error.filename})" if error.filename else ""
+        place = f" ({_shortened(str(error.filename))})" if error.filename else ""
         return _say(f"{error.strerror or error}{place}; make room, or check the path and its permissions, then run the command again", FAILED)
     except KeyboardInterrupt as error:
         if os.environ.get("RANK", "0") != "0":
             return FAILED
         return _say(str(error) or "stopped; files that were finished stay, none is half-written", FAILED)
+
+
+def _shortened(sentence: str) -> str:
+    """A sentence without its middle, where a file's own words would fill the screen."""
+    return sentence if len(sentence) <= 2000 else f"{sentence[:1500]} [...] {sentence[-400:]}"
 
 
 def _out_of_memory(error: Exception) -> str:
@@ -302,6 +307,7 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--document", type=int, default=None, metavar="K", help="from 0")
     inspect.add_argument("-o", "--output", default=None, metavar="FILE.mid", help="write the document as MIDI")
     inspect.add_argument("--html", default=None, metavar="FILE.html", help="write a page with figures and piano rolls")
+    inspect.add_argument("--verify", action="store_true", help="compare every file with the hash it was built with")
     inspect.add_argument("--json", action="store_true", help="print the report as JSON")
 
     recipes = command(verbs, "recipes", commands.recipes, "list the named runs, or print one with every field and its meaning")

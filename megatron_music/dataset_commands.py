@@ -8,7 +8,8 @@ from pathlib import Path
 from megatron_music.commands import check_output_file, progress_over
 from megatron_music.counted import counted
 from megatron_music.dataset_options import build_options_of
-from megatron_music.output import is_quiet, print_next, print_result, shown
+from megatron_music.music.names import printable
+from megatron_music.output import is_quiet, logger, print_next, print_result, shown
 
 
 def build_tokens(options) -> None:
@@ -80,17 +81,60 @@ def _print_report(report: dict, options, was_there: bool) -> None:
         print_next(options, f"megatron-music train demo data.path={options.output} checkpoint.save=run")
 
 
-def inspect(options) -> None:
+def _verify(options) -> int:
+    """Compare a dataset's files with their hashes; 1 where one differs."""
+    if options.document is not None or options.output or options.html:
+        raise ValueError("--verify compares a dataset's files and takes no --document, no -o and no --html; give two commands")
+    count, damaged = (_damaged_latents if _is_of_latents(options.dataset) else _damaged_tokens)(options.dataset)
+    if damaged and not options.json:
+        for sentence in damaged:
+            logger.error(printable(sentence))
+    else:
+        result = {"dataset": options.dataset, "files": count, "damaged": damaged}
+        print_result(options, result, f"{counted(count, 'file')} of {options.dataset} as built")
+    return 1 if damaged else 0
+
+
+def _damaged_tokens(dataset: str) -> tuple[int, list[str]]:
+    """How many files were compared, and a sentence for each that differs."""
+    from megatron_music.data.hashes import HASHES, damaged_files
+    from megatron_music.data.index_file import REMEDY
+    from megatron_music.data.report import read_report
+
+    report = read_report(dataset)
+    damaged = damaged_files(dataset, report, progress_over("file"))
+    return len(report[HASHES]), [f"{Path(dataset, name)} {what}; {REMEDY}" for name, what in damaged.items()]
+
+
+def _damaged_latents(dataset: str) -> tuple[int, list[str]]:
+    """The same; of several files that differ, the first."""
+    from megatron_music.data.latents import DamagedLatents, verify
+
+    try:
+        return verify(dataset, progress_over("file")), []
+    except DamagedLatents as error:
+        return 0, [str(error)]
+
+
+def _is_of_latents(dataset: str) -> bool:
+    return Path(dataset, "index.json").is_file() and not Path(dataset, "train.idx").is_file()
+
+
+def inspect(options) -> int | None:
+    if options.verify:
+        return _verify(options)
+    from megatron_music.data.folders import check_report
     from megatron_music.data.index_file import check_ids
     from megatron_music.data.report import describe, read_report
     from megatron_music.tokens.folder import read_encoding
 
-    if Path(options.dataset, "index.json").is_file() and not Path(options.dataset, "train.idx").is_file():
+    if _is_of_latents(options.dataset):
         raise ValueError(f"{options.dataset} is a dataset of latents, and inspect shows datasets of tokens; its figures are in {Path(options.dataset, 'report.json')}")
     report = read_report(options.dataset)
     for split in report["splits"]:
         if any(Path(options.dataset, f"{split}.{suffix}").exists() for suffix in ("bin", "idx")):
             check_ids(Path(options.dataset, split), read_encoding(Path(options.dataset, "tokenizer")).vocab_size, whole=True)
+    check_report(Path(options.dataset))
     if options.html:
         from megatron_music.data.page import write_page
 

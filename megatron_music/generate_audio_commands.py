@@ -3,7 +3,6 @@
 import json
 import math
 import os
-from pathlib import Path
 
 from megatron_music.commands import progress_bar
 from megatron_music.counted import counted

@@ -66,8 +66,7 @@ def as_submitted(words: Sequence[str]) -> tuple[Path, list[str], list[str]]:
 
 def _text(job: Job) -> Iterator[Finding]:
     where, lines = str(job.path), job.text.splitlines()
-    if "\r" in job.text:
-        number = next(number for number, line in enumerate(job.text.split("\n"), 1) if line.endswith("\r"))
+    if number := next((number for number, line in enumerate(job.text.split("\n"), 1) if line.endswith("\r")), None):
         yield Finding(WRONG, "line ends are those of Windows (CRLF)", f"{where}:{number}", f"run: sed -i 's/\\r$//' {where}")
     if not job.text.startswith("#!"):
         yield Finding(WRONG, "the first line names no shell, and sbatch refuses the script", f"{where}:1", "begin with #!/usr/bin/env bash")
@@ -85,7 +84,7 @@ def _text(job: Job) -> Iterator[Finding]:
             WRONG, f"--signal={job.options['signal']} goes to the steps, and the script's trap never runs", where,
             f"write --signal=B:{job.options['signal']}",
         )  # fmt: skip
-    if re.search(r"^\s*srun\b[^\n]*\|", job.text, re.MULTILINE) and "pipefail" not in job.text:
+    if re.search(r"^[ \t]*srun\b[^\n]*\|", job.text, re.MULTILINE) and "pipefail" not in job.text:
         yield Finding(WRONG, "a pipe behind srun hides the status of a rank that fails", where, "use srun --output, or set -o pipefail")
     output = job.options.get("output", "")
     if "/" in output and not Path(output).parent.is_dir():
@@ -109,7 +108,7 @@ def _shape(job: Job) -> Iterator[Finding]:
     if "requeue" in job.options and job.options.get("open-mode") != "append":
         yield Finding(WRONG, "--requeue without --open-mode=append: each start wipes the log of the one before", where,
                       "add #SBATCH --open-mode=append")  # fmt: skip
-    starts_tasks_itself = re.search(r"^\s*(exec )?srun\b", job.text, re.MULTILINE) and "launch/env.sh" not in job.text
+    starts_tasks_itself = re.search(r"^[ \t]*(exec )?srun\b", job.text, re.MULTILINE) and "launch/env.sh" not in job.text
     if "gpus-per-task" in job.options and starts_tasks_itself:
         yield Finding(NOTE, "--gpus-per-task: each task of a plain srun sees its own GPU alone, as number 0, while LOCAL_RANK counts on", where,
                       "use --gpus-per-node, or run_tasks of launch/env.sh")  # fmt: skip

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from megatron_music.counted import counted
 from megatron_music.storage.reading import read_text, reason_of
 
+SCRIPT_BYTES = 1 << 20  # of a job script
 _SHORT = {"J": "job-name", "N": "nodes", "n": "ntasks", "c": "cpus-per-task", "t": "time", "p": "partition", "o": "output",
           "A": "account", "G": "gpus", "a": "array", "d": "dependency", "e": "error", "q": "qos", "C": "constraint", "w": "nodelist",
           "x": "exclude", "D": "chdir", "M": "clusters", "L": "licenses", "m": "distribution", "b": "begin", "i": "input", "B": "extra-node-info",
@@ -167,7 +168,7 @@ def read_job(path: Path, command_line: Sequence[str] = (), environment: Mapping[
         ValueError: the script cannot be read, or an option of the command line lacks its value.
     """
     try:
-        text = read_text(path)
+        text = read_text(path, SCRIPT_BYTES)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({reason_of(error)}); name an sbatch script") from None
     options: dict[str, str] = {}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,13 @@ import pytest
 from tiny_gpt import tiny_dataset, tiny_run
 
 from megatron_music.cli import main
-from megatron_music.config import ConfigError, DataConfig
+from megatron_music.config import ConfigError, DataConfig, ParallelConfig
+from megatron_music.data import batches, index_file
 from megatron_music.data.folders import cache_folder, check_folders, record_of, user_cache
 from megatron_music.data.index_file import HEADER_BYTES, IndexWriter, check_ids, check_index
 from megatron_music.tokens.blend import blend_encodings
 from megatron_music.tokens.folder import Encoding, read_encoding, write_tokenizer_folder
+from megatron_music.training import distributed
 from megatron_music.training.loop import DONE, train
 
 
@@ -180,17 +183,62 @@ def test_ids_outside_the_vocabulary_are_refused_by_name(built, tmp_path, capsys)
     refused_alike(data, tmp_path, capsys, "train.bin is damaged .token 5 is 65535, and its tokenizer's ids are below [0-9]+")
 
 
-def test_inspect_looks_at_every_token(tmp_path):
-    """Training looks at pieces alone, which do not reach into the middle between two of them."""
-    data = tiny_dataset(tmp_path / "data", documents={"train": 60_000})
+def with_a_wrong_id(folder: Path) -> tuple[Path, int]:
+    """A dataset with an id outside the vocabulary where pieces of it do not reach, and its place."""
+    data = tiny_dataset(folder / "data", documents={"train": 60_000})
     ids = np.fromfile(data / "train.bin", "<u2")
     assert ids.nbytes > 5 << 20
     place = len(ids) // 30 + (32 << 10)
     ids[place] = 0xFFFF
     ids.tofile(data / "train.bin")
-    check_ids(data / "train", Encoding().vocab_size)
+    return data, place
+
+
+def test_every_token_is_looked_at_before_the_first_step(tmp_path):
+    data, place = with_a_wrong_id(tmp_path)
+    with pytest.raises(ValueError, match=f"train.bin is damaged .token {place} is 65535, and its tokenizer's ids are below 768"):
+        train(tiny_run(data, f"checkpoint.save={tmp_path / 'run'}", "train.eval_iters=0"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_id_in_a_large_dataset_is_named_when_its_sample_is_read(tmp_path, monkeypatch):
+    """It would be an IndexError in the embedding, and on a GPU an assertion of the device."""
+    monkeypatch.setattr(index_file, "_READ_WHOLE_BYTES", 5 << 20)
+    data, place = with_a_wrong_id(tmp_path)
+    check_ids(data / "train", Encoding().vocab_size)  # of a large file a sample
     with pytest.raises(ValueError, match=f"train.bin is damaged .token {place} is 65535"):
         check_ids(data / "train", Encoding().vocab_size, whole=True)
+    epoch = (os.path.getsize(data / "train.bin") // 2 - 1) // 64
+    other = tiny_dataset(tmp_path / "other")
+    for path, samples in ((str(data), epoch), ([0.5, str(other), 0.5, str(data)], 2 * epoch)):
+        distributed.start(ParallelConfig())
+        try:
+            train_set, *_ = batches.build_datasets(
+                DataConfig(path, cache_path=str(tmp_path / "cache")), seq_length=64, seed=1, num_samples=(samples, 0, 0)
+            )
+            options = {"micro_batch_size": 1, "data_parallel_rank": 0, "data_parallel_size": 1, "consumed_samples": 0}
+            with pytest.raises(OSError, match=f"{data}/train.bin is damaged .token {place} is 65535"):
+                for _ in islice(batches.micro_batches(train_set, vocab_size=768, **options), samples):
+                    pass
+        finally:
+            distributed.stop()
+
+
+def test_files_that_are_not_those_of_the_report_are_refused(built, tmp_path, capsys):
+    """As after a copy of half of a dataset that was built again: its .bin and .idx go together, and are of another build."""
+    data = tmp_path / "data"
+    shutil.copytree(built, data)
+    other = tiny_dataset(tmp_path / "other")
+    for suffix in ("bin", "idx"):
+        shutil.copy(other / f"train.{suffix}", data)
+    refused_alike(data, tmp_path, capsys, "train.bin and .idx have 60 documents in [0-9,]+ bytes, and .*report.json counts [0-9]+ in [0-9]+;")
+    shutil.copytree(built, data, dirs_exist_ok=True)
+    for damage in ("{", "[]", '{"splits": {"train": 3}}', '{"splits": 7}'):
+        (data / "report.json").write_text(damage)
+        with pytest.raises(ConfigError, match="report.json is damaged"):
+            check_folders(DataConfig(str(data)))
+    (data / "report.json").unlink()
+    check_folders(DataConfig(str(data)))
 
 
 @pytest.mark.parametrize("name", ["valid.idx", "valid.bin", "train.idx", "train.bin"])
@@ -245,7 +293,7 @@ def test_the_index_cache_goes_to_the_runs_folder(two, tmp_path):
     before = sorted(two[0].iterdir())
     train(tiny_run(two[0], f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=1"))
     assert sorted(two[0].iterdir()) == before and any((tmp_path / "run" / "cache").iterdir())
-    assert cache_folder(DataConfig(str(two[0]), cache_path="/somewhere"), tmp_path / "run").parent.as_posix() == "/somewhere"
+    assert cache_folder(DataConfig(str(two[0]), cache_path="/somewhere"), tmp_path / "run").as_posix() == "/somewhere"
 
 
 def can_mount(folder) -> bool:
@@ -275,7 +323,6 @@ def test_a_run_that_is_not_saved_keeps_its_index_cache_with_the_user(two, tmp_pa
 
 
 def test_a_cache_that_others_can_write_to_is_not_used(two, tmp_path, monkeypatch):
-    """megatron-core unpickles what lies there."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spare"))
     own = tmp_path / "cache" / "megatron-music"

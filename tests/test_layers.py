@@ -51,7 +51,7 @@ NEVER_TORCH = [
     "megatron_music.audio.words", "megatron_music.audio_commands", "megatron_music.recipes.reference",
     "megatron_music.data.archives", "megatron_music.data.build", "megatron_music.data.building", "megatron_music.data.captioned", "megatron_music.data.crops",
     "megatron_music.data.charts", "megatron_music.data.corpus",
-    "megatron_music.data.encode", "megatron_music.data.figures", "megatron_music.data.file_list", "megatron_music.data.folders", "megatron_music.data.grouping", "megatron_music.data.id_counts", "megatron_music.data.labels",
+    "megatron_music.data.encode", "megatron_music.data.figures", "megatron_music.data.file_list", "megatron_music.data.folders", "megatron_music.data.grouping", "megatron_music.data.hashes", "megatron_music.data.id_counts", "megatron_music.data.index_cache", "megatron_music.data.labels",
     "megatron_music.data.latents", "megatron_music.data.latents_index", "megatron_music.data.latents_options", "megatron_music.data.merge",
     "megatron_music.data.sounds", "megatron_music.storage.holding", "megatron_music.storage.owners", "megatron_music.storage.writing",
     "megatron_music.data.tar_stream",

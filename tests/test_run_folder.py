@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -207,15 +208,20 @@ def test_a_blend_goes_on_with_its_own_weights_and_order(data, tmp_path):
             starting_point(tiny_run(changed, f"checkpoint.save={run}"))
 
 
+def without_record(checkpoint) -> None:
+    """As an earlier version wrote it."""
+    facts = json.loads((checkpoint / "manifest.json").read_text())
+    del facts["files"]["data.json"]
+    (checkpoint / "data.json").unlink()
+    (checkpoint / "manifest.json").write_text(json.dumps(facts))
+
+
 def test_a_run_of_an_earlier_version_goes_on_with_a_note(data, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as earlier:
         earlier.setattr(tasks, "record_of", lambda data: {})
         run = trained(data, tmp_path / "run")
     (newest,) = run.glob("iter_*")
-    facts = json.loads((newest / "manifest.json").read_text())
-    del facts["files"]["data.json"]
-    (newest / "data.json").unlink()
-    (newest / "manifest.json").write_text(json.dumps(facts))
+    without_record(newest)
     assert starting_point(tiny_run(data, f"checkpoint.save={run}"))[1]
     assert "does not record its data" in capsys.readouterr().err
     shutil.copytree(data, tmp_path / "copy")
@@ -227,3 +233,53 @@ def test_another_learning_rate_or_mask_is_told(data, done, capsys):
     starting_point(tiny_run(data, f"checkpoint.save={done}", "optimizer.lr=0.1", "data.eod_mask_loss=false"))
     said = capsys.readouterr().err
     assert "optimizer.lr is 0.1, and was" in said and "data.eod_mask_loss is False, and was True" in said
+
+
+@pytest.mark.parametrize("end", [b"\xff\xfe\x80", b'{"iteration": 3, "loss": \xc3', b"\0" * 4096, b"[" * 100_000, b'{"iteration": "x"}\n[1]\n"a"\n7'])
+def test_a_log_that_ends_in_anything_does_not_keep_its_run_from_going_on(data, done, tmp_path, end):
+    run = tmp_path / "run"
+    shutil.copytree(done, run)
+    before = (run / "metrics.jsonl").read_bytes()
+    with open(run / "metrics.jsonl", "ab") as file:
+        file.write(end)
+    assert train(tiny_run(data, f"checkpoint.save={run}", "train.train_iters=3", "train.eval_iters=0")) == DONE
+    after = (run / "metrics.jsonl").read_bytes()
+    assert after.startswith(before) and [json.loads(line)["iteration"] for line in after.splitlines()][-1] == 3
+
+
+def test_a_pipe_in_place_of_the_log_is_refused(data, done, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(done, run)
+    (run / "metrics.jsonl").unlink()
+    os.mkfifo(run / "metrics.jsonl")
+    with pytest.raises(ConfigError, match="metrics.jsonl cannot be written to .it is not a regular file.; move it away"):
+        train(tiny_run(data, f"checkpoint.save={run}", "train.train_iters=3"))
+
+
+def test_a_run_of_relative_data_is_resumed_from_another_folder(tmp_path, monkeypatch, capsys):
+    """Its data are known by what they hold; of a run of an earlier version, the path is told as it was given."""
+    home, away = tmp_path / "home", tmp_path / "away"
+    away.mkdir(parents=True)
+    data, run = tiny_dataset(home / "data60"), tmp_path / "run"
+    monkeypatch.chdir(home)
+    assert train(tiny_run("data60", f"checkpoint.save={run}", "train.train_iters=1")) == DONE
+    monkeypatch.chdir(away)
+    assert starting_point(tiny_run("../home/data60", f"checkpoint.save={run}"))[1]
+    other = tiny_dataset(away / "data60", seed=5)
+    with pytest.raises(ConfigError, match="the data in data60 are other data than it was trained on"):
+        starting_point(tiny_run("data60", f"checkpoint.save={run}"))
+    without_record(run / "iter_0000001")
+    said = f"data.path is {data}, and was data60, from the folder that the run was started in"
+    with pytest.raises(ConfigError, match=said):
+        starting_point(tiny_run(data, f"checkpoint.save={run}"))
+    assert str(other) not in capsys.readouterr().err
+
+
+def test_two_trainings_that_start_at_once_do_the_work_once(data, tmp_path):
+    """The second finds the folder taken, or everything done: it does not begin again over the first's checkpoints."""
+    words = ["train", "tiny", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=20", "train.eval_iters=0"]
+    both = [subprocess.Popen([sys.executable, "-m", "megatron_music", *words], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=300)[1] for process in both]
+    assert sorted(process.returncode for process in both) in ([0, 0], [0, 2])
+    assert "".join(said).count("training from new weights") == 1 and "Traceback" not in "".join(said)
+    assert any(word in "".join(said) for word in ("is in use by a run that is under way", "already finished at iteration 20"))

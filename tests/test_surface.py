@@ -30,7 +30,7 @@ SURFACE = {
     "build plan": [*BUILD, "--json"],
     "build shard": ["output", "--rank", "--world-size", "--workers", "--json"],
     "build merge": ["output", "--json"],
-    "inspect": ["dataset", "--split", "--document", "-o/--output", "--html", "--json"],
+    "inspect": ["dataset", "--split", "--document", "-o/--output", "--html", "--verify", "--json"],
     "build latents": ["audio_dir", "-o/--output", "--seconds", "--autoencoder", "--autoencoder-steps", "--music-encoder",
                       "--text-encoder", "--min-seconds", "--crops-per-file", "--files-per-shard", "--valid-fraction",
                       "--test-fraction", "--seed", "--rank", "--world-size", "--json"],

@@ -11,14 +11,13 @@ refused with its line. Reads no audio.
 
 import csv
 import io
-import json
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from megatron_music.storage.reading import TABLE_BYTES, read_bytes, reason_of
+from megatron_music.storage.reading import TABLE_BYTES, parse_json, read_bytes, reason_of
 
 
 class Captioned(NamedTuple):
@@ -91,7 +90,7 @@ def _own(path: Path) -> Iterator[Captioned]:
         captions = [captions] if isinstance(captions, str) else captions
         if not isinstance(where, str) or not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
             raise ValueError(f"{path}, line {line}, has no path and caption; give each line both")
-        yield _sound(where.strip(), captions, row.get("group"))
+        yield _sound(f"{path}, line {line},", where.strip(), captions, row.get("group"))
 
 
 def _musicbench(path: Path, folder: Path) -> Iterator[Captioned]:
@@ -100,23 +99,27 @@ def _musicbench(path: Path, folder: Path) -> Iterator[Captioned]:
         if not isinstance(row.get("location"), str):
             raise ValueError(f"{path}, line {line}, has no location; is it MusicBench's?")
         captions = [row.get("main_caption") or "", row.get("alt_caption") or ""]
+        if not all(isinstance(text, str) for text in captions):
+            raise ValueError(f"{path}, line {line}, has a caption that is no text; is it MusicBench's?")
         # Augmented copies are named <clip>_<number>.wav and stay with their clip.
         stem = Path(row["location"]).stem
-        yield _sound(below + row["location"], captions, stem.rsplit("_", 1)[0] if "_" in stem else stem)
+        yield _sound(f"{path}, line {line},", below + row["location"], captions, stem.rsplit("_", 1)[0] if "_" in stem else stem)
 
 
 def _music4all(folder: Path) -> Iterator[Captioned]:
     tags = {row["id"]: row["tags"] for _, row in _rows(folder / "id_tags.csv", "\t", (("id",), ("tags",)))}
-    for _, row in _rows(folder / "id_genres.csv", "\t", (("id",), ("genres",))):
+    genres_file = folder / "id_genres.csv"
+    for line, row in _rows(genres_file, "\t", (("id",), ("genres",))):
         genres = ", ".join(genre.strip() for genre in row["genres"].split(",") if genre.strip())
         found = ", ".join(tag.strip() for tag in tags.get(row["id"], "").split(",") if tag.strip())
-        yield _sound(f"audios/{row['id']}.mp3", [f"{genres} music", f"{genres} music: {found}" if found else ""], None)
+        captions = [f"{genres} music", f"{genres} music: {found}" if found else ""]
+        yield _sound(f"{genres_file}, line {line},", f"audios/{row['id']}.mp3", captions, None)
 
 
-def _sound(path: str, captions: list[str], group) -> Captioned:
+def _sound(where: str, path: str, captions: list[str], group) -> Captioned:
     path = path.replace("\\", "/").removeprefix("./")
     if path.startswith("/") or ".." in path.split("/"):
-        raise ValueError(f"the sound {path} lies outside its folder; move it inside and name it from there")
+        raise ValueError(f"{where} names {path}, which lies outside its folder; move it inside and name it from there")
     captions = tuple(dict.fromkeys(" ".join(caption.split()) for caption in captions if caption.strip()))
     return Captioned(path, captions, str(group) if group not in (None, "") else path)
 
@@ -139,7 +142,7 @@ def _rows(path: Path, delimiter: str = ",", columns: Columns = ()) -> Iterator[t
         if not content.strip():
             continue
         try:
-            row = json.loads(content)
+            row = parse_json(content)
         except ValueError as error:
             raise ValueError(f"{path}, line {line}, is not JSON ({error}); write one object per line") from None
         if not isinstance(row, dict):

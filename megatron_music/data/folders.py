@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megatron_music.config import ConfigError, DataConfig, refuse_unless
-from megatron_music.data.index_file import check_ids, check_index, pieces
-from megatron_music.data.report import SPLITS
+from megatron_music.data.index_file import REMEDY, check_ids, check_index, pieces
+from megatron_music.data.report import REPORT_FILE, SPLITS
+from megatron_music.storage.reading import read_json_object
 from megatron_music.tokens.blend import added_by_some, blend_encodings
 from megatron_music.tokens.bpe import Bpe
 from megatron_music.tokens.folder import Encoding, write_tokenizer_folder
@@ -55,6 +56,7 @@ def check_folders(data: DataConfig) -> Tokenizer:
                 check_ids(folder / split, encodings[str(folder)].vocab_size)
             except ValueError as error:
                 raise ConfigError(str(error)) from None
+        check_report(folder)
     try:
         encoding = blend_encodings(encodings)
     except ValueError as error:
@@ -64,6 +66,31 @@ def check_folders(data: DataConfig) -> Tokenizer:
         if merges[folder] != merges[first]:
             raise ConfigError(f"{first} and {folder} differ in merged tokens; build them as one dataset, or without --bpe")
     return Tokenizer(encoding, merges[first])
+
+
+def check_report(folder: Path) -> None:
+    """Compare the documents and bytes of each split with those that the folder's report counted when it was built.
+
+    A folder without a report, as another tool makes it, passes.
+
+    Raises:
+        ConfigError: they are others, or the report is damaged.
+    """
+    path = folder / REPORT_FILE
+    try:
+        rows = {split: row for split, row in read_json_object(path)["splits"].items() if split in SPLITS and _is_begun(folder, split)}
+        counted = {split: (row["documents"], row["bytes"]) for split, row in rows.items()}
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is damaged ({error!r}); {REMEDY}") from None
+    for split, (documents, size) in counted.items():
+        found = check_index(folder / split), os.path.getsize(folder / f"{split}.bin")
+        if found != (documents, size):
+            raise ConfigError(
+                f"{folder / split}.bin and .idx have {found[0]:,} documents in {found[1]:,} bytes, and {path} counts {documents} in "
+                f"{size}; {REMEDY}"
+            )
 
 
 def differences(data: DataConfig) -> str:
@@ -125,20 +152,29 @@ def has_tokens(data: DataConfig, split: str) -> bool:
 
 
 def cache_folder(data: DataConfig, run_folder: str | os.PathLike | None = None) -> Path:
-    """Where the index cache of these very files lies: megatron-core's own key knows their paths, not their contents.
+    """Where index caches lie: ``data.cache_path``, else ``cache`` in the run's folder, else ``user_cache()``.
 
-    ``data.cache_path``, else ``cache`` in the run's folder, else ``user_cache()``: a dataset need never be writable.
+    A dataset need never be writable.
     """
-    hasher = hashlib.sha256()
+    return Path(data.cache_path or (Path(run_folder, CACHE) if run_folder else user_cache()))
+
+
+def cache_key(data: DataConfig, *identity: object) -> str:
+    """The name of an index cache, of these very files: megatron-core's own key knows their paths, not whether they were replaced.
+
+    Args:
+        identity: what else an index depends on.
+    """
+    hasher = hashlib.sha256(repr((os.geteuid(), data.weights, *identity)).encode())
     for folder in data.folders:
         for split in SPLITS:
             status = (folder / f"{split}.idx").stat() if (folder / f"{split}.idx").is_file() else None
             hasher.update(f"{folder}\0{split}\0{status and (status.st_size, status.st_mtime_ns)}\n".encode())
-    return Path(data.cache_path or (Path(run_folder, CACHE) if run_folder else user_cache()), hasher.hexdigest()[:16])
+    return hasher.hexdigest()[:16]
 
 
 def user_cache() -> Path:
-    """A folder of this user's own for index caches, which are read as they are: nobody else may have written there.
+    """A folder of this user's own for index caches.
 
     ``megatron-music`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; where that cannot be written, in the system's folder of temporary files.
 

@@ -28,6 +28,7 @@ TOKEN_TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f4
 REMEDY = "build the dataset again, or copy it again whole"
 _AT_ONCE = 1 << 20  # rows of a table
 _PIECES, _PIECE_BYTES, _WHOLE_BYTES = 16, 64 << 10, 8 << 20
+_READ_WHOLE_BYTES = 1 << 30
 
 
 class IndexWriter:
@@ -96,6 +97,11 @@ def check_index(prefix: str | os.PathLike) -> int:
         how = "shorter" if size < end else "longer"
         raise DamagedIndex(f"{index} is damaged ({tokens.name} is {how} than it says); {REMEDY}")
     return sequences
+
+
+def read_lengths(prefix: str | os.PathLike) -> np.ndarray:
+    """The tokens of each sequence (int32, [n]) of a split that ``check_index`` has found whole."""
+    return np.fromfile(f"{prefix}.idx", "<i4", check_index(prefix), offset=HEADER_BYTES)
 
 
 def _opened(path: str | os.PathLike) -> BinaryIO:
@@ -170,7 +176,10 @@ def pieces(tokens: str | os.PathLike, *, whole: bool = False) -> Iterator[tuple[
 
 
 def check_ids(prefix: str | os.PathLike, vocab_size: int, *, whole: bool = False) -> None:
-    """Refuse a ``PREFIX.bin`` with ids outside a vocabulary; a sample is read, or all of it where ``whole``.
+    """Refuse a ``PREFIX.bin`` with ids outside a vocabulary.
+
+    A file of at most 1 GiB is read whole, once a process: 10 GiB per second from memory. Of a larger one a sample is read, or all
+    of it where ``whole``.
 
     Raises:
         DamagedIndex: a file is missing or damaged, or an id is outside. The sentence names the file and the first such id.
@@ -179,15 +188,26 @@ def check_ids(prefix: str | os.PathLike, vocab_size: int, *, whole: bool = False
     tokens = Path(f"{prefix}.bin")
     try:
         with _opened(f"{prefix}.idx") as file:
-            kind = np.dtype(TOKEN_TYPES[file.read(HEADER_BYTES)[len(HEADER) + 8]])
-        for start, piece in pieces(tokens, whole=whole):
-            shift = -start % kind.itemsize
-            ids = np.frombuffer(piece[shift : len(piece) - (len(piece) - shift) % kind.itemsize], kind)
-            if ids.size and (ids.max() >= vocab_size or ids.min() < 0):
-                worst = int(np.argmax((ids < 0) | (ids >= vocab_size)))
-                raise DamagedIndex(
-                    f"{tokens} is damaged (token {(start + shift) // kind.itemsize + worst} is {ids[worst]}, and its tokenizer's ids "
-                    f"are below {vocab_size}); {REMEDY}"
-                )
+            kind = TOKEN_TYPES[file.read(HEADER_BYTES)[len(HEADER) + 8]]
+        found = tokens.stat()
+        whole = whole or found.st_size <= _READ_WHOLE_BYTES
+        outside = _first_outside(tokens, kind, vocab_size, whole, (found.st_ino, found.st_size, found.st_mtime_ns))
     except OSError as error:
         raise DamagedIndex(f"{error.filename or tokens} cannot be read ({error.strerror}); {REMEDY}") from None
+    if outside is not None:
+        raise DamagedIndex(
+            f"{tokens} is damaged (token {outside[0]} is {outside[1]}, and its tokenizer's ids are below {vocab_size}); {REMEDY}"
+        )
+
+
+@functools.lru_cache(maxsize=256)
+def _first_outside(tokens: Path, kind: str, vocab_size: int, whole: bool, state: tuple[int, int, int]) -> tuple[int, int] | None:
+    """The place and value of the first id outside a vocabulary; ``state`` is what tells two files of one path apart."""
+    size = np.dtype(kind).itemsize
+    for start, piece in pieces(tokens, whole=whole):
+        shift = -start % size
+        ids = np.frombuffer(piece[shift : len(piece) - (len(piece) - shift) % size], kind)
+        if ids.size and (ids.max() >= vocab_size or ids.min() < 0):
+            worst = int(np.argmax((ids < 0) | (ids >= vocab_size)))
+            return (start + shift) // size + worst, ids[worst].item()
+    return None

@@ -22,6 +22,7 @@ from megatron_music.data import passes, reasons
 from megatron_music.data.building import PLAN_FILE, building_folder, check_building, held, merge_folder, remove_building, remove_merges
 from megatron_music.data.figures import write_figures
 from megatron_music.data.file_list import write_file_list
+from megatron_music.data.hashes import HASHES, hashes_of
 from megatron_music.data.passes import Progress
 from megatron_music.data.plan import Plan, read_plan
 from megatron_music.data.report import QUARANTINE_FILE, REPORT_FILE, SPLITS, write_markdown
@@ -216,9 +217,10 @@ def _write_report(folder: Path, report: dict, files: int, workers: int, seconds:
         "tokens_per_second": tokens / seconds,
         "of": of,  # empty: the whole build
     }
-    (folder / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     write_figures(report, folder)
     write_markdown(report, folder)
+    report[HASHES] = hashes_of(folder, report[HASHES])
+    (folder / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _nothing_left(tally: Tally, encoding: Encoding) -> str:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
-from megatron_music.tokens.folder import Encoding
+from megatron_music.tokens.folder import Encoding, encoding_of_json
 
 DEFAULT_FRACTIONS = (0.9, 0.05, 0.05)
 # ``Encoding()`` is that of NVIDIA's article, in 4/4 alone; a folder of music has many meters.
@@ -105,8 +105,35 @@ class BuildOptions:
 
     @staticmethod
     def from_json(values: Mapping) -> "BuildOptions":
-        tuples = lambda value: tuple(map(tuples, value)) if isinstance(value, list | tuple) else value  # noqa: E731
-        values = {name: tuples(value) for name, value in values.items()}
-        values["encoding"] = Encoding(**{name: tuples(value) for name, value in values["encoding"].items()})
-        values["filters"] = Filters(**{name: tuples(value) for name, value in values["filters"].items()})
-        return BuildOptions(**values)
+        """The options that ``as_json`` and JSON made of some.
+
+        Raises:
+            TypeError, AttributeError: a field is unknown or of another type.
+            ValueError: they cannot be.
+        """
+        values = {**values, "encoding": encoding_of_json(values["encoding"]), "filters": Filters(**_typed(Filters, values["filters"]))}
+        return BuildOptions(**_typed(BuildOptions, values))
+
+
+def _typed(kind: type, values: Mapping) -> dict:
+    """The fields of a dataclass as JSON has them, lists as tuples.
+
+    Raises:
+        TypeError: one has another type or length than its default.
+    """
+    defaults = {field.name: field.default for field in fields(kind)}
+    found = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    wrong = [name for name, value in found.items() if not _is_like(value, defaults.get(name), is_open=kind is Filters)]
+    if wrong:
+        raise TypeError(f"look at {', '.join(sorted(wrong))}")
+    return found
+
+
+def _is_like(value, default, is_open: bool) -> bool:
+    if isinstance(default, tuple) and default and isinstance(value, tuple):
+        if isinstance(default[0], str):
+            return all(isinstance(part, str) for part in value)
+        return len(value) == len(default) and all(_is_like(part, wanted, is_open) for part, wanted in zip(value, default, strict=True))
+    if default is None:
+        return is_open and (value is None or type(value) in (int, float))
+    return type(value) is type(default) or (type(default) is float and type(value) is int)

@@ -1,6 +1,8 @@
 """One split of a dataset in the making: ``.bin`` and ``.idx``, ``.txt``, and the figures that are known on the way."""
 
+import hashlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -25,6 +27,7 @@ class SplitWriter:
         self._index = IndexWriter(folder / f"{split}.idx", documents) if "megatron" in formats else None
         self._text = open(folder / f"{split}.txt", "xb") if "text" in formats else None  # noqa: SIM115
         self._ways = {file: WriteOut(file) for file in (self._bin, self._text) if file}
+        self._hashers = {file: hashlib.sha256() for file in self._ways}
         self.tokens = 0
         self.bin_bytes = 0
         self.text_bytes = 0
@@ -39,7 +42,7 @@ class SplitWriter:
         self.tokens += len(ids)
         if self._bin is not None:
             self.bin_bytes += self._bin.write(ids.data)
-            self._ways[self._bin].wrote(ids.nbytes)
+            self._wrote(self._bin, ids.data)
 
     def add_lengths(self, lengths: np.ndarray) -> None:
         """Say the tokens in each document (int32): of many at a time, before ``finish``."""
@@ -53,7 +56,16 @@ class SplitWriter:
         """Add whole lines."""
         self.text_bytes += len(text)
         self._text.write(text)
-        self._ways[self._text].wrote(len(text))
+        self._wrote(self._text, text)
+
+    def _wrote(self, file: BinaryIO, content: bytes | memoryview) -> None:
+        self._hashers[file].update(content)
+        self._ways[file].wrote(memoryview(content).nbytes)
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of what was written, by the name of the file; an ``.idx``, not written from front to back, has none."""
+        return {Path(file.name).name: hasher.hexdigest() for file, hasher in self._hashers.items()}
 
     def finish(self) -> None:
         """Wait until all is on the disk."""

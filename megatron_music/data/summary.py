@@ -8,6 +8,7 @@ from pathlib import PurePath
 import numpy as np
 
 from megatron_music import __version__
+from megatron_music.data.hashes import HASHES
 from megatron_music.data.options import BuildOptions
 from megatron_music.data.report import SPLITS
 from megatron_music.data.split_writer import SplitWriter
@@ -32,7 +33,7 @@ def assemble_report(
     bpe: dict | None,
     levels: dict,
 ) -> dict:
-    """The report, but for its rates.
+    """The report, but for its rates, and with the hashes of tokens and text alone.
 
     Quantisation, DENSITY and onset errors speak of all music that was encoded, dropped copies too; all else of the
     dataset.
@@ -81,6 +82,7 @@ def assemble_report(
         "unigram_entropy_nats": entropy,
         "bpe": bpe,
         "density_levels": levels,
+        HASHES: {name: found for writer in writers for name, found in writer.hashes.items()},
     }
     return json.loads(json.dumps(report))  # as a reader of the file has it
 

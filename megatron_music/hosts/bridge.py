@@ -256,7 +256,7 @@ def container_of(run: RunConfig) -> ConfigContainer:
             random_seed=train.seed,
             # Bridge cannot leave a split out; a split without tokens is never drawn from.
             blend_per_split=[(prefixes[split], weights) if has_tokens(run.data, split) else None for split in SPLITS],
-            path_to_cache=run.data.cache_path or str(cache_folder(run.data).parent),
+            path_to_cache=str(cache_folder(run.data)),
             reset_position_ids=run.data.reset_position_ids,
             reset_attention_mask=run.data.reset_attention_mask,
             eod_mask_loss=run.data.eod_mask_loss,

@@ -111,7 +111,7 @@ def pretrain_gpt_arguments(run: RunConfig, *, tokenizer: str = "huggingface", lo
         "train-data-path": folder / "train",
         "valid-data-path": folder / "valid",
         "test-data-path": folder / "test",
-        "data-cache-path": data.cache_path or cache_folder(data).parent,
+        "data-cache-path": cache_folder(data),
         "log-interval": run.logging.log_interval,
         "save-interval": run.checkpoint.save_interval or train.train_iters,
         # 768 divides by every tensor parallel size in use; padding would change the model.

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from operator import itemgetter
-from pathlib import Path
 from typing import NamedTuple
 
 import miditoolkit

@@ -142,6 +142,8 @@ def parse_yaml(text: str) -> Any:
             loader.dispose()
     except RecursionError:
         raise ValueError("its YAML is nested too deeply") from None
+    except (AttributeError, LookupError, TypeError, ArithmeticError):  # of PyYAML, as for `!!bool perhaps` and `!!timestamp 5`
+        raise ValueError("its YAML has a value that is not what its tag says") from None
 
 
 def _size_of(node: yaml.Node, known: dict[int, int | None]) -> int:

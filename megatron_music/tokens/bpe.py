@@ -227,6 +227,8 @@ def read_bpe(folder: str | os.PathLike) -> Bpe:
     path = Path(folder) / BPE_FILE
     try:
         content = read_json_object(path, follow_links=False)
+        if any(type(part) is not int for pair in content["merges"] for part in pair):
+            raise ValueError("its merges are not pairs of ids")
         bpe = Bpe(content["merges"])
         if content["tokens"] != {str(v.SIZE + place): list(base) for place, base in enumerate(bpe.spelled)}:
             raise ValueError("its tokens do not follow from its merges")

@@ -264,6 +264,10 @@ def encoding_of_json(values: Mapping) -> Encoding:
     fields.setdefault("pedal", "ignore")  # as older versions read
     fields.setdefault("density", len(fields["density_bins"]) + 1 if fields["density_bins"] else 0)
     wrong = [name for name, value in fields.items() if type(value) is not type(getattr(Encoding, name, None))]
+    for kind, names in ((str, ("meters", "unknown_meters")), (int, ("density_bins", "bar_density_bins"))):
+        wrong += [name for name in names if any(type(part) is not kind for part in fields[name])]
+    if any(type(part) is not str for label, names in fields["labels"] for part in (label, *names)):
+        wrong.append("labels")
     if missing or wrong:
         raise TypeError(f"look at {', '.join(sorted((*missing, *wrong)))}")
     return Encoding(**fields)

@@ -64,7 +64,9 @@ def read_manifest(checkpoint: Path) -> dict[str, dict]:
     try:
         if tree["version"] != VERSION:
             raise ValueError(f"its {MANIFEST} is of version {tree['version']!r}, not {VERSION}")
-        files = {name: {"size": int(facts["size"]), "sha256": str(facts["sha256"])} for name, facts in tree["files"].items()}
+        files = {name: {"size": facts["size"], "sha256": facts["sha256"]} for name, facts in tree["files"].items()}
+        if not all(type(facts["size"]) is int and type(facts["sha256"]) is str for facts in files.values()):
+            raise TypeError
     except (KeyError, TypeError, AttributeError):
         raise ValueError(f"its {MANIFEST} does not say which files there are") from None
     for name in files:

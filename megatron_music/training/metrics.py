@@ -13,7 +13,9 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib import DummyTqdmFile
 
+from megatron_music.errors import ConfigError
 from megatron_music.output import is_quiet, logger
+from megatron_music.storage.reading import open_regular, parse_json
 from megatron_music.storage.writing import no_links, write_whole
 
 FILE = "metrics.jsonl"
@@ -27,20 +29,28 @@ SHOWN = {
 
 
 def cut_metrics(path: Path, iteration: int) -> None:
-    """Drop the lines after ``iteration``, and a line that a killed process left half written.
+    """Drop the lines after ``iteration``, and whatever is no line of a run: a log never keeps a run from going on.
 
     A resumed run then goes on writing the file as if nothing had happened.
+
+    Raises:
+        ConfigError: there is something of that name that is no file.
     """
-    if not path.is_file():
+    try:
+        with open_regular(path) as file:
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
         return
+    except ValueError as error:
+        raise ConfigError(f"{path} cannot be written to ({error}); move it away") from None
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in lines:
         try:
-            if json.loads(line)["iteration"] <= iteration:
-                kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError, TypeError):
+            if parse_json(line)["iteration"] <= iteration:
+                kept.append(line + b"\n")
+        except (ValueError, KeyError, TypeError):
             continue
-    write_whole(path, "".join(kept).encode())
+    write_whole(path, b"".join(kept))
 
 
 class Metrics:

@@ -229,17 +229,7 @@ def _check_same_content(found: Run, wanted: Run, where: Path) -> None:
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{where / DATA_RECORD} cannot be used ({error!r}); name another checkpoint") from None
     else:  # an earlier version wrote none: the paths and weights are all that is known
-        difference = next(
-            (
-                f"data.path is {new}, and was {old}"
-                for old, new in (
-                    tuple(list(map(os.path.realpath, run.data.folders)) for run in (found, wanted)),
-                    tuple(run.data.weights for run in (found, wanted)),
-                )
-                if old != new
-            ),
-            "",
-        )
+        difference = _difference_of_paths(found, wanted)
         if not difference:
             logger.warning(f"{where} does not record its data, so that they are the same is taken from data.path alone")
     if difference:
@@ -247,6 +237,17 @@ def _check_same_content(found: Run, wanted: Run, where: Path) -> None:
             f"{difference} ({where}); name the data it was trained on, or start a new run from these weights with "
             f"checkpoint.load={where} and another checkpoint.save"
         )
+
+
+def _difference_of_paths(found: Run, wanted: Run) -> str:
+    """How ``data.path`` is not as it was, in words; empty where it names the same folders with the same weights."""
+    old, new = found.data.folders, wanted.data.folders
+    if list(map(os.path.realpath, old)) != list(map(os.path.realpath, new)):
+        relative = "" if all(folder.is_absolute() for folder in old) else ", from the folder that the run was started in"
+        return f"data.path is {' '.join(map(str, new))}, and was {' '.join(map(str, old))}{relative}"
+    if found.data.weights != wanted.data.weights:
+        return f"the weights of data.path are {wanted.data.weights}, and were {found.data.weights}"
+    return ""
 
 
 def _tell_changes(found: Run, wanted: Run, where: Path) -> None:

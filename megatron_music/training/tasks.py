@@ -79,6 +79,7 @@ def gpt_task(config: RunConfig) -> Task:
         num_samples=(train.train_iters * global_batch_size, train.eval_iters * global_batch_size, 0),
         is_needed=is_needed,
         run_folder=config.checkpoint.save,
+        on_main=distributed.on_main,
     )
     has_valid = train.eval_iters > 0 and not without_valid(config)
 
@@ -91,6 +92,7 @@ def gpt_task(config: RunConfig) -> Task:
             micro_batch_size=train.micro_batch_size,
             data_parallel_rank=parallel_state.get_data_parallel_rank(),
             data_parallel_size=parallel_state.get_data_parallel_world_size(),
+            vocab_size=config.model.vocab_size,
         )
 
     return Task(

@@ -79,6 +79,16 @@ def test_a_yaml_bomb_is_refused(text):
         parse_yaml(text)
 
 
+@pytest.mark.parametrize("text", [
+    "!!timestamp 5", "!!bool perhaps", "!!int ''", "!!int x", "!!float x", "!!null [1]", "!!str [1]", "!!set [1]", "!!omap {a: 1}", "!!pairs 5",
+    "x: 2001-13-99", "!!python/name:os.system", "!!python/object/apply:os.system [id]", "? [a]\n: 1", "{[1]: 2}", "<<: 5", "!!seq {a: 1}", "!!map [1]",
+])  # fmt: skip
+def test_a_value_that_is_not_what_its_tag_says_is_refused(text):
+    """PyYAML raises whatever comes along there."""
+    with pytest.raises((ValueError, yaml.YAMLError)):
+        parse_yaml(text)
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(exclude_categories=["Cs", "Cc"])),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
