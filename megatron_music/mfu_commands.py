@@ -2,11 +2,13 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_music.counted import counted
 from megatron_music.profiling_commands import add_table_form, check_warmup, log_of, positive
-from megatron_music.storage.reading import read_json_object, reason_of
+from megatron_music.storage.reading import read_json_object, reason_of, refusing
 
 _SHAPE = {
     "num_layers": "L",
@@ -53,6 +55,15 @@ def add_mfu(parser) -> None:
 NO_PEAK = "no peak of the CPU is known, so MFU and HFU are left out; --peak TFLOP/s gives one, of one process"
 
 
+@contextmanager
+def _naming(source: str | None) -> Iterator[None]:
+    """Sentences about what a log holds name the log."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}" if source and source not in str(error) else str(error)) from None
+
+
 def mfu(options) -> None:
     from megatron_music.profiling.logs import after_warmup, read_log, summarize
     from megatron_music.profiling.mfu import compare_stated, find_peak, in_precision, utilization_of, utilizations
@@ -65,16 +76,20 @@ def mfu(options) -> None:
         peak = find_peak(options.gpu, options.peak, options.dtype)
     facts, measured, steps, is_cpu = {}, None, [], False
     if options.source is not None:
-        path, log = Path(options.source), read_log(log_of(options.source))
+        path = Path(options.source)
+        with refusing(options.source, "name another log"):
+            log = read_log(log_of(options.source))
         is_cpu = log.facts.get("device") == "CPU"
         peak = _peak_of_cpu(options) if is_cpu else find_peak(options.gpu, options.peak, options.dtype)
         facts = log.facts | (_facts_of_run(path if path.is_dir() else path.parent) if log.kind == "metrics.jsonl" else {})
         if "precision" in facts and not is_cpu and options.peak is None and options.dtype is None:
             peak = in_precision(peak, **facts["precision"])
-        steps = after_warmup(_steps_of_batch(options, log.steps, facts), options.warmup)
-        measured = summarize(_steps_of_batch(options, log.steps, facts), options.warmup)
+        with _naming(options.source):
+            steps = after_warmup(_steps_of_batch(options, log.steps, facts), options.warmup)
+            measured = summarize(_steps_of_batch(options, log.steps, facts), options.warmup)
     seconds = positive("--step-time", measured.median if measured else options.step_time)
-    run = _run_facts(options, facts)
+    with _naming(options.source):
+        run = _run_facts(options, facts)
     how = {"num_gpus": run["num_gpus"], "seconds": seconds, "peak_tflops": peak.tflops if peak else math.inf}
     stated = None
     if "flow" in facts:

@@ -18,6 +18,7 @@ from megatron_music.predict_commands import numbers
 from megatron_music.processes import end_with_starter, run_to_end
 from megatron_music.profiling_commands import add_table_form, positive
 from megatron_music.storage.holding import LOCK, hold
+from megatron_music.storage.reading import refusing
 from megatron_music.storage.writing import no_links
 
 
@@ -81,12 +82,14 @@ def sweep(options) -> int:
         return OK
     if not options.report:
         _measure_all(planned, positive("--time-limit", options.time_limit))
-    figures = figures_of(planned, options.gpu, options.peak)
+    with refusing(planned.folder, "remove what is odd in it, or plan the sweep anew in another folder"):
+        figures = figures_of(planned, options.gpu, options.peak)
     if options.plot:
         from megatron_music.profiling.scaling_chart import plot_sweep
 
         plot_sweep(figures, options.plot, title=f"Sweep of {planned.name}")
-    _show(options, planned, figures)
+    with refusing(planned.folder, "remove what is odd in it, or plan the sweep anew in another folder"):
+        _show(options, planned, figures)
     return FAILED if any(row.status == NOT_MEASURED for row in figures) else OK
 
 

@@ -142,7 +142,14 @@ def _read_tokenizer(folder: Path, path: Path) -> None:
 def _make_dataset(folder: Path) -> None:
     from tiny_report import tiny_dataset
 
+    from megatron_music.data.index_file import read_lengths
+
     tiny_dataset(folder, quarantine=(("/music/a.mid", "the file is empty"), ("/music/b.zip!c.mid", "the file has no notes")))
+    report = json.loads((folder / "report.json").read_text())
+    for split, row in report["splits"].items():  # the figures of a larger dataset; counts are those of the files
+        lengths = read_lengths(folder / split) if (folder / f"{split}.idx").exists() else np.empty(0, np.int32)
+        row["documents"], row["tokens"], row["bytes"] = len(lengths), int(lengths.sum()), 2 * int(lengths.sum())
+    (folder / "report.json").write_text(json.dumps(report))
 
 
 def _read_index(folder: Path, path: Path) -> None:

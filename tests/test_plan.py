@@ -126,7 +126,7 @@ def test_a_missing_or_damaged_plan_is_named(midi, tmp_path):
     content = path.read_text()
     for damaged in (content[:50], json.dumps({"version": "0"}), content.replace('"bars"', '"beers"'), "[]"):
         path.write_text(damaged)
-        with pytest.raises(ValueError, match=r"plan.json cannot be used \(.*\); remove .*out.building and plan again"):
+        with pytest.raises(ValueError, match=r"plan.json is damaged \(.*\); remove .*out.building and plan again"):
             read_plan(tmp_path / "out")
 
 

@@ -306,7 +306,10 @@ def _kept_encoder(folder: Path) -> HuggingFaceTextEncoder:
         encoder = HuggingFaceTextEncoder(name, length, revision=revision, is_local=True)
     except ValueError as error:
         wanted = f"{name} --revision {revision}" if revision else name
-        raise ValueError(f"{error}; loading never downloads one: `hf download {wanted}` brings it into the cache") from None
+        raise ValueError(
+            f"{folder / HUB} names an encoder that is not in the local cache ({error}); loading never downloads one: "
+            f"`hf download {wanted}` brings it into the cache"
+        ) from None
     if digest is not None and encoder.fingerprint() != digest:
         raise ValueError(f"{name} in the local cache has other weights than {folder} was made with; remove it from the cache and download it again")
     return encoder

@@ -186,7 +186,7 @@ def read_pcm16(path: str | os.PathLike) -> Waveform:
                 return read_waveform(path)
             frames = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, file.getnchannels())
             return Waveform(np.ascontiguousarray(frames.T, np.float32) / np.float32(32768), file.getframerate())
-    except (wave.Error, EOFError):
+    except (wave.Error, EOFError, RuntimeError, ValueError):  # libsndfile says what is wrong, where it is no sound at all
         return read_waveform(path)
 
 
@@ -210,11 +210,13 @@ def read_metadata(path: str | os.PathLike) -> dict:
     """What ``write_waveform`` was told of a file; empty for another's."""
     import soundfile
 
-    with soundfile.SoundFile(path) as file:
-        try:
+    try:
+        with soundfile.SoundFile(path) as file:
             found = json.loads(file.comment)
-        except ValueError:
-            return {}
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path} cannot be read as audio ({error.error_string}); name a WAV or FLAC file") from None
+    except (ValueError, RecursionError):
+        return {}
     return found if isinstance(found, dict) else {}
 
 

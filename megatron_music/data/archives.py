@@ -125,7 +125,7 @@ class Archive:
 
     def _from_zip(self, entry: Entry) -> bytes:
         descriptor = self._file.fileno()
-        header = os.pread(descriptor, _ZIP_HEADER_BYTES, entry.offset)
+        header = os.pread(descriptor, _ZIP_HEADER_BYTES, entry.offset) if entry.offset < os.fstat(descriptor).st_size else b""
         if header[:4] != b"PK\3\4" or len(header) < _ZIP_HEADER_BYTES:
             raise EntryError("is not where the plan saw it: the archive was changed")
         name_bytes, extra_bytes = struct.unpack("<HH", header[26:])
@@ -196,7 +196,7 @@ def zip_entries(path: str, source: int) -> Iterator[Entry]:
     taken = _sharing(members)
     for number, member in enumerate(members):
         kind = stat.S_IFMT(member.external_attr >> 16)
-        if member.is_dir() or not is_midi(member.filename) or kind not in (0, stat.S_IFREG):
+        if not is_midi(member.filename) or kind not in (0, stat.S_IFREG):
             continue
         damage = ""
         if member.flag_bits & 1:

@@ -142,7 +142,10 @@ class LatentDataset:
     def _captions(self) -> list[str]:
         path = self.folder / CAPTIONS
         try:
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            if len(found) != len(self._lengths):
+                raise ValueError(f"it has {len(found)} captions, and {TEXTS} those of {len(self._lengths)}")
+            return found
         except (OSError, ValueError, RecursionError) as error:
             raise DamagedLatents(f"{path} cannot be read ({error}); {REMEDY}") from None
 

@@ -26,10 +26,12 @@ from megatron_music.data.hashes import HASHES, hashes_of
 from megatron_music.data.passes import Progress
 from megatron_music.data.plan import Plan, read_plan
 from megatron_music.data.report import QUARANTINE_FILE, REPORT_FILE, SPLITS, write_markdown
-from megatron_music.data.shard_reader import ShardReader, read_record
+from megatron_music.data.shard_reader import REMEDY, ShardReader, read_record
+from megatron_music.data.shard import RECORD, shard_path
 from megatron_music.data.split_writer import SplitWriter
 from megatron_music.data.summary import assemble_report, entropy_nats
 from megatron_music.data.tally import TRAIN, TRAIN_COPIES, Tally
+from megatron_music.storage.reading import refusing
 from megatron_music.storage.writing import sync, sync_tree
 from megatron_music.tokens import density
 from megatron_music.tokens.bpe import learn_bpe
@@ -127,7 +129,9 @@ def _read_records(plan: Plan, quarantine_path: Path) -> tuple[Tally, list[ShardR
             record = read_record(plan, number)
             reader = ShardReader(plan, number, record)
             matter = len(plan.sources) > 1 or plan.options.split_by or any("damage" in file for file in record["files"])
-            tally.add(reader.files, record, plan.read_entries(number) if matter else None, quarantine)
+            entries = plan.read_entries(number) if matter else None
+            with refusing(shard_path(plan.building, number, RECORD), REMEDY):
+                tally.add(reader.files, record, entries, quarantine)
             readers.append(reader)
     return tally, readers
 

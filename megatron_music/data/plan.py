@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,10 +25,12 @@ from megatron_music.data.corpus import ChangedSource, SourceFile, find_entries, 
 from megatron_music.data.grouping import Grouping, absolute, grouped
 from megatron_music.data.labels import Labels
 from megatron_music.data.options import BuildOptions
+from megatron_music.storage.reading import refusing
 from megatron_music.storage.sealed import parse_sealed, sealed
 from megatron_music.storage.writing import appearing, sync
 from megatron_music.tokens.bpe import check_can_learn
 
+_ENTRY = fields(Entry)
 MAX_FILES_PER_SHARD = 512
 _GRAIN = 32  # shards hold a multiple of so many files
 _WANTED_SHARDS = 8  # of a small corpus, so that several workers have work
@@ -81,7 +83,11 @@ class Plan:
             content = os.pread(file.fileno(), shard.bytes, shard.offset)
         if shard.sha256 and hashlib.sha256(content).hexdigest() != shard.sha256:
             raise ChangedSource(f"{path} was changed since it was planned; remove {self.building} and plan again")
-        return [Entry(**json.loads(line)) for line in content.splitlines()]
+        with refusing(path, f"remove {self.building} and plan again"):
+            found = [Entry(**json.loads(line)) for line in content.splitlines()]
+            if len(found) != shard.files or not all(type(getattr(entry, item.name)) is item.type for entry in found for item in _ENTRY):
+                raise ValueError(f"the lines of shard {number} are not those of {shard.files} files")
+            return found
 
     def check_labels(self, labels: Labels | None = None) -> None:
         """Compare the CSV file of labels with the one that was planned.
@@ -209,9 +215,9 @@ def read_plan(out: str | os.PathLike) -> Plan:
     if building is None:
         raise ValueError(f"{folders[0] / PLAN_FILE} is missing; run `megatron-music build plan` first")
     path = building / PLAN_FILE
-    try:
+    with refusing(path, f"remove {building} and plan again"):
         values = parse_sealed(path.read_bytes())
-        return Plan(
+        plan = Plan(
             building,
             values["version"],
             values["fingerprint"],
@@ -220,8 +226,14 @@ def read_plan(out: str | os.PathLike) -> Plan:
             tuple(Shard(**shard) for shard in values["shards"]),
             values.get("labels_sha256", ""),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be used ({error}); remove {building} and plan again") from None
+        texts = (plan.version, plan.fingerprint, plan.labels_sha256, *plan.sources, *(shard.sha256 for shard in plan.shards))
+        numbers = [number for shard in plan.shards for number in shard[:4]]
+        if not all(isinstance(text, str) for text in texts) or not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError("a value is not of its type")
+        files = [shard.files for shard in plan.shards]
+        if not plan.shards or 0 in files or [shard.first for shard in plan.shards] != list(accumulate(files, initial=0))[:-1]:
+            raise ValueError("its shards are not one after another")
+        return plan
 
 
 def _write_entries(path: Path, entries: Iterable[Entry], files_per_shard: int | None) -> tuple[Shard, ...]:

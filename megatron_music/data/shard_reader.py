@@ -100,8 +100,9 @@ class ShardReader:
         """
         lengths = np.fromfile(self._paths["lengths"], "<i4")
         self._compare("lengths", hashlib.sha256(lengths).hexdigest())
-        assert len(lengths) == documents.sum()
         starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        if len(lengths) != documents.sum() or (lengths < 0).any() or 2 * starts[-1] != self._paths["bin"].stat().st_size:
+            raise DamagedShard(f"{self._paths['lengths']} does not fit its .bin and its record; {REMEDY}")
         room = np.empty(PIECE_TOKENS, "<u2")
         with open(self._paths["bin"], "rb") as file:
             for group, first, last in _merged(groups, documents):

@@ -21,7 +21,7 @@ from torch import Tensor
 from megatron_music.config import ConfigError, ModelConfig, ParallelConfig, RunConfig, TrainConfig, refuse_unless
 from megatron_music.output import quiet_cuda_search
 from megatron_music.recipes import read_run
-from megatron_music.storage.reading import read_json_object, regular
+from megatron_music.storage.reading import read_json_object, refusing, regular
 from megatron_music.tokens import vocabulary
 from megatron_music.tokens.folder import ENCODING_FILE, write_tokenizer_folder
 from megatron_music.tokens.walk import Walk
@@ -221,11 +221,10 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of one file or, by its index, of several, in their own types."""
     try:
         if (folder / INDEX).is_file():
-            names = set(read_json_object(folder / INDEX)["weight_map"].values())
-            refuse_unless(
-                all(Path(name).name == name and name.endswith(".safetensors") for name in names),
-                f"{folder / INDEX} names files outside of the folder; save the model again with save_pretrained",
-            )
+            with refusing(folder / INDEX, "save the model again with save_pretrained"):
+                names = set(read_json_object(folder / INDEX)["weight_map"].values())
+                is_beside = all(Path(name).name == name and name.endswith(".safetensors") for name in names)
+            refuse_unless(is_beside, f"{folder / INDEX} names files outside of the folder; save the model again with save_pretrained")
         elif (folder / WEIGHTS).is_file():
             names = {WEIGHTS}
         else:

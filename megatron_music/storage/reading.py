@@ -9,6 +9,8 @@ import json
 import os
 import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -57,6 +59,20 @@ def regular(path: str | os.PathLike, *, follow_links: bool = False) -> Path:
 def reason_of(error: Exception) -> str:
     """Why a file could not be read, in a few words without its path."""
     return getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
+
+
+@contextmanager
+def refusing(path: str | os.PathLike, remedy: str) -> Iterator[None]:
+    """What odd content of a file makes its readers raise, as one ValueError that names the file.
+
+    For files whose every value would else have to be checked by hand; a ValueError that names the file passes as it is.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError) as error:
+        if isinstance(error, ValueError) and os.fspath(path) in str(error):
+            raise
+        raise ValueError(f"{path} is damaged ({reason_of(error)}); {remedy}") from None
 
 
 def read_bytes(path: str | os.PathLike, limit: int = SMALL_FILE_BYTES, *, follow_links: bool = True) -> bytes:

@@ -153,7 +153,7 @@ def _read_starts(path: Path, iteration: int) -> int:
     try:
         record = read_json_object(path)
         return int(record["starts"]) if record["iteration"] == iteration else 0
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return 0  # a guard against endless starts must not become a reason for none
 
 
