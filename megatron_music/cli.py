@@ -26,6 +26,7 @@ from megatron_music import (
     output,
     predict_commands,
     profiling_commands,
+    rehearsal_commands,
     sweep_commands,
     trace_commands,
 )
@@ -363,6 +364,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sweep_commands.add_sweep(command(verbs, "sweep", sweep_commands.sweep, "measure a few steps of a run in many settings"))
     predict_commands.add_predict(command(verbs, "predict", predict_commands.predict, "predict the time of a step on a cluster"))
+    rehearsal_commands.add_rehearse(command(verbs, "rehearse", rehearsal_commands.rehearse, "run one step of a job of many GPUs here, without any"))
     trace_commands.add_trace(command(verbs, "trace", trace_commands.trace, "summarise a profiler trace"))
     profiling_commands.add_compare(command(verbs, "compare", profiling_commands.compare, "test whether two runs differ in speed by more than noise"))
 

@@ -49,6 +49,7 @@ SURFACE = {
             "--recomputation", "--gpu", "--dtype", "--peak", *TABLE],
     "memory": ["recipe", "overrides", "--num-gpus", "--gpu", "--gpu-memory", *TABLE],
     "predict": ["recipe", "overrides", "--num-gpus", "--gpu", "--gpu-memory", "--search", "--scaling", "--top", "-o/--output", *TABLE],
+    "rehearse": ["recipe", "overrides", "--num-gpus", "--gpu", "--gpu-memory", "--rank", "--every-micro-batch", "--workers", *TABLE],
     "sweep": ["recipe", "overrides", "-o/--output", "--vary", "--num-gpus", "--sequences-per-gpu", "--steps", "--warmup", "--time-limit",
               "--gpu", "--peak", "--plot", "--plan", "--row", "--report", *TABLE],
     "trace": ["files", "--html", *TABLE],

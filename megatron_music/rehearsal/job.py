@@ -1,0 +1,122 @@
+"""The roles of a job, rehearsed in a few processes of this machine."""
+
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import NamedTuple
+
+from megatron_music.config import ConfigError, Run
+from megatron_music.contradictions import capability_of
+from megatron_music.profiling.peaks import peak_of
+from megatron_music.rehearsal.one_rank import WORDS, Rehearsed, rehearse_rank
+from megatron_music.rehearsal.roles import Role, distinct_roles, role_of
+from megatron_music.rehearsal.standin import Gpu
+from megatron_music.rehearsal.worker import begin_worker
+
+
+class RankFailed(Exception):
+    """A rank raised what it would have raised on the cluster.
+
+    Attributes:
+        details: its traceback, as text.
+    """
+
+    def __init__(self, sentence: str, details: str):
+        super().__init__(sentence)
+        self.details = details
+
+
+class Job(NamedTuple):
+    """A rehearsed step."""
+
+    run: Run
+    num_gpus: int
+    gpu: str
+    gpu_memory_gb: float | None
+    ranks: list[Rehearsed]  # by rank
+
+
+class _Failure(NamedTuple):
+    role: Role
+    is_refused: bool  # a run that cannot be, told in one sentence
+    sentence: str
+    details: str
+
+
+def rehearse(
+    run: Run,
+    num_gpus: int,
+    *,
+    gpu: str = "h100",
+    gpu_memory_gb: float | None = None,
+    ranks: Sequence[int] | None = None,
+    whole: bool = False,
+    words: int = WORDS,
+    workers: int | None = None,
+    done: Callable[[Role], None] = lambda role: None,
+) -> Job:
+    """Rehearse one step of a job.
+
+    Args:
+        gpu: a name of ``profiling.peaks``, or what torch calls a GPU.
+        gpu_memory_gb: of one GPU, 10^9 bytes; None: what is known of it.
+        ranks: which ones; None: one of each role.
+        whole: run every micro batch, also those of the schedule's steady state.
+        words: states of a caption, of a text-to-music model.
+        workers: processes; None: as many as this one may use cores. 1: none beside this one.
+        done: called after each role.
+
+    Raises:
+        ConfigError: the run cannot be; with the rank where only some find it so.
+        RankFailed: a rank raised something else.
+    """
+    run.check_world_size(num_gpus)
+    run.check_gpu(gpu)
+    device = _device(gpu, gpu_memory_gb)
+    parallel = run.parallel
+    roles = distinct_roles(parallel, num_gpus) if ranks is None else [role_of(rank, parallel, num_gpus) for rank in sorted(set(ranks))]
+    workers = min(workers or len(os.sched_getaffinity(0)), len(roles))
+    calls = [(run, role, num_gpus, device, whole, words) for role in roles]
+    found: list[Rehearsed] = []
+    if workers == 1:
+        for call in calls:
+            found.append(_checked(_rehearsed(*call)))
+            done(call[1])
+    else:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=begin_worker) as pool:
+            waiting = [pool.submit(_rehearsed, *call) for call in calls]
+            try:
+                for future in as_completed(waiting):
+                    found.append(_checked(future.result()))
+                    done(found[-1].role)
+            finally:
+                for future in waiting:
+                    future.cancel()
+    found.sort(key=lambda rehearsed: rehearsed.role.rank)
+    return Job(run, num_gpus, gpu, device.memory / 1e9 if device.memory else None, found)
+
+
+def _device(gpu: str, gpu_memory_gb: float | None) -> Gpu:
+    known = peak_of(gpu, "fp16")
+    gigabytes = gpu_memory_gb or (known.memory_gb if known else None)
+    return Gpu(gpu, capability_of(gpu) or (9, 0), int((gigabytes or 0) * 1e9))
+
+
+def _rehearsed(run: Run, role: Role, num_gpus: int, device: Gpu, whole: bool, words: int) -> Rehearsed | _Failure:
+    try:
+        return rehearse_rank(run, role, num_gpus, device, whole=whole, words=words)
+    except Exception as error:  # whatever it is, the cluster's rank would have raised it
+        name = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+        sentence = (str(error).strip().splitlines() or ["no message"])[0]
+        return _Failure(role, isinstance(error, ValueError), f"{name}{sentence}", traceback.format_exc())
+
+
+def _checked(outcome: Rehearsed | _Failure) -> Rehearsed:
+    if isinstance(outcome, Rehearsed):
+        return outcome
+    sentence = f"{outcome.role}: {outcome.sentence}"
+    if outcome.is_refused:
+        raise ConfigError(sentence)
+    raise RankFailed(sentence, outcome.details)
