@@ -2,7 +2,7 @@
 
     torchrun --nproc_per_node N tests/rehearsal_worker.py FOLDER
 
-FOLDER holds ``data`` and ``cases.json``, lists of overrides; a list of this rank's figures is left for each.
+FOLDER holds ``data``, ``latents``, ``flow.yaml`` and ``cases.json``, lists of overrides by kind of model; a list of this rank's figures is left for each.
 """
 
 import contextlib
@@ -15,16 +15,24 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_gpt import tiny_run  # noqa: E402
 
+from megatron_music.recipes import load_run  # noqa: E402
 from megatron_music.rehearsal.batches import counted  # noqa: E402
 from megatron_music.rehearsal.collectives import group_names  # noqa: E402
 from megatron_music.rehearsal.one_rank import watch_step  # noqa: E402
 from megatron_music.rehearsal.recorder import Recorder  # noqa: E402
 from megatron_music.training import distributed  # noqa: E402
 from megatron_music.training.engine import Engine  # noqa: E402
-from megatron_music.training.tasks import gpt_task  # noqa: E402
+from megatron_music.training.run_folder import with_facts_of_data  # noqa: E402
+from megatron_music.training.tasks import task_of  # noqa: E402
 
 
-def recorded(config, task_of) -> dict:
+def run_of(folder: Path, kind: str, overrides: list[str]):
+    if kind == "gpt":
+        return tiny_run(folder / "data", *overrides)
+    return load_run(str(folder / "flow.yaml"), [f"data.path={folder / 'latents'}", *overrides])
+
+
+def recorded(config) -> dict:
     """What a rank of a real run does and holds in its first step."""
     distributed.start(config.parallel)
     recorder = Recorder(alone=False)
@@ -54,6 +62,7 @@ def recorded(config, task_of) -> dict:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    found = [recorded(tiny_run(folder / "data", *overrides), gpt_task) for overrides in json.loads((folder / "cases.json").read_text())]
+    cases = json.loads((folder / "cases.json").read_text())
+    found = {kind: [recorded(with_facts_of_data(run_of(folder, kind, overrides))) for overrides in cases[kind]] for kind in cases}
     (folder / f"rank{torch.distributed.get_rank()}.json").write_text(json.dumps(found))
     distributed.stop()

@@ -3,15 +3,18 @@
 import json
 from pathlib import Path
 
+import flow_worker
 import layouts_worker
 import parity_worker
 import pytest
+from rehearsal_worker import run_of
 from tiny_gpt import launch, tiny_dataset, tiny_run
+from tiny_latents import RECIPE, tiny_latents
 
 from megatron_music.config import ModelConfig, ParallelConfig, RunConfig, TrainConfig
 from megatron_music.profiling.flops import step_flops
 from megatron_music.recipes import load_run
-from megatron_music.rehearsal.job import rehearse
+from megatron_music.rehearsal.job import rehearse, with_facts
 from megatron_music.rehearsal.ledger import AT_REST
 from megatron_music.rehearsal.one_rank import Rehearsed, rehearse_rank
 from megatron_music.rehearsal.report import operations
@@ -22,52 +25,77 @@ from megatron_music.training import cpu
 WORKER = Path(__file__).parent / "rehearsal_worker.py"
 
 
-def overrides_of(model: str, layout) -> list[str]:
-    (tensor, pipeline, _), sequence_parallel, distributed_optimizer, *others = layout
+FLOW_MODELS = {
+    "dit": ["model.conditions=stable-audio"],
+    "conditioned": [],
+    "deep": ["model.num_layers=4"],
+    "adaln": ["model.global_conditioning=adaln"],
+    "text2muq": ["model.kind=text2muq"],
+}
+
+
+def overrides_of(model: str, layout, models: dict) -> list[str]:
+    (tensor, pipeline, *_), sequence_parallel, distributed_optimizer, *others = layout
     overlaps = any(name in others for name in (parity_worker.OVERLAP, parity_worker.OVERLAP_BOTH))
     return [
         f"parallel.tensor_model_parallel_size={tensor}",
         f"parallel.pipeline_model_parallel_size={pipeline}",
         f"parallel.sequence_parallel={sequence_parallel}",
         f"optimizer.use_distributed_optimizer={distributed_optimizer}",
-        *parity_worker.MODELS[model],
+        *models[model],
         *others,
         f"parallel.overlap_grad_reduce={overlaps}",  # whose default differs between a GPU and a CPU
     ]
 
 
-# Every layout of docs/layouts.md on two and four processes.
+# Every layout of docs/layouts.md and of test_flow_parity.py on two and four processes.
 CASES = {
-    2: [overrides_of(*case) for case in [*parity_worker.LAYOUTS[2], *layouts_worker.CASES]],
-    4: [overrides_of(*case) for case in parity_worker.LAYOUTS[4]],
+    size: {
+        "gpt": [overrides_of(*case, parity_worker.MODELS) for case in [*parity_worker.LAYOUTS[size], *(layouts_worker.CASES if size == 2 else [])]],
+        "flow": [overrides_of(*case, FLOW_MODELS) for case in flow_worker.LAYOUTS[size]],
+    }
+    for size in (2, 4)
 }
-EACH = [pytest.param(size, number, id=f"{size} {' '.join(case)}") for size, cases in CASES.items() for number, case in enumerate(cases)]
+EACH = [
+    pytest.param(size, kind, number, id=f"{size} {kind} {' '.join(case)}")
+    for size, kinds in CASES.items()
+    for kind, cases in kinds.items()
+    for number, case in enumerate(cases)
+]
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory) -> dict:
-    """What each rank did in a real step of each case, by number of processes."""
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("rehearsal")
+    tiny_dataset(folder / "data")
+    tiny_latents(folder / "latents")
+    (folder / "flow.yaml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def real(folder) -> dict:
+    """What each rank did in a real step of each case, by number of processes and kind of model."""
     found = {}
     for size, cases in CASES.items():
-        folder = tmp_path_factory.mktemp(f"real-{size}")
-        tiny_dataset(folder / "data")
         (folder / "cases.json").write_text(json.dumps(cases))
         launch(size, WORKER, folder)
         ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(size)]
-        found[size] = list(zip(*ranks, strict=True))
+        found[size] = {kind: list(zip(*(rank[kind] for rank in ranks), strict=True)) for kind in cases}
     return found
 
 
-def rehearsed(size: int, rank: int, *overrides: str, whole: bool = False, gpu: Gpu = Gpu()) -> Rehearsed:
+def rehearsed(size: int, rank: int, *overrides: str, whole: bool = False) -> Rehearsed:
     run = tiny_run("nowhere", *overrides)
-    return rehearse_rank(run, role_of(rank, run.parallel, size), size, gpu, whole=whole)
+    return rehearse_rank(run, role_of(rank, run.parallel, size), size, Gpu(), whole=whole)
 
 
-@pytest.mark.parametrize(("size", "number"), EACH)
-def test_a_rehearsed_step_is_the_real_one(real, size, number):
-    case = CASES[size][number]
-    for rank, expected in enumerate(real[size][number]):
-        found = rehearsed(size, rank, *case, gpu=Gpu(as_cpu=True))
+@pytest.mark.parametrize(("size", "kind", "number"), EACH)
+def test_a_rehearsed_step_is_the_real_one(folder, real, size, kind, number):
+    case = CASES[size][kind][number]
+    run, words = with_facts(run_of(folder, kind, case))
+    for rank, expected in enumerate(real[size][kind][number]):
+        found = rehearse_rank(run, role_of(rank, run.parallel, size), size, Gpu(as_cpu=True), words=words)
         messages = [[*message[:2], list(message.shape), *message[3:]] for message in found.messages()]
         assert messages == expected["messages"]
         assert sum(found.flops().values()) == expected["flops"] > 0

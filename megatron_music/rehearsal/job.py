@@ -5,15 +5,19 @@ import os
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
 from typing import NamedTuple
 
 from megatron_music.config import ConfigError, Run
 from megatron_music.contradictions import capability_of
+from megatron_music.data.latents import LatentDataset
+from megatron_music.flow_run import FlowRunConfig
 from megatron_music.profiling.peaks import peak_of
 from megatron_music.rehearsal.one_rank import WORDS, Rehearsed, rehearse_rank
 from megatron_music.rehearsal.roles import Role, distinct_roles, role_of
 from megatron_music.rehearsal.standin import Gpu
 from megatron_music.rehearsal.worker import begin_worker
+from megatron_music.training.run_folder import with_facts_of_data
 
 
 class RankFailed(Exception):
@@ -53,7 +57,6 @@ def rehearse(
     gpu_memory_gb: float | None = None,
     ranks: Sequence[int] | None = None,
     whole: bool = False,
-    words: int = WORDS,
     workers: int | None = None,
     done: Callable[[Role], None] = lambda role: None,
 ) -> Job:
@@ -64,7 +67,6 @@ def rehearse(
         gpu_memory_gb: of one GPU, 10^9 bytes; None: what is known of it.
         ranks: which ones; None: one of each role.
         whole: run every micro batch, also those of the schedule's steady state.
-        words: states of a caption, of a text-to-music model.
         workers: processes; None: as many as this one may use cores. 1: none beside this one.
         done: called after each role.
 
@@ -72,6 +74,7 @@ def rehearse(
         ConfigError: the run cannot be; with the rank where only some find it so.
         RankFailed: a rank raised something else.
     """
+    run, words = with_facts(run)
     run.check_world_size(num_gpus)
     run.check_gpu(gpu)
     device = _device(gpu, gpu_memory_gb)
@@ -96,6 +99,19 @@ def rehearse(
                     future.cancel()
     found.sort(key=lambda rehearsed: rehearsed.role.rank)
     return Job(run, num_gpus, gpu, device.memory / 1e9 if device.memory else None, found)
+
+
+def with_facts(run: Run) -> tuple[Run, int]:
+    """The run with what its data decide of the model, where they are on this machine, and the states of a caption.
+
+    Raises:
+        ValueError: data that do not go with the run.
+    """
+    is_flow = isinstance(run, FlowRunConfig)
+    folders = [] if run.data.path is None else [Path(run.data.path)] if is_flow else run.data.folders
+    if not folders or not all(folder.is_dir() for folder in folders):
+        return run, WORDS
+    return with_facts_of_data(run), LatentDataset(run.data.path, "train").info.text_length if is_flow else WORDS
 
 
 def _device(gpu: str, gpu_memory_gb: float | None) -> Gpu:
