@@ -372,6 +372,7 @@ def build_parser() -> argparse.ArgumentParser:
     preflight.add_argument("script", metavar="[sbatch OPTION...] JOB.sbatch", help="a job script, or sbatch and its options before it")
     preflight.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG", help="what the script will be given")
     preflight.add_argument("--gpu", default=None, metavar="NAME", help="GPU of the nodes, if the script does not name it")
+    preflight.add_argument("--rehearse", action="store_true", help="run the first training step here, as `rehearse` does")
     preflight.add_argument("--json", action="store_true", help="print the findings as JSON")
 
     doctor = command(verbs, "doctor", commands.doctor, "report what this machine has and what is missing")

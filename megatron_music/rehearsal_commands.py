@@ -2,8 +2,9 @@
 
 import json
 import sys
+from pathlib import Path
 
-from megatron_music.commands import BAD_INPUT, FAILED, OK, progress_bar
+from megatron_music.commands import BAD_INPUT, FAILED, OK, check_output_file, progress_bar
 from megatron_music.counted import counted
 from megatron_music.output import is_quiet, is_verbose
 from megatron_music.profiling_commands import add_table_form, capacity_gb, positive
@@ -21,6 +22,8 @@ def add_rehearse(parser) -> None:
                         help="a rank to rehearse; may be repeated (default: one of each pipeline stage, and the outer stages' last ones)")  # fmt: skip
     parser.add_argument("--every-micro-batch", action="store_true", help="run all of them, not the schedule's steady state twice")
     parser.add_argument("--workers", type=int, default=None, help="processes; by default one for each CPU core")
+    parser.add_argument("--html", default=None, metavar="PAGE.html", help="write one self-contained page: time, and memory over time")
+    parser.add_argument("--trace", default=None, metavar="FILE.json", help="write a Chrome trace, for Perfetto or `trace`")
     add_table_form(parser)
 
 
@@ -31,6 +34,10 @@ def rehearse(options) -> int:
     from megatron_music.rehearsal.job import rehearse as run_through
     from megatron_music.rehearsal.report import as_json
 
+    if options.html:
+        check_output_file(options.html, (".html",))
+    if options.trace:
+        check_output_file(options.trace, (".json",))
     run = load_run(options.recipe, options.overrides)
     positive("--num-gpus", options.num_gpus)
     if options.workers is not None:
@@ -47,6 +54,7 @@ def rehearse(options) -> int:
         print(f"megatron-music: {error}", file=sys.stderr)
         return FAILED
     findings = check(job)
+    _write_files(options, job, findings)
     if options.form == "json":
         print(json.dumps(as_json(job, findings), indent=1))
     else:
@@ -54,6 +62,18 @@ def rehearse(options) -> int:
         if options.form != "csv" and not is_quiet():
             _print_findings(findings)
     return BAD_INPUT if any(finding.status == "wrong" for finding in findings) else OK
+
+
+def _write_files(options, job, findings) -> None:
+    from megatron_music.rehearsal.page import rehearsal_page
+    from megatron_music.rehearsal.timelines import chrome_trace
+    from megatron_music.whole_file import write_whole
+
+    if options.html:
+        title = f"Rehearsal of {options.recipe} on {counted(options.num_gpus, 'GPU')}"
+        write_whole(Path(options.html), rehearsal_page(title, job, findings).encode())
+    if options.trace:
+        write_whole(Path(options.trace), json.dumps(chrome_trace(job)).encode())
 
 
 def _print_tables(options, job) -> None:
@@ -71,6 +91,10 @@ def _print_tables(options, job) -> None:
     print(format_table(report.MESSAGE_COLUMNS, report.message_rows(busiest), options.form))
     print(f"\nwaits for the GPU and copies to it in a step, {busiest.role}")
     print(format_table(report.WAIT_COLUMNS, report.wait_rows(busiest), options.form, shorten="where"))
+    saving = max((rank.saving for rank in job.ranks), key=lambda saving: saving.written)
+    print(f"\na save writes at most {saving.written / 1e9:.4g} GB per rank, over {saving.host_of_save / 1e9:.4g} GB of host memory "
+          f"({saving.host_of_async_save / 1e9:.4g} GB with checkpoint.async_save=true) and {saving.gpu_of_save / 1e9:.4g} GB more of the GPU; "
+          f"a resume takes {saving.gpu_of_resume / 1e9:.4g} GB more of the GPU")  # fmt: skip
     steps = job.ranks[0].num_microbatches
     print(f"\n{counted(len(job.ranks), 'rank')} of {job.num_gpus:,}, {counted(steps, 'micro batch', 'micro batches')} per step; GB are 10^9 bytes")
     found = report.operations(job)

@@ -37,7 +37,7 @@ def recorded(config) -> dict:
     distributed.start(config.parallel)
     recorder = Recorder(alone=False)
     recorder.groups = group_names()
-    engine = Engine(config, counted(task_of(config), recorder.begin_segment))
+    engine = Engine(config, counted(task_of(config), recorder.micro_batch))
     run_backward = torch.autograd.graph._engine_run_backward
 
     def backward(*args, **kwargs):
@@ -51,7 +51,7 @@ def recorded(config) -> dict:
         stack.enter_context(recorder)
         memory, missing = watch_step(engine, recorder)
     return {
-        "messages": [[*message[:2], list(message.shape), *message[3:]] for segment in recorder.segments for message, _ in segment.messages],
+        "messages": [[*message[:2], list(message.shape), *message[3:]] for segment in recorder.segments for message, *_ in segment.messages],
         "flops": sum(value for segment in recorder.segments for value in segment.flops.values()),
         "parameters": sum(parameter.numel() for module in engine.modules for parameter in module.parameters()),
         "memory": memory,

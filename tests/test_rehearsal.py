@@ -19,7 +19,7 @@ from megatron_music.rehearsal.ledger import AT_REST
 from megatron_music.rehearsal.one_rank import Rehearsed, rehearse_rank
 from megatron_music.rehearsal.report import operations
 from megatron_music.rehearsal.roles import role_of
-from megatron_music.rehearsal.standin import Gpu
+from megatron_music.rehearsal.waits import Gpu
 from megatron_music.training import cpu
 
 WORKER = Path(__file__).parent / "rehearsal_worker.py"

@@ -1,6 +1,7 @@
 """The task of a rehearsal: the run's own model and loss, and made-up batches of the shapes that its data have."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from itertools import repeat
@@ -35,11 +36,11 @@ def rehearsed_task(config: Run, *, words: int = WORDS) -> Task:
     return _flow_task(config, words)
 
 
-def counted(task: Task, begin: Callable[[], None]) -> Task:
-    """The task with ``begin`` called at each micro batch's forward pass."""
+def counted(task: Task, around: Callable[[], AbstractContextManager]) -> Task:
+    """The task with each micro batch's forward pass within ``around()``."""
     def forward_step(batches: Iterator, model):
-        begin()
-        return task.forward_step(batches, model)
+        with around():
+            return task.forward_step(batches, model)
 
     return replace(task, forward_step=forward_step)
 

@@ -1,13 +1,14 @@
 """What a rehearsal proves before a job is queued: messages that meet, gradients that arrive, devices, room."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations, zip_longest
 
 from megatron_music.counted import counted
-from megatron_music.findings import NOTE, OK, WRONG, Finding
+from megatron_music.findings import NOTE, OK, WRONG, Finding, finding_of
 from megatron_music.profiling.memory import HEADROOM
+from megatron_music.recipes import load_run
 from megatron_music.rehearsal.collectives import POINT_TO_POINT, Message
-from megatron_music.rehearsal.job import Job
+from megatron_music.rehearsal.job import Job, RankFailed, rehearse
 from megatron_music.rehearsal.one_rank import Rehearsed
 from megatron_music.rehearsal.roles import Role
 
@@ -22,6 +23,16 @@ _SHARED = {
 def check(job: Job) -> list[Finding]:
     """All findings about a rehearsed job."""
     return [*_point_to_point(job), *_collectives(job), *_gradients(job), *_devices(job), *_room(job)]
+
+
+def rehearsed_findings(recipe: Sequence[str], num_gpus: int, gpu: str | None) -> list[Finding]:
+    """Rehearse a recipe with its overrides, and say what was found; what goes wrong is a finding."""
+    try:
+        return check(rehearse(load_run(recipe[0], recipe[1:]), num_gpus, gpu=gpu))
+    except ValueError as error:
+        return [finding_of(error, recipe[0])]
+    except RankFailed as error:
+        return [Finding(WRONG, f"the first step fails: {error}", recipe[0], f"see megatron-music -v rehearse {' '.join(recipe)} --num-gpus {num_gpus}")]
 
 
 def _point_to_point(job: Job) -> Iterator[Finding]:
@@ -110,7 +121,7 @@ def _devices(job: Job) -> Iterator[Finding]:
 def _room(job: Job) -> Iterator[Finding]:
     fullest = max(job.ranks, key=lambda rank: rank.peak.num_bytes)
     gigabytes = fullest.peak.num_bytes / 1e9
-    said = f"the fullest moment holds {gigabytes:.2f} GB"
+    said = f"the fullest moment holds {gigabytes:.4g} GB"
     if job.gpu_memory_gb is None:
         yield Finding(NOTE, f"{said}; the memory of {job.gpu} is not known", str(fullest.role), "give it with --gpu-memory GB")
         return

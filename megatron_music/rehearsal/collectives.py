@@ -87,22 +87,23 @@ def group_names() -> dict[str, str]:
     return found
 
 
-def messages_of(function, args: Sequence, groups: dict[str, str]) -> list[Message]:
-    """The messages of one call of an operator of c10d."""
+def messages_of(function, args: Sequence, groups: dict[str, str]) -> tuple[list[Message], list[int]]:
+    """The messages of one call of an operator of c10d, and the ranks of its group."""
     name = function._schema.name.removeprefix("c10d::")
     if name not in _OPERATIONS:
-        return []
+        return [], []
     operation, place = _OPERATIONS[name]
     group = next(ProcessGroup.unbox(value) for value in args if isinstance(value, torch.ScriptObject) and "ProcessGroup" in str(value._type()))
     label = groups.get(group.group_name) or ("world" if group.size() == dist.get_world_size() else f"{group.size()} processes")
+    ranks = dist.get_process_group_ranks(group)
     if place is None:
-        return [Message(label, operation, (), "", 0)]
+        return [Message(label, operation, (), "", 0)], ranks
     peer = dist.get_global_rank(group, args[2]) if operation in POINT_TO_POINT else None
     tensors = _flat(args[place])
     if name == "allgather_":  # a list of outputs for one input
         tensors = tensors[: max(len(tensors) // group.size(), 1)]
-        return [_message(label, operation, tensor, peer, parts=group.size()) for tensor in tensors]
-    return [_message(label, operation, tensor, peer) for tensor in tensors]
+        return [_message(label, operation, tensor, peer, parts=group.size()) for tensor in tensors], ranks
+    return [_message(label, operation, tensor, peer) for tensor in tensors], ranks
 
 
 def answer(function, args: Sequence):

@@ -15,7 +15,7 @@ from megatron_music.flow_run import FlowRunConfig
 from megatron_music.profiling.peaks import peak_of
 from megatron_music.rehearsal.one_rank import WORDS, Rehearsed, rehearse_rank
 from megatron_music.rehearsal.roles import Role, distinct_roles, role_of
-from megatron_music.rehearsal.standin import Gpu
+from megatron_music.rehearsal.waits import Gpu
 from megatron_music.rehearsal.worker import begin_worker
 from megatron_music.training.run_folder import with_facts_of_data
 
@@ -53,7 +53,7 @@ def rehearse(
     run: Run,
     num_gpus: int,
     *,
-    gpu: str = "h100",
+    gpu: str | None = "h100",
     gpu_memory_gb: float | None = None,
     ranks: Sequence[int] | None = None,
     whole: bool = False,
@@ -63,7 +63,7 @@ def rehearse(
     """Rehearse one step of a job.
 
     Args:
-        gpu: a name of ``profiling.peaks``, or what torch calls a GPU.
+        gpu: a name of ``profiling.peaks``, or what torch calls a GPU; None: not known, an H100 whose memory is not compared.
         gpu_memory_gb: of one GPU, 10^9 bytes; None: what is known of it.
         ranks: which ones; None: one of each role.
         whole: run every micro batch, also those of the schedule's steady state.
@@ -76,7 +76,7 @@ def rehearse(
     """
     run, words = with_facts(run)
     run.check_world_size(num_gpus)
-    run.check_gpu(gpu)
+    run.check_gpu(gpu or "")
     device = _device(gpu, gpu_memory_gb)
     parallel = run.parallel
     roles = distinct_roles(parallel, num_gpus) if ranks is None else [role_of(rank, parallel, num_gpus) for rank in sorted(set(ranks))]
@@ -98,7 +98,7 @@ def rehearse(
                 for future in waiting:
                     future.cancel()
     found.sort(key=lambda rehearsed: rehearsed.role.rank)
-    return Job(run, num_gpus, gpu, device.memory / 1e9 if device.memory else None, found)
+    return Job(run, num_gpus, device.name, device.memory / 1e9 if device.memory else None, found)
 
 
 def with_facts(run: Run) -> tuple[Run, int]:
@@ -114,7 +114,9 @@ def with_facts(run: Run) -> tuple[Run, int]:
     return with_facts_of_data(run), LatentDataset(run.data.path, "train").info.text_length if is_flow else WORDS
 
 
-def _device(gpu: str, gpu_memory_gb: float | None) -> Gpu:
+def _device(gpu: str | None, gpu_memory_gb: float | None) -> Gpu:
+    if gpu is None:
+        return Gpu("the GPU", memory=int((gpu_memory_gb or 0) * 1e9))
     known = peak_of(gpu, "fp16")
     gigabytes = gpu_memory_gb or (known.memory_gb if known else None)
     return Gpu(gpu, capability_of(gpu) or (9, 0), int((gigabytes or 0) * 1e9))

@@ -17,9 +17,12 @@ from megatron_music.output import logger
 from megatron_music.rehearsal.batches import WORDS, counted, rehearsed_task
 from megatron_music.rehearsal.collectives import Message, group_names
 from megatron_music.rehearsal.ledger import Holding, Peak, storages_of
-from megatron_music.rehearsal.recorder import Recorder, Segment
+from megatron_music.rehearsal.recorder import Recorder, Segment, Span
 from megatron_music.rehearsal.roles import Role
-from megatron_music.rehearsal.standin import GPUS_PER_NODE, Gpu, Wait, installed
+from megatron_music.rehearsal.saving import Saving, rehearse_saving
+from megatron_music.rehearsal.speed import speed_of
+from megatron_music.rehearsal.standin import GPUS_PER_NODE, installed
+from megatron_music.rehearsal.waits import Gpu, Wait
 from megatron_music.training import distributed
 from megatron_music.training.engine import Engine
 from megatron_music.training.optimizer import own_state
@@ -30,6 +33,9 @@ class Rehearsed:
     """What one rank did in a step.
 
     Attributes:
+        curve: memory by category over the step, with ``seconds``.
+        timed_as: the GPU whose rates give the times.
+        seconds: that the rehearsal took.
         repeated: segments ``[first, last)`` stand for ``times`` of themselves: the schedule's steady state.
     """
 
@@ -39,10 +45,13 @@ class Rehearsed:
     peak: Peak
     curve: list[dict]
     segments: list[Segment]
+    kernels: list[Span]
     repeated: tuple[int, int, int]
     num_microbatches: int
     left_on_cpu: list[str]
     without_gradient: list[str]
+    saving: Saving
+    timed_as: str
     seconds: float
 
     def each(self) -> Iterator[tuple[Segment, int]]:
@@ -61,7 +70,19 @@ class Rehearsed:
 
     def messages(self) -> list[Message]:
         """Every message of the step in order."""
-        return [message for segment in self.unfolded() for message, _ in segment.messages]
+        return [sent.message for segment in self.unfolded() for sent in segment.messages]
+
+    def counted_messages(self) -> list[tuple[Message, int]]:
+        """Every message that was seen, with how often it occurs in a step."""
+        return [(sent.message, times) for segment, times in self.each() for sent in segment.messages]
+
+    def moved(self) -> dict[str, float]:
+        """Bytes that operators without products read and write, by part of the step."""
+        found: dict[str, float] = {}
+        for segment, times in self.each():
+            for part, value in segment.moved.items():
+                found[part] = found.get(part, 0.0) + times * value
+        return found
 
     def waits(self) -> list[tuple[Wait, int]]:
         return [(wait, times) for segment, times in self.each() for wait in segment.waits]
@@ -91,25 +112,32 @@ def rehearse_rank(config: Run, role: Role, num_gpus: int, gpu: Gpu, *, whole: bo
     num_microbatches = config.num_microbatches(num_gpus)
     shorter = None if whole else _shortened(config, num_gpus)
     with _alone(role, num_gpus):
-        recorder = Recorder()
+        recorder = Recorder(speed=speed_of(config, gpu.name))
         around = lambda: recorder.during("backward")  # noqa: E731
         with installed(recorder.note, gpu, around), recorder:
             distributed.start(config.parallel)
             recorder.groups = group_names()
             shown = shorter or config
-            engine = Engine(shown, counted(rehearsed_task(shown, words=words), recorder.begin_segment))
+            engine = Engine(shown, counted(rehearsed_task(shown, words=words), recorder.micro_batch))
             memory, without = watch_step(engine, recorder)
             with torch._C.DisableTorchFunction():
                 left = _left_on_cpu(engine)
-            peak, curve = recorder.ledger.peak(), recorder.ledger.curve()
+            peak, curve = recorder.ledger.peak(), _with_seconds(recorder)
+            segments, kernels = recorder.segments, recorder.kernels
+            saving = rehearse_saving(engine, recorder)
             parameters = sum(parameter.numel() for module in engine.modules for parameter in module.parameters())
     repeated = (0, 0, 1)
     if shorter is not None:
-        repeated = _steady(recorder.segments, config, num_microbatches, shorter.num_microbatches(num_gpus))
+        repeated = _steady(segments, config, num_microbatches, shorter.num_microbatches(num_gpus))
         if repeated is None:  # no steady state was found: run all of it
             return rehearse_rank(config, role, num_gpus, gpu, whole=True, words=words)
-    return Rehearsed(role, parameters, memory, peak, curve, recorder.segments, repeated, num_microbatches, left, without,
-                     time.perf_counter() - begin)  # fmt: skip
+    return Rehearsed(role, parameters, memory, peak, curve, segments, kernels, repeated, num_microbatches, left, without, saving,
+                     recorder.speed.gpu, time.perf_counter() - begin)  # fmt: skip
+
+
+def _with_seconds(recorder: Recorder) -> list[dict]:
+    times = recorder.seconds_at or [0.0]
+    return [row | {"seconds": times[min(row["operator"], len(times) - 1)]} for row in recorder.ledger.curve()]
 
 
 def _shortened(config: Run, num_gpus: int) -> Run | None:

@@ -12,11 +12,11 @@ from megatron_music.rehearsal.one_rank import Rehearsed
 
 _GB = ("weights", "gradients", "optimizer", "activations", "peak")
 ROLE_COLUMNS = (
-    {"rank": "", "pipeline": "", "tensor": "", "data": "", "parameters": ",", **dict.fromkeys((f"{name}_gb" for name in _GB), ".2f")}
-    | {"tflop": ",.2f", "messages": ",", "message_gb": ",.2f", "waits": ",", "copies": ","}
+    {"rank": "", "pipeline": "", "tensor": "", "data": "", "parameters": ",", **dict.fromkeys((f"{name}_gb" for name in _GB), ".4g")}
+    | {"tflop": ".4g", "messages": ",", "message_gb": ".4g", "waits": ",", "copies": ","}
 )  # fmt: skip
-HOLDER_COLUMNS = {"category": "", "what": "", "gb": ".3f", "share": ".1%"}
-MESSAGE_COLUMNS = {"group": "", "operation": "", "count": ",", "gb": ",.3f", "smallest_message": ",", "largest_message": ","}
+HOLDER_COLUMNS = {"category": "", "what": "", "gb": ".4g", "share": ".1%"}
+MESSAGE_COLUMNS = {"group": "", "operation": "", "count": ",", "gb": ".4g", "smallest_message": ",", "largest_message": ","}
 WAIT_COLUMNS = {"kind": "", "call": "", "where": "", "count": ",", "bytes": ",", "pinned": ""}
 
 
@@ -31,7 +31,7 @@ class Operations(NamedTuple):
 def role_row(rank: Rehearsed) -> dict:
     """One rank's line of the first table."""
     memory, role = rank.memory, rank.role
-    messages = [(message, times) for segment, times in rank.each() for message, _ in segment.messages]
+    messages = rank.counted_messages()
     waits = rank.waits()
     return {
         **role._asdict(),
@@ -55,7 +55,7 @@ def holder_rows(rank: Rehearsed) -> list[dict]:
 def message_rows(rank: Rehearsed) -> list[dict]:
     """A rank's messages by group and operation."""
     found: dict[tuple[str, str], list] = defaultdict(list)
-    for total in totals((message, times) for segment, times in rank.each() for message, _ in segment.messages):
+    for total in totals(rank.counted_messages()):
         found[total.group, total.operation].append(total)
     rows = [
         {
@@ -125,8 +125,10 @@ def _rank_json(rank: Rehearsed) -> dict:
         "peak": {"by_category": rank.peak.by_category, "by_holder": holder_rows(rank)},
         "memory_over_time": rank.curve,
         "flops": [{"part": part, "kind": kind, "flops": value} for (part, kind), value in rank.flops().items()],
+        "moved_bytes": rank.moved(),
         "messages": message_rows(rank),
         "waits_and_copies": wait_rows(rank),
+        "checkpoint_bytes": rank.saving._asdict(),
         "left_on_cpu": rank.left_on_cpu,
         "without_gradient": rank.without_gradient,
     }

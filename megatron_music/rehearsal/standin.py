@@ -7,10 +7,7 @@ to it. torch.cuda answers as on a node of eight GPUs, until ``installed`` ends.
 
 import contextlib
 import importlib
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import NamedTuple
 
 import megatron.core.tensor_parallel.random as megatron_random
 import torch
@@ -18,29 +15,10 @@ import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
 
 from megatron_music.rehearsal.operators import FusedRmsNorm, attend, attend_on_cpu, has_fused_rms_norm
+from megatron_music.rehearsal.waits import Gpu, Wait, where
 
 GPU, META, CPU = torch.device("cuda", 0), torch.device("meta"), torch.device("cpu")
 GPUS_PER_NODE = 8
-_OURS = ("megatron_music", "megatron")  # whose lines are named
-
-
-class Wait(NamedTuple):
-    """One moment at which the host waits for the GPU, or a copy between them."""
-
-    kind: str  # wait, copy to the GPU, copy from the GPU
-    what: str  # the call
-    where: str  # file:line function
-    num_bytes: int
-    is_pinned: bool = False
-
-
-class Gpu(NamedTuple):
-    """What the GPU says of itself."""
-
-    name: str = "NVIDIA H100 80GB HBM3"
-    capability: tuple[int, int] = (9, 0)
-    memory: int = 80 * 10**9
-    as_cpu: bool = False  # keep in memory what PyTorch's kernels for CPUs keep, to compare with a run there
 
 
 class _Idle:
@@ -72,19 +50,6 @@ def names_gpu(device) -> bool:
     if isinstance(device, str):
         return device.startswith("cuda")
     return isinstance(device, int) or (isinstance(device, torch.device) and device.type == "cuda")
-
-
-def where() -> str:
-    """The innermost line of this package, but for the rehearsal's own, or of megatron-core."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        path = Path(frame.f_code.co_filename).parts
-        package = next((name for name in _OURS if name in path[:-1]), None)
-        if package and "rehearsal" not in path:
-            short = "/".join(path[len(path) - 1 - path[::-1].index(package) :])
-            return f"{short}:{frame.f_lineno} {frame.f_code.co_name}"
-        frame = frame.f_back
-    return "torch"
 
 
 class StandIn(TorchFunctionMode):
