@@ -92,7 +92,7 @@ def test_a_parameter_that_no_backward_pass_reaches_is_found(monkeypatch):
 
 def test_an_error_of_the_cluster_comes_with_its_rank(monkeypatch):
     with_unused_parameter(monkeypatch)
-    with pytest.raises(RankFailed, match=r"^rank 1 \(pipeline 0, tensor 0, data 1\): AssertionError: Communication call has not been issued"):
+    with pytest.raises(RankFailed, match=r"^rank 1 \(pipeline 0, tensor 0, data 1\): AssertionError: assert len\(.*param_and_grad_buffer.py:\d+\)"):
         rehearse(tiny_run("nowhere"), 2, ranks=[1], workers=1)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from megatron_music.config import Run, RunConfig
 from megatron_music.flow_run import FlowRunConfig
 from megatron_music.models.flow_transformer import padded_length
-from megatron_music.training import flow_step
+from megatron_music.training import flow_step, tasks
 from megatron_music.training.tasks import Task, build_flow_model, made_up_task
 
 WORDS = 128  # states of a caption, of a run whose data are not at hand
@@ -26,14 +26,19 @@ def rehearsed_task(config: Run, *, words: int = WORDS) -> Task:
         words: states of a caption, of a text-to-music model.
     """
     if isinstance(config, RunConfig):
+        config = _with_own_layers(config)
         without_mask = replace(config, data=replace(config.data, reset_attention_mask=False))
         task = made_up_task(without_mask)
-        if config.data.reset_attention_mask:
-            from megatron_music.training.tasks import _build_gpt
-
-            task = replace(task, build_model=partial(_build_gpt, config))
+        task = replace(task, build_model=partial(tasks._build_gpt, config))
         return replace(task, train_batches=lambda consumed_samples: repeat(_gpt_batch(config)))
     return _flow_task(config, words)
+
+
+def _with_own_layers(config: RunConfig) -> RunConfig:
+    """The run without Transformer Engine's layers, installed or not: their kernels read data."""
+    if config.parallel.context_parallel_size > 1:
+        return config
+    return replace(config, model=replace(config.model, attention_backend="local"))
 
 
 def counted(task: Task, around: Callable[[], AbstractContextManager]) -> Task:

@@ -80,7 +80,7 @@ def rehearse(
     device = _device(gpu, gpu_memory_gb)
     parallel = run.parallel
     roles = distinct_roles(parallel, num_gpus) if ranks is None else [role_of(rank, parallel, num_gpus) for rank in sorted(set(ranks))]
-    workers = min(workers or len(os.sched_getaffinity(0)), len(roles))
+    workers = min(workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1), len(roles))
     calls = [(run, role, num_gpus, device, whole, words) for role in roles]
     found: list[Rehearsed] = []
     if workers == 1:
@@ -127,7 +127,8 @@ def _rehearsed(run: Run, role: Role, num_gpus: int, device: Gpu, whole: bool, wo
         return rehearse_rank(run, role, num_gpus, device, whole=whole, words=words)
     except Exception as error:  # whatever it is, the cluster's rank would have raised it
         name = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
-        sentence = (str(error).strip().splitlines() or ["no message"])[0]
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        sentence = (str(error).strip().splitlines() or [f"{frame.line} ({frame.filename}:{frame.lineno})"])[0]
         return _Failure(role, isinstance(error, ValueError), f"{name}{sentence}", traceback.format_exc())
 
 

@@ -187,6 +187,8 @@ def _alone(role: Role, num_gpus: int) -> Iterator[None]:
 def watch_step(engine: Engine, recorder: Recorder) -> tuple[dict[str, int], list[str]]:
     """Let an engine take a step under a recorder that is active. It may be a real one, among real processes.
 
+    It is the second: in the first, megatron-core learns which gradients come when, and reduces them all at the end.
+
     Returns:
         Bytes at rest by category with the most that activations took, and the parameters that no backward pass reached.
     """
@@ -194,10 +196,21 @@ def watch_step(engine: Engine, recorder: Recorder) -> tuple[dict[str, int], list
     engine.measure = recorder.within("update", engine.measure)
     engine.update = recorder.within("update", engine.update)
     memory = _hold(engine, recorder)
+    _warm_up(engine)
     recorder.begin_step()
     with recorder.naming(engine.modules), _seeing_gradients(engine) as missing:
         engine.step(engine.task.train_batches(0))
     return {**memory, "activations": recorder.ledger.largest("activations")}, sorted(missing)
+
+
+def _warm_up(engine: Engine) -> None:
+    """A step of as few micro batches as there can be."""
+    config = engine.config
+    stages = config.parallel.pipeline_model_parallel_size if config.parallel.virtual_pipeline_model_parallel_size else 1
+    size = stages * config.train.micro_batch_size * config.parallel.data_parallel_size(engine.world_size)
+    engine.config = replace(config, train=replace(config.train, global_batch_size=size))
+    engine.step(engine.task.train_batches(0))
+    engine.config = config
 
 
 def _hold(engine: Engine, recorder: Recorder) -> dict[str, int]:

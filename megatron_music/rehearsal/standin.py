@@ -9,13 +9,18 @@ import contextlib
 import importlib
 from collections.abc import Callable, Iterator
 
+import megatron.core.optimizer as megatron_optimizer
+import megatron.core.optimizer.clip_grads as megatron_clipping
+import megatron.core.optimizer.optimizer as megatron_mixed
 import megatron.core.tensor_parallel.random as megatron_random
 import torch
 import torch.distributed as dist
+from megatron.core.utils import local_multi_tensor_applier, local_multi_tensor_scale
 from torch.overrides import TorchFunctionMode
 
 from megatron_music.rehearsal.operators import FusedRmsNorm, attend, attend_on_cpu, has_fused_rms_norm
 from megatron_music.rehearsal.waits import Gpu, Wait, where
+from megatron_music.training.optimizer import l2_norm
 
 GPU, META, CPU = torch.device("cuda", 0), torch.device("meta"), torch.device("cpu")
 GPUS_PER_NODE = 8
@@ -215,8 +220,9 @@ def installed(note: Callable[[Wait], None], gpu: Gpu, around_backward: Callable)
     originals = []
     try:
         for owner, name, value in _patches(gpu, backward, synchronize):
-            originals.append((owner, name, getattr(owner, name)))
-            setattr(owner, name, value)
+            if hasattr(owner, name):  # some are of other versions of torch and megatron-core
+                originals.append((owner, name, getattr(owner, name)))
+                setattr(owner, name, value)
         with mode:
             yield mode
     finally:
@@ -264,6 +270,12 @@ def _patches(gpu: Gpu, backward: Callable, synchronize: Callable) -> list[tuple[
         (torch.autograd.graph, "_engine_run_backward", backward),
         (importlib.import_module("torch.optim.adam"), "_device_dtype_check_for_fused", returns(None)),
         *((torch.optim.Optimizer, name, returns(None)) for name in vars(torch.optim.Optimizer) if name.endswith("graph_capture_health_check")),
+        # Kernels of Transformer Engine and apex read data; PyTorch's operators hold as much memory.
+        (megatron_optimizer, "USING_PYTORCH_OPTIMIZER", True),
+        (megatron_optimizer, "Adam", torch.optim.AdamW),
+        (megatron_clipping, "l2_norm_impl", l2_norm),
+        *((module, "multi_tensor_applier", local_multi_tensor_applier) for module in (megatron_clipping, megatron_mixed)),
+        *((module, "multi_tensor_scale_impl", local_multi_tensor_scale) for module in (megatron_clipping, megatron_mixed)),
         # What this process says stands for all.
         (dist, "all_gather_object", gather_object),
         (dist, "broadcast_object_list", returns(None)),
