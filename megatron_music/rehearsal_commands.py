@@ -18,8 +18,14 @@ def add_rehearse(parser) -> None:
     parser.add_argument("--num-gpus", type=int, required=True, metavar="N", help="GPUs of the job")
     parser.add_argument("--gpu", default=_GPU, metavar="NAME", help="which must have room, e.g. h100 (80 GB)")
     parser.add_argument("--gpu-memory", type=float, default=None, metavar="GB", help="of one GPU, in place of what is known of it")
-    parser.add_argument("--rank", type=int, action="append", default=None, metavar="R",
-                        help="a rank to rehearse; may be repeated (default: one of each pipeline stage, and the outer stages' last ones)")  # fmt: skip
+    parser.add_argument(
+        "--rank",
+        type=int,
+        action="append",
+        default=None,
+        metavar="R",
+        help="a rank to rehearse; may be repeated (default: one of each role)",
+    )
     parser.add_argument("--every-micro-batch", action="store_true", help="run all of them, not the schedule's steady state twice")
     parser.add_argument("--workers", type=int, default=None, help="processes; by default one for each CPU core")
     parser.add_argument("--html", default=None, metavar="PAGE.html", help="write one self-contained page: time, and memory over time")
@@ -45,9 +51,15 @@ def rehearse(options) -> int:
     try:
         with progress_bar("rank") as bar:
             job = run_through(
-                run, options.num_gpus, gpu=options.gpu, gpu_memory_gb=capacity_gb(options), ranks=options.rank,
-                whole=options.every_micro_batch, workers=options.workers, done=lambda role: bar.update(1),
-            )  # fmt: skip
+                run,
+                options.num_gpus,
+                gpu=options.gpu,
+                gpu_memory_gb=capacity_gb(options),
+                ranks=options.rank,
+                whole=options.every_micro_batch,
+                workers=options.workers,
+                done=lambda role: bar.update(1),
+            )
     except RankFailed as error:
         if is_verbose():
             print(error.details, file=sys.stderr)
@@ -67,7 +79,7 @@ def rehearse(options) -> int:
 def _write_files(options, job, findings) -> None:
     from megatron_music.rehearsal.page import rehearsal_page
     from megatron_music.rehearsal.timelines import chrome_trace
-    from megatron_music.whole_file import write_whole
+    from megatron_music.storage.writing import write_whole
 
     if options.html:
         title = f"Rehearsal of {options.recipe} on {counted(options.num_gpus, 'GPU')}"
@@ -92,15 +104,24 @@ def _print_tables(options, job) -> None:
     print(f"\nwaits for the GPU and copies to it in a step, {busiest.role}")
     print(format_table(report.WAIT_COLUMNS, report.wait_rows(busiest), options.form, shorten="where"))
     saving = max((rank.saving for rank in job.ranks), key=lambda saving: saving.written)
-    print(f"\na save writes at most {saving.written / 1e9:.4g} GB per rank, over {saving.host_of_save / 1e9:.4g} GB of host memory "
-          f"({saving.host_of_async_save / 1e9:.4g} GB with checkpoint.async_save=true) and {saving.gpu_of_save / 1e9:.4g} GB more of the GPU; "
-          f"a resume takes {saving.gpu_of_resume / 1e9:.4g} GB more of the GPU")  # fmt: skip
+    print(
+        f"\na save writes at most {saving.written / 1e9:.4g} GB per rank, over {saving.host_of_save / 1e9:.4g} GB of host memory "
+        f"({saving.host_of_async_save / 1e9:.4g} GB with checkpoint.async_save=true) and "
+        f"{saving.gpu_of_save / 1e9:.4g} GB more of the GPU; "
+        f"a resume takes {saving.gpu_of_resume / 1e9:.4g} GB more of the GPU"
+    )
     steps = job.ranks[0].num_microbatches
-    print(f"\n{counted(len(job.ranks), 'rank')} of {job.num_gpus:,}, {counted(steps, 'micro batch', 'micro batches')} per step; GB are 10^9 bytes")
+    print(
+        f"\n{counted(len(job.ranks), 'rank')} of {job.num_gpus:,}, {counted(steps, 'micro batch', 'micro batches')} per step; "
+        "GB are 10^9 bytes"
+    )
     found = report.operations(job)
     if found and found.formula:
-        print(f"{found.model:.6g} floating-point operations in a step of all GPUs ({found.hardware:.6g} with what is recomputed); the formula mcore "
-              f"gives {found.formula:.6g}")  # fmt: skip
+        print(
+            f"{found.model:.6g} floating-point operations in a step of all GPUs ({found.hardware:.6g} with what is "
+            "recomputed); the formula mcore "
+            f"gives {found.formula:.6g}"
+        )
     elif found:
         print(f"{found.model:.6g} floating-point operations in a step of all GPUs ({found.hardware:.6g} with what is recomputed)")
 

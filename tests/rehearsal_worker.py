@@ -2,7 +2,8 @@
 
     torchrun --nproc_per_node N tests/rehearsal_worker.py FOLDER
 
-FOLDER holds ``data``, ``latents``, ``flow.yaml`` and ``cases.json``, lists of overrides by kind of model; a list of this rank's figures is left for each.
+FOLDER holds ``data``, ``latents``, ``flow.yaml`` and ``cases.json``, lists of overrides by kind of model; a list of this
+rank's figures is left for each.
 """
 
 import contextlib
@@ -51,7 +52,9 @@ def recorded(config) -> dict:
         stack.enter_context(recorder)
         memory, missing = watch_step(engine, recorder)
     return {
-        "messages": [[*message[:2], list(message.shape), *message[3:]] for segment in recorder.segments for message, *_ in segment.messages],
+        "messages": [
+            [*message[:2], list(message.shape), *message[3:]] for segment in recorder.segments for message, *_ in segment.messages
+        ],
         "flops": sum(value for segment in recorder.segments for value in segment.flops.values()),
         "parameters": sum(parameter.numel() for module in engine.modules for parameter in module.parameters()),
         "memory": memory,

@@ -51,7 +51,10 @@ def overrides_of(model: str, layout, models: dict) -> list[str]:
 # Every layout of docs/layouts.md and of test_flow_parity.py on two and four processes.
 CASES = {
     size: {
-        "gpt": [overrides_of(*case, parity_worker.MODELS) for case in [*parity_worker.LAYOUTS[size], *(layouts_worker.CASES if size == 2 else [])]],
+        "gpt": [
+            overrides_of(*case, parity_worker.MODELS)
+            for case in [*parity_worker.LAYOUTS[size], *(layouts_worker.CASES if size == 2 else [])]
+        ],
         "flow": [overrides_of(*case, FLOW_MODELS) for case in flow_worker.LAYOUTS[size]],
     }
     for size in (2, 4)
@@ -119,7 +122,15 @@ STEADY = ["train.global_batch_size=64", "train.micro_batch_size=1", "model.num_l
         (2, ["parallel.pipeline_model_parallel_size=2"]),
         (4, ["parallel.pipeline_model_parallel_size=4", "train.recompute_granularity=full"]),
         (4, ["parallel.pipeline_model_parallel_size=2", parity_worker.INTERLEAVED, "parallel.tensor_model_parallel_size=2"]),
-        (4, ["parallel.pipeline_model_parallel_size=2", parity_worker.INTERLEAVED, parity_worker.OVERLAP_BOTH, "optimizer.use_distributed_optimizer=true"]),
+        (
+            4,
+            [
+                "parallel.pipeline_model_parallel_size=2",
+                parity_worker.INTERLEAVED,
+                parity_worker.OVERLAP_BOTH,
+                "optimizer.use_distributed_optimizer=true",
+            ],
+        ),
     ],
     ids=str,
 )

@@ -92,13 +92,17 @@ def test_a_parameter_that_no_backward_pass_reaches_is_found(monkeypatch):
 
 def test_an_error_of_the_cluster_comes_with_its_rank(monkeypatch):
     with_unused_parameter(monkeypatch)
-    with pytest.raises(RankFailed, match=r"^rank 1 \(pipeline 0, tensor 0, data 1\): AssertionError: assert len\(.*param_and_grad_buffer.py:\d+\)"):
+    with pytest.raises(
+        RankFailed, match=r"^rank 1 \(pipeline 0, tensor 0, data 1\): AssertionError: assert len\(.*param_and_grad_buffer.py:\d+\)"
+    ):
         rehearse(tiny_run("nowhere"), 2, ranks=[1], workers=1)
 
 
 def test_a_batch_left_on_the_cpu_is_the_error_of_a_gpu(monkeypatch):
     monkeypatch.setattr(distributed, "to_device", dict)
-    with pytest.raises(RankFailed, match=r"^rank 0 \(.*\): RuntimeError: Expected all tensors to be on the same device, .* cuda:0 and cpu!"):
+    with pytest.raises(
+        RankFailed, match=r"^rank 0 \(.*\): RuntimeError: Expected all tensors to be on the same device, .* cuda:0 and cpu!"
+    ):
         rehearse(tiny_run("nowhere"), 1, workers=1)
 
 
@@ -132,7 +136,9 @@ def test_the_command_prints_tables_and_json(capsys):
     found = json.loads(capsys.readouterr().out)
     (rank,) = found["ranks"]
     assert rank["rank"] == 1 and found["flops"]["model"] == found["flops"]["formula"] and found["gpu_memory_gb"] == 80
-    assert rank["memory_bytes"]["peak"] == sum(rank["peak"]["by_category"].values()) == sum(row["bytes"] for row in rank["peak"]["by_holder"])
+    assert (
+        rank["memory_bytes"]["peak"] == sum(rank["peak"]["by_category"].values()) == sum(row["bytes"] for row in rank["peak"]["by_holder"])
+    )
     assert {row["operation"] for row in rank["messages"]} >= {"all_reduce"} and rank["waits_and_copies"]
     assert main([*words, "--gpu-memory", "0.001", "--json"]) == 2
     assert [finding["status"] for finding in json.loads(capsys.readouterr().out)["findings"]].count("wrong") == 1
@@ -144,7 +150,10 @@ def test_the_command_prints_tables_and_json(capsys):
         (["--num-gpus", "3"], "train.global_batch_size 8 does not divide"),
         (["--num-gpus", "2", "--rank", "2"], "rank 2 is outside 0..1"),
         (["--num-gpus", "2", "--gpu", "v100", "train.bf16=true"], "has no bfloat16"),
-        (["--num-gpus", "2", "parallel.context_parallel_size=2"], "rank 0 (pipeline 0, tensor 0, data 0): parallel.context_parallel_size is 2"),
+        (
+            ["--num-gpus", "2", "parallel.context_parallel_size=2"],
+            "rank 0 (pipeline 0, tensor 0, data 0): parallel.context_parallel_size is 2",
+        ),
     ],
 )
 def test_a_run_that_cannot_be_is_refused_in_one_sentence(capsys, words, sentence):
@@ -169,7 +178,16 @@ def test_the_page_and_the_trace_show_every_rank(tmp_path, capsys):
 
 def test_preflight_rehearses_the_first_step(capsys, tmp_path):
     data = tiny_dataset(tmp_path / "data")
-    job = ["sbatch", "--nodes=1", "--ntasks-per-node=2", "--gres=gpu:2", TRAIN, "tiny", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}"]
+    job = [
+        "sbatch",
+        "--nodes=1",
+        "--ntasks-per-node=2",
+        "--gres=gpu:2",
+        TRAIN,
+        "tiny",
+        f"data.path={data}",
+        f"checkpoint.save={tmp_path / 'run'}",
+    ]
     main(["preflight", *job, "--rehearse", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert any(finding["what"] == "every parameter got a gradient" and finding["status"] == "ok" for finding in found)
@@ -195,10 +213,22 @@ def test_predict_takes_what_was_counted(job, capsys):
 
 
 def test_a_job_of_a_thousand_gpus_is_one_of_175_billion_parameters():
-    sizes = ["model.size=custom", "model.num_layers=96", "model.hidden_size=12288", "model.num_attention_heads=96", "model.seq_length=2048",
-             "model.vocab_size=51200", "train.bf16=true", "train.global_batch_size=1536", "train.micro_batch_size=1", "parallel.sequence_parallel=true",
-             "parallel.tensor_model_parallel_size=8", "parallel.pipeline_model_parallel_size=16", "optimizer.use_distributed_optimizer=true",
-             "train.recompute_granularity=selective"]  # fmt: skip
+    sizes = [
+        "model.size=custom",
+        "model.num_layers=96",
+        "model.hidden_size=12288",
+        "model.num_attention_heads=96",
+        "model.seq_length=2048",
+        "model.vocab_size=51200",
+        "train.bf16=true",
+        "train.global_batch_size=1536",
+        "train.micro_batch_size=1",
+        "parallel.sequence_parallel=true",
+        "parallel.tensor_model_parallel_size=8",
+        "parallel.pipeline_model_parallel_size=16",
+        "optimizer.use_distributed_optimizer=true",
+        "train.recompute_granularity=selective",
+    ]
     run = load_run("article", sizes)
     assert len(distinct_roles(run.parallel, 1024)) == 20
     (rank,) = rehearse(run, 1024, ranks=[1023], workers=1).ranks

@@ -43,6 +43,7 @@ def _with_own_layers(config: RunConfig) -> RunConfig:
 
 def counted(task: Task, around: Callable[[], AbstractContextManager]) -> Task:
     """The task with each micro batch's forward pass within ``around()``."""
+
     def forward_step(batches: Iterator, model):
         with around():
             return task.forward_step(batches, model)

@@ -32,7 +32,14 @@ def rehearsed_findings(recipe: Sequence[str], num_gpus: int, gpu: str | None) ->
     except ValueError as error:
         return [finding_of(error, recipe[0])]
     except RankFailed as error:
-        return [Finding(WRONG, f"the first step fails: {error}", recipe[0], f"see megatron-music -v rehearse {' '.join(recipe)} --num-gpus {num_gpus}")]
+        return [
+            Finding(
+                WRONG,
+                f"the first step fails: {error}",
+                recipe[0],
+                f"see megatron-music -v rehearse {' '.join(recipe)} --num-gpus {num_gpus}",
+            )
+        ]
 
 
 def _point_to_point(job: Job) -> Iterator[Finding]:
@@ -51,7 +58,9 @@ def _point_to_point(job: Job) -> Iterator[Finding]:
     if is_sound and count:
         yield Finding(OK, f"{counted(count, 'send')} between pipeline stages met their receives in order, shape and dtype", "pipeline")
     if unmet and not count:
-        yield Finding(NOTE, f"{counted(unmet, 'message')} to ranks that were not rehearsed", "pipeline", "rehearse the neighbouring ranks, too")
+        yield Finding(
+            NOTE, f"{counted(unmet, 'message')} to ranks that were not rehearsed", "pipeline", "rehearse the neighbouring ranks, too"
+        )
 
 
 def _collectives(job: Job) -> Iterator[Finding]:
@@ -126,7 +135,8 @@ def _room(job: Job) -> Iterator[Finding]:
         yield Finding(NOTE, f"{said}; the memory of {job.gpu} is not known", str(fullest.role), "give it with --gpu-memory GB")
         return
     share = gigabytes / job.gpu_memory_gb
-    said += f", {share:.0%} of the {job.gpu_memory_gb:g} GB of {job.gpu}; the allocator's fragments, the CUDA context and NCCL's buffers come on top"
+    said += f", {share:.0%} of the {job.gpu_memory_gb:g} GB of {job.gpu}"
+    said += "; the allocator's fragments, the CUDA context and NCCL's buffers come on top"
     if share <= 1 - HEADROOM:
         yield Finding(OK, said, str(fullest.role))
     else:

@@ -93,7 +93,9 @@ def messages_of(function, args: Sequence, groups: dict[str, str]) -> tuple[list[
     if name not in _OPERATIONS:
         return [], []
     operation, place = _OPERATIONS[name]
-    group = next(ProcessGroup.unbox(value) for value in args if isinstance(value, torch.ScriptObject) and "ProcessGroup" in str(value._type()))
+    group = next(
+        ProcessGroup.unbox(value) for value in args if isinstance(value, torch.ScriptObject) and "ProcessGroup" in str(value._type())
+    )
     label = groups.get(group.group_name) or ("world" if group.size() == dist.get_world_size() else f"{group.size()} processes")
     ranks = dist.get_process_group_ranks(group)
     if place is None:

@@ -166,7 +166,12 @@ def _steady(segments: list[Segment], config: Run, wanted: int, ran: int) -> tupl
 @contextlib.contextmanager
 def _alone(role: Role, num_gpus: int) -> Iterator[None]:
     """The environment and the processes of a rank, of which this is the only one."""
-    ours = {"RANK": role.rank, "WORLD_SIZE": num_gpus, "LOCAL_RANK": role.rank % GPUS_PER_NODE, "LOCAL_WORLD_SIZE": min(num_gpus, GPUS_PER_NODE)}
+    ours = {
+        "RANK": role.rank,
+        "WORLD_SIZE": num_gpus,
+        "LOCAL_RANK": role.rank % GPUS_PER_NODE,
+        "LOCAL_WORLD_SIZE": min(num_gpus, GPUS_PER_NODE),
+    }
     before = dict(os.environ)
     level, precision, threads = logger.level, torch.get_float32_matmul_precision(), torch.get_num_threads()
     distributed.stop()

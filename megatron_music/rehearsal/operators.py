@@ -46,8 +46,14 @@ def _is_causal(function, args: tuple, kwargs: dict) -> bool:
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
-    scale: float | None = None, enable_gqa: bool = False,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Tensor:
     """``scaled_dot_product_attention`` with the kernel that PyTorch takes on Hopper: flash, cuDNN's, efficient or none.
 
@@ -60,7 +66,9 @@ def attend(
         return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
     if is_half and query.shape[-1] <= 128:
         bias = None if attn_mask is None else _bias(attn_mask, query, key)
-        return aten._scaled_dot_product_cudnn_attention(query, key, value, bias, needs_gradient, dropout_p, is_causal, False, scale=scale)[0]
+        return aten._scaled_dot_product_cudnn_attention(query, key, value, bias, needs_gradient, dropout_p, is_causal, False, scale=scale)[
+            0
+        ]
     if not enable_gqa or query.shape[1] == key.shape[1]:
         bias = None if attn_mask is None else _bias(attn_mask, query, key)
         return aten._scaled_dot_product_efficient_attention(query, key, value, bias, needs_gradient, dropout_p, is_causal, scale=scale)[0]
@@ -68,8 +76,14 @@ def attend(
 
 
 def attend_on_cpu(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
-    scale: float | None = None, enable_gqa: bool = False,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Tensor:
     """The same with PyTorch's kernel for CPUs, which takes no dropout."""
     if dropout_p:

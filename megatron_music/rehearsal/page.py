@@ -49,8 +49,8 @@ def _memory(job: Job) -> str:
     most = max(row_total for rank in job.ranks for row_total in map(_total, rank.curve))
     charts = "".join(_chart(rank, most, job.gpu_memory_gb) + _holders(rank) for rank in job.ranks)
     return (
-        '<h2>Memory over the step</h2><p class="soft">What tensors hold on each rank, in GB (10^9 bytes), from the first forward pass to the end of '
-        f'the update. All charts have the same height.</p><ul class="key">{key}</ul>{charts}'
+        '<h2>Memory over the step</h2><p class="soft">What tensors hold on each rank, in GB (10^9 bytes), from the first forward '
+        f'pass to the end of the update. All charts have the same height.</p><ul class="key">{key}</ul>{charts}'
     )
 
 

@@ -31,9 +31,11 @@ def predict_from(job: Job, cluster: Cluster, shares: Shares = FITTED) -> Predict
 
     products, memory = _products(first) / products_rate, _moved(first, _LAYERS) / memory_rate
     tensor_messages = _ring_bytes(first, "tensor", tensor) / (within if tensor <= cluster.gpus_per_node else between)
-    stage_messages = shares.stage_messages * sum(
-        message.num_bytes * times for message, times in first.counted_messages() if message.operation in POINT_TO_POINT
-    ) / between
+    stage_messages = (
+        shares.stage_messages
+        * sum(message.num_bytes * times for message, times in first.counted_messages() if message.operation in POINT_TO_POINT)
+        / between
+    )
     per_micro_batch = (products + memory + tensor_messages + stage_messages) / first.num_microbatches
     head = (_products(last) / products_rate + _moved(last, _LAYERS) / memory_rate) - (products + memory) if stages > 1 else 0.0
     return Prediction(

@@ -19,10 +19,18 @@ from megatron_music.rehearsal.waits import Wait, where
 
 # Operators that take tensors of the CPU beside those of a GPU, as PyTorch lets them.
 _MAY_MIX = {"aten::copy_", "aten::_to_copy", "aten::index", "aten::index_put_", "aten::_index_put_impl_", "aten::set_"}
-_COPIES = {f"aten::{name}" for name in ("copy_", "_to_copy", "cat", "clone", "fill_", "zero_", "zeros", "empty_like", "zeros_like", "ones_like")}
+_COPIES = {
+    f"aten::{name}" for name in ("copy_", "_to_copy", "cat", "clone", "fill_", "zero_", "zeros", "empty_like", "zeros_like", "ones_like")
+}
 # What a storage is for that an operator makes in this part of a step.
-_CATEGORY = {"build": "other state", "forward": "activations", "recomputation": "activations", "backward": "backward", "reduction": "reduction",
-             "update": "update"}  # fmt: skip
+_CATEGORY = {
+    "build": "other state",
+    "forward": "activations",
+    "recomputation": "activations",
+    "backward": "backward",
+    "reduction": "reduction",
+    "update": "update",
+}
 
 
 class Sent(NamedTuple):
@@ -109,7 +117,9 @@ class Recorder(TorchDispatchMode):
                 segment.flops[self._part(), "attention" if facts.kind == "attention" else "products"] += flops
             moved = 0
             if facts.makes or facts.changes:
-                moved = sum(tensor.nbytes for tensor in _tensors(args)) + (sum(tensor.nbytes for tensor in _tensors((result,))) if facts.makes else 0)
+                moved = sum(tensor.nbytes for tensor in _tensors(args)) + (
+                    sum(tensor.nbytes for tensor in _tensors((result,))) if facts.makes else 0
+                )
                 if not flops:
                     segment.moved[self._part()] += moved
             if facts.makes:
@@ -147,6 +157,7 @@ class Recorder(TorchDispatchMode):
 
     def within(self, part: str, function: Callable) -> Callable:
         """A function that is a part of the step when it is called."""
+
         def wrapped(*args, **kwargs):
             with self.during(part):
                 return function(*args, **kwargs)
@@ -159,7 +170,10 @@ class Recorder(TorchDispatchMode):
         for module in modules:
             for name, inner in module.named_modules():
                 self.names[id(inner)] = ".".join("*" if part.isdigit() else part for part in name.split("."))
-        hooks = [torch_module.register_module_forward_pre_hook(self._enter), torch_module.register_module_forward_hook(self._leave, always_call=True)]
+        hooks = [
+            torch_module.register_module_forward_pre_hook(self._enter),
+            torch_module.register_module_forward_hook(self._leave, always_call=True),
+        ]
         try:
             yield
         finally:

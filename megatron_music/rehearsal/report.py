@@ -49,7 +49,10 @@ def role_row(rank: Rehearsed) -> dict:
 def holder_rows(rank: Rehearsed) -> list[dict]:
     """What holds memory at a rank's fullest moment."""
     total = max(rank.peak.num_bytes, 1)
-    return [{"category": category, "what": what, "gb": size / 1e9, "bytes": size, "share": size / total} for category, what, size in rank.peak.by_holder]
+    return [
+        {"category": category, "what": what, "gb": size / 1e9, "bytes": size, "share": size / total}
+        for category, what, size in rank.peak.by_holder
+    ]
 
 
 def message_rows(rank: Rehearsed) -> list[dict]:
@@ -80,8 +83,17 @@ def wait_rows(rank: Rehearsed) -> list[dict]:
         entry = found[wait.kind, wait.what, wait.where, wait.is_pinned if wait.kind == "copy to the GPU" else None]
         entry[0] += times
         entry[1] += times * wait.num_bytes
-    rows = [{"kind": kind, "call": call, "where": place, "count": count, "bytes": size, "pinned": None if pinned is None else ("yes" if pinned else "no")}
-            for (kind, call, place, pinned), (count, size) in found.items()]  # fmt: skip
+    rows = [
+        {
+            "kind": kind,
+            "call": call,
+            "where": place,
+            "count": count,
+            "bytes": size,
+            "pinned": None if pinned is None else ("yes" if pinned else "no"),
+        }
+        for (kind, call, place, pinned), (count, size) in found.items()
+    ]
     return sorted(rows, key=lambda row: (row["kind"], -row["count"]))
 
 

@@ -246,10 +246,10 @@ def _patches(gpu: Gpu, backward: Callable, synchronize: Callable) -> list[tuple[
 
     cuda, properties = torch.cuda, _Properties(gpu)
     answers = {
-        "is_available": True, "is_initialized": True, "device_count": GPUS_PER_NODE, "current_device": 0, "set_device": None, "empty_cache": None,
-        "get_device_capability": gpu.capability, "get_device_name": gpu.name, "get_device_properties": properties, "manual_seed": None,
-        "manual_seed_all": None, "set_rng_state": None, "max_memory_allocated": 0, "memory_allocated": 0, "reset_peak_memory_stats": None,
-        "mem_get_info": (gpu.memory, gpu.memory), "_lazy_init": None, "is_current_stream_capturing": False,
+        "is_available": True, "is_initialized": True, "device_count": GPUS_PER_NODE, "current_device": 0, "set_device": None,
+        "empty_cache": None, "get_device_capability": gpu.capability, "get_device_name": gpu.name, "get_device_properties": properties,
+        "manual_seed": None, "manual_seed_all": None, "set_rng_state": None, "max_memory_allocated": 0, "memory_allocated": 0,
+        "reset_peak_memory_stats": None, "mem_get_info": (gpu.memory, gpu.memory), "_lazy_init": None, "is_current_stream_capturing": False,
     }  # fmt: skip
     return [
         *((cuda, name, returns(value)) for name, value in answers.items()),
@@ -269,7 +269,11 @@ def _patches(gpu: Gpu, backward: Callable, synchronize: Callable) -> list[tuple[
         (torch.autograd, "_engine_run_backward", backward),
         (torch.autograd.graph, "_engine_run_backward", backward),
         (importlib.import_module("torch.optim.adam"), "_device_dtype_check_for_fused", returns(None)),
-        *((torch.optim.Optimizer, name, returns(None)) for name in vars(torch.optim.Optimizer) if name.endswith("graph_capture_health_check")),
+        *(
+            (torch.optim.Optimizer, name, returns(None))
+            for name in vars(torch.optim.Optimizer)
+            if name.endswith("graph_capture_health_check")
+        ),
         # Kernels of Transformer Engine and apex read data; PyTorch's operators hold as much memory.
         (megatron_optimizer, "USING_PYTORCH_OPTIMIZER", True),
         (megatron_optimizer, "Adam", torch.optim.AdamW),

@@ -4,9 +4,7 @@ Times are the least that operators and messages take (``speed``), each rank by i
 of the schedule's steady state that were not run are left out.
 """
 
-from collections import defaultdict
-
-from megatron_music.profiling.timeline import Timeline, timeline_of
+from megatron_music.profiling.timeline import Spans, Timeline, timeline_of
 from megatron_music.rehearsal.collectives import Message
 from megatron_music.rehearsal.job import Job
 from megatron_music.rehearsal.ledger import CATEGORIES
@@ -34,13 +32,15 @@ def kernel_name(message: Message) -> str:
 
 def timeline(rank: Rehearsed) -> Timeline:
     """One rank's operators and messages by kind, in microseconds."""
-    pieces = [(span.name, [(1e6 * span.start, 1e6 * span.end)]) for span in rank.kernels]
-    pieces += [(kernel_name(message), [(1e6 * start, 1e6 * end)]) for message, start, end in messages_in_time(rank) if end > start]
-    ranges: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for segment in rank.segments:
-        for span in segment.spans:
-            ranges[span.name.split()[0]].append((1e6 * span.start, 1e6 * span.end))
-    return timeline_of(str(rank.role.rank), "GPU", pieces, ranges)
+    pieces, ranges = Spans(), Spans()
+    for span in rank.kernels:
+        pieces.add(span.name, 1e6 * span.start, 1e6 * span.end)
+    for message, start, end in messages_in_time(rank):
+        if end > start:
+            pieces.add(kernel_name(message), 1e6 * start, 1e6 * end)
+    for span in (span for segment in rank.segments for span in segment.spans):
+        ranges.add(span.name.split()[0], 1e6 * span.start, 1e6 * span.end)
+    return timeline_of(str(rank.role.rank), "GPU", pieces.arrays().items(), ranges.arrays())
 
 
 def chrome_trace(job: Job) -> dict:
@@ -49,7 +49,9 @@ def chrome_trace(job: Job) -> dict:
     for rank in job.ranks:
         process = {"pid": rank.role.rank}
         events.append({"ph": "M", "name": "process_name", "args": {"name": str(rank.role)}, **process})
-        events += [{"ph": "M", "name": "thread_name", "tid": thread, "args": {"name": name}, **process} for thread, name in _THREADS.items()]
+        events += [
+            {"ph": "M", "name": "thread_name", "tid": thread, "args": {"name": name}, **process} for thread, name in _THREADS.items()
+        ]
         for segment in rank.segments:
             events += [_event(process, _PARTS, "user_annotation", span.name, span.start, span.end) for span in segment.spans]
         events += [_event(process, _COMPUTE, "kernel", span.name, span.start, span.end) for span in rank.kernels]
@@ -59,7 +61,13 @@ def chrome_trace(job: Job) -> dict:
             for message, start, end in messages_in_time(rank)
         ]
         events += [
-            {"ph": "C", "name": "memory in GB", "ts": 1e6 * row["seconds"], "args": {name: row[name] / 1e9 for name in CATEGORIES}, **process}
+            {
+                "ph": "C",
+                "name": "memory in GB",
+                "ts": 1e6 * row["seconds"],
+                "args": {name: row[name] / 1e9 for name in CATEGORIES},
+                **process,
+            }
             for row in rank.curve
         ]
     about = f"a rehearsal: the least that a {job.ranks[0].timed_as} would take, no rank waits for another"
