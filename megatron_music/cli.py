@@ -26,6 +26,7 @@ from megatron_music import (
     output,
     predict_commands,
     profiling_commands,
+    rehearsal_commands,
     sweep_commands,
     trace_commands,
 )
@@ -363,6 +364,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sweep_commands.add_sweep(command(verbs, "sweep", sweep_commands.sweep, "measure a few steps of a run in many settings"))
     predict_commands.add_predict(command(verbs, "predict", predict_commands.predict, "predict the time of a step on a cluster"))
+    rehearsal_commands.add_rehearse(command(verbs, "rehearse", rehearsal_commands.rehearse, "run one step of a job of many GPUs here, without any"))
     trace_commands.add_trace(command(verbs, "trace", trace_commands.trace, "summarise a profiler trace"))
     profiling_commands.add_compare(command(verbs, "compare", profiling_commands.compare, "test whether two runs differ in speed by more than noise"))
 
@@ -370,6 +372,7 @@ def build_parser() -> argparse.ArgumentParser:
     preflight.add_argument("script", metavar="[sbatch OPTION...] JOB.sbatch", help="a job script, or sbatch and its options before it")
     preflight.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG", help="what the script will be given")
     preflight.add_argument("--gpu", default=None, metavar="NAME", help="GPU of the nodes, if the script does not name it")
+    preflight.add_argument("--rehearse", action="store_true", help="run the first training step here, as `rehearse` does")
     preflight.add_argument("--json", action="store_true", help="print the findings as JSON")
 
     doctor = command(verbs, "doctor", commands.doctor, "report what this machine has and what is missing")

@@ -222,11 +222,13 @@ def doctor(options) -> int:
 
 
 def _own_options_out(options) -> list[str]:
-    """What follows the script, without --gpu and --json, which preflight takes wherever they stand."""
+    """What follows the script, without --gpu, --rehearse and --json, which preflight takes wherever they stand."""
     words, kept = iter(options.arguments), []
     for word in words:
         if word == "--json":
             options.json = True
+        elif word == "--rehearse":
+            options.rehearse = True
         elif word == "--gpu" or word.startswith("--gpu="):
             options.gpu = word.partition("=")[2] or next(words, None)
         else:
@@ -240,7 +242,7 @@ def preflight(options) -> int:
     from megatron_music.findings import NOTE, WRONG
 
     script, sbatch, arguments = as_submitted([options.script, *_own_options_out(options)])
-    findings = look(script, arguments, sbatch=sbatch, gpu=options.gpu)
+    findings = look(script, arguments, sbatch=sbatch, gpu=options.gpu, rehearse=options.rehearse)
     num_wrong = sum(finding.status == WRONG for finding in findings)
     if options.json:
         print(json.dumps([finding._asdict() for finding in findings], indent=1))

@@ -123,11 +123,19 @@ def check_gpu(config: Run, name: str) -> None:
     Raises:
         ConfigError: one sentence.
     """
+    capability = capability_of(name)
+    if capability is not None:
+        check_capability(config, capability, name)
+
+
+def capability_of(name: str) -> tuple[int, int] | None:
+    """The compute capability of a GPU by its name; None: it is not in the table."""
     words = re.sub(r"[^A-Z0-9]+", " ", name.upper())
     # The longest first: an RTX 6000 Ada is another GPU than an RTX 6000, and stands in no table.
     for known in sorted(COMPUTE_CAPABILITY, key=len, reverse=True):
         if re.search(rf"\b{known}\b(?! ADA)", words):
-            return check_capability(config, COMPUTE_CAPABILITY[known], name)
+            return COMPUTE_CAPABILITY[known]
+    return None
 
 
 def check_capability(config: Run, capability: tuple[int, int], name: str) -> None:

@@ -21,6 +21,7 @@ def add_predict(parser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--search", action="store_true", help="rank the layouts of this run")
     what.add_argument("--scaling", type=numbers, default=None, metavar="N,N", help="more GPUs with as many more sequences; the run is of the first")
+    what.add_argument("--rehearse", action="store_true", help="count operations and bytes in a rehearsed step in place of formulas")
     parser.add_argument("--top", type=int, default=10, metavar="K", help="layouts that are shown")
     parser.add_argument("-o", "--output", default=None, metavar="CURVE.png", help="with --scaling, the picture")
     add_table_form(parser)
@@ -86,7 +87,13 @@ def _predict_step(options, run, cluster) -> None:
     from megatron_music.profiling.flops import step_flops, utilization
     from megatron_music.profiling.predict import predict_step
 
-    found = predict_step(run, options.num_gpus, cluster)
+    if options.rehearse:
+        from megatron_music.rehearsal.job import rehearse
+        from megatron_music.rehearsal.prediction import predict_from
+
+        found = predict_from(rehearse(run, options.num_gpus, gpu=cluster.gpu), cluster)
+    else:
+        found = predict_step(run, options.num_gpus, cluster)
     precision = cluster.precision(run)
     flops = step_flops(run.model, run.train.global_batch_size, recomputation=run.train.recompute_granularity or "none")
     shares = [utilization(operations, found.seconds, options.num_gpus, precision.tflops) for operations in (flops.model, flops.hardware)]

@@ -1,7 +1,7 @@
 """Everything that can be seen of a job before it is queued: the script's text, what it is given, paths, memory, the cluster.
 
 Each finding says what, where and what to do. What shows only on the nodes (an image that does not start, a mount that differs there) is
-not seen from here. Never imports torch.
+not seen from here. Imports torch only to rehearse a step.
 """
 
 import os
@@ -15,14 +15,15 @@ from pathlib import Path
 from megatron_music.counted import counted
 from megatron_music.findings import NOTE, OK, WRONG, Finding
 from megatron_music.preflight_run import mounts
-from megatron_music.preflight_scripts import check_arguments
+from megatron_music.preflight_scripts import check_arguments, trains
 from megatron_music.sbatch_options import Job, heading, read_job, seconds_of, split_command_line
 
 _SECONDS_TO_ASK = 20  # a controller that is down answers late
 
 
 def preflight(
-    script: Path, arguments: Sequence[str], *, sbatch: Sequence[str] = (), gpu: str | None = None, environment: Mapping[str, str] = os.environ
+    script: Path, arguments: Sequence[str], *, sbatch: Sequence[str] = (), gpu: str | None = None, environment: Mapping[str, str] = os.environ,
+    rehearse: bool = False,
 ) -> list[Finding]:
     """All findings about a job.
 
@@ -31,6 +32,7 @@ def preflight(
         arguments: what the script will be given; empty: the script alone is looked at.
         sbatch: options of sbatch itself, before the script.
         gpu: the GPUs' name, where the job has none.
+        rehearse: run the first step of a training script here, as ``megatron_music.rehearsal`` does; loads torch.
         environment: where MEGATRON_MUSIC_RUNTIME, SBATCH_PARTITION and the like are looked up.
 
     Raises:
@@ -43,6 +45,10 @@ def preflight(
     except ValueError as error:
         return [*findings, Finding(WRONG, str(error), str(script), "correct the option")]
     findings += [*_shape(job), *check_arguments(job, arguments, gpu or job.gpu, environment)]
+    if rehearse and arguments and trains(job):
+        from megatron_music.rehearsal.checks import rehearsed_findings
+
+        findings += rehearsed_findings(arguments, job.num_tasks, gpu or job.gpu)
     is_job = "#SBATCH" in job.text or bool(sbatch)
     return findings + (list(_slurm(job)) if is_job else [])
 

@@ -35,6 +35,11 @@ def check_arguments(job: Job, arguments: Sequence[str], gpu: str | None, environ
     yield from found(job, arguments, gpu, environment)
 
 
+def trains(job: Job) -> bool:
+    """Whether a script's arguments are a recipe that is trained."""
+    return next((check for pattern, check in _SCRIPTS if re.search(pattern, job.text)), _train) in (_train, _profile)
+
+
 def _train(job, arguments, gpu, environment):
     yield from check_run(job, arguments, gpu, environment)
 

@@ -14,7 +14,7 @@ ROWS = {
     "tokens": 1, "audio": 1,
     "data": 2, "profiling": 2, "generation": 2,
     "training": 3,
-    "hosts": 4, "app": 4,
+    "hosts": 4, "app": 4, "rehearsal": 4,
 }  # fmt: skip
 
 # The one file that imports each of these; folders own where any file in them may.
@@ -70,7 +70,7 @@ NEVER_TORCH = [
     "megatron_music.profiling.chrome_trace", "megatron_music.profiling.kernel_kinds", "megatron_music.profiling.log_facts",
     "megatron_music.profiling.nsys_trace", "megatron_music.profiling.timeline",
     "megatron_music.profiling.trace", "megatron_music.profiling.trace_page", "megatron_music.profiling_commands", "megatron_music.mfu_commands", "megatron_music.profiling.json_stream",
-    "megatron_music.trace_commands",
+    "megatron_music.trace_commands", "megatron_music.rehearsal_commands", "megatron_music.rehearsal.roles",
     "megatron_music.tokens.augment", "megatron_music.tokens.blend", "megatron_music.tokens.bpe", "megatron_music.tokens.compiled",
     "megatron_music.tokens.compiled_sums", "megatron_music.tokens.compiled_windows", "megatron_music.music.compiling",
     "megatron_music.tokens.density", "megatron_music.tokens.fills", "megatron_music.tokens.folder",

@@ -48,12 +48,14 @@ SURFACE = {
             "--seq-length", "--vocab-size", "--swiglu", "--global-batch-size", "--num-gpus", "--step-time", "--warmup",
             "--recomputation", "--gpu", "--dtype", "--peak", *TABLE],
     "memory": ["recipe", "overrides", "--num-gpus", "--gpu", "--gpu-memory", *TABLE],
-    "predict": ["recipe", "overrides", "--num-gpus", "--gpu", "--gpu-memory", "--search", "--scaling", "--top", "-o/--output", *TABLE],
+    "predict": ["recipe", "overrides", "--num-gpus", "--gpu", "--gpu-memory", "--search", "--scaling", "--rehearse", "--top", "-o/--output", *TABLE],
+    "rehearse": ["recipe", "overrides", "--num-gpus", "--gpu", "--gpu-memory", "--rank", "--every-micro-batch", "--workers", "--html",
+                 "--trace", *TABLE],
     "sweep": ["recipe", "overrides", "-o/--output", "--vary", "--num-gpus", "--sequences-per-gpu", "--steps", "--warmup", "--time-limit",
               "--gpu", "--peak", "--plot", "--plan", "--row", "--report", *TABLE],
     "trace": ["files", "--html", *TABLE],
     "compare": ["first", "second", "--warmup", *TABLE],
-    "preflight": ["script", "arguments", "--gpu", "--json"],
+    "preflight": ["script", "arguments", "--gpu", "--rehearse", "--json"],
     "doctor": ["--json"],
 }  # fmt: skip
 

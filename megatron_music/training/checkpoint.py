@@ -134,14 +134,7 @@ def begin_save(folder: Path, engine: Engine, progress: Progress, *, copies: bool
         copies: see ``Save``.
     """
     engine.gather_parameters()
-    weights = sharded_weights(engine.modules)
-    tensors = {"model": _pieces(weights), "optimizer": _sharded_optimizer(weights, engine), "rng": _sharded_rng_state()}
-    if engine.averages:
-        tensors["average"] = _sharded_average(weights, engine)
-    replicated = [tensors["model"], tensors.get("average", {})]
-    if not engine.config.optimizer.use_distributed_optimizer:
-        replicated.append(tensors["optimizer"])
-    share_out(list(_leaves(replicated)))
+    tensors = sharded_state(engine)
     keeps_main = any(MAIN_PARAMETER in kinds for kinds in tensors["optimizer"].values())
     has_main = distributed.sum_over_processes([float(keeps_main)])[0] > 0
     steps = distributed.sum_over_processes([float(get_step(engine.optimizer))])[0] / dist.get_world_size()
@@ -154,6 +147,19 @@ def begin_save(folder: Path, engine: Engine, progress: Progress, *, copies: bool
     if engine.averages:
         facts["average_step"] = engine.averages[0].step
     return Save(folder, progress, tensors, facts, engine.config, engine.task.files, copies=copies)
+
+
+def sharded_state(engine: Engine) -> dict:
+    """The whole state of a run as this process holds it: a tree of sharded tensors, of which it writes the main replicas."""
+    weights = sharded_weights(engine.modules)
+    tensors = {"model": _pieces(weights), "optimizer": _sharded_optimizer(weights, engine), "rng": _sharded_rng_state()}
+    if engine.averages:
+        tensors["average"] = _sharded_average(weights, engine)
+    replicated = [tensors["model"], tensors.get("average", {})]
+    if not engine.config.optimizer.use_distributed_optimizer:
+        replicated.append(tensors["optimizer"])
+    share_out(list(_leaves(replicated)))
+    return tensors
 
 
 def save_checkpoint(folder: Path, engine: Engine, progress: Progress) -> Path:
