@@ -125,12 +125,13 @@ class Archive:
 
     def _from_zip(self, entry: Entry) -> bytes:
         descriptor = self._file.fileno()
-        header = os.pread(descriptor, _ZIP_HEADER_BYTES, entry.offset) if entry.offset < os.fstat(descriptor).st_size else b""
+        size = os.fstat(descriptor).st_size
+        header = os.pread(descriptor, _ZIP_HEADER_BYTES, entry.offset) if 0 <= entry.offset < size else b""
         if header[:4] != b"PK\3\4" or len(header) < _ZIP_HEADER_BYTES:
             raise EntryError("is not where the plan saw it: the archive was changed")
         name_bytes, extra_bytes = struct.unpack("<HH", header[26:])
         start = entry.offset + len(header) + name_bytes + extra_bytes
-        content = os.pread(descriptor, entry.packed, start)
+        content = os.pread(descriptor, min(entry.packed, max(size - start, 0)), start)
         if entry.method == _DEFLATED:
             try:
                 content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, entry.size + 1)

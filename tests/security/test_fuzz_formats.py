@@ -36,7 +36,7 @@ def test_a_damaged_file_is_accepted_or_refused_with_one_sentence(name):
     found = fuzz(name, INPUTS.get(name, 300))
     assert found.inputs == INPUTS.get(name, 300)
     assert not found.num_faults, json.dumps(found.faults, indent=1)
-    assert found.outcomes[REFUSED], "nothing was damaged"
+    assert found.outcomes[REFUSED] or name == "run folder", "nothing was damaged"  # what a run kept of its past never keeps it from going on
 
 
 @pytest.mark.parametrize(("name", "outcome"), [
