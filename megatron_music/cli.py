@@ -35,6 +35,7 @@ from megatron_music.counted import listed
 from megatron_music.dataset_options import NEGATIVE_NUMBER_OR_RANGE, add_build_options, add_encoding_options
 from megatron_music.errors import is_lost_process
 from megatron_music.models.backends import naming_transformer_engine
+from megatron_music.music.names import printable
 from megatron_music.processes import stopped_by_every_signal
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,7 +99,7 @@ def guarded(command: Callable[[], int | None], extras: Sequence[str] = ()) -> in
             raise
         return _say(f"{_first_line(error)}; an installed package is broken: `megatron-music doctor` looks at each", FAILED)
     except ValueError as error:
-        return _say(_shortened(str(error)), BAD_INPUT)
+        return _say(str(error), BAD_INPUT)
     except MemoryError as error:
         return _say(_out_of_memory(error), FAILED)
     except RuntimeError as error:
@@ -113,7 +114,7 @@ def guarded(command: Callable[[], int | None], extras: Sequence[str] = ()) -> in
     except OSError as error:
         if error.errno is None:  # not of the system: a library that cannot be loaded, a file that cannot be understood
             return _say(_first_line(error), FAILED)
-        place = f" ({_shortened(str(error.filename))})" if error.filename else ""
+        place = f" ({error.filename})" if error.filename else ""
         return _say(f"{error.strerror or error}{place}; make room, or check the path and its permissions, then run the command again", FAILED)
     except KeyboardInterrupt as error:
         if os.environ.get("RANK", "0") != "0":
@@ -169,7 +170,7 @@ def _say(sentence: str, status: int) -> int:
     """Print an error. Under torchrun every process finds wrong use, and rank 0 reports it; a failure on one rank is reported by that rank."""
     if output.is_verbose():
         traceback.print_exc()
-    rank, sentence = os.environ.get("RANK", "0"), output.shown(sentence)
+    rank, sentence = os.environ.get("RANK", "0"), _shortened(printable(sentence.replace("\n", " ")))
     if rank == "0":
         print(f"megatron-music: {sentence}", file=sys.stderr)
     elif status == FAILED:

@@ -312,6 +312,8 @@ def load_music_encoder(folder: str | os.PathLike, muq_python: str | None = None)
     try:
         config = read_json_object(folder / CONFIG, follow_links=False)
         words, rule = config["words"], config["format"]
+        if not isinstance(words, list) or len(set(words)) != len(words) or not all(isinstance(word, str) for word in words):
+            raise ValueError("its words are not distinct texts")
         if rule not in range(1, RULE + 1):
             raise ValueError(f"its format is {rule!r}, where this version reads 1 to {RULE}")
         tensors = load_file(regular(folder / WEIGHTS))

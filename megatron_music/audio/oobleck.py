@@ -188,7 +188,7 @@ def load_oobleck(folder: str | os.PathLike) -> OobleckAutoencoder:
         found = [torch.tensor(scales[name]) for name in ("mean", "scale")] if scales else [None, None]
         if scales and any(len(value) != size.latent_channels for value in found):
             raise ValueError(f"{SCALES} is not of {size.latent_channels} channels")
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder} holds no whole Oobleck autoencoder ({reason}); copy it again") from None
     return OobleckAutoencoder(network, *found).eval().requires_grad_(False)

@@ -292,7 +292,7 @@ def _kept_encoder(folder: Path) -> HuggingFaceTextEncoder:
     try:
         hub = read_json_object(folder / HUB, follow_links=False)
         name, length, revision, digest = hub["name"], hub["length"], hub.get("revision"), hub.get("sha256")
-        if not (isinstance(name, str) and name and type(length) is int and 0 < length <= MAX_LENGTH):
+        if not (isinstance(name, str) and 0 < len(name) <= 200 and type(length) is int and 0 < length <= MAX_LENGTH):
             raise ValueError(f"its name is {name!r} and its length {length!r}")
         if not all(value is None or isinstance(value, str) for value in (revision, digest)):
             raise ValueError("its revision and sha256 are not text")

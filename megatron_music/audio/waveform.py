@@ -182,7 +182,8 @@ def read_pcm16(path: str | os.PathLike) -> Waveform:
     """A WAV file of 16-bit samples, by the standard library alone; other files go to ``read_waveform``."""
     try:
         with wave.open(os.fspath(path), "rb") as file:
-            if file.getsampwidth() != 2:
+            is_usual = file.getnchannels() <= MAX_CHANNELS and MIN_SAMPLE_RATE <= file.getframerate() <= MAX_SAMPLE_RATE
+            if file.getsampwidth() != 2 or not is_usual:
                 return read_waveform(path)
             frames = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, file.getnchannels())
             return Waveform(np.ascontiguousarray(frames.T, np.float32) / np.float32(32768), file.getframerate())

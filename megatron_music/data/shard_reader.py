@@ -38,6 +38,9 @@ def read_record(plan: Plan, number: int) -> dict:
     try:
         record = parse_sealed(path.read_bytes())
         sizes = {part: record[part]["bytes"] for part in PARTS}
+        [record[part]["sha256"] for part in PARTS]
+        if not all(isinstance(file, dict) for file in record["files"]):
+            raise ValueError("a file in it is not an object")
         record["notes"], record["density"], record["onset_error"], record["ids"]
         is_ours = record["fingerprint"] == plan.fingerprint and (record["first"], len(record["files"])) == (first, files)
     except FileNotFoundError:
