@@ -156,7 +156,7 @@ def killed(job: Job, out: Path, wait: Callable[[], None]) -> bool:
 
 
 def try_kills(name: str, job: Job, home: Path, kills: int, chance: random.Random) -> dict:
-    """Kill the command so many times; what came of it."""
+    """Kill the command a number of times; returns the outcomes."""
     place = home / f"killed-{name}"
     place.mkdir()
     times = []

@@ -39,7 +39,7 @@ class Cut:
     at_most: int = 0
 
     def starts(self, total: int) -> list[int]:
-        """Where excerpts of a file of so many frames at ``sample_rate`` begin."""
+        """Where the excerpts of a file with this number of frames at ``sample_rate`` begin."""
         least = round(self.min_seconds * self.sample_rate)
         needed = min(self.length, max(least, self.length // 2))
         firsts = [first for first in range(0, total, self.length) if total - first >= needed or not first]
@@ -96,7 +96,7 @@ def pieces(path: str | os.PathLike, name: str, cut: Cut) -> Iterator[Piece]:
 
 
 class _Decoded:
-    """A file's audio on so many channels, at its own rate: kept where it is short, decoded again where it is long."""
+    """A file's audio with the given number of channels, at its own rate: kept where it is short, decoded again where it is long."""
 
     def __init__(self, path: str | os.PathLike, channels: int):
         self._path, self._channels = path, channels

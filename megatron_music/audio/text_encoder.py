@@ -247,7 +247,7 @@ _NAMES_OF_WIDTH = ("d_model", "hidden_size", "n_embd", "dim")
 
 
 def _check_held(config: dict, folder: Path) -> None:
-    """Refuse a configuration that the weights beside it are too small for, before a model of so many layers is built.
+    """Refuse a configuration that the weights beside it are too small for, before the model is built.
 
     Raises:
         ValueError: each layer has at least two bytes for each number of its width.

@@ -87,7 +87,7 @@ class _Part:
         self._begin, self._peak = self.size, 0.0
 
     def message(self) -> str:
-        """What the parent is told of it."""
+        """The record that is sent to the parent."""
         found = {"part": self._number, "is_first": self._is_first, "starts": self.starts, "frames": self._frames, "total": self._total}
         return json.dumps(found)
 

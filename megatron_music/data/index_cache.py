@@ -85,7 +85,7 @@ class IndexCache:
         self.folder, self.indexed, self._is_held = folder, indexed, is_held
 
     def is_whole(self) -> bool:
-        """Whether the cache can be read as it is. One that cannot is removed, by the names of its files, and that is told.
+        """Whether the cache can be read as it is. One that cannot is removed, by the names of its files, with a message.
 
         Raises:
             ConfigError: it cannot be removed, or holds other files.

@@ -1,7 +1,7 @@
 """The bytes of a tar, packed or not, read forward, with bounds that no archive can lift.
 
 tarfile reads the headers of a member, among them long names and pax records, into memory whole, however large the archive says they
-are, and follows them wherever they lead. Here they have so many bytes, and lead forward.
+are, and follows them wherever they lead. Here their size is bounded, and they lead forward.
 """
 
 import bz2

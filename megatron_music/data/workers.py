@@ -149,7 +149,7 @@ class Supervisor:
 
     Args:
         command: what a worker is started with.
-        workers: at most so many processes.
+        workers: the most processes that run at once.
         seconds_per_file: of silence at one file.
         descriptors: open files that the workers inherit under the same numbers.
     """

@@ -116,7 +116,7 @@ class _Window:
                 return found
 
     def _read(self, size: int = 1) -> bool:
-        """Read so many characters on, or to the end; whether there were any."""
+        """Reads up to this number of characters more; returns whether there were any."""
         pieces = [self._text[self._at :]]
         while size > 0 and not self._has_ended:
             content = self._file.read(_PIECE_BYTES)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import FakeWork  # noqa: F401  its absence is told at once
+from torch._C._distributed_c10d import FakeWork  # noqa: F401  a missing name is reported at import
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_music.config import Run
