@@ -30,6 +30,7 @@ from megatron_music.music.score import Score, Track
 from tiny import tiny_score
 
 OPTIONS = BuildOptions()
+EARLIER: frozenset[str] = frozenset()
 FAULTY = [sys.executable, str(Path(__file__).parent / "faulty_worker.py")]
 ENCODE = "import sys\nfrom megatron_music.data.shard import encode_shard\nencode_shard(sys.argv[1], workers=2)"
 
@@ -80,8 +81,19 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def children() -> list[str]:
+def listed_children() -> list[str]:
     return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+
+
+@pytest.fixture(autouse=True)
+def earlier(monkeypatch):
+    """Children that this process had before the test, such as the resource tracker of multiprocessing, which stays to the end."""
+    monkeypatch.setattr(sys.modules[__name__], "EARLIER", frozenset(listed_children()))
+
+
+def children() -> list[str]:
+    """The processes that the test started and that still live."""
+    return [child for child in listed_children() if child not in EARLIER]
 
 
 def test_a_shard_is_what_its_files_encode_to(midi, tmp_path):
