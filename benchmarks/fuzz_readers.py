@@ -4,7 +4,9 @@
 
 The formats, their readers and what is a fault are in ``tests/fuzz_formats.py`` and ``tests/fuzz_worker.py``. Each format's inputs are read
 by a process with 2 GiB of memory beyond what its libraries take and 20 s for each input. ``--seconds`` ends a format before its inputs are
-all done; the table says how many were. ``--page`` writes it between the page's marks `<!-- fuzzing -->`. Exit status 1 where there is a fault: `python tests/fuzz_worker.py FORMAT NUMBER` does one input again.
+all done; the table says how many were. ``--json`` adds the formats of this run to those of earlier ones in the file, if machine and versions are
+the same. ``--page`` writes the table between the page's marks `<!-- fuzzing -->`. Exit status 1 where there is a fault:
+`python tests/fuzz_worker.py FORMAT NUMBER` does one input again.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -40,14 +43,17 @@ def main() -> None:
     if unknown := [name for name in names if name not in FORMATS]:
         parser.error(f"{unknown[0]!r} is no format; use {', '.join(FORMATS)}")
     with tqdm(total=len(names) * options.inputs, disable=None) as bar, ThreadPoolExecutor(options.workers) as threads:
-        run = lambda name: fuzz(name, options.inputs, seed=options.seed, time_limit=options.seconds, progress=bar.update)  # noqa: E731
-        results = dict(zip(names, threads.map(run, names), strict=True))
-    facts = {
-        "machine": machine(), "versions": {package: version(package) for package in PACKAGES}, "date": date.today().isoformat(), "seed": options.seed,
-        "inputs": options.inputs, "seconds_per_format": options.seconds, "seconds_per_input": SECONDS_PER_INPUT, "memory_bytes": MEMORY_BYTES,
-        "command": " ".join(["python", "benchmarks/fuzz_readers.py", *sys.argv[1:]]),
-        "formats": {name: vars(result) | {"outcomes": dict(result.outcomes)} for name, result in results.items()},
-    }  # fmt: skip
+        read = partial(fuzz, inputs=options.inputs, seed=options.seed, time_limit=options.seconds, progress=bar.update)
+        results = dict(zip(names, threads.map(read, names), strict=True))
+    run = {"date": date.today().isoformat(), "inputs": options.inputs, "seconds_per_format": options.seconds, "seed": options.seed}
+    bounds = {"seconds_per_input": SECONDS_PER_INPUT, "memory_bytes": MEMORY_BYTES}
+    facts = {"machine": machine(), "versions": {package: version(package) for package in PACKAGES}} | bounds
+    formats = {name: vars(result) | {"outcomes": dict(result.outcomes)} | run for name, result in results.items()}
+    if options.json and options.json.exists():
+        earlier = json.loads(options.json.read_text())
+        if all(earlier[key] == value for key, value in facts.items()):
+            formats = earlier["formats"] | formats
+    facts["formats"] = {name: formats[name] for name in FORMATS if name in formats}
     print(report(facts))
     if options.json:
         options.json.write_text(json.dumps(facts, indent=1) + "\n")
@@ -65,8 +71,8 @@ def report(facts: dict) -> str:
     """Markdown: what was run, and a row for each format."""
     versions = ", ".join(f"{package} {number}" for package, number in facts["versions"].items())
     lines = [
-        f"`{facts['command']}` on {facts['date']}: {facts['machine']}; {versions}. At most {facts['inputs']:,} inputs and "
-        f"{facts['seconds_per_format']:g} s of a format, {facts['seconds_per_input']:g} s of an input.",
+        f"`python benchmarks/fuzz_readers.py`: {facts['machine']}; {versions}. At most {facts['seconds_per_input']:g} s of an input; "
+        "[fuzz-formats.json](fuzz-formats.json) has the date and the limits of each format.",
         "",
         "| format | inputs | accepted | refused | " + " | ".join(FAULTS) + " | seconds | slowest input | memory |",
         "| --- |" + " ---: |" * (6 + len(FAULTS)),
