@@ -9,7 +9,6 @@ import os
 import re
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
@@ -54,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed.overrides = [*parsed.overrides, *rest]
     output.set_verbosity(quiet=parsed.quiet, verbose=parsed.verbose)
     if not parsed.verbose:
-        quiet_dependencies()
+        output.quiet_dependencies()
     return guarded(lambda: _without_empty_paths(parsed).run(parsed), _extras_of(parsed))
 
 
@@ -151,19 +150,6 @@ def _absent(module: str, extras: Sequence[str]) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def quiet_dependencies() -> None:
-    """Keep torch's and megatron-core's warnings about their own code off the terminal; `doctor` says what is absent."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler writes its own probes (USDT) above every other level
-    for options in (
-        {"module": r"torch\.|megatron\."},
-        {"message": r"Please use DTensor instead", "category": FutureWarning},
-        {"message": r"The .grad attribute of a Tensor that is not a leaf", "category": UserWarning},
-        {"message": r"`torch.distributed.\w+` is deprecated", "category": FutureWarning},
-    ):
-        warnings.filterwarnings("ignore", **options)
-    output.quiet_cuda_search()
 
 
 def _say(sentence: str, status: int) -> int:

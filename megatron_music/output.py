@@ -5,7 +5,9 @@ Messages go through the logger ``megatron_music``, so that a program that import
 
 import json
 import logging
+import os
 import sys
+import warnings
 
 from megatron_music.music.names import printable
 
@@ -44,6 +46,19 @@ if not logger.handlers:
 def quiet_cuda_search() -> None:
     """Keep torch from reporting that a CUDA toolkit is installed and no GPU is visible: layers then run on the CPU, as `doctor` says."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+
+def quiet_dependencies() -> None:
+    """Keep torch's and megatron-core's warnings about their own code off the terminal; `doctor` says what is absent."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler writes its own probes (USDT) above every other level
+    for options in (
+        {"module": r"torch\.|megatron\."},
+        {"message": r"Please use DTensor instead", "category": FutureWarning},
+        {"message": r"The .grad attribute of a Tensor that is not a leaf", "category": UserWarning},
+        {"message": r"`torch.distributed.\w+` is deprecated", "category": FutureWarning},
+    ):
+        warnings.filterwarnings("ignore", **options)
+    quiet_cuda_search()
 
 
 def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:

@@ -15,6 +15,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from megatron_music.storage.owners import start_of
+
 GRACE_SECONDS = 10.0  # from SIGTERM to SIGKILL
 _KILL_SECONDS = 10.0  # for what SIGKILL reaches late: a process that waits for a disk or a driver
 _POLL_SECONDS = 0.05
@@ -159,12 +161,3 @@ class _Family:
                     pid = int(entry.parent.name)
                     self._seen.add((pid, start_of(pid)))
         return [(pid, start) for pid, start in self._seen if start and start_of(pid) == start]
-
-
-def start_of(pid: int) -> bytes | None:
-    """When a process started, as the kernel counts it; None: it has ended, whether or not its parent knows."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in (b"Z", b"X") else fields[19]

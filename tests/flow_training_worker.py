@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from megatron_music.cli import quiet_dependencies
+from megatron_music.output import quiet_dependencies
 from megatron_music.recipes import load_run
 from megatron_music.training.loop import DONE, train
 

@@ -3,7 +3,7 @@
 
 def begin_worker() -> None:
     """End with the parent, and keep the warnings of dependencies off the terminal."""
-    from megatron_music.cli import quiet_dependencies
+    from megatron_music.output import quiet_dependencies
     from megatron_music.processes import end_with_parent
 
     end_with_parent()

@@ -9,6 +9,7 @@ File systems of clusters may have none (Lustre without ``-o flock``) or one for 
 import errno
 import fcntl
 import functools
+import logging
 import os
 import random
 import re
@@ -18,18 +19,17 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
-from megatron_music.errors import ConfigError
-from megatron_music.output import logger
 from megatron_music.storage.owners import REFRESH_SECONDS, Owner
 from megatron_music.storage.writing import naming, sweep_temporary, token
 
+_logger = logging.getLogger("megatron_music")
 LOCK = ".lock"  # in a folder that is held as a whole
 _POLL_SECONDS = 0.5
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 _HAS_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
-class Busy(ConfigError):
+class Busy(ValueError):
     """Another process is at work in the folder."""
 
 
@@ -48,7 +48,7 @@ def hold(lock: str | os.PathLike, busy: str, *, shared: bool = False, waits: boo
 
     Raises:
         Busy: another holds it.
-        ConfigError: there is no such folder, and none is to be made.
+        ValueError: there is no such folder, and none is to be made.
         OSError: the folder cannot be written to.
     """
     lock = Path(os.path.realpath(Path(lock).parent), Path(lock).name)
@@ -80,12 +80,12 @@ def hold_folder(folder: str | os.PathLike, what: str, names: Iterable[str] = ())
 
     Raises:
         Busy: another fills it.
-        ConfigError: it is a file.
+        ValueError: it is a file.
         OSError: it cannot be written to.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; name a folder")
+        raise ValueError(f"{folder} is a file; name a folder")
     is_new = not folder.exists()
     try:
         with hold(folder / LOCK, f"another `{what}` writes to {folder}{{owner}}; wait for it to end, or name another folder"):
@@ -126,7 +126,7 @@ def _acquire(lock: Path, busy: str, shared: bool, waits: bool, missing: str) -> 
         except (FileNotFoundError, NotADirectoryError):
             if not missing:  # who held it has just removed the folder
                 continue
-            raise ConfigError(missing) from None
+            raise ValueError(missing) from None
         keeps = False
         try:
             if _lock(descriptor, lock, shared):
@@ -173,7 +173,7 @@ def _lock(descriptor: int, lock: Path, shared: bool) -> bool:
 
 @functools.cache
 def _tell_without_locks(reason: str, folder: str) -> None:
-    logger.info(
+    _logger.info(
         f"the file system of {folder} has no locks (flock: {reason}); files that say who is at work there, refreshed every "
         f"{REFRESH_SECONDS:g} s, keep others out (Lustre has locks with the mount option flock)"
     )

@@ -6,6 +6,7 @@ its file's time changes while it is watched, and dead where it does not for ``ST
 """
 
 import json
+import logging
 import os
 import threading
 import time
@@ -13,10 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_music.output import logger
-from megatron_music.processes import start_of
 from megatron_music.storage.writing import naming, token
 
+_logger = logging.getLogger("megatron_music")
 REFRESH_SECONDS = 5.0
 STALE_SECONDS = 120.0  # a process that computes within one call of a library may refresh late
 ABANDONED_SECONDS = 900.0  # more than clocks of one cluster differ
@@ -93,7 +93,7 @@ class Owner:
             return not alive
         if now - self.seconds > ABANDONED_SECONDS:
             return True
-        logger.info(f"waiting to see whether {self} is still alive: {self.path.parent} was held by it")
+        _logger.info(f"waiting to see whether {self} is still alive: {self.path.parent} was held by it")
         limit = time.monotonic() + STALE_SECONDS
         while time.monotonic() < limit:
             time.sleep(_POLL_SECONDS)
@@ -122,6 +122,15 @@ def machine() -> str:
     except OSError:  # no Linux
         boot = numbering = "?"
     return f"{os.uname().nodename or '?'} {boot} {numbering}"
+
+
+def start_of(pid: int) -> bytes | None:
+    """When a process started, as the kernel counts it; None: it has ended, whether or not its parent knows."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in (b"Z", b"X") else fields[19]
 
 
 def _start(pid: int) -> str | None:
@@ -161,7 +170,7 @@ class _Heart:
                         is_missed = path in self._paths
                         self._paths.discard(path)
                     if is_missed:
-                        logger.warning(
+                        _logger.warning(
                             f"{path} was removed while this process was at work there; if another process has taken {path.parent} "
                             "meanwhile, stop one of them"
                         )

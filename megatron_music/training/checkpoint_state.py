@@ -10,7 +10,6 @@ from megatron_music.recipes import read_run
 from megatron_music.storage.reading import read_json_object, reason_of
 from megatron_music.tokens import vocabulary
 from megatron_music.training.checkpoint_folder import CONFIG, STATE
-from megatron_music.training.guard import GuardState
 
 MOST = 2**53  # iterations, samples: what a number of JSON holds exactly
 
@@ -62,7 +61,6 @@ def _check(facts: dict) -> None:
         for loss in facts["guard"]["recent_losses"]:
             _want("a loss in guard.recent_losses", loss, (int, float))
         numbers |= {f"number {place} of guard.in_a_row": number for place, number in enumerate(facts["guard"]["in_a_row"], 1)}
-        GuardState.from_json(facts["guard"])
     if "average_step" in facts:
         numbers["average_step"] = facts["average_step"]
     for name, number in numbers.items():
