@@ -39,7 +39,7 @@ for number in range(10):
     (out / f"{number}.txt").write_text("x")
     time.sleep(0.02)
 """
-LEAVES = WHOLE.replace("shutil.rmtree(made, ignore_errors=True)", "made = made.with_name(f'{made.name}{os.getpid()}')")
+LEAVES = WHOLE.replace("shutil.rmtree(made, ignore_errors=True)", "made = made.with_name(f'{made.name}{os.urandom(8).hex()}')")
 
 
 @pytest.mark.parametrize(("program", "fails"), [(WHOLE, None), (IN_PLACE, "different"), (REFUSES, "refused"), (LEAVES, "left_behind")])
