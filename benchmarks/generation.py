@@ -19,7 +19,7 @@ from pathlib import Path
 
 from machine import machine
 
-from megatron_music.cli import quiet_dependencies
+from megatron_music.output import quiet_dependencies
 
 quiet_dependencies()
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from megatron_music.cli import quiet_dependencies  # noqa: E402
+from megatron_music.output import quiet_dependencies  # noqa: E402
 
 quiet_dependencies()
 

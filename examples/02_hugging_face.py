@@ -17,8 +17,9 @@ import numpy as np
 import torch
 import transformers
 
-from megatron_music.cli import guarded, quiet_dependencies
+from megatron_music.cli import guarded
 from megatron_music.models.sizes import SIZES
+from megatron_music.output import quiet_dependencies
 from megatron_music.tokens import vocabulary
 from megatron_music.tokens.folder import read_encoding
 

@@ -13,8 +13,9 @@ import json
 import sys
 from pathlib import Path
 
-from megatron_music.cli import guarded, quiet_dependencies
+from megatron_music.cli import guarded
 from megatron_music.demo import say, write_corpus
+from megatron_music.output import quiet_dependencies
 
 SOUNDS, SECONDS, SEED = 400, 8.192, 0
 PROMPTS = (

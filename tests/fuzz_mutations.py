@@ -151,13 +151,16 @@ def _parsed(content: bytes):
     return json.loads(content, object_pairs_hook=_Pairs)
 
 
-def _written(node) -> str:
+def _written(node, depth: int = 0) -> str:
+    """A tree as JSON; one that an alteration put into itself ends after 300 levels."""
     if isinstance(node, _Raw):
         return node
+    if depth > 300:
+        return "null"
     if isinstance(node, _Pairs):
-        return "{" + ", ".join(f"{json.dumps(key)}: {_written(value)}" for key, value in node) + "}"
+        return "{" + ", ".join(f"{json.dumps(key)}: {_written(value, depth + 1)}" for key, value in node) + "}"
     if isinstance(node, list):
-        return "[" + ", ".join(map(_written, node)) + "]"
+        return "[" + ", ".join(_written(value, depth + 1) for value in node) + "]"
     return json.dumps(node)
 
 
