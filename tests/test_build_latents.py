@@ -373,3 +373,36 @@ def test_a_name_with_an_accent_is_found_in_either_form(tmp_path):
     text = (folder / "captions.jsonl").read_text()
     (folder / "captions.jsonl").write_text(text.replace("000.wav", unicodedata.normalize("NFC", "café.wav")))
     assert build_latents(folder, tmp_path / "out", LatentsOptions(**OPTIONS))["left_out"] == {}
+
+
+def test_a_link_to_a_place_for_the_dataset_is_followed_as_build_tokens_does(sounds, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "data")
+    build_latents(sounds, tmp_path / "out", LatentsOptions(**OPTIONS))
+    assert LatentDataset(tmp_path / "disk" / "data", "train").check() is None
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["data"] and [path.name for path in tmp_path.iterdir() if path.name != "disk"] == ["out"]
+
+
+def test_the_name_of_a_shard_is_on_the_disk_before_its_record_says_so(sounds, tmp_path, monkeypatch):
+    """Every fsync and rename is done, and noted in its order."""
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def noting_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        done.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    def noting_replace(source, target) -> None:
+        replace(source, target)
+        done.append(("name", str(target)))
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(os, "replace", noting_replace)
+    build_latents(sounds, tmp_path / "out", LatentsOptions(**OPTIONS))
+    made = tmp_path / "out.building" / "out"
+    shards = [(place, Path(name)) for place, (what, name) in enumerate(done) if what == "name" and name.endswith(".safetensors") and "encoders" not in name]
+    assert len(shards) >= 3
+    for place, shard in shards:
+        record = done.index(("name", str(tmp_path / "out.building" / "records" / f"{shard.parent.name}-{shard.stem}.json")))
+        assert ("sync", str(shard.parent)) in done[place:record], shard
+    last = max(place for place, (what, _) in enumerate(done) if what == "name")
+    assert {str(folder) for folder in (made, *(made / split for split in ("train", "valid", "test")))} <= {name for what, name in done[last:] if what == "sync"}
