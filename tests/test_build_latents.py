@@ -406,3 +406,25 @@ def test_the_name_of_a_shard_is_on_the_disk_before_its_record_says_so(sounds, tm
         assert ("sync", str(shard.parent)) in done[place:record], shard
     last = max(place for place, (what, _) in enumerate(done) if what == "name")
     assert {str(folder) for folder in (made, *(made / split for split in ("train", "valid", "test")))} <= {name for what, name in done[last:] if what == "sync"}
+
+
+KILLED_AFTER_THE_RENAME = """
+import os, sys
+from megatron_music.cli import main
+from megatron_music.data import build_latents
+build_latents._clear = lambda building: os.kill(os.getpid(), 9)
+main(sys.argv[1:])
+"""
+
+
+def test_what_a_build_that_was_killed_at_its_very_end_left_goes_by_name_with_the_next(sounds, tmp_path):
+    words = ["build", "latents", str(sounds), "-o", str(tmp_path / "out"), *(f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items())]
+    assert subprocess.run([sys.executable, "-c", KILLED_AFTER_THE_RENAME, *words], capture_output=True, check=False).returncode == -9
+    building = tmp_path / "out.building"
+    assert (tmp_path / "out" / "index.json").exists() and any((building / "records").iterdir())
+    (building / "records" / "notes.txt").write_text("mine")
+    assert main(words) == 0
+    assert [path.relative_to(building).as_posix() for path in building.rglob("*")] == ["records", "records/notes.txt"]
+    (building / "records" / "notes.txt").unlink()
+    assert main(words) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]

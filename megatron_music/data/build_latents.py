@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -38,6 +37,7 @@ from megatron_music.storage.writing import is_temporary, sync, sync_tree, write_
 
 PLAN, REPORT, QUARANTINE = "plan.json", "report.json", "quarantine.jsonl"
 _FIT, _MERGE = "encoders.lock", "merge.lock"
+_RECORD = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.json")
 _LOCKS = re.compile(r"(lock|encoders\.lock|merge\.lock|rank-\d+-of-\d+\.lock)(\.[0-9a-f]{16})?")
 
 
@@ -82,7 +82,11 @@ def build_latents(
     building = building_folder(out)
     check_sources(building, [folder])
     if out.exists():
-        return _finished(out, fingerprint)
+        report = _finished(out, fingerprint)
+        if building.is_dir():  # a process was killed before it removed it; or another rank is in it still
+            with suppress(ValueError), held(building):
+                _clear(building)
+        return report
     if not out.parent.is_dir():
         raise ValueError(f"{out.parent} does not exist; make the folder first")
     with _shared(building, rank, world_size):
@@ -110,16 +114,26 @@ def build_latents(
                 report = _merge(building, sounds, shards, texts, folder, encoders, options, fingerprint, say)
                 os.rename(made, out)
                 sync(out.parent)
-                shutil.rmtree(building / RECORDS)
-                (building / PLAN).unlink()
-                (building / ENCODER_HASHES).unlink()
-                for path in building.glob("*.lock"):  # of ranks that were killed; those alive let go of theirs themselves
-                    with suppress(ValueError), _locked(path, waits=False):
-                        pass
+                _clear(building)
     if world_size > 1:
         with suppress(ValueError), held(building):  # which removes what holds nothing but its lock; another rank may be in it still
             pass
     return report
+
+
+def _clear(building: Path) -> None:
+    """Remove by name what a build that is over leaves in its working folder; ``held`` removes the folder where nothing stays."""
+    records = building / RECORDS
+    for path in records.iterdir() if records.is_dir() and not records.is_symlink() else ():
+        if _RECORD.fullmatch(path.name) or is_temporary(path.name):
+            path.unlink()
+    with suppress(OSError):  # something else is in it, or it went before
+        records.rmdir()
+    for name in (ENCODER_HASHES, PLAN):
+        (building / name).unlink(missing_ok=True)
+    for path in building.glob("*.lock"):  # of ranks that were killed; those alive let go of theirs themselves
+        with suppress(ValueError), _locked(path, waits=False):
+            pass
 
 
 @contextmanager
