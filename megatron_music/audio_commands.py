@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron_music.commands import check_output_file, progress_bar, progress_over
 from megatron_music.counted import counted
 from megatron_music.errors import either
-from megatron_music.output import LOADING, announce, is_quiet, logger, print_next, print_result
+from megatron_music.output import LOADING, announce, is_quiet, logger, print_next, print_result, print_text
 
 _OTHER_SUFFIXES = (".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".wma", ".mid", ".midi", ".kar", ".html", ".json", ".txt")
 
@@ -164,7 +164,7 @@ def build_latents(options) -> None:
     rank, world_size, launched = _share(options)
     silent = options.json or is_quiet() or (launched and rank)  # under torchrun one process speaks
     was_there = Path(options.output).exists()
-    say = (lambda line: None) if silent else (lambda line: print(line, flush=True))
+    say = (lambda line: None) if silent else print_text
     progress = (lambda items, total: items) if launched and rank else progress_over("sound")
     try:
         report = build_latents(

@@ -13,7 +13,7 @@ from pathlib import Path
 from megatron_music.counted import counted
 from megatron_music.dataset_options import encoding_of
 from megatron_music.errors import REQUEUE
-from megatron_music.output import LOADING, announce, is_quiet, logger, print_next, print_result, shown
+from megatron_music.output import LOADING, announce, is_quiet, logger, print_next, print_result, print_text
 from megatron_music.storage.reading import read_text, reason_of
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
@@ -74,13 +74,13 @@ def tokenize(options) -> None:
             way_out = remedy(found.left_out, encoding)
             raise ValueError(f"{options.file} has {found.left_out}{f'; {way_out}' if way_out else ''}")
         for document in np.split(found.ids, np.cumsum(found.lengths)[:-1]):
-            print(vocabulary.to_text(document[:-1]))
+            print_text(vocabulary.to_text(document[:-1]))
         return
     unknown = encoding.undeclared(score.time_signatures)
     if [stretch.length_steps for stretch in sections(score, ((4, 4),), unknown, encoding.steps_per_quarter)] != [score.length_steps]:
         logger.warning(f"{options.file} is not all in 4/4; its bars are written as if it were, as --meters 4/4 asks")
     quantized = quantize(score, encoding.steps_per_quarter, velocity=encoding.velocity, tempo=encoding.tempo)
-    print(vocabulary.to_text(encode_piece(quantized, encoding)))
+    print_text(vocabulary.to_text(encode_piece(quantized, encoding)))
 
 
 def detokenize(options) -> None:
@@ -121,7 +121,7 @@ def detokenize(options) -> None:
         logger.warning(doubt)
     write_midi(decode_piece(pieces[number - 1], steps_per_quarter), options.output)
     if not is_quiet():
-        print(f"piece {number} of {len(pieces)} in {options.output}")
+        print_text(f"piece {number} of {len(pieces)} in {options.output}")
 
 
 def plot(options) -> None:
@@ -132,9 +132,9 @@ def plot(options) -> None:
     check_output_file(options.output, (".png", ".pdf", ".svg"))
     bars = _bar_range(options.bars) if options.bars else None
     for remark in plot_score(read_midi(options.file), options.output, Path(options.file).name, bars):
-        print(f"megatron-music: {remark}", file=sys.stderr)
+        logger.warning(remark)
     if not is_quiet():
-        print(f"piano roll in {options.output}")
+        print_text(f"piano roll in {options.output}")
 
 
 def _bar_range(words: str) -> tuple[int, int]:
@@ -177,7 +177,7 @@ def recipes(options) -> None:
     if options.name is not None:
         run, description = load_run(options.name), description_of(options.name)
         tree = {"description": description, **asdict(run)}
-        print(json.dumps(tree, indent=1) if options.json else as_yaml(run, description).rstrip("\n"))
+        print_text(json.dumps(tree, indent=1) if options.json else as_yaml(run, description).rstrip("\n"))
         return
     names = recipe_names()
     if options.json:
@@ -185,7 +185,7 @@ def recipes(options) -> None:
         return
     width = max(map(len, names))
     for name, description in names.items():
-        print(f"{name:{width}}  {description}")
+        print_text(f"{name:{width}}  {description}")
 
 
 def train(options) -> int:
@@ -217,7 +217,7 @@ def doctor(options) -> int:
         print(json.dumps(as_json(findings), indent=1))
     else:
         for finding in findings:
-            print(f"{finding.status:8} {finding.name:20} {finding.detail}{'; ' + finding.remedy if finding.remedy else ''}")
+            print_text(f"{finding.status:8} {finding.name:20} {finding.detail}{'; ' + finding.remedy if finding.remedy else ''}")
     return FAILED if any(finding.status == "wrong" for finding in findings) else OK
 
 
@@ -248,6 +248,6 @@ def preflight(options) -> int:
         print(json.dumps([finding._asdict() for finding in findings], indent=1))
     else:
         for finding in sorted(findings, key=lambda finding: (finding.status != WRONG, finding.status == NOTE)):
-            print(shown(f"{finding.status:6}{finding.where}: {finding.what}{'; ' + finding.remedy if finding.remedy else ''}"))
-        print(f"\n{num_wrong or 'nothing'} wrong" + ("" if num_wrong else ", as far as it can be seen from here"))
+            print_text(finding.line)
+        print_text(f"\n{num_wrong or 'nothing'} wrong" + ("" if num_wrong else ", as far as it can be seen from here"))
     return BAD_INPUT if num_wrong else OK

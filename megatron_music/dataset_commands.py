@@ -9,7 +9,7 @@ from megatron_music.commands import check_output_file, progress_over
 from megatron_music.counted import counted
 from megatron_music.dataset_options import build_options_of
 from megatron_music.music.names import printable
-from megatron_music.output import is_quiet, logger, print_next, print_result, shown
+from megatron_music.output import is_quiet, logger, print_next, print_result, print_text
 
 
 def build_tokens(options) -> None:
@@ -141,12 +141,12 @@ def inspect(options) -> int | None:
         check_output_file(options.html, (".html",))
         write_page(options.dataset, options.html)
         if not is_quiet():
-            print(f"page in {options.html}")
+            print_text(f"page in {options.html}")
         return
     if options.document is None:
         if options.output:
             raise ValueError("-o needs --document K, the document to write")
-        print(json.dumps(report, indent=1) if options.json else describe(report, options.dataset))
+        print_text(json.dumps(report, indent=1) if options.json else describe(report, options.dataset))
         return
     from megatron_music.data.indexed import open_split
     from megatron_music.music.midi import write_midi
@@ -166,6 +166,6 @@ def inspect(options) -> int | None:
         check_output_file(options.output)
         write_midi(decode_piece(ids, encoding.steps_per_quarter), options.output)
         if not is_quiet():
-            print(f"document {options.document} of {options.split} in {options.output}")
+            print_text(f"document {options.document} of {options.split} in {options.output}")
     else:
-        print(shown(wording.to_text(ids)))
+        print_text(wording.to_text(ids))

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from megatron_music.commands import check_modules, progress_bar
 from megatron_music.counted import counted
-from megatron_music.output import is_quiet
+from megatron_music.output import is_quiet, print_text
 from megatron_music.storage.holding import hold_folder
+from megatron_music.storage.reading import TABLE_BYTES, parse_json, read_json_object, read_text
 from megatron_music.storage.writing import write_whole
 
 BARS, SEED = 8, 0
@@ -59,7 +60,7 @@ def _make(folder: Path, options) -> int:
 def say(number: int, what: str, where: Path, steps: int = 4) -> None:
     """Print which step of a demo begins, and where its result will be; ``-q`` omits it."""
     if not is_quiet():
-        print(f"[{number}/{steps}] {what} -> {where}", flush=True)
+        print_text(f"[{number}/{steps}] {what} -> {where}")
 
 
 def write_corpus(folder: Path) -> None:
@@ -103,7 +104,7 @@ def compose(run: Path, folder: Path, num: int) -> None:
 
     paths = [folder / f"{number:03}.mid" for number in range(1, num + 1)]
     picture = folder.parent / "pianoroll.png"
-    _remove_others(folder, {"checkpoint": (run / "latest").read_text(encoding="utf-8").strip(), "pieces": num})
+    _remove_others(folder, {"checkpoint": read_text(run / "latest").strip(), "pieces": num})
     if not all(path.exists() for path in (*paths, picture)):
         composer = load_composer(run, sampler=Sampler(temperature=0.9, top_p=0.95))
         with progress_bar("token") as bar:
@@ -123,13 +124,21 @@ def compose(run: Path, folder: Path, num: int) -> None:
 def _remove_others(folder: Path, facts: dict) -> None:
     """Remove the pieces of an earlier demo, which are of another checkpoint or of another number, and write down what these are of."""
     record = folder / "made-with.json"
-    if folder.is_dir() and not (record.exists() and json.loads(record.read_text(encoding="utf-8")) == facts):
+    if folder.is_dir() and _read_record(record) != facts:
         for path in folder.iterdir():
             if re.fullmatch(r"\d{3,}\.(mid|wav)", path.name):
                 path.unlink()
         (folder.parent / PAGE).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(record, (json.dumps(facts) + "\n").encode())
+
+
+def _read_record(path: Path) -> dict | None:
+    """What pieces are of; None where that cannot be read."""
+    try:
+        return read_json_object(path)
+    except (OSError, ValueError):
+        return None
 
 
 def account(report: dict, data: Path, run: Path, folder: Path, num: int) -> None:
@@ -140,7 +149,7 @@ def account(report: dict, data: Path, run: Path, folder: Path, num: int) -> None
     from megatron_music.tokens import vocabulary
     from megatron_music.training.curve import plot_loss
 
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [parse_json(line) for line in read_text(run / "metrics.jsonl", TABLE_BYTES).splitlines()]
     steps = [row for row in rows if "loss" in row]
     losses = [row["valid_loss"] for row in rows if "valid_loss" in row]
     frequencies = unigram_counts(open_split(data, "train"))
@@ -149,18 +158,18 @@ def account(report: dict, data: Path, run: Path, folder: Path, num: int) -> None
     plot_loss(run / "metrics.jsonl", folder / "loss.png", {"uniform": uniform, "unigram": unigram})
     splits = report["splits"].values()
     speed = float(np.median([row["tokens_per_second"] for row in steps]))
-    print(f"""
+    print_text(f"""
 files              {report["files"]["used"]:,} chorales in 4/4 of {report["files"]["found"]:,}
 windows            {sum(split["documents"] for split in splits):,} of 4 bars
 tokens             {sum(split["tokens"] for split in splits):,}
 training           {counted(len(steps), "step")}, {speed:,.0f} tokens/s, {sum(row["step_seconds"] for row in steps):.0f} s""")
     if losses:
         gain = unigram - losses[-1]
-        print(f"""validation loss    {losses[-1]:.3f} nats per token
+        print_text(f"""validation loss    {losses[-1]:.3f} nats per token
   uniform          {uniform:.3f}  (all tokens equally likely)
   unigram          {unigram:.3f}  (entropy of the training tokens)
   below unigram    {gain:.3f} nats: on average {math.exp(gain):.3g} times the probability per token""")
-    print(f"""
+    print_text(f"""
 listen             open {folder / PAGE} in a browser; the pieces are {folder / "chorales"}/001.mid to {num:03}.mid, with a WAV of each
 look               {folder / "pianoroll.png"} and {folder / "loss.png"}
 next               megatron-music generate midi {run} -o new --num 8 --bars {BARS} --instruments {",".join(VOICES)} --temperature 0.9 --top-p 0.95""")

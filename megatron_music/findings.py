@@ -13,6 +13,11 @@ class Finding(NamedTuple):
     where: str
     remedy: str = ""
 
+    @property
+    def line(self) -> str:
+        """For a person."""
+        return f"{self.status:6}{self.where}: {self.what}{'; ' + self.remedy if self.remedy else ''}"
+
 
 def finding_of(error: Exception, where: str) -> Finding:
     """A refusal as a finding: its last clause is the remedy."""

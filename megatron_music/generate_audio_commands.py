@@ -3,12 +3,13 @@
 import json
 import math
 import os
+from pathlib import Path
 
 from megatron_music.commands import progress_bar
 from megatron_music.counted import counted
 from megatron_music.generate_commands import digest_of_given
 from megatron_music.generation.output_folder import OutputFolder, output_folder
-from megatron_music.output import LOADING, announce, logger, print_result
+from megatron_music.output import LOADING, announce, logger, print_result, print_text
 from megatron_music.storage.reading import read_text, reason_of
 
 
@@ -174,8 +175,22 @@ def _say_unknown_words(prompts: list[str], maker) -> None:
             _say(f"the model does not know {counted(len(unknown), 'word')} of the prompt {prompt[:60]!r}: {', '.join(unknown[:8])}")
 
 
+def _facts_of(path: Path, is_ranked: bool) -> dict:
+    """What an earlier command wrote into an audio file about how it was made.
+
+    Raises:
+        ValueError: it has nothing of the kind: another file has taken its name.
+    """
+    from megatron_music.audio.waveform import read_metadata
+
+    facts = read_metadata(path)
+    if not isinstance(facts.get("prompt"), str) or (is_ranked and not isinstance(facts.get("similarity"), float)):
+        raise ValueError(f"{path} is not the file that this command made; move it away and give the same command again")
+    return facts
+
+
 def _write_sounds(options, sounds, output: OutputFolder, missing: list[int], maker, prompts: list[str], speaks: bool) -> None:
-    from megatron_music.audio.waveform import Waveform, read_metadata, write_waveform
+    from megatron_music.audio.waveform import Waveform, write_waveform
     from megatron_music.storage.writing import write_whole
 
     folder, rate, found, loud = output.folder, maker.autoencoder.sample_rate, {}, 0
@@ -202,12 +217,12 @@ def _write_sounds(options, sounds, output: OutputFolder, missing: list[int], mak
             bar.update(1)
     if not speaks:
         return
-    lines = [{"file": name, **(found.get(place) or read_metadata(folder / name))} for place, name in enumerate(output.names)]
+    lines = [{"file": name, **(found.get(place) or _facts_of(folder / name, options.rank))} for place, name in enumerate(output.names)]
     if options.rank:
         order = list(dict.fromkeys(line["prompt"] for line in lines))
         lines.sort(key=lambda line: (order.index(line["prompt"]), -line["similarity"]))
         for line in lines if not options.json else ():
-            print(f"{line['similarity']:7.3f}  {line['file']}  {line['prompt']}")
+            print_text(f"{line['similarity']:7.3f}  {line['file']}  {line['prompt']}")
     write_whole(folder / _LIST, "".join(json.dumps(line) + "\n" for line in lines).encode())
     if loud:
         most = max(facts["clipped_samples"] for facts in found.values())

@@ -68,11 +68,10 @@ def digest_of_given(path: str | None) -> str | None:
     Raises:
         ValueError: it cannot be read.
     """
-    from megatron_music.storage.reading import regular
-    from megatron_music.training.manifest import digest
+    from megatron_music.storage.reading import hash_of_file
 
     try:
-        return digest(regular(path, follow_links=True)) if path else None
+        return hash_of_file(path) if path else None
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; check the path") from None
     except (OSError, ValueError) as error:

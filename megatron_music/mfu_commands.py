@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_music.counted import counted
+from megatron_music.output import print_text
 from megatron_music.profiling_commands import add_table_form, check_warmup, log_of, positive
 from megatron_music.storage.reading import read_json_object, reason_of, refusing
 
@@ -110,7 +111,7 @@ def mfu(options) -> None:
         return
     shown = [line if line.model_tflops_per_gpu is not None else line._replace(counts="not derived for this model") for line in found]
     table = format_table(columns, [line._asdict() for line in shown], options.form)
-    print("\n".join([*_mfu_head(run, seconds, measured, peak, is_cpu), "", table, *_mfu_foot(found, peak, facts, stated, is_cpu)]))
+    print_text("\n".join([*_mfu_head(run, seconds, measured, peak, is_cpu), "", table, *_mfu_foot(found, peak, facts, stated, is_cpu)]))
 
 
 def _peak_of_cpu(options):

@@ -17,7 +17,7 @@ LOADING = "loading PyTorch and megatron-core"
 
 def shown(text: str) -> str:
     """A text of any number of lines for a terminal: names in it are strangers' words, and what would steer a terminal is escaped."""
-    return text if text.isascii() and text.isprintable() else "\n".join(printable(line) for line in text.split("\n"))
+    return "\n".join(line if line.isprintable() else printable(line) for line in text.split("\n"))
 
 
 class _Shown(logging.Formatter):
@@ -85,7 +85,12 @@ def print_result(options, result: dict | list, text: str) -> None:
     if options.json:
         print(json.dumps(result, indent=1))
     elif not is_quiet():
-        print(shown(text))
+        print_text(text)
+
+
+def print_text(text: str) -> None:
+    """Print text for a person at once, with what would steer a terminal escaped. JSON and tables are printed as they are."""
+    print(shown(text), flush=True)
 
 
 def print_next(options, command: str) -> None:

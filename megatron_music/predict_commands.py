@@ -6,6 +6,7 @@ import re
 
 from megatron_music.commands import check_output_file
 from megatron_music.counted import counted
+from megatron_music.output import print_text
 from megatron_music.profiling_commands import add_table_form, capacity_gb, positive
 
 NUM_GPUS, GPU = 8, "a100"  # where none are named
@@ -102,7 +103,7 @@ def _predict_step(options, run, cluster) -> None:
     rows = [{"spent_on": name.replace("_", " "), "seconds": value, "share": value / found.seconds} for name, value in found._asdict().items()]
     _show(options, {"spent_on": "", "seconds": ".4g", "share": ".1%"}, rows, facts)
     if options.form in ("text", "markdown"):
-        print(f"\n{options.machine}, {precision.name}: {found.seconds:.4g} s per step, {facts['tokens_per_second']:,.0f} tokens/s; by the "
+        print_text(f"\n{options.machine}, {precision.name}: {found.seconds:.4g} s per step, {facts['tokens_per_second']:,.0f} tokens/s; by the "
               f"formula mcore MFU {shares[0]:.1%}, HFU {shares[1]:.1%} of {precision.tflops:g} TFLOP/s per GPU; {_HOW_SURE}")  # fmt: skip
 
 
@@ -129,7 +130,7 @@ def _predict_search(options, run, cluster) -> None:
     facts = {"left_out": left_out, **_facts(run, cluster, options.num_gpus)}
     _show(options, columns | {"seconds": ".4g", "tokens_per_second": ",.0f", "memory_gb": ".1f"}, rows, facts)
     if options.form in ("text", "markdown"):
-        print(f"\n{counted(len(layouts), 'layout')} with room on {options.machine}, {left_out['out of memory']} without, "
+        print_text(f"\n{counted(len(layouts), 'layout')} with room on {options.machine}, {left_out['out of memory']} without, "
               f"{left_out['impossible']} impossible; {cluster.precision(run).name}; {_HOW_SURE}")  # fmt: skip
 
 
@@ -147,7 +148,7 @@ def _predict_scaling(options, run, cluster) -> None:
         plot_scaling(options.scaling, speeds, options.output, title=f"Predicted scaling of {options.recipe} on {cluster.gpu}")
     _show(options, columns, [row._asdict() for row in found], _facts(run, cluster, None))
     if options.form in ("text", "markdown"):
-        print(f"\n{options.machine}, {cluster.precision(run).name}; {_HOW_SURE}")
+        print_text(f"\n{options.machine}, {cluster.precision(run).name}; {_HOW_SURE}")
 
 
 def _show(options, columns: dict[str, str], rows: list[dict], facts: dict) -> None:

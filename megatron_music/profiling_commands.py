@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from megatron_music.counted import counted
+from megatron_music.output import print_text
 
 
 def add_table_form(parser) -> None:
@@ -49,10 +50,10 @@ def memory(options) -> None:
     ]
     print(format_table(columns, rows, options.form))
     if options.form != "csv":
-        print(f"\nGB (10^9 bytes) of one rank of each pipeline stage, {counted(options.num_gpus, 'GPU')}; {answer.sentence}")
-        print(checkpoint_memory(stages, run, options.num_gpus))
+        print_text(f"\nGB (10^9 bytes) of one rank of each pipeline stage, {counted(options.num_gpus, 'GPU')}; {answer.sentence}")
+        print_text(checkpoint_memory(stages, run, options.num_gpus))
         if with_engine < max(stage.total for stage in stages):
-            print(f"with Transformer Engine's layers, by what their code keeps and not measured: {with_engine / 1e9:.2f} GB")
+            print_text(f"with Transformer Engine's layers, by what their code keeps and not measured: {with_engine / 1e9:.2f} GB")
 
 
 def capacity_gb(options) -> float | None:
@@ -99,9 +100,9 @@ def compare(options) -> None:
     print(format_table(columns, [found._asdict()], options.form))
     if options.form == "csv":
         return
-    print(f"\n{_noise(CONFIDENCE)}")
+    print_text(f"\n{_noise(CONFIDENCE)}")
     if losses:
-        print(f"the losses differ most at iteration {losses[0]}, by {losses[1]:.2%}")
+        print_text(f"the losses differ most at iteration {losses[0]}, by {losses[1]:.2%}")
 
 
 def _compare_sweeps(options) -> None:
@@ -121,7 +122,7 @@ def _compare_sweeps(options) -> None:
     columns = dict.fromkeys(("gpus", *names), "") | {"first": ".4g", "second": ".4g", "share": "+.2%", "low": "+.2%", "high": "+.2%", "verdict": ""}
     print(format_table(columns, rows, options.form))
     if options.form != "csv":
-        print(f"\nseconds of a step, {_noise(CONFIDENCE)}; left out, since measured in one alone or in none: {left_out}")
+        print_text(f"\nseconds of a step, {_noise(CONFIDENCE)}; left out, since measured in one alone or in none: {left_out}")
 
 
 def _noise(confidence: float) -> str:

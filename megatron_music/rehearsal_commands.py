@@ -1,12 +1,11 @@
 """The command ``rehearse``: one training step of a job of many GPUs, on this machine. Imports when it runs."""
 
 import json
-import sys
 from pathlib import Path
 
 from megatron_music.commands import BAD_INPUT, FAILED, OK, check_output_file, progress_bar
 from megatron_music.counted import counted
-from megatron_music.output import is_quiet, is_verbose
+from megatron_music.output import is_quiet, logger, print_text
 from megatron_music.profiling_commands import add_table_form, capacity_gb, positive
 
 _HOLDERS, _GPU = 10, "h100"
@@ -61,9 +60,8 @@ def rehearse(options) -> int:
                 done=lambda role: bar.update(1),
             )
     except RankFailed as error:
-        if is_verbose():
-            print(error.details, file=sys.stderr)
-        print(f"megatron-music: {error}", file=sys.stderr)
+        logger.debug(error.details)
+        logger.error(str(error))
         return FAILED
     findings = check(job)
     _write_files(options, job, findings)
@@ -97,36 +95,36 @@ def _print_tables(options, job) -> None:
         return
     fullest = max(job.ranks, key=lambda rank: rank.peak.num_bytes)
     busiest = max(job.ranks, key=lambda rank: sum(row["bytes"] for row in report.message_rows(rank)))
-    print(f"\nfullest moment, {fullest.role}")
+    print_text(f"\nfullest moment, {fullest.role}")
     print(format_table(report.HOLDER_COLUMNS, report.holder_rows(fullest)[:_HOLDERS], options.form, shorten="what"))
-    print(f"\nmessages of a step, {busiest.role}; sizes in bytes")
+    print_text(f"\nmessages of a step, {busiest.role}; sizes in bytes")
     print(format_table(report.MESSAGE_COLUMNS, report.message_rows(busiest), options.form))
-    print(f"\nwaits for the GPU and copies to it in a step, {busiest.role}")
+    print_text(f"\nwaits for the GPU and copies to it in a step, {busiest.role}")
     print(format_table(report.WAIT_COLUMNS, report.wait_rows(busiest), options.form, shorten="where"))
     saving = max((rank.saving for rank in job.ranks), key=lambda saving: saving.written)
-    print(
+    print_text(
         f"\na save writes at most {saving.written / 1e9:.4g} GB per rank, over {saving.host_of_save / 1e9:.4g} GB of host memory "
         f"({saving.host_of_async_save / 1e9:.4g} GB with checkpoint.async_save=true) and "
         f"{saving.gpu_of_save / 1e9:.4g} GB more of the GPU; "
         f"a resume takes {saving.gpu_of_resume / 1e9:.4g} GB more of the GPU"
     )
     steps = job.ranks[0].num_microbatches
-    print(
+    print_text(
         f"\n{counted(len(job.ranks), 'rank')} of {job.num_gpus:,}, {counted(steps, 'micro batch', 'micro batches')} per step; "
         "GB are 10^9 bytes"
     )
     found = report.operations(job)
     if found and found.formula:
-        print(
+        print_text(
             f"{found.model:.6g} floating-point operations in a step of all GPUs ({found.hardware:.6g} with what is "
             "recomputed); the formula mcore "
             f"gives {found.formula:.6g}"
         )
     elif found:
-        print(f"{found.model:.6g} floating-point operations in a step of all GPUs ({found.hardware:.6g} with what is recomputed)")
+        print_text(f"{found.model:.6g} floating-point operations in a step of all GPUs ({found.hardware:.6g} with what is recomputed)")
 
 
 def _print_findings(findings) -> None:
     print()
     for finding in sorted(findings, key=lambda finding: finding.status != "wrong"):
-        print(f"{finding.status:6}{finding.where}: {finding.what}{'; ' + finding.remedy if finding.remedy else ''}")
+        print_text(finding.line)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from megatron_music.commands import FAILED, OK, check_modules, check_output_file, progress_bar
 from megatron_music.counted import counted
-from megatron_music.output import shown
+from megatron_music.output import print_text
 from megatron_music.predict_commands import numbers
 from megatron_music.processes import end_with_starter, run_to_end
 from megatron_music.profiling_commands import add_table_form, positive
@@ -126,7 +126,7 @@ def _planned(options):
 def _tell_plan(planned) -> None:
     impossible = sum(row.impossible is not None for row in planned.rows)
     most = max(row.num_gpus for row in planned.rows)
-    print(f"{counted(len(planned.rows), 'row')} in {planned.folder}, {impossible} of them impossible; on one machine: megatron-music sweep "
+    print_text(f"{counted(len(planned.rows), 'row')} in {planned.folder}, {impossible} of them impossible; on one machine: megatron-music sweep "
           f"{planned.folder}\non a cluster, with at least {counted(most, 'task')} in a job: sbatch --array=0-{len(planned.rows) - 1} "
           f"launch/benchmark_sweep.sbatch {planned.folder}" + ("" if Path("launch").is_dir() else "\nmegatron-music launch -o . copies the job scripts here"))  # fmt: skip
 
@@ -261,7 +261,7 @@ def _show(options, planned, figures: list) -> None:
     if not devices:
         return
     where = f"on {' and '.join(devices)}" + (", where each process counts as a GPU" if devices == ["CPU"] else "")
-    print(f"\n{planned.name}; medians of {counted(planned.steps, 'step')} {where}; best: the most TFLOP/s per GPU by the formula "
+    print_text(f"\n{planned.name}; medians of {counted(planned.steps, 'step')} {where}; best: the most TFLOP/s per GPU by the formula "
           "mcore (of flow models: flow); eq3: equation 3 of arXiv:2104.04473, which counts full recomputation whatever was done"
           + ("; MFU and HFU are shares of the peak in each row's precision" if any(row.mfu for row in figures) else ""))  # fmt: skip
 
@@ -275,4 +275,4 @@ def _tell_reasons(figures: list) -> None:
     if reasons:
         print()
     for (status, reason), rows in reasons.items():
-        print(shown(f"row{'s' if len(rows) > 1 else ''} {', '.join(rows)} {status}: {reason}"))
+        print_text(f"row{'s' if len(rows) > 1 else ''} {', '.join(rows)} {status}: {reason}")

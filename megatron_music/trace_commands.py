@@ -5,6 +5,7 @@ from pathlib import Path
 
 from megatron_music.commands import check_output_file
 from megatron_music.counted import counted
+from megatron_music.output import print_text
 from megatron_music.profiling_commands import add_table_form
 
 
@@ -41,7 +42,7 @@ def trace(options) -> None:
         print("\n" + format_table({"range": "", "times": "", "seconds": ".4g", "skew": ".1%"}, ranges, options.form, shorten="range"))
     print("\n" + format_table({"kernel": "", "kind": "", "seconds": ".4g"}, kernels, options.form, shorten="kernel"))
     for note in _notes(timelines):
-        print(f"\n{note}")
+        print_text(f"\n{note}")
 
 
 def _notes(timelines) -> list[str]:

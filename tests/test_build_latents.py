@@ -373,3 +373,58 @@ def test_a_name_with_an_accent_is_found_in_either_form(tmp_path):
     text = (folder / "captions.jsonl").read_text()
     (folder / "captions.jsonl").write_text(text.replace("000.wav", unicodedata.normalize("NFC", "café.wav")))
     assert build_latents(folder, tmp_path / "out", LatentsOptions(**OPTIONS))["left_out"] == {}
+
+
+def test_a_link_to_a_place_for_the_dataset_is_followed_as_build_tokens_does(sounds, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "data")
+    build_latents(sounds, tmp_path / "out", LatentsOptions(**OPTIONS))
+    assert LatentDataset(tmp_path / "disk" / "data", "train").check() is None
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["data"] and [path.name for path in tmp_path.iterdir() if path.name != "disk"] == ["out"]
+
+
+def test_the_name_of_a_shard_is_on_the_disk_before_its_record_says_so(sounds, tmp_path, monkeypatch):
+    """Every fsync and rename is done, and noted in its order."""
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def noting_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        done.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    def noting_replace(source, target) -> None:
+        replace(source, target)
+        done.append(("name", str(target)))
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(os, "replace", noting_replace)
+    build_latents(sounds, tmp_path / "out", LatentsOptions(**OPTIONS))
+    made = tmp_path / "out.building" / "out"
+    shards = [(place, Path(name)) for place, (what, name) in enumerate(done) if what == "name" and Path(name).stem.isdigit() and name.endswith(".safetensors")]
+    assert len(shards) >= 3
+    for place, shard in shards:
+        record = done.index(("name", str(tmp_path / "out.building" / "records" / f"{shard.parent.name}-{shard.stem}.json")))
+        assert ("sync", str(shard.parent)) in done[place:record], shard
+    last = max(place for place, (what, _) in enumerate(done) if what == "name")
+    assert {str(folder) for folder in (made, *(made / split for split in ("train", "valid", "test")))} <= {name for what, name in done[last:] if what == "sync"}
+
+
+KILLED_AFTER_THE_RENAME = """
+import os, sys
+from megatron_music.cli import main
+from megatron_music.data import build_latents
+build_latents._clear = lambda building: os.kill(os.getpid(), 9)
+main(sys.argv[1:])
+"""
+
+
+def test_what_a_build_that_was_killed_at_its_very_end_left_goes_by_name_with_the_next(sounds, tmp_path):
+    words = ["build", "latents", str(sounds), "-o", str(tmp_path / "out"), *(f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items())]
+    assert subprocess.run([sys.executable, "-c", KILLED_AFTER_THE_RENAME, *words], capture_output=True, check=False).returncode == -9
+    building = tmp_path / "out.building"
+    assert (tmp_path / "out" / "index.json").exists() and any((building / "records").iterdir())
+    (building / "records" / "notes.txt").write_text("mine")
+    assert main(words) == 0
+    assert [path.relative_to(building).as_posix() for path in building.rglob("*")] == ["records", "records/notes.txt"]
+    (building / "records" / "notes.txt").unlink()
+    assert main(words) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]

@@ -11,6 +11,7 @@ from megatron_music.audio.waveform import read_metadata, read_waveform, write_wa
 from megatron_music.cli import main
 from megatron_music.data.build_latents import build_latents
 from megatron_music.data.latents_options import LatentsOptions
+from megatron_music.generate_audio_commands import _facts_of
 from megatron_music.recipes import load_run
 from megatron_music.training.loop import train
 
@@ -231,3 +232,15 @@ def test_unknown_words_of_a_prompt_are_named(runs, tmp_path, capsys):
     assert generate(runs, tmp_path / "out", "--prompt", "slow zither ピアノ", "--prompt", "fast bell") == 0
     said = capsys.readouterr().err
     assert "does not know 3 words of the prompt 'slow zither ピアノ': zither, ピア, アノ" in said and said.count("does not know") == 1
+
+
+def test_another_file_under_the_name_of_a_sample_is_told_by_name(tmp_path):
+    path, samples = tmp_path / "01-001.wav", np.zeros((2, 800), np.float32)
+    for metadata in (None, {"title": "mine"}, {"prompt": 3}):
+        write_waveform(path, samples, 16000, metadata=metadata)
+        with pytest.raises(ValueError, match=r"01-001.wav is not the file that this command made; move it away"):
+            _facts_of(path, is_ranked=False)
+    write_waveform(path, samples, 16000, metadata={"prompt": "slow"})
+    assert _facts_of(path, is_ranked=False) == {"prompt": "slow"}
+    with pytest.raises(ValueError, match="is not the file that this command made"):
+        _facts_of(path, is_ranked=True)

@@ -109,6 +109,37 @@ def test_a_holder_whose_file_is_hostile_is_watched_and_says_no_control_character
     assert own.is_alive() is None and "\x1b" not in str(own) and len(str(own)) < 400
 
 
+def test_a_link_in_the_place_of_an_owner_file_is_not_refreshed(tmp_path, monkeypatch):
+    monkeypatch.setattr(owners, "REFRESH_SECONDS", 0.05)
+    (tmp_path / "precious").touch()
+    os.utime(tmp_path / "precious", (1, 1))
+    heart, link = owners._Heart(), tmp_path / "lock.0123456789abcdef"
+    link.symlink_to("precious")
+    os.utime(link, (1, 1), follow_symlinks=False)
+    heart.beats_for(link)
+    limit = time.monotonic() + 10
+    while link.lstat().st_mtime == 1 and time.monotonic() < limit:
+        time.sleep(0.02)
+    heart.stops_for(link)
+    assert link.lstat().st_mtime > 1 and (tmp_path / "precious").stat().st_mtime == 1
+
+
+def test_a_process_that_never_was_holds_nothing(tmp_path):
+    facts = {"machine": owners.machine(), "pid": 1 << 30, "start": None, "shared": False}
+    (tmp_path / "lock.0123456789abcdef").write_text(json.dumps(facts))
+    with hold(tmp_path / "lock", "busy"):
+        pass
+
+
+def test_where_processes_are_not_listed_the_time_of_the_file_decides(tmp_path, monkeypatch):
+    monkeypatch.setattr(owners, "start_of", lambda pid: None)
+    owner = owners.Owner.new(tmp_path / "lock", shared=False)
+    try:
+        assert owner.is_alive() is None
+    finally:
+        owner.let_go()
+
+
 def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
     (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="lock"), hold(tmp_path / "lock", "busy"):

@@ -76,6 +76,13 @@ def test_a_disk_that_safetensors_finds_full_is_told_as_that(tmp_path):
         assert caught.value.filename == str(disk / "out") and list(disk.iterdir()) == []
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ENOTDIR])
+def test_a_source_that_cannot_be_read_is_named_and_not_the_new_folder(tmp_path, number):
+    with pytest.raises(OSError) as caught, new_folder(tmp_path / "out"):
+        raise OSError(number, os.strerror(number), "/source/model.safetensors")
+    assert (caught.value.errno, caught.value.filename) == (number, "/source/model.safetensors") and list(tmp_path.iterdir()) == []
+
+
 def test_the_error_of_the_disk_is_found_behind_others():
     disk = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     failed = WriteFailed("process 0")

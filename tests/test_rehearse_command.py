@@ -1,6 +1,9 @@
 """`rehearse` and what builds on it: findings, errors with their rank, page, trace, `preflight --rehearse`, `predict --rehearse`."""
 
 import json
+import multiprocessing
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +46,22 @@ def with_message(job: Job, place: int, operation: str, **changes) -> Job:
 
 def wrong(job: Job) -> list[str]:
     return [finding.what for finding in check(job) if finding.status == WRONG]
+
+
+def test_tensors_beyond_the_first_ten_are_counted(job):
+    first = replace(job.ranks[0], without_gradient=[f"layer {number}" for number in range(12)], left_on_cpu=["mask"])
+    found = wrong(job._replace(ranks=[first, *job.ranks[1:]]))
+    assert found[0] == "layer 0 gets no gradient" and found[10:] == ["2 more, of which each gets no gradient", "mask is on the CPU"]
+
+
+def test_a_process_that_is_killed_is_one_sentence():
+    def kill(role) -> None:
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, signal.SIGKILL)
+
+    run = tiny_run("nowhere", "parallel.pipeline_model_parallel_size=4", "model.num_layers=4", "train.global_batch_size=16")
+    with pytest.raises(RankFailed, match="a process that rehearses a rank was killed, mostly for want of memory; use fewer than --workers 2"):
+        rehearse(run, 8, workers=2, done=kill)
 
 
 def test_roles_are_the_stages_and_their_edges():

@@ -12,7 +12,8 @@ from tiny_gpt import tiny_dataset, tiny_run
 from megatron_music.training import checkpoint
 from megatron_music.training.checkpoint_folder import checkpoints_of
 from megatron_music.training.loop import DONE, FAILED, _recorder, train
-from megatron_music.training.manifest import digest, read_manifest
+from megatron_music.storage.reading import hash_of_file
+from megatron_music.training.manifest import read_manifest
 from megatron_music.training.metrics import Metrics
 from megatron_music.training.newest import find_checkpoint
 
@@ -50,7 +51,7 @@ def tensor_files(folder: Path) -> dict[str, str]:
     found = {}
     for place in checkpoints_of(folder):
         for name, facts in read_manifest(place).items():
-            assert facts["sha256"] == digest(place / name)
+            assert facts["sha256"] == hash_of_file(place / name)
             if name.endswith(".distcp"):
                 found[f"{place.name}/{name}"] = facts["sha256"]
     return found

@@ -128,3 +128,22 @@ def test_a_file_system_that_has_no_fsync_is_not_a_full_disk(tmp_path, number):
     done = subprocess.run([sys.executable, "-c", WRITE, tmp_path / "a"], env=shimmed(fsync=number), capture_output=True, text=True, check=False)
     assert (done.returncode == 0) is (number != errno.EIO), done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ([] if number == errno.EIO else ["a"])
+
+
+APART = """
+import os, sys
+from megatron_music.storage.writing import written_apart
+with written_apart(sys.argv[1]) as path:
+    path.write_bytes(b"half")
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_process_wrote_for_a_library_goes_with_the_next(tmp_path):
+    (tmp_path / ".b.0123456789abcdef.unfinished").mkdir()
+    assert subprocess.run([sys.executable, "-c", APART, tmp_path / "a"], check=False).returncode == -9
+    assert len(list(tmp_path.iterdir())) == 2
+    with written_apart(tmp_path / "a") as path:
+        path.write_bytes(b"whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.0123456789abcdef.unfinished", "a"]
+    assert (tmp_path / "a").read_bytes() == b"whole"

@@ -1,7 +1,7 @@
 """Audio of any length cut into excerpts of one length, in memory that does not grow with the file. Shapes: [channels, frames]."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -58,16 +58,17 @@ class Piece(NamedTuple):
     total: int  # frames of the file
 
 
-def pieces(path: str | os.PathLike, name: str, cut: Cut) -> Iterator[Piece]:
+def pieces(path: str | os.PathLike, name: str, cut: Cut, beat: Callable[[], None] = lambda: None) -> Iterator[Piece]:
     """The excerpts of a file, piece by piece. The whole file has been looked at before the first is given.
 
     Args:
         name: of the file, in sentences.
+        beat: called for each block that is decoded, which of a long file takes minutes.
 
     Raises:
         LeftOut: it is missing, unreadable, too short or silent.
     """
-    decoded = _Decoded(path, cut.channels)
+    decoded = _Decoded(path, cut.channels, beat)
     try:
         decoded.scan()
         check_rates(path, decoded.sample_rate, cut.sample_rate)
@@ -98,8 +99,8 @@ def pieces(path: str | os.PathLike, name: str, cut: Cut) -> Iterator[Piece]:
 class _Decoded:
     """A file's audio with the given number of channels, at its own rate: kept where it is short, decoded again where it is long."""
 
-    def __init__(self, path: str | os.PathLike, channels: int):
-        self._path, self._channels = path, channels
+    def __init__(self, path: str | os.PathLike, channels: int, beat: Callable[[], None]):
+        self._path, self._channels, self._beat = path, channels, beat
         self._kept: list[Waveform] | None = []
         self.frames, self.sample_rate, self.peak = 0, 0, 0.0
 
@@ -121,4 +122,9 @@ class _Decoded:
 
     def _decode(self) -> Iterator[Waveform]:
         for block in read_blocks(self._path):
-            yield with_channels(block, self._channels)
+            self._beat()
+            try:
+                mixed = with_channels(block, self._channels)
+            except ValueError as error:
+                raise ValueError(f"{self._path} cannot be used: {error}") from None
+            yield mixed

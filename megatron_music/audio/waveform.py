@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megatron_music.storage.reading import regular
+from megatron_music.storage.reading import NOT_OF_THE_FILE, reason_of, regular
 from megatron_music.storage.writing import write_whole
 
 SUBTYPES = {16: "PCM_16", 24: "PCM_24"}
@@ -26,6 +26,7 @@ READABLE = (*SUFFIXES, ".ogg", ".mp3", ".aiff", ".aif")
 # What is read; beyond it a file is damaged, or made to fill the memory.
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE, MAX_CHANNELS = 1000, 384_000, 24
 MAX_SECONDS, LOUDEST, MAX_WHOLE_BYTES = 12 * 3600, 100.0, 1 << 30
+MAX_VALUES = MAX_SECONDS * 2 * 96_000  # samples of all channels together: 12 hours of stereo at 96 kHz
 _BLOCK_VALUES = 1 << 18  # decoded at a time
 MAX_RATIO = 1 << 16  # of a rate without what it has in common with another: filters of more take hundreds of MiB
 _HALF_FILTER = 10  # of the polyphase filter: periods of the lower rate
@@ -63,8 +64,9 @@ def read_blocks(path: str | os.PathLike) -> Iterator[Waveform]:
 
     Raises:
         ValueError: it is missing, not audio, empty, of more than 24 channels, of a sample rate outside 1,000 to 384,000 Hz,
-            longer than 12 hours, or has samples that are not finite or louder than 100 times full scale; one sentence with the
-            path. It may come after blocks that were given.
+            longer than 12 hours (of stereo at 96 kHz: more channels or a higher rate make it less), or has samples that are not
+            finite or louder than 100 times full scale; one sentence with the path. It may come after blocks that were given.
+        OSError: the disk is not there any more, or too many files are open.
     """
     import soundfile
 
@@ -77,20 +79,28 @@ def read_blocks(path: str | os.PathLike) -> Iterator[Waveform]:
                 total += len(samples)
                 if total > MAX_SECONDS * file.samplerate:
                     raise ValueError(f"{path} lasts more than {MAX_SECONDS // 3600} hours; cut it into shorter files")
+                if total * file.channels > MAX_VALUES:
+                    raise ValueError(f"{path} has more than {MAX_VALUES:,} samples on {file.channels} channels; cut it into shorter files")
                 _check_samples(path, samples)
                 yield Waveform(np.ascontiguousarray(samples.T), file.samplerate)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; check the path") from None
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise ValueError(f"{path} is no sound that can be read ({reason}); convert it to WAV or FLAC") from None
+        if isinstance(error, OSError) and error.errno in NOT_OF_THE_FILE:
+            raise
+        raise ValueError(f"{path} is no sound that can be read ({reason_of(error)}); convert it to WAV or FLAC") from None
     if not total:
         raise ValueError(f"{path} has no samples; remove it")
 
 
 def load_decoders() -> None:
-    """Import what reading and resampling need, which takes seconds the first time."""
-    import soundfile  # noqa: F401 (as above: it is loaded, not used)
+    """Import what reading and resampling need, which takes seconds the first time.
+
+    Raises:
+        ModuleNotFoundError: the extra ``audio`` is not installed.
+    """
+    import scipy.signal  # noqa: F401 (it is loaded, not used)
+    import soundfile  # noqa: F401 (likewise)
 
 
 def check_rates(path: str | os.PathLike, source_rate: int, sample_rate: int) -> None:

@@ -194,6 +194,8 @@ def zip_entries(path: str, source: int) -> Iterator[Entry]:
             members = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OSError, OverflowError, LookupError, struct.error) as error:
         raise _unopened(path, error) from None
+    if len(members) > MAX_MEMBERS:
+        raise ValueError(f"{path} has {len(members):,} members, where up to {MAX_MEMBERS:,} are read; split it into smaller archives")
     taken = _sharing(members)
     for number, member in enumerate(members):
         kind = stat.S_IFMT(member.external_attr >> 16)

@@ -7,15 +7,21 @@ float32 [frames, channels] one behind the other, a part at a time.
 import json
 import os
 import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from megatron_music.audio.excerpts import SILENCE, Cut, LeftOut, Piece, pieces
 from megatron_music.audio.waveform import load_decoders
+from megatron_music.data.captioned import state_of
+from megatron_music.data.corpus import ChangedSource
 from megatron_music.data.worker_process import live_within_bounds, private_channel, say
 
 PART_BYTES = 16 << 20  # of excerpts in a part, and one excerpt at least
+_BEAT_SECONDS = 0.5
 
 
 def main(descriptor: str) -> None:
@@ -32,9 +38,13 @@ def main(descriptor: str) -> None:
                 (reason,) = asked["skip"].values()
                 raise LeftOut("unreadable", f"{asked['path']} cannot be used: {reason}; convert it to WAV or FLAC, or remove it")
             say(channel, str(number))
+            _refuse_change(asked)
             _send(asked, int(descriptor), channel, requests)
+            _refuse_change(asked)  # while it was decoded
         except BrokenPipeError:
             return
+        except ChangedSource as error:
+            answer = {"refused": str(error)}
         except LeftOut as error:
             answer |= {"left_out": {"kind": error.kind, "reason": str(error)}}
         except MemoryError:
@@ -48,10 +58,20 @@ def main(descriptor: str) -> None:
         say(channel, json.dumps(answer))
 
 
+def _refuse_change(asked: dict) -> None:
+    """
+    Raises:
+        ChangedSource: the file has another size or time of change than when the build began, or is gone.
+    """
+    path = Path(asked["folder"], asked["path"])
+    if "state" in asked and state_of(path) != asked["state"]:
+        raise ChangedSource(f"{path} was changed while the build was under way; restore it, or build into another folder")
+
+
 def _send(asked: dict, descriptor: int, channel: int, requests: BinaryIO) -> None:
     """The excerpts of one file, part by part."""
     cut, part = Cut(**asked["cut"]), _Part(asked["task"], descriptor, is_first=True)
-    for piece in pieces(os.path.join(asked["folder"], asked["path"]), asked["path"], cut):
+    for piece in pieces(os.path.join(asked["folder"], asked["path"]), asked["path"], cut, _beat(channel)):
         part.add(piece)
         if piece.ends and part.size >= PART_BYTES:
             say(channel, part.message())
@@ -60,6 +80,19 @@ def _send(asked: dict, descriptor: int, channel: int, requests: BinaryIO) -> Non
     if part.starts:
         say(channel, part.message())
         requests.readline()
+
+
+def _beat(channel: int) -> Callable[[], None]:
+    """Tells the parent, twice a second, that the file is still being decoded."""
+    told = time.monotonic()
+
+    def beat() -> None:
+        nonlocal told
+        if time.monotonic() - told > _BEAT_SECONDS:
+            say(channel, ".")
+            told = time.monotonic()
+
+    return beat
 
 
 class _Part:

@@ -9,9 +9,8 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 from megatron_music.audio.music_encoder import SIZE as EMBEDDING_SIZE
 from megatron_music.audio.text_encoder import TextEncoder
 from megatron_music.counted import counted
-from megatron_music.data.captioned import Captioned, read_captioned, with_names_on_disk
+from megatron_music.data.captioned import Captioned, read_captioned, state_of, with_names_on_disk
 from megatron_music.data.crops import Crops
 from megatron_music.data.latents import write_texts
 from megatron_music.data.latents_encoders import ENCODER_HASHES, Encoders, close, encoders_of, keep_hashes, latent_frames
@@ -34,10 +33,11 @@ from megatron_music.data.splits import KEY_BYTES, assign_splits
 from megatron_music.storage.holding import hold
 from megatron_music.storage.reading import read_bytes, read_json_object
 from megatron_music.storage.sealed import parse_sealed, sealed
-from megatron_music.storage.writing import is_temporary, sync, write_whole
+from megatron_music.storage.writing import is_temporary, sync, sync_tree, write_whole
 
 PLAN, REPORT, QUARANTINE = "plan.json", "report.json", "quarantine.jsonl"
 _FIT, _MERGE = "encoders.lock", "merge.lock"
+_RECORD = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.json")
 _LOCKS = re.compile(r"(lock|encoders\.lock|merge\.lock|rank-\d+-of-\d+\.lock)(\.[0-9a-f]{16})?")
 
 
@@ -68,23 +68,29 @@ def build_latents(
         The report, as in ``report.json``; None where another rank puts the dataset together.
 
     Raises:
-        ValueError: no captions, no sound for training, another build in the same folder, or one of other options.
+        ValueError: no captions, no sound for training, another build in the same folder, one of other options, or a file that
+            changed meanwhile.
     """
-    folder, out = Path(audio_dir), Path(out)
+    folder, out = Path(audio_dir), Path(os.path.realpath(out))
     if not 0 <= rank < world_size:
         raise ValueError(f"rank is {rank} of {world_size}; use 0 to {max(world_size - 1, 0)}")
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; name one of sounds with captions")
     sounds = with_names_on_disk(folder, read_captioned(folder))
-    fingerprint = _fingerprint(folder, sounds, options)
-    building = out.with_name(f"{out.name}.building")
-    check_sources(building_folder(out), [folder])
+    states = {sound.path: state_of(folder / sound.path) for sound in sounds}
+    fingerprint = _fingerprint(folder, sounds, states, options)
+    building = building_folder(out)
+    check_sources(building, [folder])
     if out.exists():
-        return _finished(out, fingerprint)
-    if not out.absolute().parent.is_dir():
-        raise ValueError(f"{out.absolute().parent} does not exist; make the folder first")
+        report = _finished(out, fingerprint)
+        if building.is_dir():  # a process was killed before it removed it; or another rank is in it still
+            with suppress(ValueError), held(building):
+                _clear(building)
+        return report
+    if not out.parent.is_dir():
+        raise ValueError(f"{out.parent} does not exist; make the folder first")
     with _shared(building, rank, world_size):
-        with Crops(folder, options) as crops, ExitStack() as at_end:
+        with Crops(folder, options, states) as crops, ExitStack() as at_end:
             with _locked(building / _FIT):
                 if out.exists():  # other ranks were quicker
                     return None
@@ -107,17 +113,27 @@ def build_latents(
                     return None
                 report = _merge(building, sounds, shards, texts, folder, encoders, options, fingerprint, say)
                 os.rename(made, out)
-                sync(out.absolute().parent)
-                shutil.rmtree(building / RECORDS)
-                (building / PLAN).unlink()
-                (building / ENCODER_HASHES).unlink()
-                for path in building.glob("*.lock"):  # of ranks that were killed; those alive let go of theirs themselves
-                    with suppress(ValueError), _locked(path, waits=False):
-                        pass
+                sync(out.parent)
+                _clear(building)
     if world_size > 1:
         with suppress(ValueError), held(building):  # which removes what holds nothing but its lock; another rank may be in it still
             pass
     return report
+
+
+def _clear(building: Path) -> None:
+    """Remove by name what a build that is over leaves in its working folder; ``held`` removes the folder where nothing stays."""
+    records = building / RECORDS
+    for path in records.iterdir() if records.is_dir() and not records.is_symlink() else ():
+        if _RECORD.fullmatch(path.name) or is_temporary(path.name):
+            path.unlink()
+    with suppress(OSError):  # something else is in it, or it went before
+        records.rmdir()
+    for name in (ENCODER_HASHES, PLAN):
+        (building / name).unlink(missing_ok=True)
+    for path in building.glob("*.lock"):  # of ranks that were killed; those alive let go of theirs themselves
+        with suppress(ValueError), _locked(path, waits=False):
+            pass
 
 
 @contextmanager
@@ -141,12 +157,10 @@ def _locked(path: Path, waits: bool = True) -> AbstractContextManager:
     return hold(path, f"another process works as {path.stem} of {path.parent}{{owner}}; give each its own --rank", waits=waits)
 
 
-def _fingerprint(folder: Path, sounds: Sequence[Captioned], options: LatentsOptions) -> str:
+def _fingerprint(folder: Path, sounds: Sequence[Captioned], states: Mapping[str, list[int] | None], options: LatentsOptions) -> str:
     found = hashlib.sha256(json.dumps([str(folder.resolve()), asdict(options)]).encode())
     for sound in sounds:
-        path = folder / sound.path
-        facts = [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None
-        found.update(json.dumps([*sound, facts]).encode())
+        found.update(json.dumps([*sound, states[sound.path]]).encode())
     return found.hexdigest()
 
 
@@ -239,7 +253,7 @@ def _merge(
     }
     write_whole(made / REPORT, (json.dumps(report, indent=1) + "\n").encode())
     write_index(made, info, shards, written, files)
-    sync(made)
+    sync_tree(made)
     return report
 
 

@@ -73,6 +73,17 @@ def with_names_on_disk(folder: Path, sounds: Iterable[Captioned]) -> list[Captio
     return _by_path(sound._replace(path=on_disk(sound.path)) for sound in sounds)
 
 
+def state_of(path: Path) -> list[int] | None:
+    """The size and the time of change of a file (ns), by which it is known again; None: there is none."""
+    if not path.is_file():
+        return None
+    try:
+        found = path.stat()
+    except FileNotFoundError:  # it went just now
+        return None
+    return [found.st_size, found.st_mtime_ns]
+
+
 def _by_path(sounds: Iterable[Captioned]) -> list[Captioned]:
     found: dict[str, Captioned] = {}
     for sound in sounds:

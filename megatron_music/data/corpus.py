@@ -22,13 +22,12 @@ from megatron_music.data.archives import (
     tar_entries,
     zip_entries,
 )
-from megatron_music.storage.reading import MIDI_BYTES
+from megatron_music.storage.reading import MIDI_BYTES, NOT_OF_THE_FILE, TABLE_BYTES, read_bytes
 
 LIST_SUFFIX = ".txt"
 MAX_FILE_BYTES = MIDI_BYTES
 
-# Not the file's fault: a disk that is not mounted (any more), or too many open files.
-_PASSING = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE)
+_PASSING = (errno.ENOENT, errno.ENOTDIR, *NOT_OF_THE_FILE)  # a file that was planned is not missing: its disk is
 
 
 class ChangedSource(ValueError):
@@ -198,7 +197,11 @@ def _listed(path: str) -> Iterator[str]:
     if not path.lower().endswith(LIST_SUFFIX) or not os.path.isfile(path):
         yield path
         return
-    for number, line in enumerate(Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    try:
+        content = read_bytes(path, TABLE_BYTES)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}); name a list of files") from None
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         named = os.fsdecode(line.rstrip(b"\r"))
         if named.strip() and not named.lstrip().startswith("#"):
             below = _absolute(os.path.join(os.path.dirname(path), named))

@@ -7,7 +7,7 @@ costs the file, and nothing else.
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from megatron_music.audio.excerpts import Cut, LeftOut
-from megatron_music.audio.waveform import Waveform
+from megatron_music.audio.waveform import Waveform, load_decoders
 from megatron_music.data.captioned import Captioned
 from megatron_music.data.latents_options import LatentsOptions
 from megatron_music.data.workers import Supervisor, Task
@@ -54,10 +54,15 @@ class Crops:
     Args:
         folder: where they lie.
         options: of the build.
+        states: what ``state_of`` gave of each file, by path, when the build began; None: changes are not looked for.
+
+    Raises:
+        ModuleNotFoundError: the extra ``audio`` is not installed.
     """
 
-    def __init__(self, folder: Path, options: LatentsOptions):
-        self.folder, self.options = folder, options
+    def __init__(self, folder: Path, options: LatentsOptions, states: Mapping[str, list[int] | None] | None = None):
+        load_decoders()  # in the worker a package that is missing would cost every file
+        self.folder, self.options, self._states = folder, options, states
         self._room = _room()
         command = [sys.executable, "-P", "-m", "megatron_music.data.audio_worker", str(self._room)]
         self._workers = Supervisor(command, 1, SECONDS_PER_FILE, (self._room,))
@@ -78,13 +83,13 @@ class Crops:
             length: frames of a crop.
             at_most: crops of a file, spread evenly; 0: all.
             pads: whether silence is put behind a crop that is shorter.
+
+        Raises:
+            ChangedSource: a file is not the one of ``states``.
+            OSError: the disk is full or gone, or workers die outside of any file.
         """
         cut = asdict(Cut(sample_rate, channels, length, self.options.min_seconds, at_most))
-        tasks = [
-            Task(number, number, 1, {"task": number, "folder": os.fspath(self.folder), "path": sound.path, "cut": cut})
-            for number, sound in enumerate(sounds)
-            if sound.captions
-        ]
+        tasks = [Task(number, number, 1, self._request(number, sound) | {"cut": cut}) for number, sound in enumerate(sounds) if sound.captions]
         named, next_task = {task.number for task in tasks}, 0
         for number, answer in self._workers.run(tasks):
             while next_task < number:  # those without captions, in their order
@@ -100,6 +105,10 @@ class Crops:
                 next_task = number + 1
         for number in range(next_task, len(sounds)):
             yield _without_caption(number, sounds[number])
+
+    def _request(self, number: int, sound: Captioned) -> dict:
+        state = {} if self._states is None else {"state": self._states[sound.path]}
+        return {"task": number, "folder": os.fspath(self.folder), "path": sound.path, **state}
 
     def _crops(self, part: dict, sample_rate: int, channels: int, length: int) -> tuple[Crop, ...]:
         """What the worker wrote; copied, since it writes over it."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from megatron_music.config import ConfigError, DataConfig, refuse_unless
 from megatron_music.data.index_file import REMEDY, check_ids, check_index, pieces
 from megatron_music.data.report import REPORT_FILE, SPLITS
-from megatron_music.storage.reading import read_json_object
+from megatron_music.storage.reading import hash_of_file, read_json_object
 from megatron_music.tokens.blend import added_by_some, blend_encodings
 from megatron_music.tokens.bpe import Bpe
 from megatron_music.tokens.folder import Encoding, write_tokenizer_folder
@@ -214,8 +214,7 @@ def record_of(data: DataConfig) -> dict:
 
 
 def _split_record(prefix: Path) -> dict:
-    with open(f"{prefix}.idx", "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hash_of_file(f"{prefix}.idx")
     sample = hashlib.sha256()
     for _, piece in pieces(f"{prefix}.bin"):
         sample.update(piece)

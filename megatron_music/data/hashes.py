@@ -3,26 +3,15 @@
 Never imports torch.
 """
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from megatron_music.data.report import REPORT_FILE
-from megatron_music.storage.reading import open_regular
+from megatron_music.storage.reading import hash_of_file, reason_of
 
 HASHES = "sha256"  # in the report: names of files from the dataset's folder, and their hashes
-
-
-def hash_of_file(path: Path) -> str:
-    """SHA-256 of a regular file, in hexadecimal.
-
-    Raises:
-        OSError, ValueError: it cannot be read, or is no regular file.
-    """
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hashes_of(folder: Path, known: Mapping[str, str]) -> dict[str, str]:
@@ -59,7 +48,7 @@ def damaged_files(
         except FileNotFoundError:
             return "is missing"
         except (OSError, ValueError) as error:
-            return f"cannot be read ({getattr(error, 'strerror', None) or error})"
+            return f"cannot be read ({reason_of(error)})"
 
     with ThreadPoolExecutor() as threads:
         found = progress(zip(hashes, threads.map(wrong, hashes), strict=True), len(hashes))

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from megatron_music.data.latents_index import ENCODERS as ENCODERS
-from megatron_music.data.latents_index import INDEX, SPLITS, DamagedLatents, LatentsInfo, check_encoders, file_hash, read_index
+from megatron_music.data.latents_index import INDEX, SPLITS, DamagedLatents, LatentsInfo, check_encoders, read_index
 from megatron_music.data.latents_index import write_index as write_index
-from megatron_music.storage.reading import regular
+from megatron_music.storage.reading import TABLE_BYTES, hash_of_file, parse_json, read_text, reason_of, regular
 from megatron_music.storage.writing import write_whole
 
 TEXTS, CAPTIONS = "texts.safetensors", "texts.jsonl"
@@ -142,12 +142,12 @@ class LatentDataset:
     def _captions(self) -> list[str]:
         path = self.folder / CAPTIONS
         try:
-            found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            found = [parse_json(line) for line in read_text(path, TABLE_BYTES).splitlines()]
             if len(found) != len(self._lengths):
                 raise ValueError(f"it has {len(found)} captions, and {TEXTS} those of {len(self._lengths)}")
             return found
-        except (OSError, ValueError, RecursionError) as error:
-            raise DamagedLatents(f"{path} cannot be read ({error}); {REMEDY}") from None
+        except (OSError, ValueError) as error:
+            raise DamagedLatents(f"{path} cannot be read ({reason_of(error)}); {REMEDY}") from None
 
 
 def check_before_training(folder: str | os.PathLike) -> None:
@@ -195,9 +195,9 @@ def _files_checked(folder: Path, datasets: Sequence[LatentDataset]) -> Iterator[
 
 def _check_file(path: Path, wanted: str) -> None:
     try:
-        found = file_hash(path, follow_links=True)
+        found = hash_of_file(path)
     except (OSError, ValueError) as error:
-        raise DamagedLatents(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}); {REMEDY}") from None
+        raise DamagedLatents(f"{path} cannot be read ({reason_of(error)}); {REMEDY}") from None
     if found != wanted:
         raise DamagedLatents(f"{path} was changed since it was written: its SHA-256 is another; {REMEDY}")
 
@@ -243,7 +243,7 @@ def write_samples(path: Path, items: Sequence[LatentItem]) -> dict:
             "caption_numbers": np.array([number for item in items for number in item.captions], np.int64),
         }
     )
-    write_whole(path, content)
+    write_whole(path, content, syncs_folder=True)  # before its completion record
     return {
         "name": path.name,
         "count": len(items),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from megatron_music.storage.reading import open_regular, read_json_object
+from megatron_music.storage.reading import hash_of_file, open_regular, read_json_object, reason_of
 from megatron_music.storage.writing import write_whole
 
 FORMAT = 1
@@ -97,7 +97,7 @@ def encoder_hash(folder: str | os.PathLike) -> str:
     Raises:
         OSError, ValueError: it has a link or anything but files, or one cannot be read.
     """
-    return _hash_of({path.name: file_hash(path) for path in sorted(Path(folder).iterdir())})
+    return _hash_of({path.name: hash_of_file(path, follow_links=False) for path in sorted(Path(folder).iterdir())})
 
 
 def _hash_of(files: dict[str, str]) -> str:
@@ -105,16 +105,6 @@ def _hash_of(files: dict[str, str]) -> str:
     for name, digest in files.items():
         found.update(name.encode() + b"\0" + bytes.fromhex(digest))
     return found.hexdigest()
-
-
-def file_hash(path: Path, *, follow_links: bool = False) -> str:
-    """SHA-256 of a regular file, in hexadecimal.
-
-    Raises:
-        OSError, ValueError: it cannot be read, or is a link that is not followed.
-    """
-    with open_regular(path, follow_links=follow_links) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_encoders(folder: str | os.PathLike) -> None:
@@ -149,10 +139,9 @@ def encoder_files(folder: str | os.PathLike, *, keeps: bool = True) -> Iterator[
                         contents[path.name] = file.read()
                     hashes[path.name] = hashlib.sha256(contents[path.name]).hexdigest()
                 else:
-                    hashes[path.name] = file_hash(path)
+                    hashes[path.name] = hash_of_file(path, follow_links=False)
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise DamagedLatents(f"{where} cannot be read ({reason}); copy the folder again, or build the dataset again") from None
+            raise DamagedLatents(f"{where} cannot be read ({reason_of(error)}); copy the folder again, or build the dataset again") from None
         if _hash_of(hashes) != wanted["sha256"]:
             raise DamagedLatents(
                 f"{where} is not the encoder that {folder / INDEX} names: its SHA-256 is another; copy the folder again, or build "

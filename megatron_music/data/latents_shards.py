@@ -1,7 +1,6 @@
 """Shards of latents in the making: files decoded, encoded and written, with a completion record each."""
 
 import ctypes
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +18,7 @@ from megatron_music.data.crops import Crops
 from megatron_music.data.latents import LatentItem, write_samples
 from megatron_music.data.latents_encoders import Encoders, latent_frames
 from megatron_music.data.latents_options import LatentsOptions
-from megatron_music.storage.reading import read_bytes
+from megatron_music.storage.reading import hash_of_file, read_bytes, reason_of
 from megatron_music.storage.sealed import parse_sealed, sealed
 from megatron_music.storage.writing import write_whole
 
@@ -58,10 +57,9 @@ class Shard(NamedTuple):
             raise ValueError(f"{path} is no completion record ({error}); {remedy}") from None
         if record["shard"]:
             try:
-                with open(samples, "rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
-            except OSError as error:
-                raise ValueError(f"{samples} cannot be read ({error.strerror}); {remedy}") from None
+                found = hash_of_file(samples)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{samples} cannot be read ({reason_of(error)}); {remedy}") from None
             if found != record["shard"]["sha256"]:
                 raise ValueError(f"{samples} was changed since it was written: its SHA-256 is another; {remedy}")
         return record

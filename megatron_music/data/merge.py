@@ -31,7 +31,7 @@ from megatron_music.data.shard import RECORD, shard_path
 from megatron_music.data.split_writer import SplitWriter
 from megatron_music.data.summary import assemble_report, entropy_nats
 from megatron_music.data.tally import TRAIN, TRAIN_COPIES, Tally
-from megatron_music.storage.reading import refusing
+from megatron_music.storage.reading import read_json_object, refusing
 from megatron_music.storage.writing import sync, sync_tree
 from megatron_music.tokens import density
 from megatron_music.tokens.bpe import learn_bpe
@@ -112,14 +112,15 @@ def finished_report(out: Path, fingerprint: str = "") -> dict | None:
     if os.path.ismount(out):
         raise BuildError(f"{out} is a mount point, which a finished folder cannot replace; name a folder below it")
     try:
-        report = json.loads((out / REPORT_FILE).read_text(encoding="utf-8"))
-        if fingerprint in ("", report["fingerprint"]):
-            return report
-        raise BuildError(f"{out} holds a dataset of other files or options; name another folder, or remove it first")
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        report = read_json_object(out / REPORT_FILE)
+        found = report["fingerprint"]
+    except (OSError, ValueError, KeyError):
         if any(out.iterdir()):
             raise BuildError(f"{out} is not empty and holds no dataset; name another folder") from None
         return None
+    if fingerprint not in ("", found):
+        raise BuildError(f"{out} holds a dataset of other files or options; name another folder, or remove it first")
+    return report
 
 
 def _read_records(plan: Plan, quarantine_path: Path) -> tuple[Tally, list[ShardReader]]:

@@ -4,7 +4,6 @@ Reads the ``.bin`` through its ``.idx`` with numpy, so that the page is there at
 or matplotlib.
 """
 
-import json
 import os
 from itertools import islice
 from pathlib import Path
@@ -34,6 +33,7 @@ from megatron_music.music.instruments import PALETTE_CSS
 from megatron_music.tokens.bpe import read_bpe
 from megatron_music.tokens.folder import read_encoding
 from megatron_music.tokens.mmmtrack import decode_piece
+from megatron_music.storage.reading import open_regular, parse_json
 from megatron_music.storage.writing import write_whole
 
 QUARANTINE_LINES = 20
@@ -258,8 +258,8 @@ def _unheld(report: dict) -> str:
 
 def _quarantine(folder: Path) -> str:
     try:
-        with open(folder / QUARANTINE_FILE, encoding="utf-8") as file:
-            lines = [json.loads(line) for line in islice(file, QUARANTINE_LINES)]
+        with open_regular(folder / QUARANTINE_FILE) as file:
+            lines = [parse_json(line) for line in islice(file, QUARANTINE_LINES)]
             more = sum(1 for _ in file)
         rows = "".join(
             f'<tr><td class="path">{text(line["path"])}</td><td>{text(line["reason"])}</td></tr>' for line in lines

@@ -25,7 +25,7 @@ from megatron_music.data.corpus import ChangedSource, SourceFile, find_entries, 
 from megatron_music.data.grouping import Grouping, absolute, grouped
 from megatron_music.data.labels import Labels
 from megatron_music.data.options import BuildOptions
-from megatron_music.storage.reading import refusing
+from megatron_music.storage.reading import hash_of_file, read_bytes, reason_of, refusing
 from megatron_music.storage.sealed import parse_sealed, sealed
 from megatron_music.storage.writing import appearing, sync
 from megatron_music.tokens.bpe import check_can_learn
@@ -102,9 +102,9 @@ class Plan:
             return
         path = self.options.labels
         try:
-            found = labels.digest if labels else hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        except OSError as error:
-            raise ChangedSource(f"{path} cannot be read ({error.strerror}); restore the labels that were planned") from None
+            found = labels.digest if labels else hash_of_file(path)
+        except (OSError, ValueError) as error:
+            raise ChangedSource(f"{path} cannot be read ({reason_of(error)}); restore the labels that were planned") from None
         if found != self.labels_sha256 or (labels and labels.names != self.options.encoding.labels):
             raise ChangedSource(f"{path} was changed since it was planned; restore it, or remove {self.building} and plan again")
 
@@ -216,7 +216,7 @@ def read_plan(out: str | os.PathLike) -> Plan:
         raise ValueError(f"{folders[0] / PLAN_FILE} is missing; run `megatron-music build plan` first")
     path = building / PLAN_FILE
     with refusing(path, f"remove {building} and plan again"):
-        values = parse_sealed(path.read_bytes())
+        values = parse_sealed(read_bytes(path))
         plan = Plan(
             building,
             values["version"],

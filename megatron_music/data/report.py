@@ -3,7 +3,6 @@
 Imports no torch and no matplotlib, so that `inspect` answers at once.
 """
 
-import json
 import os
 import re
 from pathlib import Path
@@ -20,6 +19,7 @@ from megatron_music.data.words import (
 )
 from megatron_music.music.instruments import instrument_name
 from megatron_music.music.names import printable
+from megatron_music.storage.reading import read_json
 from megatron_music.storage.writing import write_whole
 
 SPLITS = ("train", "valid", "test")
@@ -41,7 +41,7 @@ def read_report(out: str | os.PathLike) -> dict:
     """
     path = Path(out, REPORT_FILE)
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = read_json(path)
         markdown(report)
         describe(report, out)
         return report

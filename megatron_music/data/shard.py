@@ -22,6 +22,7 @@ from megatron_music.data.plan import Plan, read_plan
 from megatron_music.data.workers import run_shards
 from megatron_music.data.write_out import WriteOut
 from megatron_music.storage.holding import token_of
+from megatron_music.storage.reading import TABLE_BYTES, read_bytes
 from megatron_music.storage.sealed import parse_sealed, sealed
 from megatron_music.storage.writing import create, naming, sync
 from megatron_music.tokens.density import NUM_IDS
@@ -85,7 +86,7 @@ def shard_path(building: Path, number: int, part: str) -> Path:
 def is_finished(plan: Plan, number: int) -> bool:
     """Whether a shard has its completion record, and parts of the sizes it says; hashes are compared by the merge."""
     try:
-        record = parse_sealed(shard_path(plan.building, number, RECORD).read_bytes())
+        record = parse_sealed(read_bytes(shard_path(plan.building, number, RECORD), TABLE_BYTES))
         return record["fingerprint"] == plan.fingerprint and all(
             shard_path(plan.building, number, part).stat().st_size == record[part]["bytes"] for part in PARTS
         )

@@ -13,6 +13,7 @@ import numpy as np
 
 from megatron_music.data.plan import Plan
 from megatron_music.data.shard import PARTS, RECORD, shard_path
+from megatron_music.storage.reading import TABLE_BYTES, read_bytes
 from megatron_music.storage.sealed import parse_sealed
 
 PIECE_TOKENS = 1 << 18  # half a MiB: what is read stays in the processor's cache while it is written
@@ -36,7 +37,7 @@ def read_record(plan: Plan, number: int) -> dict:
     path = shard_path(plan.building, number, RECORD)
     first, files = plan.shards[number][:2]
     try:
-        record = parse_sealed(path.read_bytes())
+        record = parse_sealed(read_bytes(path, TABLE_BYTES))
         sizes = {part: record[part]["bytes"] for part in PARTS}
         [record[part]["sha256"] for part in PARTS]
         if not all(isinstance(file, dict) for file in record["files"]):

@@ -19,7 +19,7 @@ from megatron_music.audio.render import render, synthesiser
 from megatron_music.audio.waveform import Waveform, write_waveform
 from megatron_music.music.midi import MidiError, read_midi
 from megatron_music.music.score import Score, Tempo, Track
-from megatron_music.storage.reading import read_json_object
+from megatron_music.storage.reading import hash_of_file, read_json_object
 from megatron_music.storage.writing import write_whole
 
 PROGRAMS = (0, 19, 24, 40, 56, 73)  # piano, organ, guitar, strings, brass, flute: a program of each family
@@ -115,7 +115,7 @@ def _claim(out: Path, options: SoundOptions, paths: list[Path], midi_dir: Path) 
     """
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(f"{path.relative_to(midi_dir).as_posix()}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode(errors="surrogateescape"))
+        digest.update(f"{path.relative_to(midi_dir).as_posix()}\0{hash_of_file(path)}\n".encode(errors="surrogateescape"))
     wanted = {"version": __version__, **asdict(options), "synthesiser": synthesiser(own=options.own), "MIDI files": digest.hexdigest()}
     path = out / MADE_WITH
     if path.exists():

@@ -125,12 +125,12 @@ class _Unxz(io.RawIOBase):
     def readinto(self, buffer) -> int:
         while True:
             if self._unpack.eof:
-                self._rest = (self._unpack.unused_data or self._file.read(_PIECE_BYTES)).lstrip(b"\0")  # padding
-                if not self._rest:
-                    if self._file.peek(1):
-                        continue
-                    return 0
-                self._unpack = self._begin()
+                rest = self._unpack.unused_data
+                while not (rest := rest.lstrip(b"\0")):  # padding between streams and behind the last
+                    rest = self._file.read(_PIECE_BYTES)
+                    if not rest:
+                        return 0
+                self._rest, self._unpack = rest, self._begin()
             elif self._unpack.needs_input:
                 self._rest = self._file.read(_PIECE_BYTES)
                 if not self._rest:

@@ -1,6 +1,6 @@
 """What a rehearsal proves before a job is queued: messages that meet, gradients that arrive, devices, room."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, zip_longest
 
 from megatron_music.counted import counted
@@ -12,6 +12,7 @@ from megatron_music.rehearsal.job import Job, RankFailed, rehearse
 from megatron_music.rehearsal.one_rank import Rehearsed
 from megatron_music.rehearsal.roles import Role
 
+_MOST_NAMED = 10  # tensors, of which each is a finding
 # The coordinates that the ranks of a group have in common, by the group's name.
 _SHARED = {
     "tensor": ("context", "data", "pipeline"), "pipeline": ("tensor", "context", "data"), "data": ("tensor", "pipeline"),
@@ -112,19 +113,24 @@ def _told(message: Message | None) -> str:
 
 
 def _gradients(job: Job) -> Iterator[Finding]:
-    missing = [(rank.role, name) for rank in job.ranks for name in rank.without_gradient]
-    for role, name in missing[:10]:
-        yield Finding(WRONG, f"{name} gets no gradient", str(role), "the backward pass never reaches it: use it, or freeze it")
-    if not missing:
-        yield Finding(OK, "every parameter got a gradient", counted(len(job.ranks), "rank"))
+    wrong, remedy = "gets no gradient", "the backward pass never reaches it: use it, or freeze it"
+    return _named(job, lambda rank: rank.without_gradient, wrong, remedy, "every parameter got a gradient")
 
 
 def _devices(job: Job) -> Iterator[Finding]:
-    left = [(rank.role, name) for rank in job.ranks for name in rank.left_on_cpu]
-    for role, name in left[:10]:
-        yield Finding(WRONG, f"{name} is on the CPU", str(role), "move it to the GPU when the model is built")
-    if not left:
-        yield Finding(OK, "nothing stays on the CPU, and no operator mixed devices", counted(len(job.ranks), "rank"))
+    wrong, remedy = "is on the CPU", "move it to the GPU when the model is built"
+    return _named(job, lambda rank: rank.left_on_cpu, wrong, remedy, "nothing stays on the CPU, and no operator mixed devices")
+
+
+def _named(job: Job, names_of: Callable[[Rehearsed], list[str]], wrong: str, remedy: str, sound: str) -> Iterator[Finding]:
+    """A finding for each of the first tensors that ``names_of`` gives of a rank, or one for all ranks where it gives none."""
+    found = [(rank.role, name) for rank in job.ranks for name in names_of(rank)]
+    for role, name in found[:_MOST_NAMED]:
+        yield Finding(WRONG, f"{name} {wrong}", str(role), remedy)
+    if len(found) > _MOST_NAMED:
+        yield Finding(WRONG, f"{len(found) - _MOST_NAMED:,} more, of which each {wrong}", counted(len(job.ranks), "rank"), remedy)
+    if not found:
+        yield Finding(OK, sound, counted(len(job.ranks), "rank"))
 
 
 def _room(job: Job) -> Iterator[Finding]:

@@ -31,6 +31,7 @@ _OPERATIONS = {
     "barrier": ("barrier", None),
 }
 POINT_TO_POINT = ("send", "receive")
+_PASSES = {"all_reduce": 2.0}  # of a ring over the bytes; the others take one
 
 
 class Message(NamedTuple):
@@ -42,6 +43,10 @@ class Message(NamedTuple):
     dtype: str
     num_bytes: int
     peer: int | None = None  # global rank, of a send or a receive
+
+    def ring_bytes(self, size: int) -> float:
+        """Bytes that one rank sends where a ring of ``size`` ranks carries a collective."""
+        return _PASSES.get(self.operation, 1.0) * (size - 1) / size * self.num_bytes
 
 
 class Total(NamedTuple):

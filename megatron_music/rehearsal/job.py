@@ -5,6 +5,7 @@ import os
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,7 +73,7 @@ def rehearse(
 
     Raises:
         ConfigError: the run cannot be; with the rank where only some find it so.
-        RankFailed: a rank raised something else.
+        RankFailed: a rank raised something else, or its process was killed.
     """
     run, words = with_facts(run)
     run.check_world_size(num_gpus)
@@ -94,6 +95,10 @@ def rehearse(
                 for future in as_completed(waiting):
                     found.append(_checked(future.result()))
                     done(found[-1].role)
+            except BrokenProcessPool:
+                raise RankFailed(
+                    f"a process that rehearses a rank was killed, mostly for want of memory; use fewer than --workers {workers}", ""
+                ) from None
             finally:
                 for future in waiting:
                     future.cancel()

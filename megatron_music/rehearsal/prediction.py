@@ -6,7 +6,6 @@ from megatron_music.rehearsal.job import Job
 from megatron_music.rehearsal.one_rank import Rehearsed
 
 _LAYERS = ("forward", "recomputation", "backward")
-_RING = {"all_reduce": 2.0}  # passes of the bytes; one of the others
 
 
 def predict_from(job: Job, cluster: Cluster, shares: Shares = FITTED) -> Prediction:
@@ -60,9 +59,8 @@ def _moved(rank: Rehearsed, parts: tuple[str, ...]) -> float:
 
 def _ring_bytes(rank: Rehearsed, group: str, size: int) -> float:
     """Bytes that one rank of a group sends in a step."""
-    total = sum(
-        _RING.get(message.operation, 1.0) * message.num_bytes * times
+    return sum(
+        message.ring_bytes(size) * times
         for message, times in rank.counted_messages()
         if message.group == group and message.operation not in POINT_TO_POINT
     )
-    return total * (size - 1) / size

@@ -11,8 +11,6 @@ from megatron_music.profiling.peaks import peak_of
 from megatron_music.profiling.predict import CLUSTERS, FITTED, Cluster
 from megatron_music.rehearsal.collectives import POINT_TO_POINT, Message
 
-_PASSES = {"all_reduce": 2.0}  # of a ring; the others take one
-
 
 class Speed(NamedTuple):
     """Rates per second of one GPU."""
@@ -29,12 +27,11 @@ class Speed(NamedTuple):
 
     def message_seconds(self, message: Message, ranks: list[int]) -> float:
         """Of a message in a group of these ranks."""
-        size = len(ranks)
         is_in_node = len({rank // self.gpus_per_node for rank in ranks}) == 1
         rate = self.in_node if is_in_node else self.between_nodes
         if message.operation in POINT_TO_POINT:
             return message.num_bytes / rate
-        return _PASSES.get(message.operation, 1.0) * (size - 1) / size * message.num_bytes / rate
+        return message.ring_bytes(len(ranks)) / rate
 
 
 def cluster_of(gpu: str) -> Cluster:

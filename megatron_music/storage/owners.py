@@ -76,11 +76,12 @@ class Owner:
             return cls(lock, name, False, {}, seconds)
 
     def is_alive(self) -> bool | None:
-        """None: it is on another machine."""
-        if self.facts.get("machine") != machine():
+        """None: it is on another machine, or this system does not list its processes."""
+        if self.facts.get("machine") != machine() or _start(os.getpid()) is None:
             return None
         pid = self.facts.get("pid")
-        return isinstance(pid, int) and _start(pid) == self.facts.get("start")
+        start = _start(pid) if type(pid) is int else None
+        return start is not None and start == self.facts.get("start")
 
     def is_dead(self, now: float) -> bool:
         """Whether it is dead; of one on another machine that takes some time to tell.
@@ -164,7 +165,7 @@ class _Heart:
                 paths = list(self._paths)
             for path in paths:
                 try:
-                    os.utime(path)
+                    os.utime(path, follow_symlinks=False)
                 except FileNotFoundError:
                     with self._lock:
                         is_missed = path in self._paths

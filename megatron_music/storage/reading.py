@@ -5,6 +5,8 @@ deeply, and YAML whose aliases repeat each other, are refused. Every refusal is 
 which the caller puts in front.
 """
 
+import errno
+import hashlib
 import json
 import os
 import shutil
@@ -21,6 +23,8 @@ MIDI_BYTES = 64 * MIB
 TABLE_BYTES = 4096 * MIB  # of labels, captions or a log: text that people and programs write line by line
 SMALL_FILE_BYTES = 64 * MIB  # of a configuration, a manifest, an index
 YAML_BYTES = 1 * MIB
+# A disk that is not mounted any more, and too many open files: errors that say nothing about a file's content.
+NOT_OF_THE_FILE = (errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE)
 YAML_VALUES = 100_000  # with every alias written out
 
 
@@ -95,6 +99,16 @@ def read_bytes(path: str | os.PathLike, limit: int = SMALL_FILE_BYTES, *, follow
     if len(content) > limit:
         raise ValueError(f"it has more than {limit:,} bytes")
     return content
+
+
+def hash_of_file(path: str | os.PathLike, *, follow_links: bool = True) -> str:
+    """SHA-256 of a regular file of any size, in hexadecimal.
+
+    Raises:
+        OSError, ValueError: see ``open_regular``.
+    """
+    with open_regular(path, follow_links=follow_links) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_text(path: str | os.PathLike, limit: int = SMALL_FILE_BYTES, *, follow_links: bool = True) -> str:

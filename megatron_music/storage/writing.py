@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -65,13 +64,16 @@ def appearing(path: str | os.PathLike, *, syncs_folder: bool = False) -> Iterato
 
 @contextmanager
 def written_apart(path: str | os.PathLike) -> Iterator[Path]:
-    """A path in a new folder beside ``path``, for libraries that open files by name; what they write there takes its name at the end."""
+    """A path in a new folder beside ``path``, for libraries that open files by name; what they write there takes its name at the end.
+
+    What a killed process left of the same file is removed: only while nobody else writes it.
+    """
     path = Path(path)
-    with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=path.parent) as folder:
-        yield Path(folder, path.name)
+    with _unfinished(path) as folder:
+        yield folder / path.name
         with naming(path):
-            sync(Path(folder, path.name))
-            os.replace(Path(folder, path.name), path)
+            sync(folder / path.name)
+            os.replace(folder / path.name, path)
 
 
 def create(path: str | os.PathLike) -> BinaryIO:
@@ -159,19 +161,26 @@ def appearing_folder(path: str | os.PathLike) -> Iterator[Path]:
         OSError: the disk is full or not writable, or a folder with something in it has the name.
     """
     path = Path(path)
+    with _unfinished(path) as folder:
+        yield folder
+        sync_tree(folder)
+        os.rename(folder, path)
+        sync(path.parent)
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    """A new folder beside ``path``, which goes at the end; those of killed processes go before."""
     left = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.unfinished")
     for old in path.parent.iterdir():
         if left.fullmatch(old.name):
             remove_tree(old)
-    unfinished = path.with_name(f".{path.name}.{token()}.unfinished")
-    unfinished.mkdir()
+    folder = path.with_name(f".{path.name}.{token()}.unfinished")
+    folder.mkdir()
     try:
-        yield unfinished
-        sync_tree(unfinished)
-        os.rename(unfinished, path)
-        sync(path.parent)
+        yield folder
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_tree(path: Path) -> None:

@@ -6,6 +6,7 @@ instruction could alter, keys are text or ``MetadataIndex``, and memory grows wi
 """
 
 import struct
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import PosixPath
@@ -26,6 +27,7 @@ from torch.distributed.checkpoint.metadata import (
 
 _FORMAT = "torch.distributed.checkpoint"
 MAX_DIMENSIONS = 64  # of a tensor
+MAX_SAME_HASH = 64  # keys with one hash: those of numbers can be chosen, and the time for a dictionary of them is quadratic
 # Dataclasses: made empty, then given fields by name.
 _OBJECTS: dict[tuple[str, str], type] = {
     **{(f"{_FORMAT}.metadata", kind.__name__): kind for kind in (
@@ -115,6 +117,7 @@ def _run(content: bytes) -> Any:
     stack: list = []
     marks: list[list] = []
     memo: dict[int, Any] = {}
+    hashes: Counter[int] = Counter()  # of the keys so far
     at = 0
     while True:
         code = content[at]
@@ -165,11 +168,11 @@ def _run(content: bytes) -> Any:
             stack.append([])
         elif code == 0x75:  # SETITEMS
             items, stack = stack, marks.pop()
-            _set(stack[-1], items)
+            _set(stack[-1], items, hashes)
         elif code == 0x73:  # SETITEM
             items = stack[-2:]
             del stack[-2:]
-            _set(stack[-1], items)
+            _set(stack[-1], items, hashes)
         elif code == 0x65:  # APPENDS
             items, stack = stack, marks.pop()
             _list(stack[-1]).extend(items)
@@ -229,7 +232,7 @@ def _list(value) -> list:
     return value
 
 
-def _set(owner, items: list) -> None:
+def _set(owner, items: list, hashes: Counter[int]) -> None:
     if type(owner) is not dict or len(items) % 2:
         raise ValueError("it sets items of something that is not a dictionary")
     for key, value in zip(items[::2], items[1::2], strict=True):
@@ -237,6 +240,10 @@ def _set(owner, items: list) -> None:
             _check_key(key)
         elif type(key) not in (str, int):
             raise ValueError(f"a key is a {type(key).__name__}")
+        if type(key) is not str:  # whose hash nobody can foresee
+            hashes[hash(key)] += 1
+            if hashes[hash(key)] > MAX_SAME_HASH:
+                raise ValueError(f"more than {MAX_SAME_HASH} of its keys have the same hash")
         owner[key] = value
 
 

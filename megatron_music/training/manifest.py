@@ -3,13 +3,12 @@
 It tells a torn or altered checkpoint from a whole one. It is no signature: who writes all files writes the manifest, too.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
-from megatron_music.storage.reading import read_json_object
+from megatron_music.storage.reading import hash_of_file, read_json_object, reason_of
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -17,20 +16,14 @@ VERSION = 1
 Digests = Callable[[Sequence[Path]], list[str]]
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def fingerprint(checkpoint: Path) -> str:
     """SHA-256 of a checkpoint's manifest, which has those of its files."""
-    return digest(checkpoint / MANIFEST)
+    return hash_of_file(checkpoint / MANIFEST)
 
 
 def digest_all(paths: Sequence[Path]) -> list[str]:
     """SHA-256 of each file, one after another."""
-    return [digest(path) for path in paths]
+    return [hash_of_file(path) for path in paths]
 
 
 def write_manifest(checkpoint: Path, known: dict[str, str] | None = None) -> None:
@@ -44,7 +37,7 @@ def write_manifest(checkpoint: Path, known: dict[str, str] | None = None) -> Non
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
         name = path.relative_to(checkpoint).as_posix()
         if name != MANIFEST:
-            files[name] = {"size": path.stat().st_size, "sha256": (known or {}).get(name) or digest(path)}
+            files[name] = {"size": path.stat().st_size, "sha256": (known or {}).get(name) or hash_of_file(path)}
     text = json.dumps({"version": VERSION, "files": files}, indent=1) + "\n"
     (checkpoint / MANIFEST).write_text(text, encoding="utf-8")
 
@@ -101,8 +94,8 @@ def what_was_altered(checkpoint: Path, files: dict[str, dict], digests: Digests 
     """
     try:
         found = digests([checkpoint / name for name in files])
-    except OSError as error:
-        return f"{os.path.basename(error.filename or '') or 'a file'} cannot be read: {error.strerror}"
+    except (OSError, ValueError) as error:
+        return f"{os.path.basename(getattr(error, 'filename', None) or '') or 'a file'} cannot be read: {reason_of(error)}"
     for (name, facts), content in zip(files.items(), found):
         if content != facts["sha256"]:
             return f"{name} does not have the content that was saved"

@@ -48,11 +48,16 @@ def new_folder(target: str | os.PathLike) -> Iterator[Path]:
                         path.chmod(unfinished.stat().st_mode & 0o666)
         except Exception as error:
             found = error_of_disk(error)
-            if found is None:
+            if found is None or not _is_of(target, found.filename):
                 raise
             if found.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise ConfigError(f"{target} was filled meanwhile; name a new folder") from None
             raise OSError(found.errno, found.strerror, str(target)) from None
+
+
+def _is_of(target: Path, name: str | None) -> bool:
+    """Whether the path that an error names is that of the new folder, or of what becomes it; one that it reads from is not."""
+    return name is None or str(name).startswith((str(target), str(target.with_name(f".{target.name}."))))
 
 
 def _check_free(target: Path) -> None:

@@ -24,8 +24,8 @@ from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.utils import _DistWrapper
 
+from megatron_music.storage.reading import hash_of_file
 from megatron_music.storage.writing import sync
-from megatron_music.training.manifest import digest
 
 BACKEND, VERSION = "torch_dist", 1
 
@@ -88,7 +88,7 @@ class TensorsWriter:
         names = {result.storage_data.relative_path for result in written}
         for name in names:
             sync(self.folder / name)
-        return written, {name: digest(self.folder / name) for name in names}
+        return written, {name: hash_of_file(self.folder / name) for name in names}
 
     def gather(self, write) -> tuple[list, dict[str, str]] | None:
         """Let every process hand in what ``write`` returned or raised. Every process must call this.

@@ -12,6 +12,7 @@ import zlib
 import pytest
 from bounded import run_bounded, run_command
 
+from megatron_music.data import archives
 from megatron_music.data.archives import Entry, EntryError
 from megatron_music.data.corpus import Reader, find_entries, find_files
 from megatron_music.data.tar_stream import HEADER_BYTES
@@ -127,6 +128,25 @@ def test_members_of_several_xz_streams_are_read(tmp_path):
     found = list(find_entries(find_files([tmp_path / "x.tar.xz"])))
     with Reader() as reader:
         assert [reader.read(entry) for entry in found] == [MIDI, MIDI[::-1]]
+
+
+def test_padding_of_any_length_behind_an_xz_stream_is_passed_over(tmp_path):
+    both = member("a.mid", MIDI) + member("b.mid", MIDI[::-1])
+    padding = bytes(3 << 20)
+    (tmp_path / "x.tar.xz").write_bytes(lzma.compress(both[:700]) + padding + lzma.compress(both[700:]) + padding)
+    found = run_bounded(PLAN, tmp_path / "x.tar.xz", mib=700, seconds=60)
+    assert found.value == [["a.mid", ""], ["b.mid", ""]]
+
+
+def test_a_zip_of_more_members_than_are_read_is_refused_as_a_tar_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 3)
+    for number in (3, 4):
+        with zipfile.ZipFile(tmp_path / f"{number}.zip", "w") as archive:
+            for name in range(number):
+                archive.writestr(f"{name}.mid", MIDI)
+    assert len(list(find_entries(find_files([tmp_path / "3.zip"])))) == 3
+    with pytest.raises(ValueError, match=r"4.zip has 4 members, where up to 3 are read; split it into smaller archives"):
+        list(find_entries(find_files([tmp_path / "4.zip"])))
 
 
 def test_zip_members_that_share_one_packed_body_are_read_once(tmp_path):

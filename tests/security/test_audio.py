@@ -16,10 +16,11 @@ import soundfile
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_sounds import tiny_sounds  # noqa: E402
 
-from megatron_music.audio import music_encoder  # noqa: E402
+from megatron_music.audio import music_encoder, waveform  # noqa: E402
 from megatron_music.audio.waveform import Waveform, read_waveform  # noqa: E402
 from megatron_music.cli import main  # noqa: E402
 from megatron_music.data import crops as crops_module  # noqa: E402
+from megatron_music.data.build_latents import build_latents  # noqa: E402
 from megatron_music.data.captioned import Captioned  # noqa: E402
 from megatron_music.data.crops import Crops  # noqa: E402
 from megatron_music.data.latents_options import LatentsOptions  # noqa: E402
@@ -112,7 +113,7 @@ def test_a_decoder_that_crashes_hangs_or_fills_the_memory_costs_the_file(tmp_pat
     folder = tiny_sounds(tmp_path / "audio", 6)
     program = (
         "import os, sys, time\nimport numpy as np\nfrom megatron_music.data import audio_worker\npieces = audio_worker.pieces\n"
-        f"def faulty(path, name, cut):\n    for piece in pieces(path, name, cut):\n        yield piece\n        if '003' in path: {action}\n"
+        f"def faulty(path, name, *cut):\n    for piece in pieces(path, name, *cut):\n        yield piece\n        if '003' in path: {action}\n"
         "audio_worker.pieces, audio_worker.PART_BYTES = faulty, 1\naudio_worker.main(sys.argv[1])"
     )
     monkeypatch.setattr(crops_module, "SECONDS_PER_FILE", 2.0)
@@ -125,6 +126,80 @@ def test_a_decoder_that_crashes_hangs_or_fills_the_memory_costs_the_file(tmp_pat
     (last,) = [read for read in found if read.number == 3 and read.ends]
     assert last.left_out.kind == "unreadable"
     assert re.search(reason, str(last.left_out)) and "003.wav" in str(last.left_out)
+
+
+def silence(path: Path, seconds: int) -> None:
+    """A WAV file of zeros that takes no room on the disk."""
+    size = 2 * 44100 * seconds
+    path.write_bytes(wav(44100, 1, b"")[:40] + struct.pack("<I", size))
+    os.truncate(path, 44 + size)
+
+
+def test_a_long_file_that_is_being_decoded_is_not_taken_for_one_that_hangs(tmp_path, monkeypatch):
+    """On a disk that gives a block every fifth of a second."""
+    silence(tmp_path / "long.wav", 180)
+    program = (
+        "import sys, time\nfrom megatron_music.audio import excerpts\nfrom megatron_music.data import audio_worker\n"
+        "read_blocks = excerpts.read_blocks\ndef slow(path):\n    for block in read_blocks(path):\n        time.sleep(0.2)\n"
+        "        yield block\nexcerpts.read_blocks = slow\naudio_worker.main(sys.argv[1])"
+    )
+    monkeypatch.setattr(crops_module, "SECONDS_PER_FILE", 3.0)
+    with Crops(tmp_path, LatentsOptions(**OPTIONS)) as crops:
+        crops._workers._command = [sys.executable, "-c", program, str(crops._room)]
+        begun = time.monotonic()
+        (read,) = crops.read([Captioned("long.wav", ("words",), "")], 16000, 2, 8192)
+    assert time.monotonic() - begun > 5, "the file is too short to show anything"
+    assert (read.left_out.kind, str(read.left_out)) == ("silent", "long.wav is silent; remove it")
+
+
+def test_a_file_of_more_samples_than_are_read_is_refused(tmp_path, monkeypatch):
+    silence(tmp_path / "x.wav", 10)
+    monkeypatch.setattr(waveform, "MAX_VALUES", 440_000)
+    with pytest.raises(ValueError, match=r"x.wav has more than 440,000 samples on 1 channels; cut it into shorter files"):
+        read_waveform(tmp_path / "x.wav")
+
+
+def test_a_disk_that_is_gone_is_no_damage_of_a_file(tmp_path):
+    folder = tiny_sounds(tmp_path / "audio", 1)
+    program = "import errno, os, sys\nfrom megatron_music.audio import waveform\nfrom megatron_music.data import audio_worker\n"
+    program += "def gone(path, **options):\n    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)\n"
+    program += "waveform.regular = gone\naudio_worker.main(sys.argv[1])"
+    with Crops(folder, LatentsOptions(**OPTIONS)) as crops:
+        crops._workers._command = [sys.executable, "-c", program, str(crops._room)]
+        with pytest.raises(OSError, match="Stale file handle.*000.wav"):
+            list(crops.read([Captioned("000.wav", ("words",), "")], 16000, 2, 8192))
+
+
+def test_channels_that_cannot_be_mixed_are_told_with_the_file(tmp_path):
+    folder = tiny_sounds(tmp_path / "audio", 1)
+    with Crops(folder, LatentsOptions(**OPTIONS)) as crops:
+        (read,) = crops.read([Captioned("000.wav", ("words",), "")], 16000, 6, 8192)
+    assert "000.wav cannot be used: a sound of 2 channels cannot become one of 6" in str(read.left_out)
+
+
+def test_a_package_that_is_missing_is_named_and_costs_no_file(tmp_path):
+    folder = tiny_sounds(tmp_path / "audio", 2)
+    code = "import sys; sys.modules['scipy.signal'] = None; from megatron_music.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = ["build", "latents", str(folder), "-o", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "this command needs" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("change", ["written to", "removed"])
+def test_a_file_that_changes_while_a_build_is_under_way_is_refused_by_name(tmp_path, change):
+    folder = tiny_sounds(tmp_path / "audio", 6)
+
+    def say(line: str) -> None:  # the files were listed, and nothing of them was read
+        if line.startswith("fitting the Oobleck"):
+            if change == "removed":
+                (folder / "004.wav").unlink()
+            else:
+                (folder / "004.wav").write_bytes((folder / "001.wav").read_bytes())
+
+    with pytest.raises(ValueError, match="004.wav was changed while the build was under way; restore it, or build into another folder"):
+        build_latents(folder, tmp_path / "out", LatentsOptions(**OPTIONS), say=say)
+    assert not (tmp_path / "out").exists()
 
 
 def test_audio_to_continue_is_bounded_too(tmp_path):

@@ -1,7 +1,9 @@
 """The index of a checkpoint is a pickle: what a hostile one asks for is refused, at once and without memory."""
 
+import itertools
 import pathlib
 import pickle
+import sys
 
 import pytest
 import torch
@@ -78,6 +80,21 @@ def test_a_hostile_index_is_refused_and_changes_nothing(content):
     with pytest.raises(ValueError):
         parse_index(content)
     assert before == {kind: dict(vars(kind)) for kind in before}
+
+
+MODULUS = sys.hash_info.modulus  # numbers that differ by it have the same hash
+
+
+def test_keys_with_one_hash_are_refused_before_they_take_for_ever():
+    numbers = b"".join(b"\x8a\x0c" + (number * MODULUS).to_bytes(12, "little") + b"N" for number in range(1, 200_001))
+    with pytest.raises(ValueError, match="more than 64 of its keys have the same hash"):
+        parse_index(FORMAT + b"}(" + numbers + b"u.")
+    found = index()
+    sizes = itertools.islice(itertools.product((0, MODULUS, 2 * MODULUS, 3 * MODULUS, 4 * MODULUS), repeat=4), 100)
+    found.storage_data |= {MetadataIndex("weight", torch.Size(size)): _StorageInfo("__0_0.distcp", 0, 90) for size in sizes}
+    assert len({hash(key) for key in found.storage_data}) < 5
+    with pytest.raises(ValueError, match="more than 64 of its keys have the same hash"):
+        parse_index(pickle.dumps(found, 4))
 
 
 @pytest.mark.parametrize("fields", [

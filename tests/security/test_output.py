@@ -1,12 +1,16 @@
 """Names from strangers on a terminal, in Markdown and in CSV: they are shown, and steer nothing."""
 
+import ast
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 from bounded import run_command
+from tiny import write_corpus
 
+from megatron_music import output
 from megatron_music.output import shown
 from megatron_music.profiling.tables import format_table
 
@@ -69,3 +73,32 @@ def test_a_spreadsheet_takes_a_name_for_no_formula(cell):
 def test_numbers_stay_numbers_in_csv(cell, wanted):
     ((_, _), (found, _)) = csv.reader(io.StringIO(format_table({"name": "", "x": ""}, [{"name": cell, "x": 1}], "csv")))
     assert found == wanted
+
+
+def prints(path: Path) -> list[ast.Call]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"]
+
+
+def test_commands_print_text_through_what_escapes_it():
+    """JSON and tables escape by themselves; everything else has names in it sooner or later."""
+    package = Path(output.__file__).parent
+    modules = [*sorted(package.glob("*_commands.py")), package / "commands.py", package / "demo.py", package / "doctor.py"]
+    found = [(path.name, ast.unparse(call)) for path in modules for call in prints(path)]
+    safe = ("print()", "print(json.dumps(", "print(format_table(", "print('\\n' + format_table(")
+    assert len(found) > 15 and [call for call in found if not call[1].startswith(safe)] == []
+
+
+def test_names_in_results_do_not_reach_the_terminal_raw(tmp_path):
+    write_corpus(tmp_path / "midi")
+    midi, odd = min((tmp_path / "midi").glob("*.mid")), f"x{ESCAPES[:3]}\x1b[31m"
+    tokens = tmp_path / "tokens.txt"
+    tokens.write_text(run_command("tokenize", midi).stdout)
+    commands = [
+        ["plot", midi, "-o", tmp_path / f"{odd}.png"], ["detokenize", tokens, "-o", tmp_path / f"{odd}.mid"],
+        ["launch", "-o", tmp_path / odd], ["sweep", "tiny", "-o", tmp_path / f"sweep{odd}", "--plan"],
+    ]  # fmt: skip
+    for command in commands:
+        done = run_command(*command)
+        assert done.returncode == 0 and "\\x1b[31m" in done.stdout, (command, done.stdout, done.stderr)
+        assert is_harmless(done.stdout) and is_harmless(done.stderr), (command, done.stdout, done.stderr)

@@ -4,8 +4,12 @@ import os
 import socket
 
 import pytest
-from bounded import run_command
+from bounded import run_bounded, run_command
+from tiny import write_corpus
 from tiny_gpt import tiny_dataset
+from tiny_latents import tiny_latents
+
+from megatron_music.cli import main
 
 COMMANDS = {
     "tokenize": ["tokenize", "{x}.mid"],
@@ -27,8 +31,11 @@ COMMANDS = {
     "latest": ["generate", "midi", "{folder}", "-o", "out"],
     "config.json": ["convert", "{folder}", "--to", "megatron", "-o", "out"],
     "sweep": ["sweep", "{folder}"],
+    "report": ["inspect", "{folder}"],
+    "report with hashes": ["inspect", "{folder}", "--verify"],
+    "report of a dataset that is there": ["build", "tokens", "midi", "-o", "{folder}"],
 }
-NAMES = ["metrics.jsonl", "captions.jsonl", "latest", "config.json", "sweep.json", "plan.json", "model.safetensors", "model_index.json", "index.json"]
+NAMES = ["metrics.jsonl", "captions.jsonl", "latest", "config.json", "sweep.json", "plan.json", "model.safetensors", "model_index.json", "index.json", "report.json"]
 
 
 def socket_at(path) -> None:
@@ -71,3 +78,30 @@ def test_a_pipe_in_a_dataset_is_not_waited_for(tmp_path, name):
     os.mkfifo(data / name)
     done = run_command("train", "tiny", f"data.path={data}", "train.train_iters=1", "logging.tensorboard=false", seconds=300)
     assert done.returncode in (1, 2) and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_pipe_in_the_place_of_what_was_left_out_is_not_waited_for(tmp_path):
+    data = tmp_path / "data"
+    write_corpus(tmp_path / "midi")
+    assert main(["build", "tokens", str(tmp_path / "midi"), "-o", str(data)]) == 0
+    (data / "quarantine.jsonl").unlink()
+    os.mkfifo(data / "quarantine.jsonl")
+    done = run_command("inspect", data, "--html", tmp_path / "page.html", seconds=120)
+    assert done.returncode == 2 and "quarantine.jsonl is damaged" in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+CAPTION = """
+from megatron_music.data.latents import DamagedLatents, LatentDataset
+try:
+    LatentDataset(sys.argv[1], "train").caption(1)
+except DamagedLatents as error:
+    answer(str(error))
+"""
+
+
+def test_a_pipe_in_the_place_of_captions_is_not_waited_for(tmp_path):
+    data = tiny_latents(tmp_path / "data")
+    (data / "texts.jsonl").unlink()
+    os.mkfifo(data / "texts.jsonl")
+    found = run_bounded(CAPTION, data, mib=4 << 10, seconds=120)
+    assert "texts.jsonl cannot be read (it is not a regular file); copy" in found.value
