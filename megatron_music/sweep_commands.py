@@ -261,9 +261,9 @@ def _show(options, planned, figures: list) -> None:
     if not devices:
         return
     where = f"on {' and '.join(devices)}" + (", where each process counts as a GPU" if devices == ["CPU"] else "")
-    print(f"\n{planned.name}; medians of {counted(planned.steps, 'step')} {where}; best: the most TFLOP/s per GPU by the formula "
+    print(shown(f"\n{planned.name}; medians of {counted(planned.steps, 'step')} {where}; best: the most TFLOP/s per GPU by the formula "
           "mcore (of flow models: flow); eq3: equation 3 of arXiv:2104.04473, which counts full recomputation whatever was done"
-          + ("; MFU and HFU are shares of the peak in each row's precision" if any(row.mfu for row in figures) else ""))  # fmt: skip
+          + ("; MFU and HFU are shares of the peak in each row's precision" if any(row.mfu for row in figures) else "")))  # fmt: skip
 
 
 def _tell_reasons(figures: list) -> None:
