@@ -37,8 +37,27 @@ from megatron_music.models.backends import naming_transformer_engine
 from megatron_music.music.names import printable
 from megatron_music.processes import stopped_by_every_signal
 
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status."""
+    """Run one command and return its exit status: 0 only where all that it printed has gone out, too."""
+    status, stop = OK, None
+    try:
+        try:
+            status = _run(arguments)
+        except SystemExit as error:  # of argparse: --help, --version, wrong use
+            status, stop = error.code, error
+        sys.stdout.flush()
+    except OSError as error:
+        # The interpreter would try again at its end, and complain in words of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if status == OK and not isinstance(error, BrokenPipeError):  # the reader of our output has left, as `| head` does
+            return _say(f"standard output cannot be written to ({error.strerror}); make room where it goes, then run the command again", FAILED)
+    if stop is not None:
+        raise stop
+    return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser()
     if not arguments:
@@ -107,8 +126,7 @@ def guarded(command: Callable[[], int | None], extras: Sequence[str] = ()) -> in
         if not (type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)):  # of torch, on a GPU or a CPU
             raise
         return _say(_out_of_memory(error), FAILED)
-    except BrokenPipeError:  # the reader of our output has left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # see main
         return OK
     except OSError as error:
         if error.errno is None:  # not of the system: a library that cannot be loaded, a file that cannot be understood
@@ -187,6 +205,13 @@ class _Parser(argparse.ArgumentParser):
         if near and value not in action.choices:
             raise argparse.ArgumentError(action, f"invalid choice: {value!r}; did you mean {near[0]}?")
         super()._check_value(action, value)
+
+    def _print_message(self, message: str, file=None) -> None:
+        """As argparse does, which hides that standard output cannot be written to."""
+        if file is sys.stdout:
+            file.write(message)
+        else:
+            super()._print_message(message, file)
 
     def error(self, message: str):
         self.exit(BAD_INPUT, f"{self.prog}: {output.shown(message)}; run `{self.prog} --help`\n")

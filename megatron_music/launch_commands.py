@@ -2,11 +2,12 @@
 
 import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 from megatron_music.output import is_quiet, print_next, print_text
 from megatron_music.storage.holding import hold_folder
-from megatron_music.storage.writing import appearing_folder
+from megatron_music.storage.writing import appearing_folder, remove_tree
 
 FOLDERS = {"launch": "job scripts", "ngc": "container files", "examples": "examples and the notebook"}
 
@@ -28,6 +29,30 @@ def add_launch(parser) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder that receives launch/, ngc/ and examples/; no file is overwritten")
 
 
+def _copy(source: Path, target: Path) -> None:
+    """Copy what is in a folder of the package.
+
+    Raises:
+        OSError: the first that came; shutil would list all of them, each as a text.
+    """
+    failed: list[OSError] = []
+
+    def copy(one: str, other: str) -> None:
+        try:
+            shutil.copy2(one, other)
+        except OSError as error:
+            error.filename, error.filename2 = other, None
+            failed.append(error)
+            raise
+
+    try:
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".*", "notebook"), copy_function=copy, dirs_exist_ok=True)
+    except shutil.Error:
+        if not failed:
+            raise
+        raise failed[0] from None
+
+
 def launch(options) -> None:
     target = Path(options.output)
     if target.exists() and not target.is_dir():
@@ -36,10 +61,12 @@ def launch(options) -> None:
     there = [target / name for name in sources if os.path.lexists(target / name)]
     if there:
         raise ValueError(f"{there[0]} is there already, and nothing is overwritten; name another folder, or remove it first")
-    with hold_folder(target, "launch"):
+    with hold_folder(target, "launch"), ExitStack() as failing:
         for name, source in sources.items():
             with appearing_folder(target / name) as unfinished:
-                shutil.copytree(source, unfinished, ignore=shutil.ignore_patterns("__pycache__", ".*", "notebook"), dirs_exist_ok=True)
+                _copy(source, unfinished)
+            failing.callback(remove_tree, target / name)  # else the same command would refuse to write there again
+        failing.pop_all()
     for name, what in FOLDERS.items() if not is_quiet() else ():
         print_text(f"{what} in {target / name}")
     job = "launch/train.sbatch RECIPE data.path=OUT checkpoint.save=RUN"

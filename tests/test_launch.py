@@ -7,6 +7,7 @@ ENV goes before the job's, but for what is handed in by name. No container runs 
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -315,3 +316,26 @@ def test_where_sbatch_refuses_a_job_the_plan_is_kept_and_how_to_go_on_is_said(tm
     for sentence in sentences:
         assert sentence.format(out=tmp_path / "out") in done.stderr, done.stderr
     assert (tmp_path / "out.building" / "plan.json").is_file()
+
+
+def test_a_copy_that_has_no_room_is_one_sentence_and_can_be_made_again(tmp_path):
+    """A limit of a file's size stands for the full disk: the first two folders have room, and the last has not."""
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "large.py").write_bytes(bytes(200_000))
+    code = f"""
+import sys
+from pathlib import Path
+from megatron_music import cli, launch_commands
+shipped = launch_commands.shipped
+launch_commands.shipped = lambda name: Path({str(tmp_path / "examples")!r}) if name == "examples" else shipped(name)
+sys.exit(cli.main(["launch", "-o", {str(tmp_path / "out")!r}]))
+"""
+    command = [sys.executable, "-c", code]
+    short = subprocess.run(
+        command, capture_output=True, text=True, check=False, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    )
+    assert short.returncode == 1 and short.stderr.count("\n") == 1 and "Errno" not in short.stderr, short.stderr
+    assert "File too large" in short.stderr and str(tmp_path / "out") in short.stderr and "run the command again" in short.stderr
+    assert not (tmp_path / "out").exists()
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert all((tmp_path / "out" / name).is_dir() for name in ("launch", "ngc", "examples"))

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from bounded import run_bounded
 from shims import shimmed
 
 from megatron_music.storage import writing
@@ -50,6 +51,22 @@ def test_a_link_that_has_the_files_own_name_is_replaced_and_not_followed(tmp_pat
     (tmp_path / "log").symlink_to("precious")
     with pytest.raises(OSError, match="symbolic link"), open(tmp_path / "log", "a", opener=no_links):
         pass
+
+
+def test_a_log_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "log")
+    for reader in (None, os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK)):
+        answer = run_bounded(
+            """
+            from megatron_music.storage.writing import no_links
+            try:
+                open(sys.argv[1], "w", opener=no_links)
+            except ValueError as error:
+                answer(str(error))
+            """, tmp_path / "log", mib=4096, seconds=60,
+        )  # fmt: skip
+        assert answer.value == f"{tmp_path / 'log'} is not a regular file; move it away", reader
+    os.close(reader)
 
 
 def test_a_name_of_255_bytes_has_room_for_its_temporary_one(tmp_path):

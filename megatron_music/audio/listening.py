@@ -101,11 +101,11 @@ def write_listening_page(path: str | os.PathLike, title: str, about: str, pieces
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">
-<title>{html.escape(title)}</title>
+<title>{html.escape(printable(title))}</title>
 <style>{PALETTE_CSS}{_STYLE}</style>
 </head>
 <body>
-<header><h1>{html.escape(title)}</h1><p>{html.escape(about)}</p></header>
+<header><h1>{html.escape(printable(title))}</h1><p>{html.escape(about)}</p></header>
 <main>
 {cards}
 </main>

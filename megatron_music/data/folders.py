@@ -14,7 +14,7 @@ from typing import NamedTuple
 from megatron_music.config import ConfigError, DataConfig, refuse_unless
 from megatron_music.data.index_file import REMEDY, check_ids, check_index, pieces
 from megatron_music.data.report import REPORT_FILE, SPLITS
-from megatron_music.storage.reading import hash_of_file, read_json_object
+from megatron_music.storage.reading import hash_of_file, read_bytes, read_json_object
 from megatron_music.tokens.blend import added_by_some, blend_encodings
 from megatron_music.tokens.bpe import Bpe
 from megatron_music.tokens.folder import Encoding, write_tokenizer_folder
@@ -117,12 +117,18 @@ def files_below(folder: Path, name: str) -> dict[str, bytes]:
     """The files of a folder in a folder, by their path from the outer one.
 
     Raises:
-        ConfigError: one is a link: what it leads to would come into every checkpoint.
+        ConfigError: one is a link: what it leads to would come into every checkpoint. Or it has more than 64 MiB.
     """
     paths = sorted((folder / name).rglob("*"))
     for path in (folder / name, *paths):
         refuse_unless(not path.is_symlink(), f"{path} is a link, which is not followed into checkpoints; put what it leads to in its place")
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if path.is_file()}
+    found = {}
+    for path in filter(Path.is_file, paths):
+        try:
+            found[path.relative_to(folder).as_posix()] = read_bytes(path, follow_links=False)
+        except ValueError as error:
+            raise ConfigError(f"{path} cannot go into checkpoints ({error}); remove it, or build the dataset again") from None
+    return found
 
 
 def is_split(folder: Path, split: str) -> bool:

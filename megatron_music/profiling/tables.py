@@ -21,7 +21,7 @@ def format_table(columns: dict[str, Format], rows: Sequence[dict], form: str = "
     """Rows as lines, without a last line end.
 
     Args:
-        columns: the key of each column and the format of its numbers for people, as for ``format``; empty: as ``str`` does.
+        columns: the key of each column, which may be a stranger's word, and the format of its numbers for people, as for ``format``; empty: as ``str`` does.
         rows: a value for each key; a missing one or None is left empty. CSV has them in full, whatever the format.
         form: ``text``, ``markdown`` or ``csv``.
         shorten: the column whose long texts lose their middle, in text and Markdown, so that lines fit the terminal.
@@ -39,7 +39,7 @@ def format_table(columns: dict[str, Format], rows: Sequence[dict], form: str = "
         raise ValueError(f"a table's form is {form!r}; use one of {', '.join(FORMS)}")
     cells = format_cells(columns, rows)
     is_number = [any(isinstance(row.get(key), int | float) for row in rows) for key in columns]
-    heads = [key.replace("_", " ") for key in columns]
+    heads = [printable(key.replace("_", " ")) for key in columns]
     if shorten is not None:
         place = list(columns).index(shorten)
         others = sum(max(map(len, column)) + 3 for number, column in enumerate(zip(heads, *cells, strict=True)) if number != place)
@@ -105,7 +105,8 @@ def _csv_cell(value):
         return ""
     if not isinstance(value, str):
         return value
-    text = value.replace("\r", r"\r")  # which the csv of Python before 3.13 does not quote, and readers take for the end of the line
+    # What would steer a terminal is escaped; so is \r, which the csv of Python before 3.13 does not quote.
+    text = "".join(char if char in "\t\n" else printable(char) for char in value)
     if not value.startswith(_FORMULA):
         return text
     try:

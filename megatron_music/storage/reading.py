@@ -92,6 +92,8 @@ def read_bytes(path: str | os.PathLike, limit: int = SMALL_FILE_BYTES, *, follow
         ValueError: it is not a regular file, or has more bytes.
     """
     with open_regular(path, follow_links=follow_links) as file:
+        if os.fstat(file.fileno()).st_size > limit:  # nothing of it is read
+            raise ValueError(f"it has more than {limit:,} bytes")
         parts = []
         while part := file.read(min(limit + 1 - sum(map(len, parts)), MIB)):  # a read of so many bytes takes them at once
             parts.append(part)

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -87,8 +88,22 @@ def create(path: str | os.PathLike) -> BinaryIO:
 
 
 def no_links(path: str, flags: int) -> int:
-    """An opener for ``open`` that refuses a link under the file's own name: for logs, which grow in place."""
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    """An opener for ``open`` that refuses a link, a pipe or a device under the file's own name: for logs, which grow in place.
+
+    Raises:
+        OSError: it is a link, or cannot be opened.
+        ValueError: it is no regular file.
+    """
+    try:
+        descriptor = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # a pipe that nobody reads, or a socket
+            raise
+        raise ValueError(f"{path} is not a regular file; move it away") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{path} is not a regular file; move it away")
+    return descriptor
 
 
 @contextmanager

@@ -16,9 +16,10 @@ from tqdm.contrib import DummyTqdmFile
 from megatron_music.errors import ConfigError
 from megatron_music.output import is_quiet, logger
 from megatron_music.storage.reading import open_regular, parse_json
-from megatron_music.storage.writing import no_links, write_whole
+from megatron_music.storage.writing import appearing, no_links
 
 FILE = "metrics.jsonl"
+_LINE_BYTES = 1 << 20  # what is longer is no line of a run
 # What is shown to a person, in this order; the files have everything.
 SHOWN = {
     "loss": ".4f", "valid_loss": ".4f", "valid_perplexity": ".3f", "grad_norm": ".3f", "learning_rate": ".2e",
@@ -37,20 +38,18 @@ def cut_metrics(path: Path, iteration: int) -> None:
         ConfigError: there is something of that name that is no file.
     """
     try:
-        with open_regular(path) as file:
-            lines = file.read().split(b"\n")
+        file = open_regular(path)
     except FileNotFoundError:
         return
     except ValueError as error:
         raise ConfigError(f"{path} cannot be written to ({error}); move it away") from None
-    kept = []
-    for line in lines:
-        try:
-            if parse_json(line)["iteration"] <= iteration:
-                kept.append(line + b"\n")
-        except (ValueError, KeyError, TypeError):
-            continue
-    write_whole(path, b"".join(kept))
+    with file, appearing(path) as kept:
+        while line := file.readline(_LINE_BYTES):
+            try:
+                if parse_json(line)["iteration"] <= iteration:
+                    kept.write(line.rstrip(b"\n") + b"\n")
+            except (ValueError, KeyError, TypeError):
+                continue
 
 
 class Metrics:

@@ -5,6 +5,7 @@ import os
 
 import pytest
 import yaml
+from bounded import run_bounded
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,6 +50,43 @@ def test_a_file_larger_than_its_limit_is_refused(tmp_path):
     assert read_bytes(tmp_path / "large", 11) == b"x" * 11
     with pytest.raises(ValueError, match="more than 10 bytes"):
         read_bytes(tmp_path / "large", 10)
+
+
+def test_nothing_is_read_of_a_file_that_is_larger_than_its_limit(tmp_path):
+    with open(tmp_path / "hole", "wb") as file:
+        file.truncate(1 << 40)
+    answer = run_bounded(
+        """
+        from megatron_music.storage.reading import TABLE_BYTES, read_bytes
+        try:
+            read_bytes(sys.argv[1], TABLE_BYTES)
+        except ValueError as error:
+            answer(str(error))
+        """, tmp_path / "hole", mib=2048, seconds=60,
+    )  # fmt: skip
+    assert "more than" in answer.value and answer.peak_mib < 200
+
+
+def test_a_hole_in_the_place_of_a_log_or_of_a_tokenizers_file_costs_no_memory(tmp_path):
+    (tmp_path / "data" / "tokenizer").mkdir(parents=True)
+    for path in (tmp_path / "metrics.jsonl", tmp_path / "data" / "tokenizer" / "more"):
+        path.write_bytes(b'{"iteration": 1}\n')
+        os.truncate(path, 3 << 30)
+    answer = run_bounded(
+        """
+        from pathlib import Path
+        from megatron_music.data.folders import files_below
+        from megatron_music.training.metrics import cut_metrics
+        folder = Path(sys.argv[1])
+        cut_metrics(folder / "metrics.jsonl", 1)
+        try:
+            files_below(folder / "data", "tokenizer")
+        except ValueError as error:
+            answer(str(error))
+        """, tmp_path, mib=2048, seconds=120,
+    )  # fmt: skip
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"iteration": 1}\n'
+    assert str(tmp_path / "data" / "tokenizer" / "more") in answer.value and answer.peak_mib < 500
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' * 200_000, "[" * 200_000 + "]" * 200_000])

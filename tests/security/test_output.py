@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from bounded import run_command
-from tiny import write_corpus
+from tiny import tiny_score, write_corpus
 
 from megatron_music import output
+from megatron_music.music.midi import write_midi
 from megatron_music.output import shown
 from megatron_music.profiling.tables import format_table
 
@@ -102,3 +103,38 @@ def test_names_in_results_do_not_reach_the_terminal_raw(tmp_path):
         done = run_command(*command)
         assert done.returncode == 0 and "\\x1b[31m" in done.stdout, (command, done.stdout, done.stderr)
         assert is_harmless(done.stdout) and is_harmless(done.stderr), (command, done.stdout, done.stderr)
+
+
+def test_the_heads_of_a_table_are_shown_as_text():
+    for form in ("text", "markdown", "csv"):
+        table = format_table({f"n{ESCAPES}": "", "x": ""}, [{f"n{ESCAPES}": "a", "x": 1}], form)
+        assert is_harmless(table) and "\\x1b" in table, form
+
+
+def test_a_cell_of_csv_keeps_its_lines_and_tabs_and_steers_nothing():
+    table = format_table({"name": ""}, [{"name": f"a\tb\nc{ESCAPES}"}], "csv")
+    ((_,), (found,)) = csv.reader(io.StringIO(table, newline=""))
+    assert found.startswith("a\tb\nc") and is_harmless(table.replace("\t", "")) and "\\x1b[2J" in found
+
+
+def test_a_sweep_from_a_stranger_steers_no_terminal(tmp_path):
+    sweep, odd = tmp_path / "sweep", ESCAPES[:-1]
+    assert run_command("sweep", "tiny", "-o", sweep, "--vary", "train.micro_batch_size=1,2", "--plan").returncode == 0
+    plan = json.loads((sweep / "plan.json").read_text())
+    for row in plan["rows"]:
+        row["settings"][f"train.{odd}"] = odd
+    (sweep / "plan.json").write_text(json.dumps(plan | {"name": odd}))
+    outcome = {"status": "measured", "step_seconds": [1.0], "tokens_per_step": 1.0, "flops": 1e9, "device": odd, "memory_gb": odd, "gpu": {"power_w": odd}}
+    for number, made in enumerate((outcome, {"status": odd, "reason": odd})):
+        (sweep / "rows" / f"{number:03}.json").write_text(json.dumps(made))
+    for form in ([], ["--markdown"], ["--csv"], ["--json"]):
+        done = run_command("sweep", sweep, "--report", *form)
+        assert is_harmless(done.stdout) and is_harmless(done.stderr), (form, done.stdout, done.stderr)
+        assert done.stdout and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_page_of_a_name_that_is_no_text_is_written(tmp_path):
+    write_midi(tiny_score(), tmp_path / "a.mid")
+    done = run_command("render", tmp_path / "a.mid", "-o", tmp_path / "a.wav", "--html", bytes(tmp_path) + b"/n\xff\x1b.html")
+    assert done.returncode == 0, done.stderr
+    assert is_harmless(done.stdout) and "n\\udcff" in next(tmp_path.glob("n*.html")).read_text(encoding="utf-8")
