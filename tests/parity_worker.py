@@ -6,6 +6,7 @@ FOLDER holds ``data`` and, from the run with one process, ``start`` (a checkpoin
 steps, that every layout starts from) and ``gradients.pt`` (the whole gradients of the first step from there).
 """
 
+import gc
 import json
 import sys
 from dataclasses import replace
@@ -198,6 +199,7 @@ def distributed_worst(worst: dict[str, float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what is imported stays: to leave a layout's groups is to collect what is left, and that is quick then
     folder, world_size = Path(sys.argv[1]), distributed.launched_size()
     if world_size == 1:
         for model in dict(LAYOUTS[1]):
