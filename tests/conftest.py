@@ -6,6 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -36,3 +37,19 @@ def pytest_collection_finish() -> None:
     """What is imported stays, so no later collection looks at it again: each start and stop of a run collects."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable():
+    """What a test printed may hold bytes of a file name that are no UTF-8; pytest-xdist sends reports as UTF-8 and ends at others."""
+    return _as_utf8((yield))
+
+
+def _as_utf8(value):
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_as_utf8(key): _as_utf8(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_as_utf8, value))
+    return value
