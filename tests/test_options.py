@@ -101,9 +101,9 @@ PAIRS = [pair for pair in combinations(SETTINGS, 2) if together(*pair) and pair 
 def groups_of(pairs: list[tuple[str, str]], size: int) -> list[tuple[str, ...]]:
     """Groups of at most ``size`` settings that go together, every pair in one of them; always the same groups.
 
-    Of what leaves music out a group has two at most, so that enough is left to check the others by.
+    Of what leaves music out, or little of it off the grid, a group has two at most: enough is left to check the others by.
     """
-    scarce, left, found = {*FILTERS, "whole pieces"}, set(pairs), []
+    scarce, left, found = {*FILTERS, "whole pieces", "4 bars", "12 steps"}, set(pairs), []
     for pair in pairs:
         group = set(pair) if pair in left else set()
         while group and len(group) < size:
