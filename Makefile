@@ -1,7 +1,7 @@
 # make demo   Bach's chorales -> .bin/.idx -> a small GPT on megatron-core -> new chorales and a page to hear them, in demo/
 #             shorter: make demo DEMO_OPTIONS="--num 2 train.train_iters=20"
 # make demo-audio   the same chorales rendered with captions -> latents -> both stages of text to music -> audio, in demo-audio/
-# make test   the whole test suite
+# make test   the whole test suite but the exhaustive products, in TEST_PROCESSES=1 processes; make test-all   those, too
 # Each sets up .venv first, with the versions of constraints.txt.
 # make test-extras   each extra alone in an environment of its own, from the wheel, does what docs/install.md says of it
 # make clean   removes the environments and build products, never music or models; make clean-demo removes demo/ and demo-audio/
@@ -23,9 +23,10 @@ IMAGE := .venv-image
 LINT := .venv-lint
 PYTHON312 ?= $(shell python3.12 -c "" >/dev/null 2>&1 && echo python3.12)
 
-.PHONY: demo demo-audio test test-extras test-slurm test-latest test-image lint sbom fuzz clean clean-demo
+.PHONY: demo demo-audio test test-all test-extras test-slurm test-latest test-image lint sbom fuzz clean clean-demo
 DEMO_OPTIONS ?=
 FUZZ_OPTIONS ?=
+TEST_PROCESSES ?= 1
 
 demo: $(VENV)/.ready
 	$(BIN)/megatron-music demo -o demo $(DEMO_OPTIONS)
@@ -37,8 +38,14 @@ test-extras:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; install one, or run make PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) tests/extras.py
 
+# Each file's tests stay in one process, for what they share.
+IN_PARALLEL = $(if $(filter-out 1,$(TEST_PROCESSES)),-n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder)
+
 test: $(VENV)/.ready-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(IN_PARALLEL)
+
+test-all: $(VENV)/.ready-test
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m ""
 
 lint: $(VENV)/.ready-test $(LINT)/.ready
 	$(BIN)/python -m pytest tests/test_layers.py tests/test_surface.py tests/test_docs.py

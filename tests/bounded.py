@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -20,6 +21,10 @@ def answer(value):
 """
 
 
+def _limit_to(mib: int | None):
+    return partial(resource.setrlimit, resource.RLIMIT_AS, (mib << 20, mib << 20)) if mib else None
+
+
 def run_command(*arguments, mib: int | None = None, seconds: float = 300, **options) -> subprocess.CompletedProcess:
     """``megatron-music`` with these arguments, of bytes or whatever ``str`` takes; it fails the test where it needs more time.
 
@@ -27,18 +32,53 @@ def run_command(*arguments, mib: int | None = None, seconds: float = 300, **opti
         mib: of address space; left out: as much as there is.
         options: of ``subprocess.run``.
     """
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (mib << 20, mib << 20))
-
     words = [word if isinstance(word, bytes) else str(word) for word in arguments]
     options = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL} | options
     try:
         return subprocess.run(
-            [sys.executable, "-m", "megatron_music", *words], timeout=seconds, check=False, preexec_fn=limit if mib else None, **options
+            [sys.executable, "-m", "megatron_music", *words], timeout=seconds, check=False, preexec_fn=_limit_to(mib), **options
         )
     except subprocess.TimeoutExpired:
         pytest.fail(f"no end within {seconds:g} s: {words}")
+
+
+_EACH = """
+import contextlib, io, json, os, sys
+from megatron_music.cli import main
+found = []
+for folder, words in json.load(sys.stdin):
+    os.chdir(folder)
+    print("began:", *words, file=sys.__stderr__, flush=True)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main(words)
+        except SystemExit as end:
+            status = end.code
+    found.append((words, status, out.getvalue(), err.getvalue()))
+print(json.dumps(found), file=sys.__stdout__)
+"""
+
+
+def run_commands(commands, folders=None, *, mib: int | None = None, seconds: float = 300) -> list[subprocess.CompletedProcess]:
+    """What ``run_command`` gives of each command; one process, which imports once, runs one after the other.
+
+    Args:
+        folders: each command's working folder; left out: the current one.
+        mib: of address space; left out: as much as there is.
+        seconds: for all of them.
+    """
+    folders = folders or ["."] * len(commands)
+    given = json.dumps([(str(folder), [*map(str, words)]) for folder, words in zip(folders, commands, strict=True)])
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _EACH], input=given, capture_output=True, text=True, timeout=seconds, check=False,
+            preexec_fn=_limit_to(mib),
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        pytest.fail(f"no end within {seconds:g} s: {(error.stderr or b'')[-2000:]!r}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [subprocess.CompletedProcess(*found) for found in json.loads(done.stdout.splitlines()[-1])]
 
 
 class Answer(NamedTuple):

@@ -5,6 +5,7 @@
 FOLDER holds ``data``. Writes ``FOLDER/found-RANK.json``.
 """
 
+import gc
 import json
 import math
 import os
@@ -132,6 +133,7 @@ def fail_alike(folder: Path, asynchronous: bool) -> dict:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what is imported stays: to leave a layout's groups is to collect what is left, and that is quick then
     folder = Path(sys.argv[1])
     found = {
         f"{name}, {what}": skip_alike(folder, overrides, what)

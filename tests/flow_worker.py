@@ -5,6 +5,7 @@
 FOLDER holds a file for each model of ``MODELS``: whole weights, and the gradients and outputs that are right.
 """
 
+import gc
 import json
 import sys
 from dataclasses import replace
@@ -167,6 +168,7 @@ def run_layout(folder: Path, model: str, layout) -> dict:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what is imported stays: to leave a layout's groups is to collect what is left, and that is quick then
     folder, world_size = Path(sys.argv[1]), distributed.launched_size()
     found = [run_layout(folder, model, layout) for model, layout in LAYOUTS[world_size]]
     if distributed.is_main():

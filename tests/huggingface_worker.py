@@ -5,6 +5,7 @@
 FOLDER holds ``data`` and ``run``; it gets ``tp`` and ``pp``, runs saved from there before any step, and ``logits.pt``.
 """
 
+import gc
 import sys
 from pathlib import Path
 
@@ -42,4 +43,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what is imported stays: to leave a layout's groups is to collect what is left, and that is quick then
     main(Path(sys.argv[1]))

@@ -6,6 +6,7 @@ FOLDER holds ``data`` and, for each model of ``STARTS``, its checkpoint ``start`
 makes them on one process.
 """
 
+import gc
 import json
 import sys
 from itertools import islice
@@ -128,6 +129,7 @@ def evaluated(folder: Path) -> list[tuple[float, float]]:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what is imported stays: to leave a layout's groups is to collect what is left, and that is quick then
     folder = Path(sys.argv[1])
     results = {
         "cases": [run_layout(folder, model, layout) for model, layout in CASES],

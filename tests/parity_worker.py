@@ -2,10 +2,11 @@
 
     torchrun --nproc_per_node N tests/parity_worker.py FOLDER
 
-FOLDER holds ``data`` and, from the run with one process, ``start`` (a checkpoint saved by one process after two
+FOLDER holds ``data`` and, from ``run_all`` in one process, ``start`` (a checkpoint saved by one process after two
 steps, that every layout starts from) and ``gradients.pt`` (the whole gradients of the first step from there).
 """
 
+import gc
 import json
 import sys
 from dataclasses import replace
@@ -197,12 +198,18 @@ def distributed_worst(worst: dict[str, float]) -> dict[str, float]:
     return {key: max(rank.get(key, 0.0) for rank in ranks) for rank in ranks for key in rank}
 
 
-if __name__ == "__main__":
-    folder, world_size = Path(sys.argv[1]), distributed.launched_size()
+def run_all(folder: Path, world_size: int) -> list[dict]:
+    """Every layout of a world size; the starts that all sizes share are made by one process."""
     if world_size == 1:
         for model in dict(LAYOUTS[1]):
             make_start(folder, model)
-    results = [run_layout(folder, model, layout) for model, layout in LAYOUTS[world_size]]
+    return [run_layout(folder, model, layout) for model, layout in LAYOUTS[world_size]]
+
+
+if __name__ == "__main__":
+    gc.freeze()  # what is imported stays: to leave a layout's groups is to collect what is left, and that is quick then
+    folder, world_size = Path(sys.argv[1]), distributed.launched_size()
+    results = run_all(folder, world_size)
     if distributed.is_main():
         (folder / f"results-{world_size}.json").write_text(json.dumps(results))
     distributed.stop()

@@ -7,6 +7,7 @@ rank's figures is left for each.
 """
 
 import contextlib
+import gc
 import json
 import sys
 from pathlib import Path
@@ -64,6 +65,7 @@ def recorded(config) -> dict:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what is imported stays: to leave a layout's groups is to collect what is left, and that is quick then
     folder = Path(sys.argv[1])
     cases = json.loads((folder / "cases.json").read_text())
     found = {kind: [recorded(with_facts_of_data(run_of(folder, kind, overrides))) for overrides in cases[kind]] for kind in cases}

@@ -6,6 +6,7 @@ FOLDER holds ``data`` and ``start``, a checkpoint of one process. Every layout l
 number, and then every layout loads each of those and saves it once more, as ``from-to``.
 """
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -107,6 +108,7 @@ def memory(folder: Path) -> dict[str, int]:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what is imported stays: to leave a layout's groups is to collect what is left, and that is quick then
     folder = Path(sys.argv[1])
     each_to_each(folder)
     results = {

@@ -9,8 +9,10 @@ import json
 from pathlib import Path
 
 import pytest
-from parity_worker import LAYOUTS
+from parity_worker import LAYOUTS, run_all
 from tiny_gpt import launch, tiny_dataset
+
+from megatron_music.training import distributed
 
 WORKER = Path(__file__).parent / "parity_worker.py"
 
@@ -19,12 +21,12 @@ WORKER = Path(__file__).parent / "parity_worker.py"
 def results(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("parity")
     tiny_dataset(folder / "data")
-    found = {}
-    for world_size in LAYOUTS:
+    results = run_all(folder, 1)
+    distributed.stop()
+    for world_size in (2, 4):
         launch(world_size, WORKER, folder)
-        for result in json.loads((folder / f"results-{world_size}.json").read_text()):
-            found[result["model"], result["layout"]] = result
-    return found
+        results += json.loads((folder / f"results-{world_size}.json").read_text())
+    return {(result["model"], result["layout"]): result for result in results}
 
 
 CASES = [(model, str(layout)) for layouts in LAYOUTS.values() for model, layout in layouts]

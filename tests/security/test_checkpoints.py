@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from bounded import run_command
+from bounded import run_command, run_commands
 from running import wait_until
 from tiny_gpt import tiny_dataset, tiny_run
 
@@ -46,9 +46,12 @@ def exported(saved, tmp_path_factory) -> Path:
     return folder
 
 
-def refused(*arguments, mib: int | None = None, seconds: float = 300) -> str:
+def refused(*arguments, seconds: float = 300) -> str:
     """The sentence of a command that refuses its input: one line, without a traceback."""
-    done = run_command(*arguments, mib=mib, seconds=seconds)
+    return sentence_of(run_command(*arguments, seconds=seconds))
+
+
+def sentence_of(done: subprocess.CompletedProcess) -> str:
     assert done.returncode == 2, (done.returncode, done.stderr)
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr + done.stdout, done.stderr
     return done.stderr
@@ -56,18 +59,31 @@ def refused(*arguments, mib: int | None = None, seconds: float = 300) -> str:
 
 # Address space: torch and megatron-core alone take some 3 GiB of it before anything is read.
 MIB = 6 << 10
+FIELDS = ["hidden_size: 64", "num_layers: 2", "ffn_hidden_size: 256", "vocab_size: 768"]
 
 
-@pytest.mark.parametrize("field", ["hidden_size: 64", "num_layers: 2", "ffn_hidden_size: 256", "vocab_size: 768"])
-def test_a_configuration_of_another_size_is_refused_before_the_model_is_built(gift, tmp_path, field):
-    text = (gift / "config.yaml").read_text()
-    name = field.partition(":")[0]
+def resize(gift: Path, field: str, value: int) -> None:
+    text, name = (gift / "config.yaml").read_text(), field.partition(":")[0]
+    (gift / "config.yaml").write_text(re.sub(rf"{name}: \d+", f"{name}: {value}", text))
+    write_manifest(gift)
+
+
+@pytest.fixture(scope="module")
+def resized(saved, tmp_path_factory) -> dict[str, subprocess.CompletedProcess]:
+    """What generating from a checkpoint says, by the field that claims a million, with little address space."""
+    folder = tmp_path_factory.mktemp("resized")
+    for number, field in enumerate(FIELDS):
+        resize(shutil.copytree(saved / "iter_0000002", folder / str(number)), field, 2**20)
+    commands = [["generate", "midi", folder / str(number), "-o", folder / f"out-{number}"] for number in range(len(FIELDS))]
+    return dict(zip(FIELDS, run_commands(commands, mib=MIB), strict=True))
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_configuration_of_another_size_is_refused_before_the_model_is_built(gift, resized, tmp_path, field):
+    told = sentence_of(resized[field])
+    assert "describes a model of" in told or f"model.{field.partition(':')[0]} is {2**20}" in told, told
     for value in (2**20, 10**7, 2**62):
-        (gift / "config.yaml").write_text(re.sub(rf"{name}: \d+", f"{name}: {value}", text))
-        write_manifest(gift)
-        if value == 2**20:
-            told = refused("generate", "midi", gift, "-o", tmp_path / "out", mib=MIB)
-            assert "describes a model of" in told or f"model.{name} is {value}" in told, told
+        resize(gift, field, value)
         with pytest.raises(ValueError, match="describes a model of|is outside|at most|use "):
             convert_to_huggingface(gift, tmp_path / "out")
 
@@ -142,13 +158,27 @@ def test_a_file_of_a_checkpoint_that_holds_something_else_is_one_sentence(gift, 
     assert status == 2 and told.count("\n") == 1 and str(gift) in told and len(told) < 1000, told
 
 
-@pytest.mark.parametrize("name", [*FILES, "model"])
-def test_a_pipe_in_a_checkpoint_is_not_waited_for(gift, tmp_path, name):
-    path = gift / name if name != "model" else next(gift.glob("*.distcp"))
-    path.unlink()
-    os.mkfifo(path)
-    told = refused("generate", "midi", gift, "-o", tmp_path / "out", seconds=300)
-    assert path.name in told or str(gift) in told
+PIPES = [*FILES, "model"]
+
+
+@pytest.fixture(scope="module")
+def pipes(saved, tmp_path_factory) -> dict[str, tuple[Path, subprocess.CompletedProcess]]:
+    """What generating from a checkpoint says, by the file that is a pipe."""
+    folder, found = tmp_path_factory.mktemp("pipes"), []
+    for number, name in enumerate(PIPES):
+        gift = shutil.copytree(saved / "iter_0000002", folder / f"gift-{number}")
+        found.append(gift / name if name != "model" else next(gift.glob("*.distcp")))
+        found[-1].unlink()
+        os.mkfifo(found[-1])
+    commands = [["generate", "midi", folder / f"gift-{number}", "-o", folder / f"out-{number}"] for number in range(len(PIPES))]
+    return dict(zip(PIPES, zip(found, run_commands(commands, seconds=300), strict=True), strict=True))
+
+
+@pytest.mark.parametrize("name", PIPES)
+def test_a_pipe_in_a_checkpoint_is_not_waited_for(pipes, name):
+    path, done = pipes[name]
+    told = sentence_of(done)
+    assert path.name in told or str(path.parents[name.count("/")]) in told
 
 
 def test_a_damaged_index_prints_no_traceback_of_torch(gift, data, tmp_path):

@@ -2,9 +2,10 @@
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
-from bounded import run_bounded, run_command
+from bounded import run_bounded, run_command, run_commands
 from tiny import write_corpus
 from tiny_gpt import tiny_dataset
 from tiny_latents import tiny_latents
@@ -44,26 +45,52 @@ def socket_at(path) -> None:
         server.bind(path.name)
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, socket_at, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "socket", "device"])
-@pytest.mark.parametrize("command", COMMANDS)
-def test_what_is_no_file_is_refused_at_once(tmp_path, monkeypatch, command, make):
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "folder"
-    folder.mkdir()
+KINDS = {"pipe": os.mkfifo, "socket": socket_at, "device": lambda path: path.symlink_to("/dev/zero")}
+TOGETHER = ("train", "captions", "prompts", "continue", "latest", "config.json")  # they import torch, which takes longer than all else
+
+
+def lay_out(place: Path, command: str, kind: str) -> list[str]:
+    """A working folder for a command, what it is given being of this kind; its words."""
+    make, folder = KINDS[kind], place / "folder"
+    folder.mkdir(parents=True)
     for name in NAMES:
         make(folder / name)
-    (tmp_path / "midi").mkdir()
-    (tmp_path / "midi" / "a.mid").write_bytes(bytes.fromhex("4d546864000000060000000100184d54726b0000000400ff2f00"))
-    words = [word.format(x=tmp_path / "x", folder=folder) for word in COMMANDS[command]]
+    (place / "midi").mkdir()
+    (place / "midi" / "a.mid").write_bytes(bytes.fromhex("4d546864000000060000000100184d54726b0000000400ff2f00"))
+    words = [word.format(x=place / "x", folder=folder) for word in COMMANDS[command]]
     for word in words:
-        if word.startswith(str(tmp_path / "x")):
-            path = tmp_path / word.partition(":")[0].removeprefix(f"{tmp_path}/")
+        if word.startswith(str(place / "x")):
+            path = place / word.partition(":")[0].removeprefix(f"{place}/")
             if not os.path.lexists(path):
                 make(path)
-    done = run_command(*words, cwd=tmp_path, seconds=300, mib=6 << 10)
+    return words
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory) -> dict:
+    """The working folder and the end of each command that imports torch, by command and kind, from one process."""
+    top, before = tmp_path_factory.mktemp("no-files"), Path.cwd()
+    names = [(command, kind) for command in TOGETHER for kind in KINDS]
+    places = [top / f"{command}-{kind}" for command, kind in names]
+    try:
+        commands = [lay_out(place, *name) for place, name in zip(places, names, strict=True)]
+    finally:
+        os.chdir(before)
+    return dict(zip(names, zip(places, run_commands(commands, places, mib=6 << 10), strict=True), strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_no_file_is_refused_at_once(tmp_path, monkeypatch, request, command, kind):
+    if command in TOGETHER:
+        place, done = request.getfixturevalue("together")[command, kind]
+    else:
+        monkeypatch.chdir(tmp_path)
+        place = tmp_path
+        done = run_command(*lay_out(place, command, kind), cwd=place, seconds=300, mib=6 << 10)
     assert done.returncode in (1, 2), (done.returncode, done.stderr)
     assert "Traceback" not in done.stderr and done.stderr.strip().count("\n") == 0, done.stderr
-    assert not (tmp_path / "out").exists()
+    assert not (place / "out").exists()
 
 
 def test_tokens_from_a_pipe_are_read_where_a_dash_says_so(tmp_path):
@@ -71,12 +98,24 @@ def test_tokens_from_a_pipe_are_read_where_a_dash_says_so(tmp_path):
     assert done.returncode == 2 and "nonsense" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["train.bin", "train.idx", "tokenizer/mmmtrack.json"])
-def test_a_pipe_in_a_dataset_is_not_waited_for(tmp_path, name):
-    data = tiny_dataset(tmp_path / "data")
-    (data / name).unlink()
-    os.mkfifo(data / name)
-    done = run_command("train", "tiny", f"data.path={data}", "train.train_iters=1", "logging.tensorboard=false", seconds=300)
+IN_A_DATASET = ["train.bin", "train.idx", "tokenizer/mmmtrack.json"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> dict:
+    """What training on a dataset says, by the file that is a pipe; of one process."""
+    folder, commands = tmp_path_factory.mktemp("pipes"), []
+    for number, name in enumerate(IN_A_DATASET):
+        data = tiny_dataset(folder / str(number))
+        (data / name).unlink()
+        os.mkfifo(data / name)
+        commands.append(["train", "tiny", f"data.path={data}", "train.train_iters=1", "logging.tensorboard=false"])
+    return dict(zip(IN_A_DATASET, run_commands(commands, seconds=300), strict=True))
+
+
+@pytest.mark.parametrize("name", IN_A_DATASET)
+def test_a_pipe_in_a_dataset_is_not_waited_for(trained, name):
+    done = trained[name]
     assert done.returncode in (1, 2) and "Traceback" not in done.stderr, done.stderr
 
 
