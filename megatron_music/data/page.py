@@ -5,6 +5,7 @@ or matplotlib.
 """
 
 import os
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from megatron_music.music.instruments import PALETTE_CSS
 from megatron_music.tokens.bpe import read_bpe
 from megatron_music.tokens.folder import read_encoding
 from megatron_music.tokens.mmmtrack import decode_piece
-from megatron_music.storage.reading import open_regular, parse_json
+from megatron_music.storage.reading import LINE_BYTES, open_regular, parse_json
 from megatron_music.storage.writing import write_whole
 
 QUARANTINE_LINES = 20
@@ -259,8 +260,8 @@ def _unheld(report: dict) -> str:
 def _quarantine(folder: Path) -> str:
     try:
         with open_regular(folder / QUARANTINE_FILE) as file:
-            lines = [parse_json(line) for line in islice(file, QUARANTINE_LINES)]
-            more = sum(1 for _ in file)
+            lines = [parse_json(line) for line in islice(iter(partial(file.readline, LINE_BYTES), b""), QUARANTINE_LINES)]
+            more = sum(block.count(b"\n") for block in iter(partial(file.read, LINE_BYTES), b""))
         rows = "".join(
             f'<tr><td class="path">{text(line["path"])}</td><td>{text(line["reason"])}</td></tr>' for line in lines
         )

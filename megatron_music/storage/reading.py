@@ -23,6 +23,7 @@ MIDI_BYTES = 64 * MIB
 TABLE_BYTES = 4096 * MIB  # of labels, captions or a log: text that people and programs write line by line
 SMALL_FILE_BYTES = 64 * MIB  # of a configuration, a manifest, an index
 YAML_BYTES = 1 * MIB
+LINE_BYTES = 1 * MIB  # of a file of JSON lines
 # A disk that is not mounted any more, and too many open files: errors that say nothing about a file's content.
 NOT_OF_THE_FILE = (errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE)
 YAML_VALUES = 100_000  # with every alias written out

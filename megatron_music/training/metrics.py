@@ -15,11 +15,10 @@ from tqdm.contrib import DummyTqdmFile
 
 from megatron_music.errors import ConfigError
 from megatron_music.output import is_quiet, logger
-from megatron_music.storage.reading import open_regular, parse_json
+from megatron_music.storage.reading import LINE_BYTES, open_regular, parse_json
 from megatron_music.storage.writing import appearing, no_links
 
 FILE = "metrics.jsonl"
-_LINE_BYTES = 1 << 20  # what is longer is no line of a run
 # What is shown to a person, in this order; the files have everything.
 SHOWN = {
     "loss": ".4f", "valid_loss": ".4f", "valid_perplexity": ".3f", "grad_norm": ".3f", "learning_rate": ".2e",
@@ -44,7 +43,7 @@ def cut_metrics(path: Path, iteration: int) -> None:
     except ValueError as error:
         raise ConfigError(f"{path} cannot be written to ({error}); move it away") from None
     with file, appearing(path) as kept:
-        while line := file.readline(_LINE_BYTES):
+        while line := file.readline(LINE_BYTES):
             try:
                 if parse_json(line)["iteration"] <= iteration:
                     kept.write(line.rstrip(b"\n") + b"\n")

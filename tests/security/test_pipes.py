@@ -127,6 +127,11 @@ def test_a_pipe_in_the_place_of_what_was_left_out_is_not_waited_for(tmp_path):
     os.mkfifo(data / "quarantine.jsonl")
     done = run_command("inspect", data, "--html", tmp_path / "page.html", seconds=120)
     assert done.returncode == 2 and "quarantine.jsonl is damaged" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    (data / "quarantine.jsonl").unlink()
+    with open(data / "quarantine.jsonl", "wb") as hole:  # one line, of more bytes than there is memory
+        hole.truncate(1 << 38)
+    done = run_command("inspect", data, "--html", tmp_path / "page.html", seconds=120)
+    assert done.returncode == 2 and "quarantine.jsonl is damaged" in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 CAPTION = """
