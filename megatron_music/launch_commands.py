@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from megatron_music.output import is_quiet, print_next, print_text
+from megatron_music.output import command_line, is_quiet, print_next, print_text
 from megatron_music.storage.holding import hold_folder
 from megatron_music.storage.writing import appearing_folder
 
@@ -42,5 +42,5 @@ def launch(options) -> None:
                 shutil.copytree(source, unfinished, ignore=shutil.ignore_patterns("__pycache__", ".*", "notebook"), dirs_exist_ok=True)
     for name, what in FOLDERS.items() if not is_quiet() else ():
         print_text(f"{what} in {target / name}")
-    job = "launch/train.sbatch RECIPE data.path=OUT checkpoint.save=RUN"
-    print_next(options, f"edit {target / 'launch' / 'env.sh'}; then, in {target}: megatron-music preflight sbatch {job}")
+    job = command_line("preflight", "sbatch", "launch/train.sbatch", "RECIPE", "data.path=OUT", "checkpoint.save=RUN")
+    print_next(options, f"edit {target / 'launch' / 'env.sh'}; then, in {target}: {job}")
