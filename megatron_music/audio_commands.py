@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron_music.commands import check_output_file, progress_bar, progress_over
 from megatron_music.counted import counted
 from megatron_music.errors import either
-from megatron_music.output import LOADING, announce, is_quiet, logger, print_next, print_result, print_text
+from megatron_music.output import LOADING, announce, command_line, is_quiet, logger, print_next, print_result, print_text
 
 _OTHER_SUFFIXES = (".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".wma", ".mid", ".midi", ".kar", ".html", ".json", ".txt")
 
@@ -124,7 +124,7 @@ def corpus_sounds(options) -> None:
             bar.update(done - bar.n)
     result = {"output": options.output, "audio_files": options.num}
     print_result(options, result, f"{counted(options.num, 'sound')} with captions in {options.output}")
-    print_next(options, f"megatron-music build latents {options.output} -o data")
+    print_next(options, command_line("build", "latents", options.output, "-o", "data"))
 
 
 _LATENTS_HELP = {
@@ -199,7 +199,7 @@ def build_latents(options) -> None:
     already = f"already built: {options.output}; nothing to do\n" if was_there else ""
     print_result(options, report, already + "\n".join(f"{name:13}{line}" for name, line in lines.items()))
     for stage, name in (("text2muq", "STAGE1"), ("dit", "STAGE2")):
-        print_next(options, f"megatron-music train demo-{stage} data.path={options.output} checkpoint.save={name}")
+        print_next(options, command_line("train", f"demo-{stage}", f"data.path={options.output}", f"checkpoint.save={name}"))
 
 
 def _share(options) -> tuple[int, int, bool]:

@@ -68,7 +68,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     parsed, rest = parser.parse_known_args(arguments)
     if rest:  # argparse does not join what stands on both sides of an option
         if not hasattr(parsed, "overrides") or any(word.startswith("-") for word in rest):
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+            parsed.refuse(f"unrecognized arguments: {' '.join(rest)}")
         parsed.overrides = [*parsed.overrides, *rest]
     output.set_verbosity(quiet=parsed.quiet, verbose=parsed.verbose)
     if not parsed.verbose:
@@ -257,7 +257,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     def command(group, name: str, run: Callable, summary: str) -> argparse.ArgumentParser:
         added = group.add_parser(name, help=summary, description=summary)
-        added.set_defaults(run=run)
+        added.set_defaults(run=run, refuse=added.error)
         _add_verbosity(added, argparse.SUPPRESS)
         return added
 

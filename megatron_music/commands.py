@@ -13,7 +13,7 @@ from pathlib import Path
 from megatron_music.counted import counted
 from megatron_music.dataset_options import encoding_of
 from megatron_music.errors import REQUEUE
-from megatron_music.output import LOADING, announce, is_quiet, logger, print_next, print_result, print_text
+from megatron_music.output import LOADING, announce, command_line, is_quiet, logger, print_next, print_result, print_text
 from megatron_music.storage.reading import read_text, reason_of
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
@@ -165,7 +165,7 @@ def corpus_bach(options) -> None:
     count = len(list(Path(options.output).glob("*.mid")))
     result = {"output": options.output, "chorales": count}
     print_result(options, result, f"{counted(count, 'chorale')} in {options.output}")
-    print_next(options, f"megatron-music build tokens {options.output} -o data")
+    print_next(options, command_line("build", "tokens", options.output, "-o", "data"))
 
 
 def recipes(options) -> None:

@@ -97,7 +97,7 @@ def check_world_size(config: Run, world_size: int) -> None:
     portion = train.micro_batch_size * data_size
     refuse_unless(
         train.global_batch_size % portion == 0,
-        f"train.global_batch_size {train.global_batch_size} does not divide by train.micro_batch_size x data "
+        f"train.global_batch_size {train.global_batch_size} is not a multiple of train.micro_batch_size x data "
         f"parallel size {train.micro_batch_size} x {data_size}; use a multiple of {portion}, such as "
         f"train.global_batch_size={-(-train.global_batch_size // portion) * portion}",
     )
@@ -179,7 +179,7 @@ def _check_sizes(config: RunConfig) -> None:
 def _check_divides(name: str, value: int, tensor: int) -> None:
     refuse_unless(
         value % tensor == 0,
-        f"{name} {value} does not divide by parallel.tensor_model_parallel_size {tensor}; use one of {divisors(value)}",
+        f"{name} {value} is not divisible by parallel.tensor_model_parallel_size {tensor}; use one of {divisors(value)}",
     )
 
 
@@ -188,14 +188,14 @@ def _check_layers(config: Run) -> None:
     pipeline, virtual = config.parallel.pipeline_model_parallel_size, config.parallel.virtual_pipeline_model_parallel_size
     refuse_unless(
         model.num_layers % pipeline == 0,
-        f"model.num_layers {model.num_layers} does not divide by parallel.pipeline_model_parallel_size {pipeline}; "
+        f"model.num_layers {model.num_layers} is not divisible by parallel.pipeline_model_parallel_size {pipeline}; "
         f"use one of {divisors(model.num_layers)}",
     )
     layers = model.num_layers // pipeline
     refuse_unless(
         virtual is None or layers % virtual == 0,
         f"a pipeline stage's {counted(layers, 'layer')} cannot be divided by parallel.virtual_pipeline_model_parallel_size {virtual}; "
-        f"use one of {divisors(layers)}, or a model.num_layers that divides by {pipeline} x {virtual}",
+        f"use one of {divisors(layers)}, or a model.num_layers that is divisible by {pipeline} x {virtual}",
     )
 
 
@@ -204,7 +204,7 @@ def _check_sequence(config: RunConfig) -> None:
     tensor, context = parallel.tensor_model_parallel_size, parallel.context_parallel_size
     refuse_unless(
         not parallel.sequence_parallel or length % tensor == 0,
-        f"model.seq_length {length} does not divide by parallel.tensor_model_parallel_size {tensor}, as "
+        f"model.seq_length {length} is not divisible by parallel.tensor_model_parallel_size {tensor}, as "
         f"parallel.sequence_parallel needs; use a multiple of {tensor} or parallel.sequence_parallel=false",
     )
     if context > 1:

@@ -9,7 +9,7 @@ from megatron_music.commands import check_output_file, progress_over
 from megatron_music.counted import counted
 from megatron_music.dataset_options import build_options_of
 from megatron_music.music.names import printable
-from megatron_music.output import is_quiet, logger, print_next, print_result, print_text
+from megatron_music.output import command_line, is_quiet, logger, print_next, print_result, print_text
 
 
 def build_tokens(options) -> None:
@@ -78,7 +78,7 @@ def _print_report(report: dict, options, was_there: bool) -> None:
     already = f"already built: {options.output}; nothing to do\n\n" if was_there else ""
     print_result(options, report, already + describe(report, options.output))
     if report["options"]["formats"] != ["text"]:  # which Megatron does not read
-        print_next(options, f"megatron-music train demo data.path={options.output} checkpoint.save=run")
+        print_next(options, command_line("train", "demo", f"data.path={options.output}", "checkpoint.save=run"))
 
 
 def _verify(options) -> int:
@@ -91,7 +91,7 @@ def _verify(options) -> int:
             logger.error(printable(sentence))
     else:
         result = {"dataset": options.dataset, "files": count, "damaged": damaged}
-        print_result(options, result, f"{counted(count, 'file')} of {options.dataset} as built")
+        print_result(options, result, f"{options.dataset} is as it was built: {counted(count, 'file')} compared")
     return 1 if damaged else 0
 
 

@@ -32,7 +32,7 @@ def _closed_range(text: str) -> tuple[int, int]:
 def add_encoding_options(parser, bars: int, meters: str = "") -> None:
     """How music becomes tokens: what `tokenize` and `build` share, but for the default of some."""
     add = parser.add_argument
-    add("--bars", type=int, default=bars, metavar="W", help=f"bars a window; 0 for the whole piece (default {bars})")
+    add("--bars", type=int, default=bars, metavar="W", help=f"bars of a window; 0: the whole piece (default {bars})")
     add("--hop", type=int, default=1, metavar="H", help="bars from one window to the next (default 1)")
     add("--bar-line", default="carry", choices=("carry", "clip", "split"), help="notes across bar lines (default carry)")
     add("--steps-per-quarter", type=int, default=4, choices=(4, 12), help="the grid: 16ths, or 12 for triplets too")
@@ -57,8 +57,8 @@ def add_build_options(parser: argparse.ArgumentParser) -> None:
     encoding = parser.add_argument_group("encoding")
     add_encoding_options(encoding, bars=4, meters="all")
     add = encoding.add_argument
-    add("--density", type=int, default=0, metavar="LEVELS", help="a DENSITY a track, in quantiles of train")
-    add("--bar-density", type=int, default=0, metavar="LEVELS", help="the same a bar")
+    add("--density", type=int, default=0, metavar="LEVELS", help="levels of DENSITY for each track, by quantiles of train")
+    add("--bar-density", type=int, default=0, metavar="LEVELS", help="the same for each bar")
     add("--infill", type=float, default=0.0, metavar="SHARE", help="share of windows with bars to fill in")
     add("--labels", default="", metavar="CSV", help="GENRE, STYLE and others, by path, md5 or sha256")
     add("--bpe", type=int, default=0, metavar="MERGES", help="merged tokens to learn from train")
@@ -84,7 +84,7 @@ def add_build_options(parser: argparse.ArgumentParser) -> None:
     add("--split", default="0.9,0.05,0.05", metavar="TRAIN,VALID,TEST", help="shares of the music")
     groups = "keep together, or split as given: folder, FILE.csv:COLUMN, or a pattern with a (group) of the path"
     add("--split-by", default="", metavar="WHAT", help=groups)
-    formats = ".bin/.idx, or .txt with a window a line (default megatron)"
+    formats = ".bin/.idx, or .txt with one window per line (default megatron)"
     add("--format", default="megatron", choices=("megatron", "text", "both"), help=formats)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from megatron_music.commands import check_modules, progress_bar
 from megatron_music.counted import counted
-from megatron_music.output import is_quiet, print_text
+from megatron_music.output import command_line, is_quiet, print_text
 from megatron_music.storage.holding import hold_folder
 from megatron_music.storage.reading import TABLE_BYTES, parse_json, read_json_object, read_text
 from megatron_music.storage.writing import write_whole
@@ -169,7 +169,8 @@ training           {counted(len(steps), "step")}, {speed:,.0f} tokens/s, {sum(ro
   uniform          {uniform:.3f}  (all tokens equally likely)
   unigram          {unigram:.3f}  (entropy of the training tokens)
   below unigram    {gain:.3f} nats: on average {math.exp(gain):.3g} times the probability per token""")
+    generate = ("generate", "midi", run, "-o", "new", "--num", 8, "--bars", BARS, "--instruments", ",".join(VOICES))
     print_text(f"""
 listen             open {folder / PAGE} in a browser; the pieces are {folder / "chorales"}/001.mid to {num:03}.mid, with a WAV of each
 look               {folder / "pianoroll.png"} and {folder / "loss.png"}
-next               megatron-music generate midi {run} -o new --num 8 --bars {BARS} --instruments {",".join(VOICES)} --temperature 0.9 --top-p 0.95""")
+next               {command_line(*generate, "--temperature", 0.9, "--top-p", 0.95)}""")

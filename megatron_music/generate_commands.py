@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from megatron_music.commands import check_one_file, progress_bar
 from megatron_music.counted import counted
 from megatron_music.generation.output_folder import OutputFolder, output_folder
-from megatron_music.output import LOADING, announce, logger, print_next, print_result
+from megatron_music.output import LOADING, announce, command_line, logger, print_next, print_result
 
 if TYPE_CHECKING:
     from megatron_music.music.score import Score
@@ -84,7 +84,7 @@ def _check_given_piece(options) -> None:
         if path:
             check_one_file(path, name)
     if bool(options.infill) != bool(options.source):
-        raise ValueError("--infill and --from go together: which bars are written anew, and of which file")
+        raise ValueError("--infill and --from go together: give --infill the bars to rewrite and --from the file they are in")
     if options.infill and options.continued:
         raise ValueError("--infill does not go with --continue; do one after the other")
     wishes = {"--instruments": options.instruments, "--meter": options.meter, "--tempo": options.tempo}
@@ -211,4 +211,5 @@ def _report(options, output: OutputFolder, missing: list[int], bars: dict[int, i
         sentence = f"already generated: {counted(len(pieces), 'piece')} in {options.output}; nothing to do"
     sentence += f"\n{len(left_out)} of {counted(options.num, 'piece')} left out" if left_out else ""
     print_result(options, {"output": options.output, "pieces": pieces, "left_out": left_out}, sentence)
-    print_next(options, f"megatron-music render {options.output} -o {options.output} --html {Path(options.output, 'listen.html')}")
+    page = Path(options.output, "listen.html")
+    print_next(options, command_line("render", options.output, "-o", options.output, "--html", page))

@@ -5,7 +5,7 @@ import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
-from megatron_music.output import is_quiet, print_next, print_text
+from megatron_music.output import command_line, is_quiet, print_next, print_text
 from megatron_music.storage.holding import hold_folder
 from megatron_music.storage.writing import appearing_folder, remove_tree
 
@@ -69,5 +69,5 @@ def launch(options) -> None:
         failing.pop_all()
     for name, what in FOLDERS.items() if not is_quiet() else ():
         print_text(f"{what} in {target / name}")
-    job = "launch/train.sbatch RECIPE data.path=OUT checkpoint.save=RUN"
-    print_next(options, f"edit {target / 'launch' / 'env.sh'}; then, in {target}: megatron-music preflight sbatch {job}")
+    job = command_line("preflight", "sbatch", "launch/train.sbatch", "RECIPE", "data.path=OUT", "checkpoint.save=RUN")
+    print_next(options, f"edit {target / 'launch' / 'env.sh'}; then, in {target}: {job}")

@@ -6,6 +6,7 @@ Messages go through the logger ``megatron_music``, so that a program that import
 import json
 import logging
 import os
+import shlex
 import sys
 import warnings
 
@@ -91,6 +92,11 @@ def print_result(options, result: dict | list, text: str) -> None:
 def print_text(text: str) -> None:
     """Print text for a person at once, with what would steer a terminal escaped. JSON and tables are printed as they are."""
     print(shown(text), flush=True)
+
+
+def command_line(*words: object) -> str:
+    """A ``megatron-music`` command that a shell takes as it stands, names with spaces in quotes."""
+    return shlex.join(["megatron-music", *map(str, words)])
 
 
 def print_next(options, command: str) -> None:

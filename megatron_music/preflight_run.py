@@ -81,7 +81,7 @@ def _layout(run: Run, world_size: int) -> str:
     parallel = run.parallel
     return (
         f"tensor {parallel.tensor_model_parallel_size} x pipeline {parallel.pipeline_model_parallel_size} x data "
-        f"{parallel.data_parallel_size(world_size)}, {run.num_microbatches(world_size)} micro batches per step"
+        f"{parallel.data_parallel_size(world_size)}, {counted(run.num_microbatches(world_size), 'micro batch', 'micro batches')} per step"
     )
 
 

@@ -170,7 +170,7 @@ def read_job(path: Path, command_line: Sequence[str] = (), environment: Mapping[
     try:
         text = read_text(path, SCRIPT_BYTES)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({reason_of(error)}); name an sbatch script") from None
+        raise ValueError(f"{path} cannot be read ({reason_of(error)}); name an sbatch script; `megatron-music launch -o DIR` copies those of this package") from None
     options: dict[str, str] = {}
     num_parts = 1
     for words in _directives(text):

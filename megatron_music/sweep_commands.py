@@ -6,6 +6,7 @@ Each row is measured by processes of its own, so that one that has no room or ha
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from megatron_music.commands import FAILED, OK, check_modules, check_output_file, progress_bar
 from megatron_music.counted import counted
-from megatron_music.output import print_text
+from megatron_music.output import command_line, print_text
 from megatron_music.predict_commands import numbers
 from megatron_music.processes import end_with_starter, run_to_end
 from megatron_music.profiling_commands import add_table_form, positive
@@ -126,9 +127,9 @@ def _planned(options):
 def _tell_plan(planned) -> None:
     impossible = sum(row.impossible is not None for row in planned.rows)
     most = max(row.num_gpus for row in planned.rows)
-    print_text(f"{counted(len(planned.rows), 'row')} in {planned.folder}, {impossible} of them impossible; on one machine: megatron-music sweep "
-          f"{planned.folder}\non a cluster, with at least {counted(most, 'task')} in a job: sbatch --array=0-{len(planned.rows) - 1} "
-          f"launch/benchmark_sweep.sbatch {planned.folder}" + ("" if Path("launch").is_dir() else "\nmegatron-music launch -o . copies the job scripts here"))  # fmt: skip
+    print_text(f"{counted(len(planned.rows), 'row')} in {planned.folder}, {impossible} of them impossible; on one machine: "
+          f"{command_line('sweep', planned.folder)}\non a cluster, with at least {counted(most, 'task')} in a job: sbatch --array=0-{len(planned.rows) - 1} "
+          f"launch/benchmark_sweep.sbatch {shlex.quote(str(planned.folder))}" + ("" if Path("launch").is_dir() else "\nmegatron-music launch -o . copies the job scripts here"))  # fmt: skip
 
 
 def _measure_row(planned, number: int) -> int:

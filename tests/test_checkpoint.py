@@ -151,7 +151,7 @@ def test_bad_checkpoints_are_refused_in_one_sentence(data, tmp_path):
         train(tiny_run(data, f"checkpoint.load={run}", "model.hidden_size=128"))
     with pytest.raises(ValueError, match="holds no checkpoint"):
         train(tiny_run(data, f"checkpoint.load={tmp_path / 'none'}"))
-    with pytest.raises(ValueError, match="does not divide by parallel.tensor_model_parallel_size 3"):
+    with pytest.raises(ValueError, match="is not divisible by parallel.tensor_model_parallel_size 3"):
         load_model_for_inference(run, tp=3)
     change_state(find_checkpoint(run), vocabulary={"name": "mmmtrack-0", "hash": "0" * 64})
     for refused in (

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,6 +21,7 @@ from megatron_music.music.score import Score, TimeSignature
 from megatron_music.output import set_verbosity
 from megatron_music.tokens.folder import Encoding
 from tiny import tiny_score
+from tiny_latents import tiny_latents
 
 
 @pytest.fixture
@@ -310,6 +312,14 @@ def test_settings_of_a_run_stand_before_and_after_options(capsys, verbosity):
     assert "required: RECIPE;" in capsys.readouterr().err
 
 
+def test_an_unknown_option_is_answered_with_the_help_of_its_own_command(capsys):
+    for words in (["train", "tiny", "--data", "data"], ["build", "tokens", "midi", "-o", "out", "--bar", "4", "--nosuch"], ["corpus", "bach", "-o", "x", "y"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        name = " ".join(words[: 2 if words[0] != "train" else 1])
+        assert f"; run `megatron-music {name} --help`" in capsys.readouterr().err
+
+
 def test_a_missing_extra_is_named(capsys, monkeypatch, midi):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "megatron_music.music.pianoroll", raising=False)
@@ -464,6 +474,31 @@ def test_commands_say_what_to_do_next_but_not_to_scripts_and_not_when_quiet(caps
     assert following("corpus", "sounds", midi.parent, "-o", audio, "--num", 2, "--seconds", 1, "--own") == [f"megatron-music build latents {audio} -o data"]
     (said,) = following("launch", "-o", tmp_path / "work")
     assert said.startswith(f"edit {tmp_path / 'work' / 'launch' / 'env.sh'}; then, in {tmp_path / 'work'}: megatron-music preflight ")
+
+
+def test_the_next_command_can_be_copied_where_a_name_has_spaces(capsys, midi, tmp_path, verbosity):
+    for words, rest in (
+        (["build", "tokens", midi, "-o", tmp_path / "my data"], ["train", "demo", f"data.path={tmp_path / 'my data'}", "checkpoint.save=run"]),
+        (
+            ["corpus", "sounds", midi.parent, "-o", tmp_path / "my audio", "--num", 1, "--seconds", 1, "--own"],
+            ["build", "latents", f"{tmp_path / 'my audio'}", "-o", "data"],
+        ),
+    ):
+        status, _, err = run(capsys, *words)
+        (command,) = (line.partition("next: ")[2] for line in err.splitlines() if "next: " in line)
+        assert status == 0 and shlex.split(command) == ["megatron-music", *rest]
+    _, told, _ = run(capsys, "sweep", "tiny", "-o", tmp_path / "my sweep", "--plan", "--vary", "train.micro_batch_size=1,2")
+    first, second = (shlex.split(line.partition(sign)[2]) for line, sign in zip(told.splitlines(), ("machine: ", "job: "), strict=False))
+    assert first == ["megatron-music", "sweep", f"{tmp_path / 'my sweep'}"] and second[-1] == first[-1]
+
+
+def test_a_dataset_of_the_other_kind_is_named_as_such(capsys, midi, tmp_path):
+    tokens, latents = tmp_path / "tokens", tiny_latents(tmp_path / "latents")
+    assert run(capsys, "build", "tokens", midi, "-o", tokens)[0] == 0
+    said = refused(capsys, "train", "tiny", f"data.path={latents}")
+    assert f"{latents} is a dataset of latents, of a text-to-music model; a GPT is trained on one of `megatron-music build tokens`" in said
+    said = refused(capsys, "train", "demo-text2muq", f"data.path={tokens}")
+    assert f"{tokens} is a dataset of tokens, of a GPT; a text-to-music model is trained on one of `megatron-music build latents`" in said
 
 
 def test_a_build_that_was_done_before_says_so(capsys, midi, tmp_path):

@@ -29,7 +29,7 @@ def refusal_of(act) -> str:
         ([f"{TP}=8"], ["model.num_attention_heads 4", f"{TP} 8", "1, 2, 4"]),
         (["model.num_query_groups=2", f"{TP}=4"], ["model.num_query_groups 2", "1, 2"]),
         (["model.ffn_hidden_size=130", f"{TP}=4"], ["model.ffn_hidden_size 130", f"{TP} 4"]),
-        ([f"{PP}=2", f"{VPP}=2"], ["a pipeline stage's 1 layer cannot", f"{VPP} 2", "divides by 2 x 2"]),
+        ([f"{PP}=2", f"{VPP}=2"], ["a pipeline stage's 1 layer cannot", f"{VPP} 2", "divisible by 2 x 2"]),
         ([f"{VPP}=2"], [f"{VPP} is 2", f"{PP}=1", "no pipeline"]),
         ([f"{PP}=2", f"{VPP}=1"], [f"{VPP} is 1", "omit it"]),
         (["model.seq_length=63", f"{TP}=2", f"{SP}=true"], ["model.seq_length 63", "a multiple of 2"]),

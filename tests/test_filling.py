@@ -226,8 +226,8 @@ def test_numbers_that_cannot_be(text):
 
 
 @pytest.mark.parametrize(("options", "sentence"), [
-    ("--infill", "--infill and --from go together"),
-    ("--from", "--infill and --from go together"),
+    ("--infill", "--infill and --from go together: give --infill the bars"),
+    ("--from", "--infill and --from go together: give --infill the bars"),
     ("--infill --from --continue", "--infill does not go with --continue"),
     ("--infill --from --bars", "--bars does not go with --infill"),
     ("--infill --from --meter", "--meter does not go with --infill"),

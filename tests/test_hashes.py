@@ -28,7 +28,7 @@ def test_a_dataset_is_verified_as_it_was_built(built, capsys):
     assert main(["inspect", str(built), "--verify"]) == 0
     hashes = json.loads((built / "report.json").read_text())["sha256"]
     assert sorted(hashes) == [name for name in files_of(built) if name != "report.json"]
-    assert capsys.readouterr().out == f"{len(hashes)} files of {built} as built\n"
+    assert capsys.readouterr().out == f"{built} is as it was built: {len(hashes)} files compared\n"
 
 
 def test_a_flipped_bit_of_any_file_is_found_by_name(built, tmp_path, capsys):
@@ -92,7 +92,7 @@ def test_verify_takes_nothing_else(built, capsys):
 
 def test_a_flipped_bit_in_latents_is_found_by_name(tmp_path, capsys):
     data = tiny_latents(tmp_path / "data")
-    assert main(["inspect", str(data), "--verify"]) == 0 and "as built" in capsys.readouterr().out
+    assert main(["inspect", str(data), "--verify"]) == 0 and "is as it was built" in capsys.readouterr().out
     for shard in sorted(data.glob("*/*.safetensors")):
         content = shard.read_bytes()
         shard.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])

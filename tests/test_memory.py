@@ -187,7 +187,7 @@ def test_norms_of_transformer_engine_keep_one_tensor_less(capsys):
         (["tiny", "train.bf16=true", "--gpu", "v100"], "train.bf16 is true on v100, whose compute capability 7.0"),
         (["tiny", "train.bf16=true", "--gpu", "Tesla V100-SXM2-16GB"], "train.bf16 is true on Tesla V100-SXM2-16GB"),
         (["nothing"], "recipe 'nothing' is neither"),
-        (["tiny", "--num-gpus", "3"], "train.global_batch_size 8 does not divide"),
+        (["tiny", "--num-gpus", "3"], "train.global_batch_size 8 is not a multiple of"),
         (["tiny", "--num-gpus", "0"], "--num-gpus is 0"),
         (["tiny", "--gpu", "h900"], "the memory of 'h900' is not known"),
         (["tiny", "--gpu-memory", "nan"], "--gpu-memory is nan"),

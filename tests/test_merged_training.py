@@ -91,7 +91,7 @@ def test_folders_must_have_the_same_names_of_labels(base, tmp_path):
 def test_a_size_that_does_not_divide_is_refused(base, tmp_path):
     odd = merged_dataset(tmp_path / "odd", base, Bpe([(vocabulary.NOTE_ON + 60, vocabulary.TIME_DELTA + 1)]))
     assert with_vocabulary_of_data(tiny_run(odd)).model.vocab_size == 769
-    with pytest.raises(ConfigError, match="the vocabulary of 769 does not divide by parallel.tensor_model_parallel_size 2"):
+    with pytest.raises(ConfigError, match="the vocabulary of 769 is not divisible by parallel.tensor_model_parallel_size 2"):
         with_vocabulary_of_data(tiny_run(odd, "parallel.tensor_model_parallel_size=2"))
 
 

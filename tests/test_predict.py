@@ -114,7 +114,7 @@ def test_the_command(tmp_path, capsys):
     ("arguments", "sentence"),
     [
         (["--gpu", "h900"], "what joins GPUs of 'h900' is not known; use one of v100, a100"),
-        (["--num-gpus", "3"], "does not divide"),
+        (["--num-gpus", "3"], "is not a multiple of"),
         (["--num-gpus", "0"], "--num-gpus is 0"),
         (["--search", "--top", "0"], "--top is 0"),
         (["-o", "x.png"], "--output is the picture of --scaling"),

@@ -61,6 +61,9 @@ def test_a_good_job_has_nothing_wrong(data, tmp_path):
     assert not wrong(findings)
     said = "\n".join(finding.what for finding in findings)
     assert "4 tasks: tensor 2 x pipeline 1 x data 2, 2 micro batches per step" in said
+    assert "tensor 1 x pipeline 1 x data 4, 1 micro batch per step" in "\n".join(
+        finding.what for finding in look(tmp_path, recipe=run_of(data, tmp_path, "train.micro_batch_size=2", "train.global_batch_size=8"))
+    )
     assert "of 80 GB: it fits" in said and "sinfo is not on this machine" in said
 
 
@@ -93,9 +96,9 @@ def test_mistakes_of_a_script(tmp_path, text, sentence):
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["parallel.tensor_model_parallel_size=3"], "does not divide by parallel.tensor_model_parallel_size 3"),
+        (["parallel.tensor_model_parallel_size=3"], "is not divisible by parallel.tensor_model_parallel_size 3"),
         (["parallel.pipeline_model_parallel_size=8", "model.num_layers=8"], "4 processes cannot be divided by tensor x pipeline"),
-        (["train.global_batch_size=6"], "train.global_batch_size 6 does not divide"),
+        (["train.global_batch_size=6"], "train.global_batch_size 6 is not a multiple of"),
         (["checkpoint.load=nowhere"], "checkpoint.load=nowhere is missing"),
         (["checkpoint.save=null"], "checkpoint.save is not set: what is trained would be lost"),
         (["data.path=nowhere"], "nowhere has no train.bin and no train.idx and no tokenizer; build it"),

@@ -166,7 +166,7 @@ def test_the_command_prints_tables_and_json(capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--num-gpus", "3"], "train.global_batch_size 8 does not divide"),
+        (["--num-gpus", "3"], "train.global_batch_size 8 is not a multiple of"),
         (["--num-gpus", "2", "--rank", "2"], "rank 2 is outside 0..1"),
         (["--num-gpus", "2", "--gpu", "v100", "train.bf16=true"], "has no bfloat16"),
         (
@@ -178,6 +178,11 @@ def test_the_command_prints_tables_and_json(capsys):
 def test_a_run_that_cannot_be_is_refused_in_one_sentence(capsys, words, sentence):
     assert main(["rehearse", "tiny", *words, "--workers", "1"]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_of_ranks_that_fail_at_once_in_several_processes_the_first_is_named(capsys):
+    assert main(["rehearse", "tiny", "--num-gpus", "2", "parallel.context_parallel_size=2", "--workers", "2"]) == 2
+    assert "megatron-music: rank 0 (pipeline 0, tensor 0, data 0): parallel.context_parallel_size is 2" in capsys.readouterr().err
 
 
 def test_the_page_and_the_trace_show_every_rank(tmp_path, capsys):

@@ -89,7 +89,7 @@ def test_on_a_terminal_every_sentence_has_its_own_line_from_start_to_next_step(d
     told = notices(lines)
     assert status == 0, lines
     assert told[0] == f"training from new weights, 3 iterations, into {run}"
-    assert told[1].startswith("the training data are ") and " of them are read once" in told[1]
+    assert re.match("the training data are [0-9,]+ sequences of 64 tokens; .* of them are read once", told[1]), told[1]
     assert "tflops_per_gpu counts the model's operations by the formula mcore" in told[2]
     assert told[-2:] == [f"finished; iteration 3 is saved in {run}/iter_0000003", f"next: megatron-music generate midi {run} -o new"]
     assert any(line.startswith("iteration 2/3 | valid_loss") for line in lines), lines
@@ -121,7 +121,7 @@ def test_without_a_folder_it_is_said_at_the_start_and_at_the_end_that_nothing_is
     assert re.fullmatch(r"stopped after iteration \d+; nothing was kept, since checkpoint.save is not set", told[-1])
 
 
-def test_few_windows_read_again_and_again_are_a_warning(data, capfd):
+def test_few_sequences_read_again_and_again_are_a_warning(data, capfd):
     assert train(tiny_run(data, "train.train_iters=2")) == DONE
     said = capfd.readouterr().err
     assert "will memorise" not in said and "the model was discarded, since checkpoint.save is not set" in said
@@ -130,7 +130,7 @@ def test_few_windows_read_again_and_again_are_a_warning(data, capfd):
     from megatron_music.training.tasks import Work
 
     told = opening(small, Work(64, 5 * 64, 1.0, "mcore"), 0, None, False, has_valid=False)
-    assert "5 windows x 8,000 epochs: the model will memorise them" in told[-2] and "nothing to evaluate on" in told[-1]
+    assert "5 sequences x 8,000 epochs: the model will memorise them" in told[-2] and "nothing to evaluate on" in told[-1]
 
 
 def test_under_torchrun_one_process_speaks(data, tmp_path):
@@ -164,11 +164,11 @@ def test_data_that_are_not_read_once_are_told_as_a_share_and_not_as_epochs(data,
     assert any(line.endswith(sentence) for line in told), told
 
 
-def stage1_run(folder, data: str):
-    """A finished run of stage 1, as far as the command that follows it looks at one."""
+def stage_run(folder, data: str, recipe: str = "demo-text2muq"):
+    """A finished run of one stage, as far as the command that follows the other looks at it."""
     checkpoint = folder / "iter_0000001"
     checkpoint.mkdir(parents=True)
-    write_run(load_run("demo-text2muq", [f"data.path={data}", f"checkpoint.save={folder}"]), checkpoint / "config.yaml")
+    write_run(load_run(recipe, [f"data.path={data}", f"checkpoint.save={folder}"]), checkpoint / "config.yaml")
     (folder / "latest").write_text("iter_0000001\n")
 
 
@@ -181,11 +181,26 @@ def test_after_stage_2_the_next_step_names_the_run_of_stage_1_on_the_same_data_w
     (tmp_path / "dit").mkdir()
     before, after = "next: megatron-music generate audio ", f'{tmp_path / "dit"} -o new --prompt "..."'
     assert told() == f"{before}STAGE1 {after}"
-    stage1_run(tmp_path / "other", "OTHER_DATA")
+    stage_run(tmp_path / "other", "OTHER_DATA")
     (tmp_path / "latest").write_text("a file beside the runs\n")
     assert told() == f"{before}STAGE1 {after}"
-    stage1_run(tmp_path / "words", "DATA")
+    stage_run(tmp_path / "words", "DATA")
     assert told() == f"{before}{tmp_path / 'words'} {after}"
-    stage1_run(tmp_path / "words2", "DATA")
+    stage_run(tmp_path / "words2", "DATA")
     assert told() == f"{before}STAGE1 {after}", "it cannot be known which of two"
     assert told("model.conditions=stable-audio") == f"{before}{after}", "which needs no stage 1"
+
+
+def test_after_stage_1_the_next_step_trains_stage_2_or_uses_the_one_that_is_there(tmp_path):
+    from megatron_music.training.messages import done
+
+    save = tmp_path / "words"
+    save.mkdir()
+
+    def told(recipe: str = "demo-text2muq") -> str:
+        return done(load_run(recipe, ["data.path=my data", f"checkpoint.save={save}"]))[-1]
+
+    assert told() == "next: megatron-music train demo-dit 'data.path=my data' checkpoint.save=STAGE2"
+    assert told("text2muq").startswith("next: megatron-music train stable-audio-open "), "the size that goes with it"
+    stage_run(tmp_path / "sound", "my data", "demo-dit")
+    assert told() == f'next: megatron-music generate audio {save} {tmp_path / "sound"} -o new --prompt "..."'

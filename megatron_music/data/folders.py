@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from megatron_music.config import ConfigError, DataConfig, refuse_unless
 from megatron_music.data.index_file import REMEDY, check_ids, check_index, pieces
+from megatron_music.data.latents_index import INDEX
 from megatron_music.data.report import REPORT_FILE, SPLITS
 from megatron_music.storage.reading import hash_of_file, read_bytes, read_json_object
 from megatron_music.tokens.blend import added_by_some, blend_encodings
@@ -48,7 +49,9 @@ def check_folders(data: DataConfig) -> Tokenizer:
     for folder in data.folders:
         if not _is_begun(folder, "train"):
             raise ConfigError(
-                f"{folder} holds no train.bin and train.idx; make it with `megatron-music build tokens MIDI_DIR -o {folder}`"
+                f"{folder} is a dataset of latents, of a text-to-music model; a GPT is trained on one of `megatron-music build tokens`"
+                if (Path(folder) / INDEX).is_file()
+                else f"{folder} holds no train.bin and train.idx; make it with `megatron-music build tokens MIDI_DIR -o {folder}`"
             )
         encodings[str(folder)], merges[folder], _ = read_wording(folder / "tokenizer")
         for split in filter(lambda split: _is_begun(folder, split), SPLITS):

@@ -68,6 +68,9 @@ def read_index(folder: str | os.PathLike) -> dict:
         _check_files(index.get("files", {}))
         return index
     except FileNotFoundError:
+        if (Path(folder) / "train.idx").is_file():
+            what = "a dataset of tokens, of a GPT; a text-to-music model is trained on one of `megatron-music build latents`"
+            raise DamagedLatents(f"{folder} is {what}") from None
         raise DamagedLatents(f"{folder} holds no {INDEX}; make it with `megatron-music build latents AUDIO_DIR -o {folder}`") from None
     except (OSError, ValueError) as error:
         raise DamagedLatents(f"{path} is no index of latents ({error}); build the dataset again") from None

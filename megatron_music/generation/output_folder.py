@@ -101,7 +101,7 @@ class OutputFolder:
         for name, value in settings.items():
             if there.get(name) != value:
                 raise ValueError(
-                    f"{self.folder} holds files made with {name} {_in_short(there.get(name))}, not {_in_short(value)}; give the same "
+                    f"{self.folder} holds files made {_contrast(name, there.get(name), value)}; give the same "
                     "settings to go on, or name another folder"
                 )
 
@@ -124,6 +124,15 @@ def output_folder(folder: str | os.PathLike, what: str, names: Sequence[str], se
 
 def _plain(settings: dict) -> dict:
     return json.loads(json.dumps(settings))
+
+
+def _contrast(name: str, there: object, given: object) -> str:
+    """How a setting of the files that are there differs from that of this command; of ``None`` and nothing in words."""
+    if given in (None, "", []):
+        return f"with {name} {_in_short(there)}, and this command gives no {name}"
+    if there in (None, "", []):
+        return f"without {name}, and this command gives {_in_short(given)}"
+    return f"with {name} {_in_short(there)}, not {_in_short(given)}"
 
 
 def _in_short(value: object) -> str:

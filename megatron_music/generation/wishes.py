@@ -25,7 +25,7 @@ def instrument_ids(instruments: Sequence[str]) -> list[int]:
 
 def meter_id(meter: str, encoding: Encoding) -> int:
     if not encoding.writes_meters:
-        raise ValueError(f"the model knows no meter but 4/4, not {meter}; train it on data built with --meters")
+        raise ValueError(f"the model writes only 4/4, not {meter}; train it on data built with --meters")
     token_id = v.IDS.get(f"TIME_SIGNATURE={meter.strip()}")
     if token_id not in meter_ids(encoding):
         there = ", ".join(v.TOKENS[token_id].removeprefix("TIME_SIGNATURE=") for token_id in meter_ids(encoding))
@@ -47,7 +47,7 @@ def bar_density_id(level: int, encoding: Encoding) -> int:
 
 def _density_id(level: int, known: Sequence[int], option: str) -> int:
     if not known:
-        raise ValueError(f"the model was not told how many notes there are; train it on data built with {option}")
+        raise ValueError(f"the model has no densities; train it on data built with {option}")
     if level not in known:
         whole = list(known) == list(range(known[-1] + 1))
         levels = f"0 (few notes) to {known[-1]} (many)" if whole else f"one of {', '.join(map(str, known))}"
@@ -59,7 +59,7 @@ def tempo_id(tempo: float, encoding: Encoding) -> int:
     if not encoding.tempo:
         raise ValueError("the model writes no tempo; train it on data built with --tempo")
     if not SLOWEST <= tempo <= FASTEST:
-        raise ValueError(f"the tempo is {tempo:g}; use {SLOWEST:g} to {FASTEST:g} quarters a minute")
+        raise ValueError(f"the tempo is {tempo:g}; use {SLOWEST:g} to {FASTEST:g} quarter notes per minute")
     return v.TEMPO + tempo_bin(tempo)
 
 
@@ -72,7 +72,7 @@ def label_ids(labels: Sequence[str], encoding: Encoding) -> list[int]:
     wanted = [label.strip().upper().replace(" ", "_") for label in labels]
     for label in wanted:
         if not encoding.labels:
-            raise ValueError(f"the model knows no labels, not {label}; train it on data built with --labels")
+            raise ValueError(f"the model has no labels, so not {label}; train it on data built with --labels")
         if label not in encoding.label_ids:
             raise ValueError(f"the model does not know the label {label}; use one of {', '.join(encoding.label_ids)}")
     kinds = [label.partition("=")[0] for label in wanted]

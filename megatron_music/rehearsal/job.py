@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
@@ -92,7 +92,7 @@ def rehearse(
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=begin_worker) as pool:
             waiting = [pool.submit(_rehearsed, *call) for call in calls]
             try:
-                for future in as_completed(waiting):
+                for future in waiting:  # in their order, so that of several failures that of the first rank is raised
                     found.append(_checked(future.result()))
                     done(found[-1].role)
             except BrokenProcessPool:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from megatron_music.config import Run
 from megatron_music.counted import counted
+from megatron_music.output import command_line
 from megatron_music.recipes import read_run
 from megatron_music.training.checkpoint_folder import CONFIG, checkpoint_name, read_latest
 from megatron_music.training.tasks import Work
@@ -30,7 +31,7 @@ def opening(config: Run, work: Work, iteration: int, origin: Path | None, is_own
         found.append("checkpoint.save is not set: the model will be discarded at the end; checkpoint.save=RUN keeps it in the folder RUN")
     samples = math.ceil(work.train_tokens / work.tokens_per_sample)
     epochs = train.train_iters * train.global_batch_size * work.tokens_per_sample / work.train_tokens
-    noun, length = ("window", f" of {work.tokens_per_sample:,} tokens") if hasattr(config.model, "seq_length") else ("sample", "")
+    noun, length = ("sequence", f" of {work.tokens_per_sample:,} tokens") if hasattr(config.model, "seq_length") else ("sample", "")
     found.append(f"the training data are {counted(samples, noun)}{length}{_read(epochs)}")
     if epochs >= MANY_EPOCHS:
         found.append(
@@ -76,28 +77,33 @@ def next_step(config: Run) -> str:
     """The command that makes music with a trained model."""
     save, kind = config.checkpoint.save, getattr(config.model, "kind", "gpt")
     if kind == "gpt":
-        return f"next: megatron-music generate midi {save} -o new"
-    stages = _stages(config) if kind == "dit" else f"{save} DIT_RUN"
-    return f'next: megatron-music generate audio {stages} -o new --prompt "..."'
+        return f"next: {command_line('generate', 'midi', save, '-o', 'new')}"
+    if kind == "dit":
+        stages = [save] if config.model.conditions != "music" else [_other_stage("text2muq", config) or "STAGE1", save]
+    else:
+        stages = [save, _other_stage("dit", config)]
+        if not stages[1]:
+            recipe = "demo-dit" if config.model.size in ("tiny", "demo") else "stable-audio-open"
+            return f"next: {command_line('train', recipe, f'data.path={config.data.path}', 'checkpoint.save=STAGE2')}"
+    return f'next: {command_line("generate", "audio", *stages, "-o", "new", "--prompt")} "..."'
 
 
-def _stages(config: Run) -> str:
-    """The runs that make sounds with a DiT: before it the one of stage 1 on the same data beside it, ``STAGE1`` where it is not known."""
+def _other_stage(kind: str, config: Run) -> str | None:
+    """The run of another kind on the same data beside a run; None where there is none or more than one."""
     save = Path(config.checkpoint.save)
-    if config.model.conditions != "music":
-        return str(save)
-    found = [folder for folder in sorted(save.absolute().parent.iterdir()) if folder.name != save.name and _is_stage1(folder, config)]
-    return f"{save.parent / found[0].name if len(found) == 1 else 'STAGE1'} {save}"
+    beside = [folder for folder in sorted(save.absolute().parent.iterdir()) if folder.name != save.name]
+    found = [str(save.parent / folder.name) for folder in beside if _is_run(folder, kind, config)]
+    return found[0] if len(found) == 1 else None
 
 
-def _is_stage1(folder: Path, config: Run) -> bool:
-    """Whether a folder is a run of text2muq on a run's data."""
+def _is_run(folder: Path, kind: str, config: Run) -> bool:
+    """Whether a folder is a run of a kind of model on a run's data."""
     checkpoint = read_latest(folder)[0]
     try:
         run = read_run(checkpoint / CONFIG) if checkpoint else None
     except (ValueError, OSError):
         return False
-    return getattr(getattr(run, "model", None), "kind", "") == "text2muq" and _same_path(run.data.path, config.data.path)
+    return getattr(getattr(run, "model", None), "kind", "") == kind and _same_path(run.data.path, config.data.path)
 
 
 def _same_path(one: str | None, other: str | None) -> bool:

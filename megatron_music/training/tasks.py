@@ -14,6 +14,7 @@ import torch
 from megatron.core import parallel_state
 
 from megatron_music.config import Run, RunConfig
+from megatron_music.counted import counted
 from megatron_music.data.batches import build_datasets, micro_batches
 from megatron_music.data.folders import (
     DATA_RECORD,
@@ -192,7 +193,7 @@ def flow_task(config: FlowRunConfig) -> Task:
                 words=train_set.info.text_length,
                 music_size=train_set.info.embedding_size if hears_music else None,
             ).model,
-            f"{flow_flops.FORMULA} (all attention, {positions} positions, {train_set.info.text_length} words)",
+            f"{flow_flops.FORMULA} (all attention, {counted(positions, 'position')}, {counted(train_set.info.text_length, 'word')})",
         ),
     )
 
