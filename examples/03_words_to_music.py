@@ -119,8 +119,8 @@ def account(folder: Path, runs: dict[tuple[str, str], Path]) -> None:
         return {kind: [row[kind] for row, is_in in zip(listing, rows, strict=True) if is_in] for kind in probes}
 
     scores = {"chance": {kind: 1 / len(probe.labels) for kind, probe in probes.items()}}
-    sounds = folder / "sounds"
-    sounds.mkdir(exist_ok=True)
+    clips = folder / "sounds"
+    clips.mkdir(exist_ok=True)
     pictures = []
     sampler = FlowSampler(50)
     for objective in ("regression", "flow"):
@@ -149,7 +149,7 @@ def account(folder: Path, runs: dict[tuple[str, str], Path]) -> None:
     seconds = {stage: _training_seconds(runs["flow", stage]) for stage in ("text2muq", "dit")}
     print(f"""
 training           {seconds["text2muq"]:.0f} s of stage 1, {seconds["dit"]:.0f} s of stage 2
-listen             {sounds}/01.wav to {len(PROMPTS):02}.wav
+listen             {clips}/01.wav to {len(PROMPTS):02}.wav
 look               {folder}/spectrograms.png, loss-text2muq.png, loss-dit.png
 next               megatron-music generate audio {runs["flow", "text2muq"]} {runs["flow", "dit"]} -o new --prompt "{PROMPTS[0]}\"""")
 

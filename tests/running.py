@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PATIENCE_SECONDS = 300
+PATIENCE_SECONDS = 900
 
 
 def wait_until(condition: Callable[[], object]) -> None:

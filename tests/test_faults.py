@@ -73,7 +73,7 @@ def process_of(launcher: subprocess.Popen, rank: int) -> psutil.Process:
 
 def ended(launcher: subprocess.Popen, folder: Path) -> int:
     try:
-        return launcher.wait(timeout=200)
+        return launcher.wait(timeout=900)
     except subprocess.TimeoutExpired:
         os.killpg(launcher.pid, signal.SIGKILL)
         pytest.fail("the processes hang:\n" + folder.with_suffix(".log").read_text()[-3000:])

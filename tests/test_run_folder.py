@@ -99,7 +99,7 @@ def test_a_stop_while_a_run_starts_is_told_to_be_resumable(data, tmp_path):
     while not (tmp_path / "run").is_dir() and running.poll() is None:
         time.sleep(0.01)
     running.send_signal(signal.SIGTERM)
-    _, said = running.communicate(timeout=300)
+    _, said = running.communicate(timeout=900)
     assert running.returncode == 75 and "the same command" in said
     assert main(["train", "tiny", *words]) == 0
 
@@ -114,7 +114,7 @@ def test_every_signal_that_stops_a_run_saves_it(data, tmp_path, kind):
     while not (metrics.is_file() and metrics.stat().st_size) and running.poll() is None:
         time.sleep(0.01)
     running.send_signal(kind)
-    _, said = running.communicate(timeout=300)
+    _, said = running.communicate(timeout=900)
     assert running.returncode == 75 and "is saved in" in said and (tmp_path / "run" / "latest").is_file()
 
 
@@ -129,7 +129,7 @@ def test_a_signal_that_is_ignored_does_not_stop_a_run(data, tmp_path):
         time.sleep(0.01)
     for kind in (signal.SIGINT, signal.SIGHUP):
         running.send_signal(kind)
-    _, said = running.communicate(timeout=300)
+    _, said = running.communicate(timeout=900)
     assert running.returncode == 0, said
 
 
@@ -140,7 +140,7 @@ def test_of_two_starts_the_second_goes_on_from_what_the_first_has_saved(data, tm
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
     with held_folder(tmp_path / "run"):
         second = subprocess.Popen([sys.executable, "-m", "megatron_music", "train", str(tmp_path / "run" / "config.yaml")], stderr=subprocess.PIPE, text=True)
-        _, said = second.communicate(timeout=300)
+        _, said = second.communicate(timeout=900)
     assert second.returncode == 2 and "is in use by a run" in said
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 
@@ -279,7 +279,7 @@ def test_two_trainings_that_start_at_once_do_the_work_once(data, tmp_path):
     """The second finds the folder taken, or everything done: it does not begin again over the first's checkpoints."""
     words = ["train", "tiny", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=20", "train.eval_iters=0"]
     both = [subprocess.Popen([sys.executable, "-m", "megatron_music", *words], stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=300)[1] for process in both]
+    said = [process.communicate(timeout=900)[1] for process in both]
     assert sorted(process.returncode for process in both) in ([0, 0], [0, 2])
     assert "".join(said).count("training from new weights") == 1 and "Traceback" not in "".join(said)
     assert any(word in "".join(said) for word in ("is in use by a run that is under way", "already finished at iteration 20"))

@@ -53,7 +53,7 @@ def test_midi_in_midi_out(tmp_path):
     model[1] = "train.micro_batch_size=1"
     both = [f"data.path={tmp_path / 'data'}", f"checkpoint.save={tmp_path / 'both'}", "train.train_iters=6", *model,
             "checkpoint.save_interval=3", "optimizer.use_distributed_optimizer=true"]  # fmt: skip
-    subprocess.run([*command, "train", "tiny", *both], check=True, env=environment, timeout=300)
+    subprocess.run([*command, "train", "tiny", *both], check=True, env=environment, timeout=900)
     assert losses(tmp_path / "both") == pytest.approx([line["loss"] for line in steps], rel=1e-5)
     (tmp_path / "both" / "latest").write_text("iter_0000003\n")
     run("train", "tiny", *both, "optimizer.use_distributed_optimizer=false")
@@ -65,7 +65,7 @@ def test_midi_in_midi_out(tmp_path):
         # "--" keeps torchrun from reading --num as its own --numa-binding.
         [*command[:-1], "--", command[-1], "generate", "midi", str(tmp_path / "run"), "-o", str(tmp_path / "two"), "--num", "3",
          "--instruments", "SOPRANO,BASS"],
-        check=True, env=environment, timeout=300,
+        check=True, env=environment, timeout=900,
     )  # fmt: skip
     two = [quantize(read_midi(path)) for path in sorted((tmp_path / "two").glob("*.mid"))]
     assert two == pieces

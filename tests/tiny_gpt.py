@@ -57,7 +57,7 @@ def launch(world_size: int, program: Path, *arguments) -> None:
         start_new_session=True,
     )
     try:
-        output, _ = processes.communicate(timeout=300)
+        output, _ = processes.communicate(timeout=900)
     except subprocess.TimeoutExpired:
         os.killpg(processes.pid, signal.SIGKILL)
         raise

@@ -203,7 +203,7 @@ def test_a_stop_while_a_checkpoint_is_read_is_told_as_a_stop(saved, data, tmp_pa
         process = start_slowly(words, tmp_path)
         wait_until(lambda: (tmp_path / "reading-0").exists() or process.poll() is not None)
         process.send_signal(kind)
-        _, told = process.communicate(timeout=300)
+        _, told = process.communicate(timeout=900)
         assert process.returncode == status and "stopped" in told, told
         assert "cannot be loaded" not in told and "Traceback" not in told, told
 
@@ -223,7 +223,7 @@ def test_a_process_that_is_lost_while_a_checkpoint_is_read_is_told_as_lost(saved
     ]  # fmt: skip
     wait_until(lambda: (tmp_path / "reading-1").exists() or any(process.poll() is not None for process in processes))
     os.kill(int((tmp_path / "reading-1").read_text()), signal.SIGKILL)
-    told, _ = (process.communicate(timeout=300)[1] for process in processes)
+    told, _ = (process.communicate(timeout=900)[1] for process in processes)
     assert all(process.returncode for process in processes)
     ours = [line for line in told.splitlines() if line.startswith("megatron-music: ")]
     assert "cannot be loaded" not in told and "earlier iter_ folder" not in told, told

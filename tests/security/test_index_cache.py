@@ -280,7 +280,7 @@ def test_a_start_that_is_killed_while_it_writes_the_cache_goes_on(two, tmp_path,
     while not (run / "metrics.jsonl").is_file() and running.poll() is None:
         time.sleep(0.01)
     running.send_signal(signal.SIGTERM)
-    _, said = running.communicate(timeout=300)
+    _, said = running.communicate(timeout=900)
     assert running.returncode == 75 and "index cache" not in said, said
     assert len(list(run.glob("cache/*"))) == len(list((run / "cache").iterdir())) == 1
 
@@ -310,7 +310,7 @@ def test_a_disk_that_is_full_at_the_start_is_told_and_the_same_command_goes_on(t
         kill -TERM $!; wait $!; echo status $?
         ls {disk}/run/cache
     """
-    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False, timeout=900)
     first, second = done.stdout.split("status ")[1:]
     assert first.split() == ["1", str(disk)], done
     assert second.split()[0] == "75" and len(second.split()) == 2, done
@@ -328,7 +328,7 @@ def test_a_run_of_two_processes_reads_the_cache_that_the_first_one_verified(two,
     assert train(tiny_run(two[0], f"checkpoint.save={run}", "train.train_iters=2", "train.eval_iters=0")) == DONE
     (folder,) = run.glob("cache/*")
     array_of(folder, "shuffle_index").write_bytes(pickle.dumps(Gift(tmp_path / "PWNED")))
-    again = subprocess.run(torchrun, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    again = subprocess.run(torchrun, capture_output=True, text=True, check=False, timeout=900, env=environment)
     assert again.returncode == 0 and not (tmp_path / "PWNED").exists(), again.stderr
     assert again.stderr.count("is removed and built again") == 1
 
@@ -343,7 +343,7 @@ def test_two_processes_on_a_full_disk_say_it_once(two, tmp_path):
     script = f"mount -t tmpfs -o size=3m tmpfs {disk}; exec {sys.executable} -m torch.distributed.run --standalone --nproc_per_node 2 -m {' '.join(words)}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False, timeout=300, env=environment
+        ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False, timeout=900, env=environment
     )
     assert done.returncode == 1 and "Connection closed" not in done.stderr
     assert f"the index cache cannot be written to {disk}/run/cache (it takes " in done.stderr, done.stderr
@@ -356,7 +356,7 @@ def test_two_runs_at_once_share_a_place_for_their_caches(two, tmp_path):
         for name in ("a", "b")
     ]
     for process in running:
-        _, said = process.communicate(timeout=300)
+        _, said = process.communicate(timeout=900)
         assert process.returncode == 0, said
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
