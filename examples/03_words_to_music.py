@@ -131,7 +131,7 @@ def account(folder: Path, runs: dict[tuple[str, str], Path]) -> None:
                 decoded = [maker.autoencoder.decode(maker.autoencoder.encode(torch.from_numpy(each)[None]))[0].numpy() for each in kept]
             scores["autoencoder alone"] = shares(np.stack([features_of(Waveform(each, 16000)) for each in decoded]), of(held_out))
             for number, sound in enumerate(maker.make(PROMPTS, 1, SEED, stage1=sampler, stage2=sampler), start=1):
-                write_waveform(sounds / f"{number:02}.wav", sound.samples, maker.autoencoder.sample_rate, metadata=sound.facts)
+                write_waveform(clips / f"{number:02}.wav", sound.samples, maker.autoencoder.sample_rate, metadata=sound.facts)
                 pictures.append((sound.prompt, Waveform(sound.samples, maker.autoencoder.sample_rate)))
         prompts = [f"{tempo} {instrument} music" for instrument, tempo in combinations]
         made = [sound.samples for sound in maker.make(prompts, SCORED, SEED + 1, stage1=sampler, stage2=sampler)]
