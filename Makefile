@@ -26,7 +26,7 @@ PYTHON312 ?= $(shell python3.12 -c "" >/dev/null 2>&1 && echo python3.12)
 .PHONY: demo demo-audio test test-all test-extras test-slurm test-latest test-image lint sbom fuzz clean clean-demo
 DEMO_OPTIONS ?=
 FUZZ_OPTIONS ?=
-TEST_PROCESSES ?= 1
+TEST_PROCESSES ?= 2
 
 demo: $(VENV)/.ready
 	$(BIN)/megatron-music demo -o demo $(DEMO_OPTIONS)

@@ -211,7 +211,7 @@ def _read_lists(folder: Path, path: Path) -> None:
         Grouping.of(f"{path}:composer", ())
     elif path.suffix == ".csv":
         Labels.read(path).ids_for("a/song.mid", b"MThd")
-    elif all((folder / os.fsdecode(line.rstrip(b'\r'))).resolve().is_relative_to(folder) for line in path.read_bytes().split(b"\n") if b"\0" not in line):
+    elif all((folder / os.fsdecode(line.rstrip(b'\r'))).resolve().is_relative_to(folder) for line in set(path.read_bytes().split(b"\n")) if b"\0" not in line):
         # A list may name any folder of its user's machine; here none but this one is searched.
         list(find_entries(find_files([folder / "list.txt"])))
 

@@ -4,11 +4,13 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from running import wait_until
 from tiny_gpt import tiny_dataset, tiny_run
 
 from megatron_music.cli import main
@@ -55,13 +57,16 @@ def test_tensors_beyond_the_first_ten_are_counted(job):
 
 
 def test_a_process_that_is_killed_is_one_sentence():
-    def kill(role) -> None:
-        for process in multiprocessing.active_children():
-            os.kill(process.pid, signal.SIGKILL)
+    def kill() -> None:
+        wait_until(multiprocessing.active_children)
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
 
+    killer = threading.Thread(target=kill)
+    killer.start()
     run = tiny_run("nowhere", "parallel.pipeline_model_parallel_size=4", "model.num_layers=4", "train.global_batch_size=16")
     with pytest.raises(RankFailed, match="a process that rehearses a rank was killed, mostly for want of memory; use fewer than --workers 2"):
-        rehearse(run, 8, workers=2, done=kill)
+        rehearse(run, 8, workers=2)
+    killer.join()
 
 
 def test_roles_are_the_stages_and_their_edges():
