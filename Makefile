@@ -1,7 +1,7 @@
 # make demo   Bach's chorales -> .bin/.idx -> a small GPT on megatron-core -> new chorales and a page to hear them, in demo/
 #             shorter: make demo DEMO_OPTIONS="--num 2 train.train_iters=20"
 # make demo-audio   the same chorales rendered with captions -> latents -> both stages of text to music -> audio, in demo-audio/
-# make test   the whole test suite but the exhaustive products, in TEST_PROCESSES=1 processes; make test-all   those, too
+# make test   the whole test suite but the exhaustive products, in TEST_PROCESSES=2 processes; make test-all   those, too
 # Each sets up .venv first, with the versions of constraints.txt.
 # make test-extras   each extra alone in an environment of its own, from the wheel, does what docs/install.md says of it
 # make clean   removes the environments and build products, never music or models; make clean-demo removes demo/ and demo-audio/
