@@ -48,7 +48,7 @@ test-all: $(VENV)/.ready-test
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m ""
 
 lint: $(VENV)/.ready-test $(LINT)/.ready
-	$(BIN)/python -m pytest tests/test_layers.py tests/test_surface.py tests/test_docs.py
+	$(BIN)/python -m pytest tests/test_layers.py tests/cli/test_surface.py tests/test_docs.py
 	$(LINT)/bin/python tests/audit.py constraints.txt
 
 sbom: $(VENV)/.ready-test $(LINT)/.ready

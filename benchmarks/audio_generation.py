@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from megatron_music.output import quiet_dependencies  # noqa: E402
+from megatron_music.config.log import quiet_dependencies  # noqa: E402
 
 quiet_dependencies()
 
@@ -28,14 +28,22 @@ import torch  # noqa: E402
 from machine import machine  # noqa: E402
 
 from megatron_music.audio.oobleck import SIZES, OobleckAutoencoder, build_network  # noqa: E402
-from megatron_music.audio.spectral_autoencoder import CHANNELS, SAMPLE_RATE, fit_spectral_autoencoder  # noqa: E402
-from megatron_music.config import ParallelConfig  # noqa: E402
-from megatron_music.generation.flow_sampling import FlowSampler, sample_embeddings, sample_latents  # noqa: E402
-from megatron_music.models.conditions import build_conditioned_dit  # noqa: E402
-from megatron_music.models.flow_sizes import DIT_SIZES, TEXT2MUQ_SIZES, num_tokens  # noqa: E402
+from megatron_music.audio.spectral_autoencoder import (  # noqa: E402
+    CHANNELS,
+    SAMPLE_RATE,
+    fit_spectral_autoencoder,
+)
+from megatron_music.config.flow_sizes import DIT_SIZES, TEXT2MUQ_SIZES, num_tokens  # noqa: E402
+from megatron_music.config.sections import ParallelConfig  # noqa: E402
+from megatron_music.generation.flow_sampling import (  # noqa: E402
+    FlowSampler,
+    sample_embeddings,
+    sample_latents,
+)
+from megatron_music.models.conditioners import build_conditioned_dit  # noqa: E402
 from megatron_music.models.text2muq import build_text2muq  # noqa: E402
+from megatron_music.parallel import distributed  # noqa: E402
 from megatron_music.profiling.flow_flops import sampling_flops  # noqa: E402
-from megatron_music.training import distributed  # noqa: E402
 
 STAGE1_BATCHES, STAGE2_BATCHES, END_TO_END = (1, 4, 8, 16, 32), (1, 4, 16), 16
 NAMES = {"demo": ("demo", "demo", "spectral", 32), "full": ("text2muq", "stable-audio-open", "stable-audio-open", 128)}

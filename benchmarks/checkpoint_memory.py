@@ -23,11 +23,16 @@ import torch
 import torch.distributed as dist
 from machine import machine
 
-from megatron_music.recipes import load_run
-from megatron_music.training import distributed
-from megatron_music.training.checkpoint import Progress, begin_save, load_checkpoint, save_checkpoint
+from megatron_music.config.load import load_run
+from megatron_music.parallel import distributed
 from megatron_music.training.engine import Engine
-from megatron_music.training.tasks import made_up_task
+from megatron_music.training.gpt_task import made_up_task
+from megatron_music.training.state import (
+    Progress,
+    begin_save,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 # About 31 million parameters.
 MODEL = [

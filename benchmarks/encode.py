@@ -34,14 +34,14 @@ import plain
 import symusic
 from machine import machine
 
+from megatron_music.corpora.midi_files import Reader, find_files
 from megatron_music.data import encode
-from megatron_music.data.corpus import Reader, find_files
+from megatron_music.data.build_options import BuildOptions
 from megatron_music.data.encode import ARRAYS, encode_content
 from megatron_music.data.merge import merge_shards
-from megatron_music.data.options import BuildOptions
 from megatron_music.data.plan import plan_build
 from megatron_music.data.shard import encode_shard, write_shard
-from megatron_music.tokens.folder import Encoding
+from megatron_music.tokens.encoding import Encoding
 
 OPTIONS = BuildOptions(encoding=Encoding(unknown_meters=("1/4",)))
 WHOLE = BuildOptions(encoding=Encoding(unknown_meters=("1/4",), bars=0))

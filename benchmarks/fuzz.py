@@ -24,12 +24,12 @@ from tqdm import tqdm
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 from mutants import mutant  # noqa: E402
 
-from megatron_music.data.corpus import find_files  # noqa: E402
-from megatron_music.data.options import BuildOptions  # noqa: E402
+from megatron_music.corpora.midi_files import find_files  # noqa: E402
+from megatron_music.data.build_options import BuildOptions  # noqa: E402
 from megatron_music.data.plan import plan_build  # noqa: E402
 from megatron_music.data.shard import encode_shard  # noqa: E402
 from megatron_music.tokens import vocabulary as v  # noqa: E402
-from megatron_music.tokens.folder import Encoding  # noqa: E402
+from megatron_music.tokens.encoding import Encoding  # noqa: E402
 from megatron_music.tokens.mmmtrack import decode_piece, encode_piece  # noqa: E402
 
 # DENSITY stands open in shards: what a document says again must be the counts themselves.

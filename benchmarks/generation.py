@@ -19,26 +19,26 @@ from pathlib import Path
 
 from machine import machine
 
-from megatron_music.output import quiet_dependencies
+from megatron_music.config.log import quiet_dependencies
 
 quiet_dependencies()
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from megatron_music.config import ModelConfig, ParallelConfig  # noqa: E402
+from megatron_music.config.sections import ModelConfig, ParallelConfig  # noqa: E402
 from megatron_music.generation.decoder import Decoder  # noqa: E402
+from megatron_music.generation.from_checkpoint import load_composer  # noqa: E402
 from megatron_music.generation.sampling import CachedGPT, Draft, Sampler, write_drafts  # noqa: E402
 from megatron_music.models.gpt import build_gpt  # noqa: E402
 from megatron_music.music.grid import quantize  # noqa: E402
 from megatron_music.music.midi import read_midi, write_midi  # noqa: E402
+from megatron_music.parallel import distributed  # noqa: E402
 from megatron_music.tokens import vocabulary as v  # noqa: E402
-from megatron_music.tokens.folder import Encoding  # noqa: E402
+from megatron_music.tokens.constraints import Choices, Walk, only  # noqa: E402
+from megatron_music.tokens.encoding import Encoding  # noqa: E402
 from megatron_music.tokens.grammar import Grammar  # noqa: E402
 from megatron_music.tokens.mmmtrack import decode_piece, encode_piece  # noqa: E402
-from megatron_music.tokens.walk import Choices, Walk, only  # noqa: E402
-from megatron_music.training import distributed  # noqa: E402
-from megatron_music.training.inference import load_composer  # noqa: E402
 
 
 class Anything(Walk):

@@ -33,10 +33,10 @@ warnings.filterwarnings("ignore", module=r"megatron\.|torch\.")
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
-from megatron_music.config import RunConfig  # noqa: E402
+from megatron_music.config.load import load_run  # noqa: E402
+from megatron_music.config.run import RunConfig  # noqa: E402
 from megatron_music.profiling.flops import step_flops, tflops_per_gpu  # noqa: E402
 from megatron_music.profiling.peaks import peak_of  # noqa: E402
-from megatron_music.recipes import load_run  # noqa: E402
 
 OURS, THEIRS = "megatron_music", "GPT2LMHeadModel"
 SEQ_LENGTHS = {"article": (2048,), "125m": (2048, 4096), "350m": (2048, 4096), "1.3b": (2048, 4096), "tiny": (64,)}
@@ -70,7 +70,7 @@ def our_engine(config: RunConfig, recomputation: str = "none"):
     from megatron_music.models.gpt import build_gpt
     from megatron_music.training.engine import Engine
     from megatron_music.training.gpt_step import forward_step
-    from megatron_music.training.tasks import Task
+    from megatron_music.training.task import Task
 
     train = replace(config.train, recompute_granularity=None if recomputation == "none" else recomputation)
     task = Task(
@@ -203,7 +203,7 @@ def check_loss(device: str) -> dict:
 
     The model first learns its two sequences by heart: before that every token is as likely as any other, right or wrong.
     """
-    from megatron_music.training import distributed
+    from megatron_music.parallel import distributed
 
     config = run_config("tiny", 64, 2, "train.bf16=false", "train.float32_matmul_precision=highest",
                         "optimizer.lr=0.003", "optimizer.lr_warmup_iters=0")  # fmt: skip
@@ -256,7 +256,7 @@ def reference_loss(weights: dict[str, torch.Tensor], config: RunConfig, tokens_B
 
 def measure(options) -> dict:
     """All columns."""
-    from megatron_music.training import distributed
+    from megatron_music.parallel import distributed
 
     on_cuda = options.device == "cuda"
     gpu = torch.cuda.get_device_name() if on_cuda else "cpu"

@@ -25,7 +25,7 @@ from pathlib import Path
 from machine import machine
 from tqdm import tqdm
 
-from megatron_music.data.corpus import find_files
+from megatron_music.corpora.midi_files import find_files
 
 MUSIC = (sys.executable, "-m", "megatron_music")
 BUILD = [

@@ -19,13 +19,18 @@ import numpy as np
 from machine import machine
 from tqdm import tqdm
 
-from megatron_music.data.corpus import find_midi_files
+from megatron_music.corpora.midi_files import find_midi_files
 from megatron_music.music.grid import apply_bar_lines, quantize, sections, slice_bars
 from megatron_music.music.midi import read_midi
 from megatron_music.music.score import Score
 from megatron_music.tokens import vocabulary
-from megatron_music.tokens.folder import Encoding
-from megatron_music.tokens.mmmtrack import decode_piece, encode_piece, encode_windows, window_starts
+from megatron_music.tokens.encoding import Encoding
+from megatron_music.tokens.mmmtrack import (
+    decode_piece,
+    encode_piece,
+    encode_windows,
+    window_starts,
+)
 
 BARS, HOP = 4, 1
 POLICIES = ("carry", "clip", "split")

@@ -5,7 +5,7 @@
 e.g. demo/data and demo/run. Four writers under equal conditions, piece k of each from seed k, as long as the model's
 window: the trained model, the same model before training, an n-gram model of the training split (its order chosen on
 the validation split), and the composers of the test split. Distances are to the validation split: what the test split's
-are is the distance of music from music, and no model can mean to be nearer. See megatron_music/music/measures.py for
+are is the distance of music from music, and no model can mean to be nearer. See megatron_music/music/statistics.py for
 what each number is.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from megatron_music.output import quiet_dependencies  # noqa: E402
+from megatron_music.config.log import quiet_dependencies  # noqa: E402
 
 quiet_dependencies()
 
@@ -27,16 +27,17 @@ import torch  # noqa: E402
 from machine import machine  # noqa: E402
 
 from megatron_music.data.indexed import open_split  # noqa: E402
-from megatron_music.generation.markov import MAX_ORDER, Markov, MarkovLogits  # noqa: E402
+from megatron_music.generation.load_models import load_model_for_inference  # noqa: E402
 from megatron_music.generation.midi import Composer  # noqa: E402
+from megatron_music.generation.ngram import MAX_ORDER, Markov, MarkovLogits  # noqa: E402
 from megatron_music.generation.sampling import CachedGPT  # noqa: E402
-from megatron_music.generation.unruled import grammatical_share, write_unruled  # noqa: E402
+from megatron_music.generation.unconstrained import grammatical_share, write_unruled  # noqa: E402
 from megatron_music.models.gpt import build_gpt  # noqa: E402
-from megatron_music.music.measures import measure  # noqa: E402
-from megatron_music.tokens.folder import Encoding, read_encoding  # noqa: E402
+from megatron_music.music.statistics import measure  # noqa: E402
+from megatron_music.parallel import distributed  # noqa: E402
+from megatron_music.tokens.encoding import Encoding  # noqa: E402
 from megatron_music.tokens.mmmtrack import decode_piece  # noqa: E402
-from megatron_music.training import distributed  # noqa: E402
-from megatron_music.training.load import load_model_for_inference  # noqa: E402
+from megatron_music.tokens.tokenizer_folder import read_encoding  # noqa: E402
 
 COLUMNS = {
     "perplexity": ("perplexity", ".2f"), "grammatical_share": ("grammatical", ".0%"),

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 from machine import machine  # noqa: E402
 
-from megatron_music.flow.draws import sample_noise  # noqa: E402
 from megatron_music.flow.guidance import Guided  # noqa: E402
+from megatron_music.flow.noise import sample_noise  # noqa: E402
 from megatron_music.flow.path import flow_loss, interpolate  # noqa: E402
 from megatron_music.flow.solver import solve, solve_adaptive  # noqa: E402
 
@@ -149,7 +149,7 @@ def draw(points: dict, rows: dict, path: Path) -> None:
     from matplotlib.figure import Figure
 
     from megatron_music.music.instruments import TRACK_COLOURS
-    from megatron_music.music.pianoroll import save_figure
+    from megatron_music.reports.pianoroll import save_figure
 
     names = {
         "the truth": "the data", "regression": "regression", "euler, 50 steps": "flow, Euler, 50 steps",

@@ -29,13 +29,13 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from machine import machine  # noqa: E402
 
-from megatron_music.config import RunConfig  # noqa: E402
+from megatron_music.config.load import load_run  # noqa: E402
+from megatron_music.config.run import RunConfig  # noqa: E402
 from megatron_music.models.gpt import build_gpt  # noqa: E402
-from megatron_music.recipes import load_run  # noqa: E402
-from megatron_music.training import distributed  # noqa: E402
+from megatron_music.parallel import distributed  # noqa: E402
 from megatron_music.training.engine import Engine  # noqa: E402
 from megatron_music.training.gpt_step import forward_step  # noqa: E402
-from megatron_music.training.tasks import Task  # noqa: E402
+from megatron_music.training.task import Task  # noqa: E402
 
 OURS = "megatron_music on megatron-core"
 

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 import transformers
 
-from megatron_music.cli import guarded
-from megatron_music.models.sizes import SIZES
-from megatron_music.output import quiet_dependencies
+from megatron_music.cli.entry import guarded
+from megatron_music.config.gpt_sizes import SIZES
+from megatron_music.config.log import quiet_dependencies
 from megatron_music.tokens import vocabulary
-from megatron_music.tokens.folder import read_encoding
+from megatron_music.tokens.tokenizer_folder import read_encoding
 
 SEED = 0
 
@@ -129,8 +129,8 @@ def train(options, folder: Path) -> float:
 @torch.inference_mode()
 def valid_loss(run: Path, data: Path) -> float:
     """The loss of the same tokens with megatron-core's GPT."""
-    from megatron_music.training import distributed
-    from megatron_music.training.load import load_model_for_inference
+    from megatron_music.generation.load_models import load_model_for_inference
+    from megatron_music.parallel import distributed
 
     model, config = load_model_for_inference(run)
     blocks = Blocks(data, "valid", config.model.seq_length)
@@ -145,10 +145,10 @@ def valid_loss(run: Path, data: Path) -> float:
 
 
 def compose(run: Path, folder: Path, count: int) -> None:
+    from megatron_music.generation.from_checkpoint import load_composer
     from megatron_music.generation.sampling import Sampler
     from megatron_music.music.midi import write_midi
-    from megatron_music.training import distributed
-    from megatron_music.training.inference import load_composer
+    from megatron_music.parallel import distributed
 
     composer = load_composer(run, sampler=Sampler(temperature=0.9, top_p=0.95))
     scores = composer.compose(range(SEED, SEED + count))

@@ -13,9 +13,9 @@ import json
 import sys
 from pathlib import Path
 
-from megatron_music.cli import guarded
-from megatron_music.demo import say, write_corpus
-from megatron_music.output import quiet_dependencies
+from megatron_music.cli.demo import say, write_corpus
+from megatron_music.cli.entry import guarded
+from megatron_music.config.log import quiet_dependencies
 
 SOUNDS, SECONDS, SEED = 400, 8.192, 0
 PROMPTS = (
@@ -54,18 +54,18 @@ def main() -> int:
 
 
 def write_sounds(midi: Path, folder: Path, count: int) -> None:
-    from megatron_music.commands import progress_bar
-    from megatron_music.data import sounds
+    from megatron_music.cli.console import progress_bar
+    from megatron_music.corpora import rendered_sounds
 
     if (folder / "captions.jsonl").exists():
         return
     with progress_bar("sound", count) as bar:
-        for done, _ in sounds.write_sounds(midi, folder, sounds.SoundOptions(count, SECONDS, seed=SEED, own=True)):
+        for done, _ in rendered_sounds.write_sounds(midi, folder, rendered_sounds.SoundOptions(count, SECONDS, seed=SEED, own=True)):
             bar.update(done - bar.n)
 
 
 def build(audio: Path, data: Path) -> None:
-    from megatron_music.commands import progress_bar
+    from megatron_music.cli.console import progress_bar
     from megatron_music.data.build_latents import build_latents
     from megatron_music.data.latents_options import LatentsOptions
 
@@ -74,7 +74,7 @@ def build(audio: Path, data: Path) -> None:
 
 
 def train(stage: str, objective: str, data: Path, run: Path, overrides: list[str]) -> int:
-    from megatron_music.recipes import load_run
+    from megatron_music.config.load import load_run
     from megatron_music.training import loop
 
     own = [f"data.path={data}", f"checkpoint.save={run}", f"flow.objective={objective}"]
@@ -88,14 +88,14 @@ def account(folder: Path, runs: dict[tuple[str, str], Path]) -> None:
     import numpy as np
     import torch
 
+    from megatron_music.audio.linear_probe import fit_probe
     from megatron_music.audio.music_encoder import features_of
-    from megatron_music.audio.probe import fit_probe
-    from megatron_music.audio.spectrogram import plot_spectrograms
     from megatron_music.audio.waveform import Waveform, read_waveform, write_waveform
+    from megatron_music.generation.audio_from_checkpoint import load_sound_maker
     from megatron_music.generation.flow_sampling import FlowSampler
-    from megatron_music.training import distributed
-    from megatron_music.training.curve import plot_loss
-    from megatron_music.training.sound import load_sound_maker
+    from megatron_music.parallel import distributed
+    from megatron_music.reports.loss_curve import plot_loss
+    from megatron_music.reports.spectrogram import plot_spectrograms
 
     listing = [json.loads(line) for line in (folder / "audio" / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
     frames = round(SECONDS / 2 * 16000)

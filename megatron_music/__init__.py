@@ -5,3 +5,7 @@ order in which the files are meant to be read.
 """
 
 __version__ = "0.1.0"
+
+from megatron_music import _moved
+
+_moved.install()

@@ -8,7 +8,7 @@ def main() -> int:
     """Run one command and return its exit status; an interrupt ends it with one sentence even while it is being imported."""
     open_standard_streams()
     try:
-        from megatron_music.cli import main as run
+        from megatron_music.cli.entry import main as run
 
         return run()
     except KeyboardInterrupt:

@@ -23,7 +23,7 @@ for kind, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
 # Files of few tests that take long: begun first, so that no process is left alone with one of them at the end.
 LONG = (
     "test_parity.py", "test_notebook.py", "test_sweep.py", "test_faults.py", "test_layouts.py", "test_flow_parity.py", "test_sharding.py",
-    "test_build_latents.py", "test_rehearsal.py", "test_training_messages.py", "test_huggingface.py", "test_walk.py", "test_extras.py",
+    "test_build_latents.py", "test_rehearsal.py", "test_messages.py", "test_huggingface.py", "test_walk.py", "test_extras.py",
     "test_flow_training.py", "test_memory.py", "test_build.py", "test_run_folder.py", "test_archives.py", "test_audio.py",
 )  # fmt: skip
 

@@ -21,13 +21,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_gpt import tiny_run  # noqa: E402
 
-from megatron_music.training import distributed  # noqa: E402
-from megatron_music.training.checkpoint import Progress, load_checkpoint  # noqa: E402
+from megatron_music.checkpoints.find import find_checkpoint  # noqa: E402
+from megatron_music.parallel import distributed  # noqa: E402
+from megatron_music.training.checkpointer import Saver  # noqa: E402
 from megatron_music.training.engine import Engine  # noqa: E402
-from megatron_music.training.guard import GuardState, reason_to_skip  # noqa: E402
-from megatron_music.training.newest import find_checkpoint  # noqa: E402
-from megatron_music.training.saver import Saver  # noqa: E402
-from megatron_music.training.tasks import gpt_task  # noqa: E402
+from megatron_music.training.gpt_task import gpt_task  # noqa: E402
+from megatron_music.training.loss_guard import GuardState, reason_to_skip  # noqa: E402
+from megatron_music.training.state import Progress, load_checkpoint  # noqa: E402
 
 RANK = int(os.environ.get("RANK", "0"))
 TENSOR, PIPELINE = "parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"

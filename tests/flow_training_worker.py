@@ -7,8 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from megatron_music.output import quiet_dependencies
-from megatron_music.recipes import load_run
+from megatron_music.config.load import load_run
+from megatron_music.config.log import quiet_dependencies
 from megatron_music.training.loop import DONE, train
 
 quiet_dependencies()

@@ -16,20 +16,22 @@ from pathlib import Path
 import torch
 from megatron.core import parallel_state
 
+from megatron_music.config.checks import check_world_size
+
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_flow import FRAMES, SIZE, batch, conditioned_batch, text2muq_batch  # noqa: E402
 from tiny_gpt import tiny_run  # noqa: E402
 
+from megatron_music.config.flow_sizes import TEXT2MUQ_SIZES  # noqa: E402
 from megatron_music.flow.path import loss_per_sample  # noqa: E402
-from megatron_music.models.conditions import build_conditioned_dit  # noqa: E402
-from megatron_music.models.convert_dit import load_weights, pieces  # noqa: E402
+from megatron_music.models.conditioners import build_conditioned_dit  # noqa: E402
+from megatron_music.models.diffusers_weights import load_weights, pieces  # noqa: E402
 from megatron_music.models.dit import build_dit  # noqa: E402
-from megatron_music.models.flow_sizes import TEXT2MUQ_SIZES  # noqa: E402
 from megatron_music.models.flow_transformer import padded_length  # noqa: E402
 from megatron_music.models.text2muq import build_text2muq  # noqa: E402
-from megatron_music.training import distributed  # noqa: E402
+from megatron_music.parallel import distributed  # noqa: E402
 from megatron_music.training.engine import Engine  # noqa: E402
-from megatron_music.training.tasks import Task  # noqa: E402
+from megatron_music.training.task import Task  # noqa: E402
 
 DEEP, ADALN = replace(SIZE, num_layers=4), replace(SIZE, global_conditioning="adaln")
 # Name: what builds it, its size, the positions of a sample, its inputs.
@@ -106,7 +108,7 @@ def engine_of(folder: Path, model: str, layout) -> tuple[Engine, list, list]:
         "train.global_batch_size=4",
         *others,
     )
-    config.check_world_size(distributed.launched_size())
+    check_world_size(config, distributed.launched_size())
     distributed.start(config.parallel)
     outputs: list = []
     task = Task(

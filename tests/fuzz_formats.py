@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
 from fuzz_mutations import SEAL, sealed
 
 
@@ -57,7 +56,7 @@ def command(*words: str | Path, reports: bool = False) -> str:
         Refused: it ended with one sentence.
         AssertionError: it printed what a terminal would act on.
     """
-    from megatron_music.cli import main
+    from megatron_music.cli.entry import main
 
     said, complained = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
@@ -76,9 +75,10 @@ def command(*words: str | Path, reports: bool = False) -> str:
 
 
 def _make_midi(folder: Path) -> None:
+    from tiny import tiny_score
+
     from megatron_music.music.midi import write_midi
     from megatron_music.music.score import Note, Score, Tempo, TimeSignature, Track
-    from tiny import tiny_score
 
     signatures = (TimeSignature(0, 3, 4), TimeSignature(36, 6, 8), TimeSignature(72, 4, 4))
     notes = [Note(4 * n, 4 * n + 6 * (n % 3) + 2, 48 + 5 * n % 31, 20 + 3 * n) for n in range(34)]
@@ -89,11 +89,11 @@ def _make_midi(folder: Path) -> None:
 
 def _read_midi(folder: Path, path: Path) -> None:
     """As ``build tokens`` reads it, which never raises; as ``tokenize``, ``plot`` and ``render`` do; with all its events."""
+    from megatron_music.data.build_options import BuildOptions
     from megatron_music.data.encode import encode_content
-    from megatron_music.data.options import BuildOptions
     from megatron_music.music.midi import read_midi
     from megatron_music.music.midi_events import read_events
-    from megatron_music.tokens.folder import Encoding
+    from megatron_music.tokens.encoding import Encoding
 
     encode_content(path.read_bytes(), BuildOptions(Encoding(bars=2, meters=("all",), velocity=True, tempo=True), seconds_per_file=10), ())
     read_events(path)
@@ -101,10 +101,12 @@ def _read_midi(folder: Path, path: Path) -> None:
 
 
 def _make_tokens(folder: Path) -> None:
-    from megatron_music.tokens import vocabulary
-    from megatron_music.tokens.folder import Encoding, write_tokenizer_folder
-    from megatron_music.tokens.mmmtrack import encode_piece
     from tiny import tiny_score
+
+    from megatron_music.tokens import vocabulary
+    from megatron_music.tokens.encoding import Encoding
+    from megatron_music.tokens.mmmtrack import encode_piece
+    from megatron_music.tokens.tokenizer_folder import write_tokenizer_folder
 
     write_tokenizer_folder(folder / "tokenizer", Encoding())
     ids = encode_piece(tiny_score(2), Encoding(bars=2))
@@ -117,10 +119,12 @@ def _read_tokens(folder: Path, path: Path) -> None:
 
 
 def _make_tokenizer(folder: Path) -> None:
-    from megatron_music.tokens.bpe import learn_bpe
-    from megatron_music.tokens.folder import Encoding, write_tokenizer_folder
-    from megatron_music.tokens.mmmtrack import encode_piece
     from tiny import tiny_score
+
+    from megatron_music.tokens.bpe import learn_bpe
+    from megatron_music.tokens.encoding import Encoding
+    from megatron_music.tokens.mmmtrack import encode_piece
+    from megatron_music.tokens.tokenizer_folder import write_tokenizer_folder
 
     bpe = learn_bpe([encode_piece(tiny_score(bars), Encoding(bars=bars)) for bars in (2, 3, 4, 4)], 128)
     labels = (("GENRE", ("JAZZ", "ROCK")),)
@@ -128,7 +132,7 @@ def _make_tokenizer(folder: Path) -> None:
 
 
 def _read_tokenizer(folder: Path, path: Path) -> None:
-    from megatron_music.tokens.wording import read_wording
+    from megatron_music.tokens.lexicon import read_wording
 
     encoding, bpe, wording = read_wording(folder)
     encoding.density_levels("density"), encoding.tokens, encoding.meter_set, wording.ids
@@ -155,7 +159,7 @@ def _make_dataset(folder: Path) -> None:
 def _read_index(folder: Path, path: Path) -> None:
     from megatron_music.data.index_file import check_ids
     from megatron_music.data.page import write_page
-    from megatron_music.tokens.folder import read_encoding
+    from megatron_music.tokens.tokenizer_folder import read_encoding
 
     check_ids(folder / "train", read_encoding(folder / "tokenizer").vocab_size, whole=True)
     write_page(folder, folder / "page.html")
@@ -166,11 +170,11 @@ def _read_report(folder: Path, path: Path) -> None:
 
 
 def _make_building(folder: Path) -> None:
-    from megatron_music.data.options import BuildOptions
     from tiny import tiny_score
     from tiny_shards import TinyFile, write_shards
 
-    from megatron_music.tokens.folder import Encoding
+    from megatron_music.data.build_options import BuildOptions
+    from megatron_music.tokens.encoding import Encoding
     from megatron_music.tokens.mmmtrack import encode_piece
 
     documents = [encode_piece(tiny_score(bars), Encoding(bars=bars)).tolist() for bars in (1, 2, 3)]
@@ -203,9 +207,9 @@ def _make_lists(folder: Path) -> None:
 
 
 def _read_lists(folder: Path, path: Path) -> None:
-    from megatron_music.data.corpus import find_entries, find_files
+    from megatron_music.corpora.labels import Labels
+    from megatron_music.corpora.midi_files import find_entries, find_files
     from megatron_music.data.grouping import Grouping
-    from megatron_music.data.labels import Labels
 
     if path.name == "groups.csv":
         Grouping.of(f"{path}:composer", ())
@@ -231,8 +235,8 @@ def _make_archives(folder: Path) -> None:
 
 
 def _read_archive(folder: Path, path: Path) -> None:
-    from megatron_music.data.archives import Archive
-    from megatron_music.data.corpus import EntryError, find_entries, find_files
+    from megatron_music.corpora.archives import Archive, EntryError
+    from megatron_music.corpora.midi_files import find_entries, find_files
 
     entries = list(find_entries(find_files([path])))
     archive = Archive(str(path), lambda: None)
@@ -285,7 +289,7 @@ def _make_captions(folder: Path) -> None:
 
 
 def _read_captions(folder: Path, path: Path) -> None:
-    from megatron_music.data.captioned import read_captioned, with_names_on_disk
+    from megatron_music.corpora.captioned import read_captioned, with_names_on_disk
 
     with_names_on_disk(path.parent, read_captioned(path.parent))
 
@@ -315,7 +319,8 @@ def _make_latents(folder: Path) -> None:
 
 def _read_latents(folder: Path, path: Path) -> None:
     """As training reads them, of files whose hashes fit."""
-    from megatron_music.data.latents import SPLITS, LatentDataset
+    from megatron_music.config.sections import SPLITS
+    from megatron_music.data.latents import LatentDataset
 
     index = folder / "data" / "index.json"
     if path != index:
@@ -371,7 +376,7 @@ def _make_names_of_encoders(folder: Path) -> None:
 
 
 def _make_manifest(folder: Path) -> None:
-    from megatron_music.training.manifest import write_manifest
+    from megatron_music.checkpoints.manifest import write_manifest
 
     (folder / "tokenizer").mkdir()
     for name in ("a.distcp", "state.json", "tokenizer/mmmtrack.json"):
@@ -380,7 +385,11 @@ def _make_manifest(folder: Path) -> None:
 
 
 def _read_manifest(folder: Path, path: Path) -> None:
-    from megatron_music.training.manifest import read_manifest, what_is_wrong, what_was_altered
+    from megatron_music.checkpoints.manifest import (
+        read_manifest,
+        what_is_wrong,
+        what_was_altered,
+    )
 
     complaint = what_is_wrong(folder) or what_was_altered(folder, read_manifest(folder))
     if complaint:
@@ -392,7 +401,13 @@ def _make_pickled_index(folder: Path) -> None:
 
     import torch
     from torch.distributed.checkpoint.filesystem import _StorageInfo
-    from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties, TensorStorageMetadata
+    from torch.distributed.checkpoint.metadata import (
+        ChunkStorageMetadata,
+        Metadata,
+        MetadataIndex,
+        TensorProperties,
+        TensorStorageMetadata,
+    )
 
     chunks = [ChunkStorageMetadata(torch.Size([3 * n, 0]), torch.Size([3, 4])) for n in range(3)]
     tensors = {name: TensorStorageMetadata(TensorProperties(torch.float32), torch.Size([9, 4]), chunks) for name in ("model.a", "optimizer.b")}
@@ -402,7 +417,7 @@ def _make_pickled_index(folder: Path) -> None:
 
 
 def _read_pickled_index(folder: Path, path: Path) -> None:
-    from megatron_music.training.reader import IndexReader
+    from megatron_music.checkpoints.reader import IndexReader
 
     try:
         IndexReader(folder).read_metadata()
@@ -423,9 +438,9 @@ def _make_checkpoint(folder: Path) -> None:
 
 def _read_checkpoint(folder: Path, path: Path) -> None:
     """As ``generate midi`` does, of a checkpoint whose manifest fits: a stranger writes that too."""
-    from megatron_music.tokens.wording import read_wording
-    from megatron_music.training.load import load_model_for_inference
-    from megatron_music.training.manifest import MANIFEST, write_manifest
+    from megatron_music.checkpoints.manifest import MANIFEST, write_manifest
+    from megatron_music.generation.load_models import load_model_for_inference
+    from megatron_music.tokens.lexicon import read_wording
 
     checkpoint = folder / "run" / "iter_0000001"
     (checkpoint / MANIFEST).unlink()
@@ -444,7 +459,7 @@ def _make_run_folder(folder: Path) -> None:
 
 def _read_run_folder(folder: Path, path: Path) -> None:
     """What a resumed run reads before it begins."""
-    from megatron_music.training.checkpoint_folder import read_latest
+    from megatron_music.checkpoints.folder import read_latest
     from megatron_music.training.metrics import cut_metrics
     from megatron_music.training.run_folder import _read_starts
 
@@ -458,7 +473,8 @@ def _make_hugging_face(folder: Path) -> None:
     import transformers
 
     from megatron_music.tokens import vocabulary
-    from megatron_music.tokens.folder import Encoding, write_tokenizer_folder
+    from megatron_music.tokens.encoding import Encoding
+    from megatron_music.tokens.tokenizer_folder import write_tokenizer_folder
 
     torch.manual_seed(0)
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": vocabulary.SIZE, "activation_function": "gelu",
@@ -485,7 +501,7 @@ def _make_recipes(folder: Path) -> None:
 
     import yaml
 
-    from megatron_music.recipes import RECIPES, load_run
+    from megatron_music.config.load import RECIPES, load_run
 
     for name in ("tiny", "demo-dit"):
         shutil.copy(RECIPES / f"{name}.yaml", folder / f"{name}.yaml")

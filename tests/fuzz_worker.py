@@ -3,7 +3,7 @@
     python tests/fuzz_worker.py TABLE FORMAT FIRST LAST SEED     the child: one line of JSON for each input
     python tests/fuzz_worker.py FORMAT NUMBER [SEED]             one input again, with its traceback and the file it is in
 
-An input is accepted, or refused with one sentence that names its file, on the terminal of a user (``megatron_music.cli.guarded``).
+An input is accepted, or refused with one sentence that names its file, on the terminal of a user (``megatron_music.cli.entry.guarded``).
 All else is a fault: another exception, something that is no such sentence, a hang, too much memory, the end of the process.
 """
 
@@ -198,7 +198,7 @@ class Bench:
 
 def judged(row: Format, folder: Path, path: Path) -> dict:
     """Outcome and reason of what lies there."""
-    from megatron_music.cli import guarded
+    from megatron_music.cli.entry import guarded
 
     errors, complained = [], io.StringIO()
 

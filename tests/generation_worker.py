@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 from megatron_music.generation.decoder import Decoder
+from megatron_music.generation.from_checkpoint import load_composer
 from megatron_music.generation.midi import Composer
 from megatron_music.generation.sampling import CachedGPT, Draft, Sampler, write_drafts
+from megatron_music.parallel import distributed
 from megatron_music.tokens import vocabulary as v
-from megatron_music.tokens.folder import Encoding
+from megatron_music.tokens.encoding import Encoding
 from megatron_music.tokens.grammar import Grammar
-from megatron_music.training import distributed
-from megatron_music.training.inference import load_composer
 
 MAX_TOKENS = 160
 TRACKS = tuple(v.IDS[f"INST={name}"] for name in ("SOPRANO", "33", "DRUMS"))

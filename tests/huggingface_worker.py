@@ -14,13 +14,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_gpt import tiny_run  # noqa: E402
 
-from megatron_music.recipes import read_run  # noqa: E402
-from megatron_music.training import distributed  # noqa: E402
-from megatron_music.training.checkpoint import Progress, load_checkpoint, save_checkpoint  # noqa: E402
+from megatron_music.checkpoints.find import find_checkpoint  # noqa: E402
+from megatron_music.config.load import read_run  # noqa: E402
+from megatron_music.generation.load_models import load_model_for_inference  # noqa: E402
+from megatron_music.parallel import distributed  # noqa: E402
 from megatron_music.training.engine import Engine  # noqa: E402
-from megatron_music.training.load import load_model_for_inference  # noqa: E402
-from megatron_music.training.newest import find_checkpoint  # noqa: E402
-from megatron_music.training.tasks import gpt_task  # noqa: E402
+from megatron_music.training.gpt_task import gpt_task  # noqa: E402
+from megatron_music.training.state import Progress, load_checkpoint, save_checkpoint  # noqa: E402
 
 
 def main(folder: Path) -> None:

@@ -9,19 +9,19 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-
 import oracle
+from tiny import quantize_for
+
+from megatron_music.data.build_options import BuildOptions, Filters
 from megatron_music.data.encode import EncodedFile
-from megatron_music.data.options import BuildOptions, Filters
 from megatron_music.music.grid import apply_bar_lines, sections, slice_bars
 from megatron_music.music.midi import read_midi
 from megatron_music.music.score import Score
 from megatron_music.tokens import vocabulary as v
 from megatron_music.tokens.density import OPEN_BAR, OPEN_TRACK
-from megatron_music.tokens.folder import Encoding
+from megatron_music.tokens.encoding import Encoding
 from megatron_music.tokens.infill import put_back
 from megatron_music.tokens.mmmtrack import decode_piece, encode_piece
-from tiny import quantize_for
 
 _DRUMS = v.IDS["INST=DRUMS"]
 _LONG = 5000  # ids: the plain encoder's time grows with the square

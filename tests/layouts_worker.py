@@ -14,15 +14,26 @@ from pathlib import Path
 
 import torch
 
+from megatron_music.config.checks import check_world_size
+
 sys.path.insert(0, str(Path(__file__).parent))
 import parity_worker  # noqa: E402
-from parity_worker import BLOCK, FULL, INTERLEAVED, OVERLAP, OVERLAP_BOTH, SELECTIVE, run_layout, run_of  # noqa: E402
+from parity_worker import (  # noqa: E402
+    BLOCK,
+    FULL,
+    INTERLEAVED,
+    OVERLAP,
+    OVERLAP_BOTH,
+    SELECTIVE,
+    run_layout,
+    run_of,
+)
 
-from megatron_music.training import distributed  # noqa: E402
-from megatron_music.training.checkpoint import Progress, load_checkpoint, save_checkpoint  # noqa: E402
+from megatron_music.checkpoints.find import find_checkpoint  # noqa: E402
+from megatron_music.parallel import distributed  # noqa: E402
 from megatron_music.training.engine import Engine  # noqa: E402
-from megatron_music.training.newest import find_checkpoint  # noqa: E402
-from megatron_music.training.tasks import gpt_task  # noqa: E402
+from megatron_music.training.gpt_task import gpt_task  # noqa: E402
+from megatron_music.training.state import Progress, load_checkpoint, save_checkpoint  # noqa: E402
 
 ONE = ((1, 1, 1), False, False)
 TENSOR, SEQUENCE, PIPELINE, DATA = (2, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2)
@@ -62,7 +73,7 @@ RECOMPUTED = {"uniform": (FULL,), "block": BLOCK, "selective": (SELECTIVE,), "pa
 
 def engine_of(folder: Path, model: str, layout) -> Engine:
     config = run_of(folder, model, layout)
-    config.check_world_size(distributed.launched_size())
+    check_world_size(config, distributed.launched_size())
     distributed.start(config.parallel)
     return Engine(config, gpt_task(config))
 

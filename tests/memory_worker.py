@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny_gpt import tiny_run  # noqa: E402
 
 from megatron_music.models import layers  # noqa: E402
-from megatron_music.training import distributed  # noqa: E402
+from megatron_music.parallel import distributed  # noqa: E402
 from megatron_music.training.engine import Engine  # noqa: E402
-from megatron_music.training.tasks import gpt_task  # noqa: E402
+from megatron_music.training.gpt_task import gpt_task  # noqa: E402
 
 # Under hooks a saved weight comes back as another Python object, without its ``main_grad``. This keeps the same tensors.
 layers._linear = torch.nn.functional.linear

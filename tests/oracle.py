@@ -1,8 +1,8 @@
 """mmmtrack once more, as a plain walk down the grammar: what the array encoder is tested against."""
 
-from megatron_music.music.grid import tempo_bin
 from megatron_music.music.score import Score, Track
-from megatron_music.tokens.folder import Encoding
+from megatron_music.music.tempo import tempo_bin
+from megatron_music.tokens.encoding import Encoding
 
 
 def encode_piece(score: Score, encoding: Encoding = Encoding(), labels: tuple[str, ...] = ()) -> str:

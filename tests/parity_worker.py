@@ -16,14 +16,16 @@ from pathlib import Path
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 
+from megatron_music.config.checks import check_world_size
+
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_gpt import tiny_run  # noqa: E402
 
-from megatron_music.training import distributed  # noqa: E402
-from megatron_music.training.checkpoint import Progress, load_checkpoint, save_checkpoint  # noqa: E402
+from megatron_music.checkpoints.find import find_checkpoint  # noqa: E402
+from megatron_music.parallel import distributed  # noqa: E402
 from megatron_music.training.engine import Engine  # noqa: E402
-from megatron_music.training.newest import find_checkpoint  # noqa: E402
-from megatron_music.training.tasks import gpt_task  # noqa: E402
+from megatron_music.training.gpt_task import gpt_task  # noqa: E402
+from megatron_music.training.state import Progress, load_checkpoint, save_checkpoint  # noqa: E402
 
 INTERLEAVED = "parallel.virtual_pipeline_model_parallel_size=2"
 OVERLAP = "parallel.overlap_grad_reduce=true"
@@ -136,7 +138,7 @@ def make_start(folder: Path, model: str) -> None:
 def run_layout(folder: Path, model: str, layout) -> dict:
     """Four steps from the common start; the gradients of the first compared with those of one process."""
     config = run_of(folder, model, layout)
-    config.check_world_size(distributed.launched_size())
+    check_world_size(config, distributed.launched_size())
     distributed.start(config.parallel)
     engine = Engine(config, task := gpt_task(config))
     progress = load_checkpoint(find_checkpoint(folder / model), engine, resume=True)

@@ -17,12 +17,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_gpt import tiny_run  # noqa: E402
 
-from megatron_music.recipes import load_run  # noqa: E402
+from megatron_music.config.load import load_run  # noqa: E402
+from megatron_music.parallel import distributed  # noqa: E402
 from megatron_music.rehearsal.batches import counted  # noqa: E402
 from megatron_music.rehearsal.collectives import group_names  # noqa: E402
 from megatron_music.rehearsal.one_rank import watch_step  # noqa: E402
 from megatron_music.rehearsal.recorder import Recorder  # noqa: E402
-from megatron_music.training import distributed  # noqa: E402
 from megatron_music.training.engine import Engine  # noqa: E402
 from megatron_music.training.run_folder import with_facts_of_data  # noqa: E402
 from megatron_music.training.tasks import task_of  # noqa: E402

@@ -4,7 +4,7 @@ import sys
 
 from tiny_gpt import tiny_run
 
-from megatron_music.training import distributed
+from megatron_music.parallel import distributed
 from megatron_music.training.loop import DONE, train
 
 

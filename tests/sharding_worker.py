@@ -13,18 +13,20 @@ from pathlib import Path
 
 import torch
 
+from megatron_music.config.checks import check_world_size
+
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from checkpoint_memory import allocated_peak  # noqa: E402
 from tiny_gpt import tiny_run  # noqa: E402
 
+from megatron_music.checkpoints.find import find_checkpoint  # noqa: E402
 from megatron_music.flow.ema import WeightAverage  # noqa: E402
-from megatron_music.training import distributed  # noqa: E402
-from megatron_music.training.checkpoint import Progress, load_checkpoint, save_checkpoint  # noqa: E402
+from megatron_music.parallel import distributed  # noqa: E402
 from megatron_music.training.engine import Engine  # noqa: E402
-from megatron_music.training.newest import find_checkpoint  # noqa: E402
+from megatron_music.training.gpt_task import gpt_task  # noqa: E402
 from megatron_music.training.optimizer import own_state  # noqa: E402
-from megatron_music.training.tasks import gpt_task  # noqa: E402
+from megatron_music.training.state import Progress, load_checkpoint, save_checkpoint  # noqa: E402
 
 # Rows of 80 and 100 elements, which the shares of four processes, multiples of 32, do not respect.
 MODEL = ("train.bf16=true", "model.num_layers=4", "model.hidden_size=80", "model.ffn_hidden_size=100", "model.swiglu=true",
@@ -47,7 +49,7 @@ DROPOUT = ("model.hidden_dropout=0.1", "model.attention_dropout=0.1")
 
 def engine_of(folder: Path, *overrides: str, averages: bool = True) -> Engine:
     config = tiny_run(folder / "data", *overrides)
-    config.check_world_size(distributed.launched_size())
+    check_world_size(config, distributed.launched_size())
     distributed.start(config.parallel)
     engine = Engine(config, gpt_task(config))
     if averages:

@@ -2,18 +2,23 @@
 
 import importlib.metadata
 import os
-import shlex
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from extra_commands import COMMANDS
 from packaging.requirements import Requirement
 
-from extra_commands import COMMANDS
-from megatron_music.doctor import extras, install_command, missing_package, requirements
+from megatron_music.cli.doctor import (
+    extras,
+    install_command,
+    missing_package,
+    requirements,
+)
 
 ROOT = Path(__file__).parent.parent
 

@@ -6,10 +6,10 @@ import music21
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from tiny import tiny_score
 
 from megatron_music.music.midi import read_midi, write_midi
 from megatron_music.music.score import Score, Track
-from tiny import tiny_score
 
 NOTEBOOK = Path(__file__).parent.parent / "examples" / "music_gpt.ipynb"
 

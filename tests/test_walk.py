@@ -6,14 +6,14 @@ import subprocess
 import sys
 
 import pytest
+from tiny import tiny_score
 
-from megatron_music.cli import main
+from megatron_music.cli.entry import main
 from megatron_music.music.grid import quantize
 from megatron_music.music.midi import read_midi, write_midi
 from megatron_music.music.score import Score, Track
+from megatron_music.reports.loss_curve import plot_loss
 from megatron_music.tokens.mmmtrack import decode_piece, encode_piece
-from megatron_music.training.curve import plot_loss
-from tiny import tiny_score
 
 
 def run(*arguments) -> None:

@@ -5,8 +5,16 @@ from hypothesis import strategies as st
 
 from megatron_music.music.grid import quantize
 from megatron_music.music.midi import write_midi
-from megatron_music.music.score import VOICE_NAMES, VOICE_PROGRAM, Note, Score, Tempo, TimeSignature, Track
-from megatron_music.tokens.folder import Encoding
+from megatron_music.music.score import (
+    VOICE_NAMES,
+    VOICE_PROGRAM,
+    Note,
+    Score,
+    Tempo,
+    TimeSignature,
+    Track,
+)
+from megatron_music.tokens.encoding import Encoding
 
 BAR = 16
 

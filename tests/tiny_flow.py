@@ -7,8 +7,8 @@ import torch
 from diffusers import StableAudioDiTModel
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
 
+from megatron_music.config.flow_sizes import DIT_SIZES, TEXT2MUQ_SIZES, DiTSize
 from megatron_music.flow.path import flow_loss
-from megatron_music.models.flow_sizes import DIT_SIZES, TEXT2MUQ_SIZES, DiTSize
 
 SIZE = DIT_SIZES["tiny"]
 FRAMES = 16  # with the position before them 17, which sequence parallelism has to fill up

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-from megatron_music.config import RunConfig
-from megatron_music.recipes import load_run
+from megatron_music.config.load import load_run
+from megatron_music.config.run import RunConfig
 from megatron_music.tokens import vocabulary
-from megatron_music.tokens.folder import Encoding, write_tokenizer_folder
+from megatron_music.tokens.encoding import Encoding
+from megatron_music.tokens.tokenizer_folder import write_tokenizer_folder
 
 
 def tiny_dataset(folder: Path, *, seed: int = 0, documents: dict[str, int] | None = None) -> Path:

@@ -4,10 +4,16 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_music.config import Run
+from megatron_music.config.load import load_run
+from megatron_music.config.sections import Run
 from megatron_music.data.latents import LatentItem, write_samples, write_texts
-from megatron_music.data.latents_index import ENCODERS, PARTS, LatentsInfo, encoder_hash, write_index
-from megatron_music.recipes import load_run
+from megatron_music.data.latents_index import (
+    ENCODERS,
+    PARTS,
+    LatentsInfo,
+    encoder_hash,
+    write_index,
+)
 
 CHANNELS, FRAMES, TEXT_SIZE, TEXT_LENGTH, EMBEDDING = 8, 16, 24, 5, 12
 INFO = LatentsInfo(CHANNELS, FRAMES, 16000, 2, 2000, EMBEDDING, TEXT_LENGTH, TEXT_SIZE)

@@ -8,7 +8,8 @@ import numpy as np
 
 from megatron_music.data.index_file import IndexWriter
 from megatron_music.tokens import vocabulary
-from megatron_music.tokens.folder import Encoding, write_tokenizer_folder
+from megatron_music.tokens.encoding import Encoding
+from megatron_music.tokens.tokenizer_folder import write_tokenizer_folder
 
 # One bar of two voices: C5 and D5 over a long C3.
 DUET = (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_music.data.options import BuildOptions
+from megatron_music.data.build_options import BuildOptions
 from megatron_music.storage.sealed import sealed
 
 FINGERPRINT = "f" * 64

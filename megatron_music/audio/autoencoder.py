@@ -40,6 +40,8 @@ def load_autoencoder(folder: str | os.PathLike) -> Autoencoder:
     """
     if (Path(folder) / spectral_autoencoder.CONFIG).exists():
         return spectral_autoencoder.load_spectral_autoencoder(folder)
-    from megatron_music.audio.oobleck import load_oobleck  # diffusers takes seconds to import
+    from megatron_music.audio.oobleck import (
+        load_oobleck,  # diffusers takes seconds to import
+    )
 
     return load_oobleck(folder)

@@ -7,7 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megatron_music.audio.waveform import Waveform, check_rates, read_blocks, resampled_blocks, with_channels
+from megatron_music.audio.waveform import (
+    Waveform,
+    check_rates,
+    read_blocks,
+    resampled_blocks,
+    with_channels,
+)
 
 SILENCE = 1e-4  # of the loudest moment
 KEPT_BYTES = 128 << 20  # of decoded audio: what is longer is decoded twice

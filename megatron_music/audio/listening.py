@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from megatron_music.audio.render import MAX_SECONDS, render
 from megatron_music.audio.render import Rendered as Sound
-from megatron_music.audio.render import MAX_SECONDS, render, seconds_at
 from megatron_music.audio.waveform import Waveform, wav_bytes, write_waveform
-from megatron_music.counted import counted
+from megatron_music.config.errors import counted
 from megatron_music.music.instruments import (
     PALETTE_CSS,
     css_colour,
@@ -26,6 +26,7 @@ from megatron_music.music.instruments import (
 from megatron_music.music.midi import read_midi
 from megatron_music.music.names import printable
 from megatron_music.music.score import Score
+from megatron_music.music.tempo import seconds_at
 from megatron_music.storage.writing import write_whole
 
 PAGE_SAMPLE_RATE = 22050  # of the sound inside the page, mono

@@ -17,7 +17,8 @@ import numpy as np
 from megatron_music.audio.timbres import DRUMS, FAMILIES, TOM, Drum, Timbre
 from megatron_music.audio.waveform import Waveform, read_pcm16, resampled
 from megatron_music.music.midi import write_midi
-from megatron_music.music.score import DEFAULT_TEMPO, Score
+from megatron_music.music.score import Score
+from megatron_music.music.tempo import seconds_at
 
 OWN = "the synthesiser of megatron-music"
 SOUND_FONT = "SOUND_FONT"  # environment variable that names one
@@ -87,14 +88,6 @@ def _name(program: str | None, font: str | os.PathLike | None) -> str:
     return f"FluidSynth with {Path(font).name}" if program and font else OWN
 
 
-def seconds_at(score: Score, steps: np.ndarray) -> np.ndarray:
-    """When grid steps are heard, in seconds from the beginning, by the score's tempos (float64, like ``steps``)."""
-    tempos = score.tempos if score.tempos[0].start_step <= 0 else (*DEFAULT_TEMPO, *score.tempos)
-    starts = np.array([tempo.start_step for tempo in tempos], np.float64)
-    per_step = np.array([60 / tempo.quarters_per_minute / score.steps_per_quarter for tempo in tempos])
-    begun = np.concatenate([[0.0], np.cumsum(np.diff(starts) * per_step[:-1])])
-    place = np.maximum(np.searchsorted(starts, steps, side="right") - 1, 0)
-    return begun[place] + (steps - starts[place]) * per_step[place]
 
 
 def _fluidsynth(score: Score, sample_rate: int, program: str, font: str | os.PathLike) -> Waveform:

@@ -19,7 +19,12 @@ from torch import Tensor
 
 from megatron_music.audio.words import RULE, Read
 from megatron_music.audio.words import words_of as words_of
-from megatron_music.storage.reading import copy_regular, is_outward_link, read_json_object, regular
+from megatron_music.storage.reading import (
+    copy_regular,
+    is_outward_link,
+    read_json_object,
+    regular,
+)
 from megatron_music.storage.writing import write_whole
 
 CONFIG, WEIGHTS = "words.json", "words.safetensors"
@@ -157,7 +162,13 @@ class HuggingFaceTextEncoder:
     """
 
     def __init__(self, where: str, length: int = 128, *, revision: str | None = None, is_local: bool = False):
-        from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
+        from transformers import (
+            MODEL_FOR_TEXT_ENCODING_MAPPING,
+            AutoConfig,
+            AutoModel,
+            AutoModelForTextEncoding,
+            AutoTokenizer,
+        )
 
         self.where, self.length, self.name = str(where), length, f"Hugging Face {Path(where).name}"
         self._follows_links = not is_local  # in a folder that the user named, such as one of the hub's cache

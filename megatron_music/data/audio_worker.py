@@ -1,4 +1,4 @@
-"""A process that decodes and cuts audio: ``python -m megatron_music.data.audio_worker DESCRIPTOR``, started by ``workers.py``.
+"""A process that decodes and cuts audio: ``python -m megatron_music.data.audio_worker DESCRIPTOR``, started by ``worker_pool.py``.
 
 It may use 1 GiB and no more, and is replaced when it is silent for too long. Excerpts go through the file of that descriptor,
 float32 [frames, channels] one behind the other, a part at a time.
@@ -16,8 +16,8 @@ import numpy as np
 
 from megatron_music.audio.excerpts import SILENCE, Cut, LeftOut, Piece, pieces
 from megatron_music.audio.waveform import load_decoders
-from megatron_music.data.captioned import state_of
-from megatron_music.data.corpus import ChangedSource
+from megatron_music.corpora.captioned import state_of
+from megatron_music.corpora.midi_files import ChangedSource
 from megatron_music.data.worker_process import live_within_bounds, private_channel, say
 
 PART_BYTES = 16 << 20  # of excerpts in a part, and one excerpt at least

@@ -13,16 +13,22 @@ from typing import Any
 
 import megatron.core
 import torch
-from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.blended_megatron_dataset_builder import (
+    BlendedMegatronDatasetBuilder,
+)
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from torch import Tensor
 
-from megatron_music.config import ConfigError, DataConfig
-from megatron_music.data.folders import cache_folder, cache_key, check_folders, has_tokens
+from megatron_music.config.errors import ConfigError, refuse_unless
+from megatron_music.config.sections import SPLITS, DataConfig
+from megatron_music.data.folders import (
+    cache_folder,
+    cache_key,
+    check_folders,
+    has_tokens,
+)
 from megatron_music.data.index_cache import IndexCache, Indexed
 from megatron_music.data.index_file import check_ids, check_index
-from megatron_music.data.report import SPLITS
-from megatron_music.errors import refuse_unless
 from megatron_music.tokens.tokenizer import MusicTokenizer
 
 

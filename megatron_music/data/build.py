@@ -9,11 +9,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_music.data.building import building_folder, check_building, check_sources, held, remove_building
-from megatron_music.data.corpus import find_files
+from megatron_music.corpora.midi_files import find_files
+from megatron_music.data.build_options import BuildOptions
+from megatron_music.data.building import (
+    building_folder,
+    check_building,
+    check_sources,
+    held,
+    remove_building,
+)
 from megatron_music.data.merge import BuildError, finished_report, merge_shards
-from megatron_music.data.options import BuildOptions
-from megatron_music.data.passes import Progress
+from megatron_music.data.merge_passes import Progress
 from megatron_music.data.plan import fingerprint, plan_build
 from megatron_music.data.shard import encode_shard
 

@@ -20,14 +20,27 @@ import torch
 
 from megatron_music.audio.music_encoder import SIZE as EMBEDDING_SIZE
 from megatron_music.audio.text_encoder import TextEncoder
-from megatron_music.counted import counted
-from megatron_music.data.captioned import Captioned, read_captioned, state_of, with_names_on_disk
+from megatron_music.config.errors import counted
+from megatron_music.config.sections import SPLITS
+from megatron_music.corpora.captioned import (
+    Captioned,
+    read_captioned,
+    state_of,
+    with_names_on_disk,
+)
+from megatron_music.data.building import building_folder, check_sources, held
 from megatron_music.data.crops import Crops
 from megatron_music.data.latents import write_texts
-from megatron_music.data.latents_encoders import ENCODER_HASHES, Encoders, close, encoders_of, keep_hashes, latent_frames
-from megatron_music.data.latents_index import ENCODERS, SPLITS, LatentsInfo, write_index
+from megatron_music.data.latents_encoders import (
+    ENCODER_HASHES,
+    Encoders,
+    close,
+    encoders_of,
+    keep_hashes,
+    latent_frames,
+)
+from megatron_music.data.latents_index import ENCODERS, LatentsInfo, write_index
 from megatron_music.data.latents_options import LatentsOptions
-from megatron_music.data.building import building_folder, check_sources, held
 from megatron_music.data.latents_shards import RECORDS, Shard, encode_shards
 from megatron_music.data.splits import KEY_BYTES, assign_splits
 from megatron_music.storage.holding import hold

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from megatron_music.output import logger
+from megatron_music.config.log import logger
 from megatron_music.storage.holding import hold, is_of_lock, is_owned
 from megatron_music.storage.writing import is_temporary, remove_tree, token
 

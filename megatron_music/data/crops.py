@@ -16,9 +16,9 @@ import numpy as np
 
 from megatron_music.audio.excerpts import Cut, LeftOut
 from megatron_music.audio.waveform import Waveform, load_decoders
-from megatron_music.data.captioned import Captioned
+from megatron_music.corpora.captioned import Captioned
 from megatron_music.data.latents_options import LatentsOptions
-from megatron_music.data.workers import Supervisor, Task
+from megatron_music.data.worker_pool import Supervisor, Task
 
 SECONDS_PER_FILE = 60.0  # of silence of the worker
 Made = TypeVar("Made")

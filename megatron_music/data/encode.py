@@ -12,18 +12,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megatron_music.data import reasons
-from megatron_music.music import likeness
-from megatron_music.data.id_counts import count_ids
-from megatron_music.data.options import BuildOptions, Filters
-from megatron_music.data.unheld import count_unheld
+from megatron_music.data.build_options import BuildOptions, Filters
+from megatron_music.data.token_counts import count_ids
+from megatron_music.music import fingerprint
 from megatron_music.music.grid import sections
 from megatron_music.music.midi import read_midi
 from megatron_music.music.score import QuantizationReport, Score
+from megatron_music.reports import reasons
+from megatron_music.reports.unheld import count_unheld
 from megatron_music.tokens import vocabulary as v
 from megatron_music.tokens import windows as arrays
 from megatron_music.tokens.augment import augment
-from megatron_music.tokens.folder import Encoding
+from megatron_music.tokens.encoding import Encoding
 from megatron_music.tokens.infill import infill_documents
 from megatron_music.tokens.windows import EncodedStretch, Windows
 
@@ -49,7 +49,7 @@ class EncodedFile:
         windows_left_out: windows that a filter dropped, by reason.
         notes: what quantising changed, summed over the stretches that gave documents.
         density: int64 [128], tracks of documents (of copy 0) by their number of notes; the last bin is 127 and more.
-        unheld: what the file holds and its documents do not, counted by kind: see ``data.unheld``.
+        unheld: what the file holds and its documents do not, counted by kind: see ``reports.unheld``.
         onset_error: int64 [10], onsets by how far they moved, in twentieths of a step.
         meters: what it says of its meter; None if it could not be read.
     """
@@ -79,20 +79,20 @@ class Engine(NamedTuple):
     count_ids: Callable
 
 
-ARRAYS = Engine(read_midi, arrays.encode_stretch, likeness.note_sums, count_ids)
+ARRAYS = Engine(read_midi, arrays.encode_stretch, fingerprint.note_sums, count_ids)
 
 
 @cache
 def fastest_engine() -> Engine:
     """Compiled loops where numba is installed (the extra `fast`), else array arithmetic: the same results."""
     try:
-        from megatron_music.music import compiled_midi
-        from megatron_music.tokens import compiled, compiled_sums
+        from megatron_music.music import midi_numba
+        from megatron_music.tokens import counts_numba, quantize_numba
     except ModuleNotFoundError as error:
         if error.name != "numba":
             raise
         return ARRAYS
-    return Engine(compiled_midi.read_midi, compiled.encode_stretch, compiled_sums.note_sums, compiled_sums.count_ids)
+    return Engine(midi_numba.read_midi, quantize_numba.encode_stretch, counts_numba.note_sums, counts_numba.count_ids)
 
 
 def encode_content(content: bytes, options: BuildOptions, label_ids: tuple[int, ...] = ()) -> EncodedFile:
@@ -138,7 +138,7 @@ def _encode(digest: str, score: Score, rescued: bool, options: BuildOptions, lab
     errors = [report.onset_errors for report in found.reports]
     return EncodedFile(
         digest,
-        likeness.content_hash(score, engine.note_sums),
+        fingerprint.content_hash(score, engine.note_sums),
         ids,
         lengths,
         copies,

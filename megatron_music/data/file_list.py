@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_music.data import reasons
+from megatron_music.config.sections import SPLITS
 from megatron_music.data.plan import Plan
-from megatron_music.data.report import FILES_FILE, SPLITS
 from megatron_music.data.shard_reader import read_record
+from megatron_music.data.shard_totals import Tally
 from megatron_music.data.splits import DROPPED
-from megatron_music.data.tally import Tally
+from megatron_music.reports import reasons
+from megatron_music.reports.dataset import FILES_FILE
 
 
 def write_file_list(plan: Plan, tally: Tally, folder: Path) -> None:

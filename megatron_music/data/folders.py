@@ -11,15 +11,17 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from megatron_music.config import ConfigError, DataConfig, refuse_unless
+from megatron_music.config.errors import ConfigError, refuse_unless
+from megatron_music.config.sections import SPLITS, DataConfig
 from megatron_music.data.index_file import REMEDY, check_ids, check_index, pieces
 from megatron_music.data.latents_index import INDEX
-from megatron_music.data.report import REPORT_FILE, SPLITS
+from megatron_music.reports.dataset import REPORT_FILE
 from megatron_music.storage.reading import hash_of_file, read_bytes, read_json_object
 from megatron_music.tokens.blend import added_by_some, blend_encodings
 from megatron_music.tokens.bpe import Bpe
-from megatron_music.tokens.folder import Encoding, write_tokenizer_folder
-from megatron_music.tokens.wording import read_wording
+from megatron_music.tokens.encoding import Encoding
+from megatron_music.tokens.lexicon import read_wording
+from megatron_music.tokens.tokenizer_folder import write_tokenizer_folder
 
 DATA_RECORD = "data.json"  # in a checkpoint
 CACHE = "cache"  # in a run's folder

@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from megatron_music.counted import counted
-from megatron_music.data.archives import Entry
-from megatron_music.data.labels import Key, components, normal
+from megatron_music.config.errors import counted
+from megatron_music.corpora.archives import Entry
+from megatron_music.corpora.labels import Key, components, normal
 from megatron_music.storage.reading import TABLE_BYTES, read_bytes, reason_of
 
 FOLDER = "folder"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-from megatron_music.data.report import REPORT_FILE
+from megatron_music.reports.dataset import REPORT_FILE
 from megatron_music.storage.reading import hash_of_file, reason_of
 
 HASHES = "sha256"  # in the report: names of files from the dataset's folder, and their hashes

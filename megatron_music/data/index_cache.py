@@ -30,9 +30,9 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_music.config import ConfigError
+from megatron_music.config.errors import ConfigError
+from megatron_music.config.log import logger
 from megatron_music.data.index_file import read_lengths
-from megatron_music.output import logger
 from megatron_music.storage.reading import open_regular, parse_json, read_text
 from megatron_music.storage.writing import sync, sync_tree
 

@@ -4,10 +4,14 @@ import os
 from pathlib import Path
 
 import numpy as np
-from megatron.core.datasets.indexed_dataset import IndexedDataset, get_bin_path, get_idx_path
+from megatron.core.datasets.indexed_dataset import (
+    IndexedDataset,
+    get_bin_path,
+    get_idx_path,
+)
 
+from megatron_music.config.sections import SPLITS
 from megatron_music.data.index_file import check_index
-from megatron_music.data.report import SPLITS
 from megatron_music.tokens import vocabulary
 from megatron_music.tokens.density import NUM_IDS
 

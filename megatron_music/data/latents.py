@@ -16,10 +16,24 @@ from typing import NamedTuple
 
 import numpy as np
 
+from megatron_music.config.sections import SPLITS
 from megatron_music.data.latents_index import ENCODERS as ENCODERS
-from megatron_music.data.latents_index import INDEX, SPLITS, DamagedLatents, LatentsInfo, check_encoders, read_index
+from megatron_music.data.latents_index import (
+    INDEX,
+    DamagedLatents,
+    LatentsInfo,
+    check_encoders,
+    read_index,
+)
 from megatron_music.data.latents_index import write_index as write_index
-from megatron_music.storage.reading import TABLE_BYTES, hash_of_file, parse_json, read_text, reason_of, regular
+from megatron_music.storage.reading import (
+    TABLE_BYTES,
+    hash_of_file,
+    parse_json,
+    read_text,
+    reason_of,
+    regular,
+)
 from megatron_music.storage.writing import write_whole
 
 TEXTS, CAPTIONS = "texts.safetensors", "texts.jsonl"
@@ -208,7 +222,10 @@ def _opened(path: Path, tensors: dict[str, tuple[str, tuple]]):
     Args:
         tensors: type and shape of each; None in a shape is any size.
     """
-    from safetensors import SafetensorError, safe_open  # here, not at the top: a GPT trains without the extra `audio`
+    from safetensors import (  # here, not at the top: a GPT trains without the extra `audio`
+        SafetensorError,
+        safe_open,
+    )
 
     try:
         file = safe_open(regular(path, follow_links=True), "numpy")

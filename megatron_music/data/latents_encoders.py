@@ -23,8 +23,8 @@ from megatron_music.audio.music_encoder import (
 )
 from megatron_music.audio.text_encoder import TextEncoder, fit_words, load_text_encoder
 from megatron_music.audio.waveform import Waveform
-from megatron_music.counted import counted
-from megatron_music.data.captioned import Captioned
+from megatron_music.config.errors import counted
+from megatron_music.corpora.captioned import Captioned
 from megatron_music.data.crops import Crops
 from megatron_music.data.latents_index import encoder_hash
 from megatron_music.data.latents_options import OOBLECK_SIZES, SPECTRAL, LatentsOptions
@@ -143,8 +143,8 @@ def _autoencoder(
         return spectral_autoencoder.fit_spectral_autoencoder(found, seed=options.seed)
     if wanted not in OOBLECK_SIZES:
         return load_autoencoder(wanted)
-    from megatron_music.audio.fit_oobleck import fit_oobleck
     from megatron_music.audio.oobleck import SIZES
+    from megatron_music.audio.train_oobleck import fit_oobleck
 
     say(f"fitting the Oobleck autoencoder {wanted} in {counted(options.autoencoder_steps, 'step')}")
     size = SIZES[wanted]

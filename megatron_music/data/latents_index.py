@@ -8,12 +8,18 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from megatron_music.storage.reading import hash_of_file, open_regular, read_json_object, reason_of
+from megatron_music.storage.reading import (
+    hash_of_file,
+    open_regular,
+    read_json_object,
+    reason_of,
+)
 from megatron_music.storage.writing import write_whole
 
 FORMAT = 1
 INDEX, ENCODERS = "index.json", "encoders"
-SPLITS = ("train", "valid", "test")
+from megatron_music.config.sections import SPLITS
+
 PARTS = ("autoencoder", "music", "text")  # the encoders
 _MOST = 1 << 31  # of any number in an index but bytes
 _HASH, _SHARD = re.compile("[0-9a-f]{64}"), re.compile(r"[0-9]+\.safetensors")

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from megatron_music.audio.autoencoder import Autoencoder
-from megatron_music.counted import counted
-from megatron_music.data.captioned import Captioned
+from megatron_music.config.errors import counted
+from megatron_music.corpora.captioned import Captioned
 from megatron_music.data.crops import Crops
 from megatron_music.data.latents import LatentItem, write_samples
 from megatron_music.data.latents_encoders import Encoders, latent_frames

@@ -17,25 +17,36 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_music.counted import counted
-from megatron_music.data import passes, reasons
-from megatron_music.data.building import PLAN_FILE, building_folder, check_building, held, merge_folder, remove_building, remove_merges
-from megatron_music.data.figures import write_figures
+from megatron_music.config.errors import counted
+from megatron_music.config.sections import SPLITS
+from megatron_music.data import merge_passes
+from megatron_music.data.building import (
+    PLAN_FILE,
+    building_folder,
+    check_building,
+    held,
+    merge_folder,
+    remove_building,
+    remove_merges,
+)
 from megatron_music.data.file_list import write_file_list
 from megatron_music.data.hashes import HASHES, hashes_of
-from megatron_music.data.passes import Progress
+from megatron_music.data.merge_passes import Progress
 from megatron_music.data.plan import Plan, read_plan
-from megatron_music.data.report import QUARANTINE_FILE, REPORT_FILE, SPLITS, write_markdown
-from megatron_music.data.shard_reader import REMEDY, ShardReader, read_record
+from megatron_music.data.report_json import assemble_report, entropy_nats
 from megatron_music.data.shard import RECORD, shard_path
+from megatron_music.data.shard_reader import REMEDY, ShardReader, read_record
+from megatron_music.data.shard_totals import TRAIN, TRAIN_COPIES, Tally
 from megatron_music.data.split_writer import SplitWriter
-from megatron_music.data.summary import assemble_report, entropy_nats
-from megatron_music.data.tally import TRAIN, TRAIN_COPIES, Tally
+from megatron_music.reports import reasons
+from megatron_music.reports.dataset import QUARANTINE_FILE, REPORT_FILE, write_markdown
+from megatron_music.reports.svg_charts import write_figures
 from megatron_music.storage.reading import read_json_object, refusing
 from megatron_music.storage.writing import sync, sync_tree
 from megatron_music.tokens import density
 from megatron_music.tokens.bpe import learn_bpe
-from megatron_music.tokens.folder import Encoding, write_tokenizer_folder
+from megatron_music.tokens.encoding import Encoding
+from megatron_music.tokens.tokenizer_folder import write_tokenizer_folder
 
 
 class BuildError(ValueError):
@@ -143,10 +154,10 @@ def _write_dataset(plan: Plan, tally: Tally, readers: list[ShardReader], folder:
     tally.assign(options.seed, options.fractions, options.drop_duplicates)
     write_file_list(plan, tally, folder)
     is_open = options.encoding.density or options.encoding.bar_density
-    counts = passes.count_ids(readers, tally, bool(is_open), progress)
+    counts = merge_passes.count_ids(readers, tally, bool(is_open), progress)
     encoding, table, levels = _with_bins(options.encoding, counts[TRAIN])
-    labelled = passes.count_labelled(readers, tally) if encoding.labels else 0
-    bpe = learn_bpe(passes.train_documents(readers, tally, table), encoding.bpe) if encoding.bpe else None
+    labelled = merge_passes.count_labelled(readers, tally) if encoding.labels else 0
+    bpe = learn_bpe(merge_passes.train_documents(readers, tally, table), encoding.bpe) if encoding.bpe else None
     if bpe is not None:
         encoding = replace(encoding, bpe=bpe.size)
     documents = tally.kept_documents()
@@ -155,8 +166,8 @@ def _write_dataset(plan: Plan, tally: Tally, readers: list[ShardReader], folder:
         for number, split in enumerate(SPLITS)
     ]
     try:
-        train_counts = passes.copy_documents(
-            readers, tally, writers, table if is_open else None, passes.text_of_ids(encoding), bpe, progress
+        train_counts = merge_passes.copy_documents(
+            readers, tally, writers, table if is_open else None, merge_passes.text_of_ids(encoding), bpe, progress
         )
         for writer in writers:
             writer.finish()

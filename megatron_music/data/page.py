@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_music.data.charts import Chart, charts
-from megatron_music.data.drawings import draw_chart, draw_roll, text
 from megatron_music.data.index_file import HEADER_BYTES, check_index
-from megatron_music.data.report import (
+from megatron_music.music.instruments import PALETTE_CSS
+from megatron_music.reports.dataset import (
     FILES_FILE,
     OLDER,
     QUARANTINE_FILE,
@@ -28,14 +27,15 @@ from megatron_music.data.report import (
     size_in_words,
     split_totals,
 )
-from megatron_music.data.unheld import unheld_in_words
-from megatron_music.data.words import split_by_in_words, warnings
-from megatron_music.music.instruments import PALETTE_CSS
-from megatron_music.tokens.bpe import read_bpe
-from megatron_music.tokens.folder import read_encoding
-from megatron_music.tokens.mmmtrack import decode_piece
+from megatron_music.reports.dataset_charts import Chart, charts
+from megatron_music.reports.dataset_words import split_by_in_words, warnings
+from megatron_music.reports.html_charts import draw_chart, draw_roll, text
+from megatron_music.reports.unheld import unheld_in_words
 from megatron_music.storage.reading import LINE_BYTES, open_regular, parse_json
 from megatron_music.storage.writing import write_whole
+from megatron_music.tokens.bpe import read_bpe
+from megatron_music.tokens.mmmtrack import decode_piece
+from megatron_music.tokens.tokenizer_folder import read_encoding
 
 QUARANTINE_LINES = 20
 ROLLS = "A few documents of train as the model sees them: time to the right, pitch upwards, one colour per track."

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megatron_music import __version__
-from megatron_music.data.archives import Entry
+from megatron_music.corpora.archives import Entry
+from megatron_music.corpora.labels import Labels
+from megatron_music.corpora.midi_files import (
+    ChangedSource,
+    SourceFile,
+    find_entries,
+    find_files,
+    no_midi_files,
+)
+from megatron_music.data.build_options import BuildOptions
 from megatron_music.data.building import (
     ENTRIES_FILE,
     PLAN_FILE,
@@ -21,10 +30,7 @@ from megatron_music.data.building import (
     held,
     remove_shards,
 )
-from megatron_music.data.corpus import ChangedSource, SourceFile, find_entries, find_files, no_midi_files
 from megatron_music.data.grouping import Grouping, absolute, grouped
-from megatron_music.data.labels import Labels
-from megatron_music.data.options import BuildOptions
 from megatron_music.storage.reading import hash_of_file, read_bytes, reason_of, refusing
 from megatron_music.storage.sealed import parse_sealed, sealed
 from megatron_music.storage.writing import appearing, sync

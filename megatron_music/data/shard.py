@@ -13,17 +13,23 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_music.data.archives import Entry, EntryError
-from megatron_music.data.building import LOCK_FILE, SHARDS_FOLDER, held, sweep_shards, temporary_shard
-from megatron_music.data.corpus import ChangedSource, Reader
+from megatron_music.corpora.archives import Entry, EntryError
+from megatron_music.corpora.midi_files import ChangedSource, Reader
+from megatron_music.data.building import (
+    LOCK_FILE,
+    SHARDS_FOLDER,
+    held,
+    sweep_shards,
+    temporary_shard,
+)
 from megatron_music.data.encode import NOTE_COLUMNS, EncodedFile, fastest_engine
-from megatron_music.data.id_counts import as_json
 from megatron_music.data.plan import Plan, read_plan
-from megatron_music.data.workers import run_shards
-from megatron_music.data.write_out import WriteOut
+from megatron_music.data.token_counts import as_json
+from megatron_music.data.worker_pool import run_shards
 from megatron_music.storage.holding import token_of
 from megatron_music.storage.reading import TABLE_BYTES, read_bytes
 from megatron_music.storage.sealed import parse_sealed, sealed
+from megatron_music.storage.write_behind import WriteOut
 from megatron_music.storage.writing import create, naming, sync
 from megatron_music.tokens.density import NUM_IDS
 

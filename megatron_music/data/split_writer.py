@@ -7,7 +7,7 @@ from typing import BinaryIO
 import numpy as np
 
 from megatron_music.data.index_file import IndexWriter
-from megatron_music.data.write_out import WriteOut
+from megatron_music.storage.write_behind import WriteOut
 
 BUFFER_BYTES = 1 << 18  # for runs of a few documents; what is longer passes it by
 

@@ -1,4 +1,4 @@
-"""A process that parses and encodes: ``python -m megatron_music.data.worker OUT.building [OWNER]``, started by ``workers.py``.
+"""A process that parses and encodes: ``python -m megatron_music.data.worker OUT.building [OWNER]``, started by ``worker_pool.py``.
 
 It may use 1 GiB and no more; a file that needs more goes to quarantine.
 """
@@ -7,11 +7,11 @@ import json
 import sys
 from collections.abc import Callable
 
-from megatron_music.data.archives import Entry
-from megatron_music.data.corpus import ChangedSource, Reader
+from megatron_music.corpora.archives import Entry
+from megatron_music.corpora.labels import Labels
+from megatron_music.corpora.midi_files import ChangedSource, Reader
+from megatron_music.data.build_options import BuildOptions
 from megatron_music.data.encode import EncodedFile, encode_content
-from megatron_music.data.labels import Labels
-from megatron_music.data.options import BuildOptions
 from megatron_music.data.plan import Plan, read_plan
 from megatron_music.data.shard import write_shard
 from megatron_music.data.worker_process import live_within_bounds, private_channel, say

@@ -1,4 +1,4 @@
-"""What every worker process that ``workers.py`` starts does first: it lives within bounds, and keeps its channel to itself."""
+"""What every worker process that ``worker_pool.py`` starts does first: it lives within bounds, and keeps its channel to itself."""
 
 import ctypes
 import os

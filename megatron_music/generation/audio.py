@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_music.config.flow_sizes import num_tokens
 from megatron_music.flow.guidance import Condition
 from megatron_music.generation.flow_sampling import (
     FlowSampler,
@@ -22,7 +23,6 @@ from megatron_music.generation.flow_sampling import (
     sample_embeddings,
     sample_latents,
 )
-from megatron_music.models.flow_sizes import num_tokens
 
 EMBEDDINGS_AT_ONCE = 32  # of stage 1, which is bound by the start of its kernels up to there
 _DECODED_FRAMES, _OVERLAP_FRAMES = 256, 32

@@ -8,8 +8,14 @@ from dataclasses import replace
 import numpy as np
 
 from megatron_music.generation.given_bars import GivenBars
-from megatron_music.music.score import DEFAULT_VELOCITY, Score, TimeSignature, Track, known_meter
-from megatron_music.tokens.folder import Encoding
+from megatron_music.music.score import (
+    DEFAULT_VELOCITY,
+    Score,
+    TimeSignature,
+    Track,
+    known_meter,
+)
+from megatron_music.tokens.encoding import Encoding
 
 
 class Continuation:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from torch import Tensor
 
-from megatron_music.generation.graphs import STRIDE, StepGraphs
+from megatron_music.generation.cuda_graphs import STRIDE, StepGraphs
 from megatron_music.generation.sampling import CachedGPT, NextLogits
 
 _LARGE = 1 << 20  # numbers in a matrix

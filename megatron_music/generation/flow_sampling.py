@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megatron_music.flow.draws import sample_noise
+from megatron_music.config.flow_sizes import DiTSize
 from megatron_music.flow.guidance import Condition, Guided
+from megatron_music.flow.noise import sample_noise
 from megatron_music.flow.path import interpolate
 from megatron_music.flow.solver import SOLVERS, solve, solve_adaptive
-from megatron_music.models.flow_sizes import DiTSize
 
 ADAPTIVE = "dopri5"
 V_SOLVER = "v-dpmsolver++"  # of models that learned the v objective, and of no others
@@ -170,7 +170,7 @@ def _guided(velocity: Callable, condition: Condition, null: Condition, sampler: 
 
 def _solve(velocity: Callable, noisy: Tensor, sampler: FlowSampler, start: float = 1.0) -> Tensor:
     if sampler.solver == V_SOLVER:
-        from megatron_music.generation.v_sampling import solve_v
+        from megatron_music.generation.dpm_solver import solve_v
 
         return solve_v(velocity, noisy, sampler.num_steps)
     if sampler.solver == ADAPTIVE:

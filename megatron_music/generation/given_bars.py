@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from megatron_music.music.grid import quantize_columns, slice_steps, tempo_bin, tempo_of_bin
+from megatron_music.music.grid import quantize_columns, slice_steps
 from megatron_music.music.score import (
     DEFAULT_QUARTERS_PER_MINUTE,
     DEFAULT_TEMPO,
@@ -20,7 +20,8 @@ from megatron_music.music.score import (
     Track,
     known_meter,
 )
-from megatron_music.tokens.folder import Encoding
+from megatron_music.music.tempo import tempo_bin, tempo_of_bin
+from megatron_music.tokens.encoding import Encoding
 
 
 class GivenBars:

@@ -10,14 +10,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from megatron_music.counted import counted
+from megatron_music.config.errors import counted
 from megatron_music.generation.given_bars import GivenBars
 from megatron_music.music.names import printable
 from megatron_music.music.score import DEFAULT_VELOCITY, Score, Track
 from megatron_music.tokens import vocabulary as v
-from megatron_music.tokens.folder import Encoding
-from megatron_music.tokens.fills import FillGrammar
+from megatron_music.tokens.encoding import Encoding
 from megatron_music.tokens.infill import take_out
+from megatron_music.tokens.infill_grammar import FillGrammar
 from megatron_music.tokens.mmmtrack import decode_piece, encode_piece
 
 _WORDS = re.compile(r"(?:track\s+(\d+))?(?:(?:^|\s+)bars?\s+(\d+(?:\s*-\s*\d+)?(?:\s*,\s*\d+(?:\s*-\s*\d+)?)*))?")

@@ -13,17 +13,26 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatron_music.generation.controls import (
+    bar_density_id,
+    density_ids,
+    instrument_ids,
+    label_ids,
+    meter_id,
+    tempo_id,
+)
 from megatron_music.generation.decoder import next_logits_of
 from megatron_music.generation.infill import Filling, Place
 from megatron_music.generation.sampling import Draft, NextLogits, Sampler, write_drafts
-from megatron_music.generation.wishes import bar_density_id, density_ids, instrument_ids, label_ids, meter_id, tempo_id
-from megatron_music.music.grid import slice_steps, tempo_bin
+from megatron_music.music.grid import slice_steps
 from megatron_music.music.score import Score, Track
+from megatron_music.music.tempo import tempo_bin
 from megatron_music.tokens import vocabulary as v
-from megatron_music.tokens.folder import Encoding
+from megatron_music.tokens.constraints import Walk
+from megatron_music.tokens.encoding import Encoding
 from megatron_music.tokens.grammar import Grammar
-from megatron_music.tokens.mmmtrack import decode_piece, encode_piece, instrument_id
-from megatron_music.tokens.walk import Walk
+from megatron_music.tokens.mmmtrack import decode_piece, encode_piece
+from megatron_music.tokens.windows import instrument_id
 
 OnToken = Callable[[int], None]
 OnFailure = Callable[[int, str], None]

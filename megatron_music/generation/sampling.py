@@ -15,7 +15,7 @@ from megatron.core.inference.contexts import StaticInferenceContext
 from torch import Tensor
 
 from megatron_music.models.layers import SDPACoreAttention
-from megatron_music.tokens.walk import Walk
+from megatron_music.tokens.constraints import Walk
 
 _BLOCK = 256  # random numbers drawn at a time
 _SHRINK = 0.75  # the share of unfinished drafts from which on the finished are left out

@@ -31,14 +31,15 @@ from megatron.bridge.training.config import (
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
-from megatron_music.config import ConfigError, ModelConfig, ParallelConfig, RunConfig, closest, either
+from megatron_music.config.errors import ConfigError, closest, either
+from megatron_music.config.load import SECTIONS, load_run
+from megatron_music.config.run import RunConfig
+from megatron_music.config.sections import SPLITS, ModelConfig, ParallelConfig
 from megatron_music.data.folders import cache_folder, check_folders, has_tokens
-from megatron_music.data.report import SPLITS
-from megatron_music.models.backends import has_gradient_fusion
 from megatron_music.models.gpt import transformer_config
 from megatron_music.models.specs import gpt_block
+from megatron_music.parallel.backends import has_gradient_fusion
 from megatron_music.profiling.flops import PASSES, forward_flops
-from megatron_music.recipes import SECTIONS, load_run
 from megatron_music.tokens import vocabulary
 
 try:

@@ -1,7 +1,7 @@
 """Converts checkpoints to folders that transformers loads, and such folders to runs.
 
 Owns transformers, huggingface_hub and safetensors. Weights are read from safetensors alone, never from a pickle, and no
-code that lies in a folder is run. Which model is which, and how tensors are cut, is known to models/convert.py.
+code that lies in a folder is run. Which model is which, and how tensors are cut, is known to models/huggingface_weights.py.
 """
 
 import json
@@ -18,29 +18,37 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from megatron_music.config import ConfigError, ModelConfig, ParallelConfig, RunConfig, TrainConfig, refuse_unless
-from megatron_music.output import quiet_cuda_search
-from megatron_music.recipes import read_run
+from megatron_music.config.errors import ConfigError, refuse_unless
+from megatron_music.config.load import read_run
+from megatron_music.config.log import quiet_cuda_search
+from megatron_music.config.run import RunConfig
+from megatron_music.config.sections import ModelConfig, ParallelConfig, TrainConfig
 from megatron_music.storage.reading import read_json_object, refusing, regular
 from megatron_music.tokens import vocabulary
-from megatron_music.tokens.folder import ENCODING_FILE, write_tokenizer_folder
-from megatron_music.tokens.walk import Walk
-from megatron_music.tokens.wording import read_wording
+from megatron_music.tokens.constraints import Walk
+from megatron_music.tokens.lexicon import read_wording
+from megatron_music.tokens.tokenizer_folder import ENCODING_FILE, write_tokenizer_folder
 
 quiet_cuda_search()
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # megatron-core names what it lacks: apex, Transformer Engine
-    from megatron_music.models.convert import Form, form_named, form_of, from_huggingface, to_huggingface
-    from megatron_music.models.form_config import config_fields, model_of
+    from megatron_music.checkpoints.find import find_checkpoint
+    from megatron_music.checkpoints.folder import CONFIG as RUN_CONFIG
+    from megatron_music.checkpoints.folder import TOKENIZER
+    from megatron_music.checkpoints.new_folder import new_folder, one_process
+    from megatron_music.generation.load_models import load_model_for_inference
     from megatron_music.models.gpt import build_gpt
-    from megatron_music.training import distributed
-    from megatron_music.training.checkpoint import save_weights
-    from megatron_music.training.checkpoint_folder import CONFIG as RUN_CONFIG
-    from megatron_music.training.checkpoint_folder import TOKENIZER
-    from megatron_music.training.load import load_model_for_inference
+    from megatron_music.models.huggingface_config import config_fields, model_of
+    from megatron_music.models.huggingface_weights import (
+        Form,
+        form_named,
+        form_of,
+        from_huggingface,
+        to_huggingface,
+    )
+    from megatron_music.parallel import distributed
     from megatron_music.training.model_card import write_card
-    from megatron_music.training.new_folder import new_folder, one_process
-    from megatron_music.training.newest import find_checkpoint
+    from megatron_music.training.state import save_weights
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_JSON = "tokenizer.json"

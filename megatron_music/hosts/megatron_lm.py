@@ -9,12 +9,13 @@ nothing about what their versions accept: tests/latest/test_megatron_lm.py does.
 import shlex
 import sys
 
-from megatron_music.config import ConfigError, RunConfig, refuse_unless
+from megatron_music.config.errors import ConfigError, refuse_unless
+from megatron_music.config.load import load_run
+from megatron_music.config.run import RunConfig
 from megatron_music.data.folders import cache_folder
-from megatron_music.models.backends import has_gradient_fusion
-from megatron_music.recipes import load_run
+from megatron_music.parallel.backends import has_gradient_fusion
 from megatron_music.tokens import vocabulary
-from megatron_music.tokens.folder import read_encoding
+from megatron_music.tokens.tokenizer_folder import read_encoding
 
 TOKENIZERS = ("huggingface", "null", "null-0.16")
 

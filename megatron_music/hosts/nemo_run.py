@@ -13,17 +13,17 @@ import nemo_run as run
 import yaml
 from nemo_run.cli.cli_parser import type_parser
 
-from megatron_music.config import (
+from megatron_music.config.load import RECIPES, SECTIONS, recipe_names
+from megatron_music.config.run import RunConfig
+from megatron_music.config.sections import (
     CheckpointConfig,
     DataConfig,
     LoggingConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
-    RunConfig,
     TrainConfig,
 )
-from megatron_music.recipes import RECIPES, SECTIONS, recipe_names
 
 NAMESPACE = "music"
 
@@ -45,7 +45,9 @@ def pretrain(
     logging: LoggingConfig,
 ):
     """Train, on each process that the executor started. The parameters are the sections of a recipe."""
-    from megatron_music.training import loop  # torch, which the command line does without until a run starts
+    from megatron_music.training import (
+        loop,  # torch, which the command line does without until a run starts
+    )
 
     status = loop.train(RunConfig(model, data, parallel, optimizer, train, checkpoint, logging))
     if status:

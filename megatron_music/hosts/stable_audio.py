@@ -1,7 +1,7 @@
 """Converts Stable Audio Open: diffusers' folder to a run, and such a run back to the parts that training changes.
 
-Weights are read from safetensors alone. Which tensor is which is known to models/convert_dit.py; how such a model is asked,
-to models/conditions.py (``stable-audio``) and generation/v_sampling.py.
+Weights are read from safetensors alone. Which tensor is which is known to models/diffusers_weights.py; how such a model is asked,
+to models/conditioners.py (``stable-audio``) and generation/dpm_solver.py.
 """
 
 import inspect
@@ -16,20 +16,37 @@ import torch
 
 from megatron_music.audio.oobleck import load_oobleck
 from megatron_music.audio.text_encoder import HUB, load_text_encoder
-from megatron_music.config import ConfigError, LoggingConfig, ParallelConfig, TrainConfig, refuse_unless
-from megatron_music.data.latents_index import ENCODERS, INDEX, LatentsInfo, encoder_files, encoder_hash, write_index
-from megatron_music.flow_run import FlowConfig, FlowModelConfig, FlowRunConfig
-from megatron_music.models.conditions import LONGEST_SECONDS
-from megatron_music.models.convert_dit import from_diffusers, load_weights, to_diffusers
-from megatron_music.models.flow_sizes import DIT_SIZES, DiTSize
-from megatron_music.storage.reading import copy_regular, is_outward_link, read_json_object
-from megatron_music.training import distributed
-from megatron_music.training.checkpoint import save_weights
-from megatron_music.training.load import BYTES_PER_PARAMETER, load_flow_model
+from megatron_music.checkpoints.find import find_checkpoint
+from megatron_music.checkpoints.new_folder import new_folder, one_process
+from megatron_music.config.errors import ConfigError, refuse_unless
+from megatron_music.config.flow_sections import FlowConfig, FlowModelConfig
+from megatron_music.config.flow_sizes import DIT_SIZES, DiTSize
+from megatron_music.config.run import FlowRunConfig
+from megatron_music.config.sections import LoggingConfig, ParallelConfig, TrainConfig
+from megatron_music.data.latents_index import (
+    ENCODERS,
+    INDEX,
+    LatentsInfo,
+    encoder_files,
+    encoder_hash,
+    write_index,
+)
+from megatron_music.generation.load_models import BYTES_PER_PARAMETER, load_flow_model
+from megatron_music.models.build import build_flow_model
+from megatron_music.models.conditioners import LONGEST_SECONDS
+from megatron_music.models.diffusers_weights import (
+    from_diffusers,
+    load_weights,
+    to_diffusers,
+)
+from megatron_music.parallel import distributed
+from megatron_music.storage.reading import (
+    copy_regular,
+    is_outward_link,
+    read_json_object,
+)
 from megatron_music.training.model_card import write_card
-from megatron_music.training.new_folder import new_folder, one_process
-from megatron_music.training.newest import find_checkpoint
-from megatron_music.training.tasks import build_flow_model
+from megatron_music.training.state import save_weights
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # diffusers names what of torch and of itself it finds old

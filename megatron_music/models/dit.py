@@ -9,10 +9,15 @@ import math
 import torch
 from torch import Tensor
 
-from megatron_music.config import ParallelConfig, TrainConfig
+from megatron_music.config.flow_sizes import MODULATIONS, DiTSize
+from megatron_music.config.sections import ParallelConfig, TrainConfig
 from megatron_music.models.flow_layers import FlowTransformerConfig
-from megatron_music.models.flow_sizes import MODULATIONS, DiTSize
-from megatron_music.models.flow_transformer import FlowTransformer, flow_config, whole_linear, whole_mlp
+from megatron_music.models.flow_transformer import (
+    FlowTransformer,
+    flow_config,
+    whole_linear,
+    whole_mlp,
+)
 
 
 class AudioDiT(FlowTransformer):

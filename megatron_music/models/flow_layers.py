@@ -19,11 +19,20 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+)
 from torch import Tensor
 
-from megatron_music.models.flow_sizes import MODULATIONS
-from megatron_music.models.layers import ColumnLinear, RowLinear, SDPACoreAttention, SequenceParallelNorm, feed_forward
+from megatron_music.config.flow_sizes import MODULATIONS
+from megatron_music.models.layers import (
+    ColumnLinear,
+    RowLinear,
+    SDPACoreAttention,
+    SequenceParallelNorm,
+    feed_forward,
+)
 
 
 @dataclass

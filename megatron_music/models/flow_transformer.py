@@ -25,10 +25,14 @@ from megatron.core.transformer.transformer_block import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_music.config import ParallelConfig, TrainConfig
-from megatron_music.errors import divisors, refuse_unless
-from megatron_music.models.flow_layers import FlowTransformerConfig, flow_layer, modulation_tokens
-from megatron_music.models.flow_sizes import FlowSize
+from megatron_music.config.errors import divisors, refuse_unless
+from megatron_music.config.flow_sizes import FlowSize
+from megatron_music.config.sections import ParallelConfig, TrainConfig
+from megatron_music.models.flow_layers import (
+    FlowTransformerConfig,
+    flow_layer,
+    modulation_tokens,
+)
 from megatron_music.models.layers import SequenceParallelNorm
 
 

@@ -8,9 +8,9 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_music.config import ModelConfig, ParallelConfig, TrainConfig
-from megatron_music.models.backends import attention_backend
+from megatron_music.config.sections import ModelConfig, ParallelConfig, TrainConfig
 from megatron_music.models.specs import gpt_block, why_own_layers
+from megatron_music.parallel.backends import attention_backend
 
 
 def transformer_config(

@@ -8,12 +8,24 @@ from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubm
 from megatron.core.transformer.enums import AttnBackend, AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_block import (
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+)
 
-from megatron_music.models.backends import why_no_transformer_engine
-from megatron_music.models.layers import ColumnLinear, RowLinear, SDPACoreAttention, SequenceParallelNorm, feed_forward
+from megatron_music.models.layers import (
+    ColumnLinear,
+    RowLinear,
+    SDPACoreAttention,
+    SequenceParallelNorm,
+    feed_forward,
+)
+from megatron_music.parallel.backends import why_no_transformer_engine
 
 gpt_layer = ModuleSpec(
     module=TransformerLayer,
@@ -77,7 +89,9 @@ def gpt_block(
     layer, norm = gpt_layer, SequenceParallelNorm
     if why_own_layers(config, explicit_attention_mask) is None:
         from megatron.core.extensions.transformer_engine import TENorm
-        from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+        from megatron.core.models.gpt.gpt_layer_specs import (
+            get_gpt_layer_with_transformer_engine_spec,
+        )
 
         layer, norm = get_gpt_layer_with_transformer_engine_spec(), TENorm
     return TransformerBlockSubmodules(

@@ -22,11 +22,10 @@ from megatron_music.music.score import (
     known_meter,
     rows_of_tracks,
 )
+from megatron_music.music.tempo import tempo_bin, tempo_of_bin
 
 MAX_STEPS = (1 << 20) - 1  # 5 hours at 12 steps a quarter and 250 quarters a minute
 MAX_TRACKS = 1 << 11
-TEMPO_BINS = 32
-SLOWEST, FASTEST = 30.0, 240.0  # quarters a minute
 
 
 def quantize(
@@ -194,25 +193,12 @@ def _by_time(events):
     return sorted(events, key=lambda event: event.start_step)
 
 
-def tempo_bin(quarters_per_minute: float) -> int:
-    """One of 32 bins, geometric from 30 to 240 quarters per minute; the nearest."""
-    place = np.log(max(quarters_per_minute, 1e-9) / SLOWEST) / np.log(FASTEST / SLOWEST) * (TEMPO_BINS - 1)
-    return int(min(max(round(place), 0), TEMPO_BINS - 1))
 
 
-def tempo_of_bin(bin_: int) -> float:
-    """Quarters per minute: the roundest number in the bin, so that 60, 90, 100, 120 or 140 come back as they were."""
-    return _BIN_TEMPOS[bin_]
 
 
-def _roundest(bin_: int) -> float:
-    """The number of a bin divisible by the most of 20, 10, 5 and 2; of equals the nearest to its middle."""
-    middle = SLOWEST * (FASTEST / SLOWEST) ** (bin_ / (TEMPO_BINS - 1))
-    inside = [speed for speed in range(int(SLOWEST), int(FASTEST) + 1) if tempo_bin(speed) == bin_]
-    return float(min(inside, key=lambda speed: (-sum(speed % by == 0 for by in (20, 10, 5, 2)), abs(np.log(speed / middle)))))
 
 
-_BIN_TEMPOS = tuple(map(_roundest, range(TEMPO_BINS)))
 
 
 def cut_at_bar_lines(

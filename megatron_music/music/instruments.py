@@ -7,7 +7,7 @@ from megatron_music.music.names import printable
 from megatron_music.music.score import VOICE_NAMES, Track
 
 # Every colour has a contrast of 3 or more with its background (WCAG 1.4.11), and any two differ for readers with normal, protan
-# and deutan vision; tests/test_instruments.py measures both. Voices are green, orange, blue and red; tracks are blue, orange,
+# and deutan vision; tests/music/test_instruments.py measures both. Voices are green, orange, blue and red; tracks are blue, orange,
 # green, red, teal, violet, sand and grey.
 VOICE_COLOURS = {"SOPRANO": "#1e7a5c", "ALTO": "#c77700", "TENOR": "#4a86e8", "BASS": "#8a1f11"}
 TRACK_COLOURS = ("#2b6cb0", "#d97706", "#2f7d4f", "#7f1028", "#4096af", "#4c1d95", "#a58c70", "#525762")

@@ -14,7 +14,6 @@ import numpy as np
 
 from megatron_music.music import pedal as pedals
 from megatron_music.music.midi_bytes import METER, NUM_STATE, PEDALS
-from megatron_music.music.midi_text import decode_text
 from megatron_music.music.midi_events import (
     DRUM_CHANNEL,
     NOTE_OFF,
@@ -31,7 +30,15 @@ from megatron_music.music.midi_events import (
     tempo_data,
     time_signature_data,
 )
-from megatron_music.music.midi_tables import Header, MidiError, Tables, damage, read_header, read_tables
+from megatron_music.music.midi_tables import (
+    Header,
+    MidiError,
+    Tables,
+    damage,
+    read_header,
+    read_tables,
+)
+from megatron_music.music.midi_text import decode_text
 from megatron_music.music.score import (
     DEFAULT_TEMPO,
     FOUR_FOUR,

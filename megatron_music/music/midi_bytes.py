@@ -1,7 +1,7 @@
 """The bytes of a Standard MIDI File to notes, tempos, meters and controllers: the loop itself.
 
 Plain Python on flat sequences of integers, written so that numba can compile it as it stands: ``music.midi`` runs it as Python,
-``music.compiled_midi`` compiled, so that both read the same. Tolerant where players are: system-exclusive packets (F7) and system
+``music.midi_numba`` compiled, so that both read the same. Tolerant where players are: system-exclusive packets (F7) and system
 messages are passed over, running status lasts across them and across meta events, chunks of other kinds are skipped, and
 every MTrk is read, whatever number the header gives. A track is the notes of a channel and program in an MTrk; a NOTE_OFF
 ends the oldest note that sounds on its key.

@@ -15,7 +15,7 @@ length: the logits alone are half of a small model.
 
 from typing import NamedTuple
 
-from megatron_music.config import ModelConfig
+from megatron_music.config.sections import ModelConfig
 
 FORMULAS = ("mcore", "72-form", "paper-eq3")
 RECOMPUTATIONS = ("none", "selective", "full")

@@ -4,7 +4,14 @@ Counted are the matrix products and the attention, all of it: no position is hid
 parts of the solver are not.
 """
 
-from megatron_music.models.flow_sizes import MODULATIONS, SECONDS_TOKENS, DiTSize, FlowSize, Text2MuQSize, num_tokens
+from megatron_music.config.flow_sizes import (
+    MODULATIONS,
+    SECONDS_TOKENS,
+    DiTSize,
+    FlowSize,
+    Text2MuQSize,
+    num_tokens,
+)
 from megatron_music.profiling.flops import PASSES, RECOMPUTATIONS, StepFlops
 
 FORMULA = "flow"

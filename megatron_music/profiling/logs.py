@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from megatron_music.counted import counted
+from megatron_music.config.errors import counted
 from megatron_music.profiling.log_facts import facts_of
 from megatron_music.storage.reading import TABLE_BYTES, read_bytes, reason_of
 

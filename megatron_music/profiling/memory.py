@@ -12,7 +12,9 @@ docs/profiling.md says what a public log shows of it.
 
 from typing import NamedTuple
 
-from megatron_music.config import ModelConfig, RunConfig
+from megatron_music.config.checks import check_world_size
+from megatron_music.config.run import RunConfig
+from megatron_music.config.sections import ModelConfig
 
 ADAM_BYTES = 8  # two moments in float32
 MAIN_BYTES = 4  # the float32 copy of bf16 weights; and gradients, which are float32 always
@@ -71,7 +73,7 @@ def estimate_memory(run: RunConfig, num_gpus: int, *, transformer_engine: bool =
     Raises:
         ConfigError: the run does not divide over so many GPUs.
     """
-    run.check_world_size(num_gpus)
+    check_world_size(run, num_gpus)
     parallel, bf16 = run.parallel, run.train.bf16
     weight_bytes = 2 if bf16 else 4
     # Each of the data-parallel ranks keeps a part of the optimizer's state where it is distributed.

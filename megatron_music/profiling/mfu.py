@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from megatron_music.config import ModelConfig
+from megatron_music.config.sections import ModelConfig
 from megatron_music.profiling.flops import (
     FORMULAS,
     PASSES,

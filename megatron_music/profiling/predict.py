@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megatron_music.config import ConfigError, RunConfig
+from megatron_music.config.checks import check_world_size
+from megatron_music.config.errors import ConfigError
+from megatron_music.config.run import RunConfig
 from megatron_music.profiling.flops import forward_flops
 from megatron_music.profiling.memory import estimate_memory, fit, parameters_of_stage
 from megatron_music.profiling.peaks import PEAKS, Precision, precision_of
@@ -63,7 +65,7 @@ class Shares(NamedTuple):
     stage_messages: float
 
 
-# Fitted to all ten rows; tests/test_predict.py fits them again, to each nine too.
+# Fitted to all ten rows; tests/profiling/test_predict.py fits them again, to each nine too.
 FITTED = Shares(0.68, 1.0, 0.7, 1.0, 6.0)
 # Searched, in this order of fields.
 GRID = (np.arange(0.60, 0.86, 0.01), (0.8, 0.9, 1.0), (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), (0.6, 0.8, 1.0), (1.0, 2.0, 4.0, 6.0))
@@ -99,7 +101,7 @@ def predict_step(run: RunConfig, num_gpus: int, cluster: Cluster, shares: Shares
         ConfigError: the run does not divide over so many GPUs.
         ValueError: the GPU's peak in the run's precision is not known.
     """
-    run.check_world_size(num_gpus)
+    check_world_size(run, num_gpus)
     precision = cluster.precision(run)
     element = precision.element_bytes
     model, parallel, micro = run.model, run.parallel, run.train.micro_batch_size

@@ -7,10 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from megatron_music.counted import counted
+from megatron_music.config.errors import counted
 from megatron_music.music.instruments import TRACK_COLOURS
-from megatron_music.music.pianoroll import plain, save_figure
 from megatron_music.profiling.sweep import MEASURED, SHORT, Figures, scaling, short_name
+from megatron_music.reports.pianoroll import plain, save_figure
 
 BLUE, ORANGE = TRACK_COLOURS[:2]
 _SOFT = "#57606a"  # words and lines beside the data

@@ -17,13 +17,15 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from megatron_music.config import ConfigError, Run, RunConfig
-from megatron_music.errors import refuse_unless
+from megatron_music.config.checks import check_gpu, check_world_size
+from megatron_music.config.errors import ConfigError, refuse_unless
+from megatron_music.config.load import load_run, read_run, write_run
+from megatron_music.config.run import RunConfig
+from megatron_music.config.sections import Run
 from megatron_music.profiling.flops import FORMULAS, tflops_per_gpu
 from megatron_music.profiling.memory import estimate_memory
 from megatron_music.profiling.mfu import utilizations
 from megatron_music.profiling.peaks import peak_of, precision_of
-from megatron_music.recipes import load_run, read_run, write_run
 from megatron_music.storage.reading import read_json_object
 from megatron_music.storage.writing import write_whole
 
@@ -117,8 +119,8 @@ def plan_sweep(
         batch = [f"train.global_batch_size={sequences * gpus}"] if sequences else []
         try:
             run = load_run(recipe, [*overrides, *batch, *(f"{name}={value}" for name, value in settings.items())])
-            run.check_world_size(gpus)
-            run.check_gpu(gpu)
+            check_world_size(run, gpus)
+            check_gpu(run, gpu)
             refuse_unless(
                 run.data.path is not None or isinstance(run, RunConfig),
                 "data.path is not set, and a text-to-music model is measured on its data alone; name a folder of "

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from html import escape
 
 from megatron_music.music.names import printable
-from megatron_music.profiling.tables import format_cells
-from megatron_music.profiling.trace import KINDS, Share
+from megatron_music.profiling.kernel_kinds import KINDS
+from megatron_music.profiling.trace import Share
+from megatron_music.reports.tables import format_cells
 
 # Of a light page and of a dark one; letters upon them are in --on.
 _COLOURS = {

@@ -10,11 +10,13 @@ import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
-from megatron_music.config import Run, RunConfig
-from megatron_music.flow_run import FlowRunConfig
+from megatron_music.config.run import FlowRunConfig, RunConfig
+from megatron_music.config.sections import Run
+from megatron_music.models.build import build_flow_model, build_gpt_model
 from megatron_music.models.flow_transformer import padded_length
-from megatron_music.training import flow_step, tasks
-from megatron_music.training.tasks import Task, build_flow_model, made_up_task
+from megatron_music.training import flow_step
+from megatron_music.training.gpt_task import made_up_task
+from megatron_music.training.task import Task
 
 WORDS = 128  # states of a caption, of a run whose data are not at hand
 
@@ -29,7 +31,7 @@ def rehearsed_task(config: Run, *, words: int = WORDS) -> Task:
         config = _with_own_layers(config)
         without_mask = replace(config, data=replace(config.data, reset_attention_mask=False))
         task = made_up_task(without_mask)
-        task = replace(task, build_model=partial(tasks._build_gpt, config))
+        task = replace(task, build_model=partial(build_gpt_model, config))
         return replace(task, train_batches=lambda consumed_samples: repeat(_gpt_batch(config)))
     return _flow_task(config, words)
 

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, zip_longest
 
-from megatron_music.counted import counted
-from megatron_music.findings import NOTE, OK, WRONG, Finding, finding_of
+from megatron_music.config.errors import counted
+from megatron_music.config.load import load_run
 from megatron_music.profiling.memory import HEADROOM
-from megatron_music.recipes import load_run
 from megatron_music.rehearsal.collectives import POINT_TO_POINT, Message
 from megatron_music.rehearsal.job import Job, RankFailed, rehearse
 from megatron_music.rehearsal.one_rank import Rehearsed
 from megatron_music.rehearsal.roles import Role
+from megatron_music.reports.findings import NOTE, OK, WRONG, Finding, finding_of
 
 _MOST_NAMED = 10  # tensors, of which each is a finding
 # The coordinates that the ranks of a group have in common, by the group's name.

@@ -9,12 +9,14 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
-from megatron_music.config import ConfigError, Run
-from megatron_music.contradictions import capability_of
+from megatron_music.config.checks import capability_of, check_gpu, check_world_size
+from megatron_music.config.errors import ConfigError
+from megatron_music.config.run import FlowRunConfig
+from megatron_music.config.sections import Run
 from megatron_music.data.latents import LatentDataset
-from megatron_music.flow_run import FlowRunConfig
 from megatron_music.profiling.peaks import peak_of
-from megatron_music.rehearsal.one_rank import WORDS, Rehearsed, rehearse_rank
+from megatron_music.rehearsal.batches import WORDS
+from megatron_music.rehearsal.one_rank import Rehearsed, rehearse_rank
 from megatron_music.rehearsal.roles import Role, distinct_roles, role_of
 from megatron_music.rehearsal.waits import Gpu
 from megatron_music.rehearsal.worker import begin_worker
@@ -76,8 +78,8 @@ def rehearse(
         RankFailed: a rank raised something else, or its process was killed.
     """
     run, words = with_facts(run)
-    run.check_world_size(num_gpus)
-    run.check_gpu(gpu or "")
+    check_world_size(run, num_gpus)
+    check_gpu(run, gpu or "")
     device = _device(gpu, gpu_memory_gb)
     parallel = run.parallel
     roles = distinct_roles(parallel, num_gpus) if ranks is None else [role_of(rank, parallel, num_gpus) for rank in sorted(set(ranks))]

@@ -12,8 +12,10 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import FakeWork  # noqa: F401  a missing name is reported at import
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from megatron_music.config import Run
-from megatron_music.output import logger
+from megatron_music.config.checks import check_world_size
+from megatron_music.config.log import logger
+from megatron_music.config.sections import Run
+from megatron_music.parallel import distributed
 from megatron_music.rehearsal.batches import WORDS, counted, rehearsed_task
 from megatron_music.rehearsal.collectives import Message, group_names
 from megatron_music.rehearsal.ledger import Holding, Peak, storages_of
@@ -23,7 +25,6 @@ from megatron_music.rehearsal.saving import Saving, rehearse_saving
 from megatron_music.rehearsal.speed import speed_of
 from megatron_music.rehearsal.standin import GPUS_PER_NODE, installed
 from megatron_music.rehearsal.waits import Gpu, Wait
-from megatron_music.training import distributed
 from megatron_music.training.engine import Engine
 from megatron_music.training.optimizer import own_state
 
@@ -108,7 +109,7 @@ def rehearse_rank(config: Run, role: Role, num_gpus: int, gpu: Gpu, *, whole: bo
         Exception: what the rank would raise on the cluster.
     """
     begin = time.perf_counter()
-    config.check_world_size(num_gpus)
+    check_world_size(config, num_gpus)
     num_microbatches = config.num_microbatches(num_gpus)
     shorter = None if whole else _shortened(config, num_gpus)
     with _alone(role, num_gpus):

@@ -2,8 +2,6 @@
 
 from html import escape
 
-from megatron_music.findings import Finding
-from megatron_music.profiling.tables import format_cells
 from megatron_music.profiling.trace import share_of, slowest_kernels, slowest_ranges
 from megatron_music.profiling.trace_page import trace_page
 from megatron_music.rehearsal import report
@@ -11,6 +9,8 @@ from megatron_music.rehearsal.job import Job
 from megatron_music.rehearsal.ledger import CATEGORIES
 from megatron_music.rehearsal.one_rank import Rehearsed
 from megatron_music.rehearsal.timelines import timeline
+from megatron_music.reports.findings import Finding
+from megatron_music.reports.tables import format_cells
 
 _WIDTH, _HEIGHT = 1000, 180
 _SHOWN = 8  # rows of what holds memory

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from typing import NamedTuple
 
-from megatron_music.config import RunConfig
+from megatron_music.config.run import RunConfig
 from megatron_music.profiling.flops import step_flops
 from megatron_music.rehearsal.collectives import totals
 from megatron_music.rehearsal.job import Job

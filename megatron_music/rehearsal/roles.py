@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from megatron_music.config import ParallelConfig
-from megatron_music.errors import refuse_unless
+from megatron_music.config.errors import refuse_unless
+from megatron_music.config.sections import ParallelConfig
 
 
 class Role(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a save and a resume add to a rank: counted on the sharded tensors that ``training.checkpoint`` makes of the engine."""
+"""What a save and a resume add to a rank: counted on the sharded tensors that ``training.state`` makes of the engine."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -7,8 +7,8 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.mapping import is_main_replica
 
 from megatron_music.rehearsal.recorder import Recorder, Segment
-from megatron_music.training.checkpoint import sharded_state
 from megatron_music.training.engine import Engine
+from megatron_music.training.state import sharded_state
 
 
 class Saving(NamedTuple):

@@ -6,7 +6,7 @@ Launches, waiting for other ranks and messages that collide are not in it.
 
 from typing import NamedTuple
 
-from megatron_music.config import Run
+from megatron_music.config.sections import Run
 from megatron_music.profiling.peaks import peak_of
 from megatron_music.profiling.predict import CLUSTERS, FITTED, Cluster
 from megatron_music.rehearsal.collectives import POINT_TO_POINT, Message

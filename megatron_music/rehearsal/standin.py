@@ -18,7 +18,12 @@ import torch.distributed as dist
 from megatron.core.utils import local_multi_tensor_applier, local_multi_tensor_scale
 from torch.overrides import TorchFunctionMode
 
-from megatron_music.rehearsal.operators import FusedRmsNorm, attend, attend_on_cpu, has_fused_rms_norm
+from megatron_music.rehearsal.operators import (
+    FusedRmsNorm,
+    attend,
+    attend_on_cpu,
+    has_fused_rms_norm,
+)
 from megatron_music.rehearsal.waits import Gpu, Wait, where
 from megatron_music.training.optimizer import l2_norm
 

@@ -3,8 +3,8 @@
 
 def begin_worker() -> None:
     """End with the parent, and keep the warnings of dependencies off the terminal."""
-    from megatron_music.output import quiet_dependencies
-    from megatron_music.processes import end_with_parent
+    from megatron_music.config.log import quiet_dependencies
+    from megatron_music.parallel.processes import end_with_parent
 
     end_with_parent()
     quiet_dependencies()

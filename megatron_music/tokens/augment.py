@@ -8,7 +8,7 @@ Shapes: D documents, N tokens of all of them.
 import numpy as np
 
 from megatron_music.tokens import vocabulary as v
-from megatron_music.tokens.chance import below, draw
+from megatron_music.tokens.counter_rng import below, draw
 
 _DRUMS = v.IDS[f"INST={v.DRUMS}"]
 _NOTE_IDS = 256  # NOTE_ON, then NOTE_OFF: pitch p is NOTE_ON + p or NOTE_ON + 128 + p

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from megatron_music.music.pedal import PEDAL_MODES
 from megatron_music.music.score import VOICE_MODES
-from megatron_music.tokens.folder import Encoding
+from megatron_music.tokens.encoding import Encoding
 
 ADDED = ("velocity", "tempo", "infill", "lone_quarter_undeclared")
 _REBUILD = "build them again with the same options, or as one dataset"

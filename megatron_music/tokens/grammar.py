@@ -2,7 +2,7 @@
 
 A piece sampled under it decodes without repair and encodes again to the same ids (DENSITY aside, which the model chooses): bars
 are complete, every note is switched off, events stand in canonical order, and the piece is over before the token budget is.
-``tokens.fills`` does the same for bars that were taken out.
+``tokens.infill_grammar`` does the same for bars that were taken out.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from megatron_music.tokens import vocabulary as v
-from megatron_music.tokens.folder import Encoding
-from megatron_music.tokens.walk import RESERVE, Choices, Events, Walk, only
+from megatron_music.tokens.constraints import RESERVE, Choices, Events, Walk, only
+from megatron_music.tokens.encoding import Encoding
 
 
 class Grammar(Walk):

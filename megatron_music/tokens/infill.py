@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from megatron_music.tokens import vocabulary as v
-from megatron_music.tokens.chance import below, draw
+from megatron_music.tokens.counter_rng import below, draw
 
 # TIME_DELTA, NOTE_ON and NOTE_OFF are one range; VELOCITY is another.
 assert v.TIME_DELTA + v.MAX_TIME_DELTA + 1 == v.NOTE_ON and v.NOTE_ON + 128 == v.NOTE_OFF

@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megatron_music.music.grid import tempo_of_bin
 from megatron_music.music.score import (
     DEFAULT_TEMPO,
     DEFAULT_VELOCITY,
@@ -31,10 +30,16 @@ from megatron_music.music.score import (
     TimeSignature,
     Track,
 )
+from megatron_music.music.tempo import tempo_of_bin
 from megatron_music.tokens import vocabulary as v
-from megatron_music.tokens.folder import Encoding
+from megatron_music.tokens.encoding import Encoding
 from megatron_music.tokens.infill import put_back
-from megatron_music.tokens.windows import Windows, first_bars_of, instrument_id, write_windows
+from megatron_music.tokens.windows import (
+    Windows,
+    first_bars_of,
+    instrument_id,
+    write_windows,
+)
 
 __all__ = ["Windows", "decode_piece", "encode_piece", "encode_windows", "instrument_id", "window_starts"]
 

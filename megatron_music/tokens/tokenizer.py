@@ -13,8 +13,8 @@ import numpy as np
 from megatron.core.tokenizers.base_tokenizer import MegatronTokenizerBase
 
 from megatron_music.tokens import vocabulary
-from megatron_music.tokens.folder import Encoding
-from megatron_music.tokens.wording import Wording, read_wording
+from megatron_music.tokens.encoding import Encoding
+from megatron_music.tokens.lexicon import Wording, read_wording
 
 
 def tokenizer_metadata() -> dict:

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megatron_music.music.grid import TEMPO_BINS, tempo_of_bin
 from megatron_music.music.score import METER_COUNTS, METER_UNITS, VOICE_NAMES
+from megatron_music.music.tempo import TEMPO_BINS, tempo_of_bin
 
 NAME = "mmmtrack-1"
 DRUMS = "DRUMS"

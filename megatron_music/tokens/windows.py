@@ -1,7 +1,7 @@
 """Windows of a quantised piece as token ids, by array arithmetic: the meaning of the encoding on the writing side.
 
 Each bar of each track is written once, whatever windows it is in. A window is, for each track, a run of bars between two edges:
-it begins by striking what sounds on from before, and ends by closing what sounds on. ``tokens.compiled`` does the same as one
+it begins by striking what sounds on from before, and ends by closing what sounds on. ``tokens.quantize_numba`` does the same as one
 loop, faster; the two are tested equal.
 """
 
@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megatron_music.music.grid import bars_of, cut_at_bar_lines, quantize, tempo_bin
+from megatron_music.music.grid import bars_of, cut_at_bar_lines, quantize
 from megatron_music.music.score import VOICE_NAMES, QuantizationReport, Score, Track
+from megatron_music.music.tempo import tempo_bin
 from megatron_music.tokens import vocabulary as v
 from megatron_music.tokens.density import open_bar_ids, open_track_ids
-from megatron_music.tokens.folder import Encoding
+from megatron_music.tokens.encoding import Encoding
 
 # A sort key of one int64: the bar's place in the output, the time in the bar, off before on, pitch, velocity bin.
 _PITCH_SHIFT, _ON_SHIFT, _TIME_SHIFT, _BAR_SHIFT = 5, 12, 13, 23

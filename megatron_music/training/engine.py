@@ -10,20 +10,25 @@ from typing import NamedTuple
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import get_model_config
 
-from megatron_music.config import ConfigError, Run
-from megatron_music.contradictions import check_capability
+from megatron_music.config.checks import check_capability
+from megatron_music.config.errors import ConfigError
+from megatron_music.config.run import FlowRunConfig
+from megatron_music.config.sections import Run
 from megatron_music.flow.ema import WeightAverage
-from megatron_music.flow_run import FlowRunConfig
-from megatron_music.training import distributed
+from megatron_music.parallel import distributed
 from megatron_music.training.optimizer import build_optimizer, build_schedule
-from megatron_music.training.tasks import Task
+from megatron_music.training.task import Task
 
 
 class StepResult(NamedTuple):

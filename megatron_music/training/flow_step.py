@@ -11,14 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_music.config import TrainConfig
+from megatron_music.config.flow_sections import FlowConfig
+from megatron_music.config.sections import TrainConfig
 from megatron_music.data.latents import LatentDataset
-from megatron_music.flow.draws import generator_of, sample_keeps, sample_noise, sample_sigma
 from megatron_music.flow.guidance import Condition, without_some
+from megatron_music.flow.noise import (
+    generator_of,
+    sample_keeps,
+    sample_noise,
+    sample_sigma,
+)
 from megatron_music.flow.path import interpolate, interpolate_v, loss_per_sample
-from megatron_music.flow_run import FlowConfig
 from megatron_music.models.text2muq import to_unit_variance
-from megatron_music.training import distributed
+from megatron_music.parallel import distributed
 
 
 def flow_batches(

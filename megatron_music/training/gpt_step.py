@@ -8,7 +8,7 @@ import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
-from megatron_music.training import distributed
+from megatron_music.parallel import distributed
 
 
 def forward_step(batches: Iterator[dict[str, Tensor]], model) -> tuple[Tensor, partial]:

@@ -10,20 +10,28 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from megatron_music.config import Run
-from megatron_music.counted import counted
-from megatron_music.errors import REQUEUE, refuse_unless
-from megatron_music.training import distributed, messages
-from megatron_music.training.checkpoint import Progress, load_checkpoint
-from megatron_music.training.checkpoint_folder import read_latest
+from megatron_music.checkpoints.folder import read_latest
+from megatron_music.config.checks import check_world_size
+from megatron_music.config.errors import REQUEUE, counted, refuse_unless
+from megatron_music.config.sections import Run
+from megatron_music.parallel import distributed
+from megatron_music.training import messages
+from megatron_music.training.checkpointer import Saver
 from megatron_music.training.engine import Engine
-from megatron_music.training.guard import iterations_as_words, reason_to_skip
+from megatron_music.training.loss_guard import iterations_as_words, reason_to_skip
 from megatron_music.training.metrics import Metrics
-from megatron_music.training.run_folder import count_start, held_folder, starting_point, take_folder, with_facts_of_data
-from megatron_music.training.samples import Samples
-from megatron_music.training.saver import Saver
+from megatron_music.training.run_folder import (
+    count_start,
+    held_folder,
+    starting_point,
+    take_folder,
+    with_facts_of_data,
+)
+from megatron_music.training.sample_pieces import Samples
+from megatron_music.training.state import Progress, load_checkpoint
 from megatron_music.training.step_profiler import StepProfiler
-from megatron_music.training.tasks import Task, facts_to_tell, task_of
+from megatron_music.training.task import Task
+from megatron_music.training.tasks import facts_to_tell, task_of
 from megatron_music.training.throughput import Throughput
 
 DONE, FAILED = 0, 1  # exit status, beside REQUEUE
@@ -44,7 +52,7 @@ def train(config: Run, *, profile_steps: tuple[int, int] | None = None) -> int:
     Raises:
         ValueError: the run cannot be; one sentence, and nothing was written.
     """
-    config.check_world_size(distributed.launched_size())
+    check_world_size(config, distributed.launched_size())
     refuse_unless(
         profile_steps is None or profile_steps[0] <= config.train.train_iters,
         f"--profile-steps begin at {profile_steps and profile_steps[0]}, after the last step: train.train_iters is "

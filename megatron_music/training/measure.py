@@ -9,12 +9,16 @@ import torch
 import torch.distributed as dist
 
 from megatron_music import __version__
-from megatron_music.config import Run, RunConfig
+from megatron_music.config.checks import check_world_size
+from megatron_music.config.run import RunConfig
+from megatron_music.config.sections import Run
+from megatron_music.parallel import distributed
 from megatron_music.profiling.gpu_monitor import GpuMonitor
-from megatron_music.training import distributed
 from megatron_music.training.engine import Engine
+from megatron_music.training.gpt_task import made_up_task
 from megatron_music.training.run_folder import with_facts_of_data
-from megatron_music.training.tasks import Work, made_up_task, task_of
+from megatron_music.training.task import Work
+from megatron_music.training.tasks import task_of
 from megatron_music.training.throughput import peak_memory_gib
 
 
@@ -38,7 +42,7 @@ def measure(config: Run, *, steps: int, warmup: int) -> Measurement:
         ValueError: the run cannot be on these processes.
         torch.OutOfMemoryError: it has no room.
     """
-    config.check_world_size(distributed.launched_size())
+    check_world_size(config, distributed.launched_size())
     distributed.start(config.parallel)
     try:
         if config.data.path is None and isinstance(config, RunConfig):

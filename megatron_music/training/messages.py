@@ -3,12 +3,12 @@
 import math
 from pathlib import Path
 
-from megatron_music.config import Run
-from megatron_music.counted import counted
-from megatron_music.output import command_line
-from megatron_music.recipes import read_run
-from megatron_music.training.checkpoint_folder import CONFIG, checkpoint_name, read_latest
-from megatron_music.training.tasks import Work
+from megatron_music.checkpoints.folder import CONFIG, checkpoint_name, read_latest
+from megatron_music.config.errors import counted
+from megatron_music.config.load import read_run
+from megatron_music.config.log import command_line
+from megatron_music.config.sections import Run
+from megatron_music.training.task import Work
 
 MANY_EPOCHS = 100  # so often a model of music reads each sample before it knows it by heart, if not earlier
 

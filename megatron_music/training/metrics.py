@@ -13,8 +13,8 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib import DummyTqdmFile
 
-from megatron_music.errors import ConfigError
-from megatron_music.output import is_quiet, logger
+from megatron_music.config.errors import ConfigError
+from megatron_music.config.log import is_quiet, logger
 from megatron_music.storage.reading import LINE_BYTES, open_regular, parse_json
 from megatron_music.storage.writing import appearing, no_links
 
@@ -87,7 +87,9 @@ class Metrics:
             cut_metrics(folder / FILE, iteration)
             self.file = open(folder / FILE, "a", encoding="utf-8", opener=no_links)
             if tensorboard:
-                from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+                from torch.utils.tensorboard import (
+                    SummaryWriter,  # takes a second to import
+                )
 
                 self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=iteration + 1)
         if sys.stderr.isatty() and iteration < total and not is_quiet():

@@ -5,14 +5,19 @@ from dataclasses import asdict
 from pathlib import Path
 
 import megatron_music
-from megatron_music.config import ModelConfig, Run
+from megatron_music.checkpoints.folder import TOKENIZER
+from megatron_music.checkpoints.state import read_state
+from megatron_music.config.run import FlowRunConfig
+from megatron_music.config.sections import ModelConfig, Run
 from megatron_music.data.folders import DATA_RECORD
-from megatron_music.flow_run import FlowRunConfig
-from megatron_music.storage.reading import TABLE_BYTES, parse_json, read_json_object, read_text
+from megatron_music.storage.reading import (
+    TABLE_BYTES,
+    parse_json,
+    read_json_object,
+    read_text,
+)
 from megatron_music.tokens import vocabulary
-from megatron_music.tokens.wording import read_wording
-from megatron_music.training.checkpoint_folder import TOKENIZER
-from megatron_music.training.checkpoint_state import read_state
+from megatron_music.tokens.lexicon import read_wording
 from megatron_music.training.metrics import FILE
 
 CARD = "README.md"
@@ -22,7 +27,7 @@ _LOAD_GPT = """```python
 import transformers
 from megatron_music.hosts.huggingface import GrammarLogits
 from megatron_music.music.midi import write_midi
-from megatron_music.tokens.folder import read_encoding
+from megatron_music.tokens.tokenizer_folder import read_encoding
 from megatron_music.tokens.grammar import Grammar
 from megatron_music.tokens.mmmtrack import decode_piece
 

@@ -14,7 +14,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from torch import Tensor
 from torch.nn import Parameter
 
-from megatron_music.config import OptimizerConfig
+from megatron_music.config.sections import OptimizerConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MAIN_PARAMETER = "fp32_param"

@@ -11,22 +11,31 @@ from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
-from megatron_music.config import ConfigError, Run, RunConfig
-from megatron_music.data.folders import CACHE, DATA_RECORD, Tokenizer, check_folders, difference_of_records, record_of
+from megatron_music.checkpoints.find import find_checkpoint, newest_whole
+from megatron_music.checkpoints.folder import CONFIG, TOKENIZER
+from megatron_music.checkpoints.state import check_same_model, read_state
+from megatron_music.config.errors import ConfigError
+from megatron_music.config.flow_sections import OF_DATA
+from megatron_music.config.load import read_run, write_run
+from megatron_music.config.log import logger
+from megatron_music.config.run import FlowRunConfig, RunConfig
+from megatron_music.config.sections import Run
+from megatron_music.data.folders import (
+    CACHE,
+    DATA_RECORD,
+    Tokenizer,
+    check_folders,
+    difference_of_records,
+    record_of,
+)
 from megatron_music.data.latents import LatentDataset
 from megatron_music.data.latents_index import INDEX
-from megatron_music.flow_run import OF_DATA, FlowRunConfig
-from megatron_music.output import logger
-from megatron_music.recipes import read_run, write_run
+from megatron_music.parallel import distributed
 from megatron_music.storage.holding import LOCK, hold, is_of_lock
 from megatron_music.storage.reading import read_json_object
 from megatron_music.storage.writing import is_temporary, write_whole
 from megatron_music.tokens import vocabulary
-from megatron_music.tokens.wording import read_wording
-from megatron_music.training import distributed
-from megatron_music.training.checkpoint_folder import CONFIG, TOKENIZER
-from megatron_music.training.checkpoint_state import check_same_model, read_state
-from megatron_music.training.newest import find_checkpoint, newest_whole
+from megatron_music.tokens.lexicon import read_wording
 
 STARTS = "starts.json"
 

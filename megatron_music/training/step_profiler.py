@@ -10,9 +10,8 @@ from statistics import median
 import torch
 import torch.distributed as dist
 
-from megatron_music.config import ConfigError
+from megatron_music.config.errors import ConfigError
 from megatron_music.storage.writing import written_apart
-
 
 FEWEST = 3  # steps on each side, below which it is not said what the profiler costs
 

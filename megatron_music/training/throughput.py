@@ -8,11 +8,11 @@ import sys
 
 import torch
 
-from megatron_music.config import Run
+from megatron_music.config.sections import Run
+from megatron_music.parallel import distributed
 from megatron_music.profiling.flops import tflops_per_gpu
 from megatron_music.profiling.peaks import peak_of
-from megatron_music.training import distributed
-from megatron_music.training.tasks import Work
+from megatron_music.training.task import Work
 
 
 class Throughput:

@@ -19,10 +19,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E
 from megatron.core.process_groups_config import ProcessGroupCollection  # noqa: E402
 from megatron.core.utils import get_model_config  # noqa: E402
 
-from megatron_music.config import ModelConfig, ParallelConfig  # noqa: E402
+from megatron_music.config.sections import ModelConfig, ParallelConfig  # noqa: E402
 from megatron_music.hosts import bridge  # noqa: E402
 from megatron_music.models.gpt import build_gpt  # noqa: E402
-from megatron_music.training import distributed  # noqa: E402
+from megatron_music.parallel import distributed  # noqa: E402
 from megatron_music.training.gpt_step import forward_step  # noqa: E402
 
 MODEL = ModelConfig(size="tiny", num_query_groups=2)
@@ -113,7 +113,7 @@ if __name__ == "__main__":
     for form in ("ours", "provider", "builder"):
         for name, layout in LAYOUTS.items():
             if form == "ours" and name != "TP1":
-                continue  # tests/test_parity.py has those
+                continue  # tests/training/test_parity.py has those
             mine = run(form, layout, whole)
             ranks = [None, None]
             torch.distributed.all_gather_object(ranks, mine)

@@ -17,10 +17,11 @@ from types import SimpleNamespace
 import pytest
 from tiny_gpt import launch, tiny_dataset
 
-from megatron_music.config import ConfigError, ModelConfig, ParallelConfig
+from megatron_music.config.errors import ConfigError
+from megatron_music.config.load import SECTIONS
+from megatron_music.config.sections import ModelConfig, ParallelConfig
 from megatron_music.hosts import bridge
-from megatron_music.models.backends import has_gradient_fusion
-from megatron_music.recipes import SECTIONS
+from megatron_music.parallel.backends import has_gradient_fusion
 from megatron_music.tokens import vocabulary
 
 WORKER = Path(__file__).parent / "bridge_worker.py"
@@ -117,7 +118,10 @@ def test_a_recipe_refuses_what_it_does_not_know(data, tmp_path):
 
 def test_a_configuration_written_by_bridge_is_read_back(data, tmp_path):
     from megatron.bridge.training.config import ConfigContainer
-    from megatron.bridge.utils.instantiate_utils import InstantiationException, instantiate
+    from megatron.bridge.utils.instantiate_utils import (
+        InstantiationException,
+        instantiate,
+    )
 
     config = bridge.music_gpt_125m_pretrain_config(str(data), tensor_model_parallel_size=2)
     config.to_yaml(str(tmp_path / "config.yaml"))
@@ -125,7 +129,7 @@ def test_a_configuration_written_by_bridge_is_read_back(data, tmp_path):
     assert type(again.model) is bridge.MusicGPTProvider and again.model == config.model
     assert again.model.transformer_layer_spec is bridge.music_layers
     with pytest.raises(InstantiationException, match="not in the allowlist"):
-        instantiate({"_target_": "megatron_music.recipes.load_run", "recipe": "tiny"})
+        instantiate({"_target_": "megatron_music.config.load.load_run", "recipe": "tiny"})
 
 
 def test_gradient_accumulation_is_fused_only_where_apexs_extension_is():

@@ -6,7 +6,9 @@
 from pathlib import Path
 
 import pytest
-from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.blended_megatron_dataset_builder import (
+    BlendedMegatronDatasetBuilder,
+)
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 from megatron.core.transformer.spec_utils import import_module
@@ -14,12 +16,13 @@ from megatron.training.argument_utils import core_transformer_config_from_args
 from megatron.training.arguments import parse_args, validate_args
 from tiny_gpt import tiny_dataset, tiny_run
 
-from megatron_music.config import ConfigError, RunConfig
+from megatron_music.config.errors import ConfigError
+from megatron_music.config.load import load_run, recipe_names
+from megatron_music.config.run import RunConfig
 from megatron_music.hosts.megatron_lm import pretrain_gpt_arguments, tokenizer_arguments
-from megatron_music.models.backends import has_gradient_fusion
 from megatron_music.models.gpt import transformer_config
 from megatron_music.models.specs import gpt_layer
-from megatron_music.recipes import load_run, recipe_names
+from megatron_music.parallel.backends import has_gradient_fusion
 from megatron_music.tokens import vocabulary
 
 
@@ -122,9 +125,9 @@ def test_its_tokenizer_has_our_ids_and_its_dataset_our_documents(monkeypatch, da
 
 
 def test_numbers_alone_cannot_end_a_document_of_merged_tokens_in_core_0_16(tmp_path, data):
-    from test_tokenizer import BPE, MERGED
+    from merged_tokens import BPE, MERGED
 
-    from megatron_music.tokens.folder import write_tokenizer_folder
+    from megatron_music.tokens.tokenizer_folder import write_tokenizer_folder
 
     assert tokenizer_arguments(data / "tokenizer", "null-0.16")[-1] == "767"
     write_tokenizer_folder(tmp_path, MERGED, BPE)

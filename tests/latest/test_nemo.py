@@ -2,13 +2,16 @@
 
 import pytest
 import torch
-from nemo.collections.audio.parts.submodules.flow import ConditionalFlowMatchingEulerSampler, OptimalTransportFlow
+from merged_tokens import BPE, MERGED
+from nemo.collections.audio.parts.submodules.flow import (
+    ConditionalFlowMatchingEulerSampler,
+    OptimalTransportFlow,
+)
 from nemo.collections.common.tokenizers.tokenizer_spec import TokenizerSpec
-from test_tokenizer import BPE, MERGED
 
 from megatron_music.hosts.nemo import MusicTokenizerSpec, as_nemo_vector_field
 from megatron_music.tokens import vocabulary
-from megatron_music.tokens.folder import write_tokenizer_folder
+from megatron_music.tokens.tokenizer_folder import write_tokenizer_folder
 
 TEXT = "PIECE_START TRACK_START INST=0 BAR_START NOTE_ON=60 TIME_DELTA=4 BAR_END TRACK_END PIECE_END DOCUMENT_END"
 

@@ -12,16 +12,16 @@ import zlib
 import pytest
 from bounded import run_bounded, run_command
 
-from megatron_music.data import archives
-from megatron_music.data.archives import Entry, EntryError
-from megatron_music.data.corpus import Reader, find_entries, find_files
-from megatron_music.data.tar_stream import HEADER_BYTES
+from megatron_music.corpora import archives
+from megatron_music.corpora.archives import Entry, EntryError
+from megatron_music.corpora.midi_files import Reader, find_entries, find_files
+from megatron_music.corpora.tar_stream import HEADER_BYTES
 
 MIDI = bytes.fromhex("4d54686400000006000000010018 4d54726b00000014 00ff580404021808 00903c40 18803c40 00ff2f00")
 BLOCK = 512
 PLAN = """
-from megatron_music.data.archives import Entry, EntryError
-from megatron_music.data.corpus import find_entries, find_files
+from megatron_music.corpora.archives import Entry, EntryError
+from megatron_music.corpora.midi_files import find_entries, find_files
 answer([[entry.member, entry.damage] for entry in find_entries(find_files(sys.argv[1:]))])
 """
 

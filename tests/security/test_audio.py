@@ -18,10 +18,10 @@ from tiny_sounds import tiny_sounds  # noqa: E402
 
 from megatron_music.audio import music_encoder, waveform  # noqa: E402
 from megatron_music.audio.waveform import Waveform, read_waveform  # noqa: E402
-from megatron_music.cli import main  # noqa: E402
+from megatron_music.cli.entry import main  # noqa: E402
+from megatron_music.corpora.captioned import Captioned  # noqa: E402
 from megatron_music.data import crops as crops_module  # noqa: E402
 from megatron_music.data.build_latents import build_latents  # noqa: E402
-from megatron_music.data.captioned import Captioned  # noqa: E402
 from megatron_music.data.crops import Crops  # noqa: E402
 from megatron_music.data.latents_options import LatentsOptions  # noqa: E402
 

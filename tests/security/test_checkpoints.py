@@ -16,9 +16,9 @@ from bounded import run_command, run_commands
 from running import wait_until
 from tiny_gpt import tiny_dataset, tiny_run
 
+from megatron_music.checkpoints.manifest import write_manifest
 from megatron_music.hosts.huggingface import convert_to_huggingface
 from megatron_music.training.loop import DONE, train
-from megatron_music.training.manifest import write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ STATES = {
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in STATES.items() for value in values])
 def test_a_state_of_other_types_is_one_sentence_with_the_file(gift, name, value):
-    from megatron_music.training.checkpoint_state import read_state
+    from megatron_music.checkpoints.state import read_state
 
     facts = json.loads((gift / "state.json").read_text())
     assert read_state(gift) == facts
@@ -148,7 +148,7 @@ FILES = ["state.json", "config.yaml", "manifest.json", ".metadata", "tokenizer/m
 @pytest.mark.parametrize("content", WRONG, ids=["deep list", "deep object", "deep whole list", "list", "number", "null", "text", "empty object", "nothing", "no UTF-8", "NaN", "braces"])
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_of_a_checkpoint_that_holds_something_else_is_one_sentence(gift, tmp_path, capsys, name, content):
-    from megatron_music.cli import main
+    from megatron_music.cli.entry import main
 
     (gift / name).write_bytes(content.encode("latin-1"))
     if name != "manifest.json":
@@ -232,7 +232,7 @@ def test_a_process_that_is_lost_while_a_checkpoint_is_read_is_told_as_lost(saved
 
 SLOW = """
 import os, pathlib, sys, time
-import megatron_music.training.reader as reader
+import megatron_music.checkpoints.reader as reader
 found = reader.IndexReader.read_data
 def read_data(self, plan, planner):
     rank = os.environ.get("RANK", "0")

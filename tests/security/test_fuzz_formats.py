@@ -12,7 +12,19 @@ import fuzz_faulty
 import pytest
 from fuzz_formats import FORMATS
 from fuzz_mutations import KINDS, kind_of, mutant_of
-from fuzz_worker import ACCEPTED, CRASH, FAULTS, HANG, MEMORY, REFUSED, SENTENCE, TRACEBACK, Bench, fuzz, judged
+from fuzz_worker import (
+    ACCEPTED,
+    CRASH,
+    FAULTS,
+    HANG,
+    MEMORY,
+    REFUSED,
+    SENTENCE,
+    TRACEBACK,
+    Bench,
+    fuzz,
+    judged,
+)
 
 ROOT = Path(__file__).parent.parent.parent
 INPUTS = {"checkpoint": 40, "hugging face": 60, "plan": 150, "shard record": 150, "job scripts": 100}  # of others 300: a few seconds each

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from tiny_gpt import tiny_dataset, tiny_run
 
-from megatron_music.config import ConfigError, DataConfig, ParallelConfig
+from megatron_music.config.errors import ConfigError
+from megatron_music.config.sections import DataConfig, ParallelConfig
 from megatron_music.data import index_cache
 from megatron_music.data.batches import build_datasets
-from megatron_music.training import distributed
+from megatron_music.parallel import distributed
 from megatron_music.training.loop import DONE, train
 
 ARRAYS = ["document_index", "sample_index", "shuffle_index", "dataset_index", "dataset_sample_index"]

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from megatron_music.training.index_pickle import parse_index
+from megatron_music.checkpoints.index_pickle import parse_index
 
 FORMAT = b"\x80\x04"
 GLOBAL = "c{}\n{}\n".format

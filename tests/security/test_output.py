@@ -10,10 +10,10 @@ import pytest
 from bounded import run_command
 from tiny import tiny_score, write_corpus
 
-from megatron_music import output
+from megatron_music import cli
+from megatron_music.config.log import shown
 from megatron_music.music.midi import write_midi
-from megatron_music.output import shown
-from megatron_music.profiling.tables import format_table
+from megatron_music.reports.tables import format_table
 
 ESCAPES = "\x1b]0;title\x07\x1b[2J\x9b31m\u202e\r\udcff"
 
@@ -47,7 +47,7 @@ def test_names_in_errors_and_tables_do_not_reach_the_terminal_raw(tmp_path):
 
 
 def test_a_message_of_the_logger_is_shown_as_text(capsys):
-    from megatron_music.output import logger
+    from megatron_music.config.log import logger
 
     logger.warning("the file %s", f"a{ESCAPES}b")
     assert is_harmless(capsys.readouterr().err)
@@ -83,8 +83,7 @@ def prints(path: Path) -> list[ast.Call]:
 
 def test_commands_print_text_through_what_escapes_it():
     """JSON and tables escape by themselves; everything else has names in it sooner or later."""
-    package = Path(output.__file__).parent
-    modules = [*sorted(package.glob("*_commands.py")), package / "commands.py", package / "demo.py", package / "doctor.py"]
+    modules = [path for path in sorted(Path(cli.__file__).parent.glob("*.py")) if path.name != "entry.py"]  # prints errors only
     found = [(path.name, ast.unparse(call)) for path in modules for call in prints(path)]
     safe = ("print()", "print(json.dumps(", "print(format_table(", "print('\\n' + format_table(")
     assert len(found) > 15 and [call for call in found if not call[1].startswith(safe)] == []

@@ -5,17 +5,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_stable_audio import published  # noqa: F401 (a fixture: a whole pipeline, small and random)
-from test_text_encoder import hugging_face_folder
+from published_pipeline import published  # noqa: F401 (a fixture: a whole pipeline, small and random)
 from tiny_gpt import tiny_dataset
+from tiny_text_encoder import hugging_face_folder
 
 from megatron_music.audio.music_encoder import load_music_encoder
 from megatron_music.audio.oobleck import SIZES, build_network, load_oobleck
 from megatron_music.audio.spectral_autoencoder import load_spectral_autoencoder
 from megatron_music.audio.text_encoder import load_text_encoder
-from megatron_music.data.latents import read_index
+from megatron_music.data.latents_index import read_index
 from megatron_music.tokens.bpe import read_bpe
-from megatron_music.tokens.wording import read_wording
+from megatron_music.tokens.lexicon import read_wording
 
 NESTED = ["[" * 200_000, '{"a":' * 200_000, "[" * 200_000 + "]" * 200_000]
 WRONG = [*NESTED, "[]", "3", "null", '"text"', "{}", "", "\xff", '{"a": NaN}', "{{{"]

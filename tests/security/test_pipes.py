@@ -10,7 +10,7 @@ from tiny import write_corpus
 from tiny_gpt import tiny_dataset
 from tiny_latents import tiny_latents
 
-from megatron_music.cli import main
+from megatron_music.cli.entry import main
 
 COMMANDS = {
     "tokenize": ["tokenize", "{x}.mid"],

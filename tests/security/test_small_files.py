@@ -4,15 +4,20 @@ import json
 
 import pytest
 
-from megatron_music.cli import main
-from megatron_music.config import ConfigError
-from megatron_music.data.captioned import read_captioned
-from megatron_music.data.options import BuildOptions, Filters
-from megatron_music.recipes import read_run
+from megatron_music.checkpoints.manifest import read_manifest
+from megatron_music.cli.entry import main
+from megatron_music.config.errors import ConfigError
+from megatron_music.config.load import read_run
+from megatron_music.corpora.captioned import read_captioned
+from megatron_music.data.build_options import BuildOptions, Filters
 from megatron_music.tokens.bpe import BPE_FILE, Bpe, read_bpe
-from megatron_music.tokens.folder import ENCODING_FILE, Encoding, read_encoding, write_tokenizer_folder
+from megatron_music.tokens.encoding import Encoding
+from megatron_music.tokens.tokenizer_folder import (
+    ENCODING_FILE,
+    read_encoding,
+    write_tokenizer_folder,
+)
 from megatron_music.tokens.vocabulary import NOTE_ON, TIME_DELTA
-from megatron_music.training.manifest import read_manifest
 
 
 @pytest.mark.parametrize(("field", "value"), [

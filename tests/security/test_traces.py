@@ -9,7 +9,12 @@ import struct
 import pytest
 from bounded import run_bounded, run_command
 
-from megatron_music.profiling.trace import read_trace, share_of, slowest_kernels, slowest_ranges
+from megatron_music.profiling.trace import (
+    read_trace,
+    share_of,
+    slowest_kernels,
+    slowest_ranges,
+)
 
 EVENT = {"ph": "X", "cat": "kernel", "name": "sgemm", "pid": 0, "tid": 7, "ts": 100.0, "dur": 5.0}
 READ = """

@@ -9,8 +9,12 @@ import pytest
 from tiny import write_corpus
 from tiny_sounds import tiny_sounds
 
-from megatron_music.cli import main
-from megatron_music.data.building import building_folder, check_building, remove_building
+from megatron_music.cli.entry import main
+from megatron_music.data.building import (
+    building_folder,
+    check_building,
+    remove_building,
+)
 from megatron_music.data.folders import files_below
 
 

@@ -1,7 +1,7 @@
 """The job scripts of launch/ on real Slurm daemons: two nodes of this machine, gloo between them.
 
 `make test-slurm` runs these, as root with slurm-wlm and munge installed; the ordinary suite does not. What a container would
-make of them is in tests/test_launch.py.
+make of them is in tests/launch/test_launch.py.
 """
 
 import json
@@ -17,7 +17,7 @@ import pytest
 from tiny import write_corpus
 from tiny_gpt import tiny_dataset, tiny_run
 
-from megatron_music.cli import main
+from megatron_music.cli.entry import main
 from megatron_music.profiling.sweep import outcome_of, read_sweep
 from megatron_music.training.loop import DONE, train
 from megatron_music.training.metrics import FILE

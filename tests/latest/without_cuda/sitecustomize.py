@@ -1,7 +1,7 @@
 """On PYTHONPATH this folder lets a script for Megatron-Bridge run as written on a machine without CUDA and Transformer Engine.
 
 Python imports this module at its start. It does nothing until ``megatron.bridge`` is imported; then the adapter of
-``megatron_music.training.cpu`` answers for CUDA, and process groups are gloo's. Training loop, data, optimizer and checkpoints
+``megatron_music.parallel.cpu_backend`` answers for CUDA, and process groups are gloo's. Training loop, data, optimizer and checkpoints
 are Bridge's own. For tests alone.
 """
 
@@ -64,9 +64,9 @@ def prepare() -> None:
     bare_package(f"{BRIDGE}.peft")  # its adapters are Transformer Engine's layers
     import megatron.core.datasets.utils
 
-    from megatron_music.training import cpu
+    from megatron_music.parallel import cpu_backend
 
-    assert cpu.install(), "this machine has CUDA, where Bridge runs by itself"
+    assert cpu_backend.install(), "this machine has CUDA, where Bridge runs by itself"
     torch.distributed.init_process_group = on_gloo(torch.distributed.init_process_group)
     megatron.core.datasets.utils.compile_helpers = does_nothing  # the wheel has them compiled, and no Makefile
     for name, content in ABSENT.items():

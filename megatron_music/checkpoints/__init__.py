@@ -1,0 +1,1 @@
+"""Checkpoints: folders that are found, verified, read and written in shares."""

@@ -1,0 +1,1 @@
+"""Where music comes from: MIDI files in folders and archives, labels, captioned audio."""

@@ -1,0 +1,1 @@
+"""Processes, process groups, and the adapter for machines without CUDA."""

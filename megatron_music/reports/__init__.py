@@ -1,0 +1,1 @@
+"""What people look at: reports of datasets as text, pages and charts; piano rolls; tables."""
