@@ -8,7 +8,7 @@
 # make test-slurm   the job scripts of launch/ on real Slurm daemons; as root, it installs slurm-wlm and munge with apt
 # make test-latest   megatron-core 0.19 and the hosts (Megatron-Bridge, NeMo, NeMo-Run), on Python 3.12 in .venv-latest
 # make test-image   megatron-core 0.18 and numpy 1.26, as in NVIDIA's default image, on Python 3.12 in .venv-image
-# make lint   imports, the frozen surface and the pages; known vulnerabilities of the pinned versions (pip-audit), where an index tells
+# make lint   format and common faults (ruff), imports, the frozen surface and the pages; known vulnerabilities of the pinned versions (pip-audit), where an index tells
 # make sbom   sbom.json, the software bill of materials of the test environment, in CycloneDX's JSON
 # make fuzz   20,000 damaged and hostile inputs of each format, at most 120 s each: within an hour; FUZZ_OPTIONS="--formats midi,idx"
 
@@ -48,6 +48,8 @@ test-all: $(VENV)/.ready-test
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m ""
 
 lint: $(VENV)/.ready-test $(LINT)/.ready
+	$(LINT)/bin/ruff format --check .
+	$(LINT)/bin/ruff check .
 	$(BIN)/python -m pytest tests/test_layers.py tests/cli/test_surface.py tests/test_docs.py
 	$(LINT)/bin/python tests/audit.py constraints.txt
 

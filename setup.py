@@ -1,4 +1,6 @@
-"""Copies the job scripts, container files and examples of the clone into the wheel; everything else is in pyproject.toml."""
+"""Copies the job scripts, container files and examples of the clone into the wheel; everything else is in
+pyproject.toml.
+"""
 
 import shutil
 from pathlib import Path

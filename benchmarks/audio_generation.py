@@ -2,10 +2,10 @@
 
     python benchmarks/audio_generation.py [--size demo|full] [--json docs/results/audio-generation.json]
 
-Random weights: what is computed does not depend on their values. Stage 1: 50 Euler steps, guidance 3, keys and values of the
-words once a request; stage 2: 100 Euler steps, guidance 3, then the autoencoder in chunks. Each figure is the median of
-``--repeats`` after a warm-up, the GPU waited for. ``full`` is 271 M and 1.06 billion parameters, 47.55 s of 44.1 kHz stereo, and
-wants a GPU; ``demo`` are the sizes of `make demo-audio`.
+Random weights: what is computed does not depend on their values. Stage 1: 50 Euler steps, guidance 3, keys and values
+of the words once a request; stage 2: 100 Euler steps, guidance 3, then the autoencoder in chunks. Each figure is the
+median of ``--repeats`` after a warm-up, the GPU waited for. ``full`` is 271 M and 1.06 billion parameters, 47.55 s of
+44.1 kHz stereo, and wants a GPU; ``demo`` are the sizes of `make demo-audio`.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from megatron_music.config.log import quiet_dependencies  # noqa: E402
+from megatron_music.config.log import quiet_dependencies
 
 quiet_dependencies()
 
@@ -80,9 +80,12 @@ class Stages:
         words = self.words_of(len(numbers), self.dit.size.context_input_size)
         seconds = torch.zeros(len(numbers), device=self.device)
         condition = {
-            "text_BLC": words["context_BLC"], "keeps_BL": words["keeps_BL"], "music_BE": embeddings_BE,
-            "seconds_start_B": seconds, "seconds_total_B": seconds + self.seconds,
-        }  # fmt: skip
+            "text_BLC": words["context_BLC"],
+            "keeps_BL": words["keeps_BL"],
+            "music_BE": embeddings_BE,
+            "seconds_start_B": seconds,
+            "seconds_total_B": seconds + self.seconds,
+        }
         null = {name: torch.zeros_like(value[:1]) for name, value in condition.items()}
         return sample_latents(self.dit, condition, null, self.frames, 0, numbers, self.samplers[1])
 
@@ -123,7 +126,9 @@ def _wait(on_gpu: bool) -> None:
         torch.cuda.synchronize()
 
 
-def table(title: str, batches: tuple[int, ...], call: Callable[[range], object], flops: float, options, on_gpu: bool) -> list[dict]:
+def table(
+    title: str, batches: tuple[int, ...], call: Callable[[range], object], flops: float, options, on_gpu: bool
+) -> list[dict]:
     """One row a batch size; speed-up is of a sample, against batch 1."""
     print(f"\n{title}\n batch   batch, s   a sample, s   samples/s   speed-up   memory, GiB   TFLOP/s")
     rows = []
@@ -131,14 +136,21 @@ def table(title: str, batches: tuple[int, ...], call: Callable[[range], object],
         seconds, memory = median_seconds(lambda batch=batch: call(range(batch)), options.repeats, on_gpu)
         rows.append(
             {
-                "batch": batch, "seconds": seconds, "seconds_a_sample": seconds / batch, "samples_per_second": batch / seconds,
-                "speed_up": (rows[0]["seconds_a_sample"] if rows else seconds) / (seconds / batch), "memory_gib": memory,
+                "batch": batch,
+                "seconds": seconds,
+                "seconds_a_sample": seconds / batch,
+                "samples_per_second": batch / seconds,
+                "speed_up": (rows[0]["seconds_a_sample"] if rows else seconds) / (seconds / batch),
+                "memory_gib": memory,
                 "tflops": batch * flops / seconds / 1e12,
             }
-        )  # fmt: skip
+        )
         row = rows[-1]
-        print(f"{batch:6} {seconds:10.3f} {seconds / batch:13.4f} {batch / seconds:11.2f} {row['speed_up']:10.2f} "
-              f"{memory:13.2f} {row['tflops']:9.3f}", flush=True)  # fmt: skip
+        print(
+            f"{batch:6} {seconds:10.3f} {seconds / batch:13.4f} {batch / seconds:11.2f} {row['speed_up']:10.2f} "
+            f"{memory:13.2f} {row['tflops']:9.3f}",
+            flush=True,
+        )
     return rows
 
 
@@ -162,13 +174,20 @@ def main() -> None:
     }
     embeddings = stages.embed(range(max(STAGE2_BATCHES)))
     result["stage2"] = table(
-        f"stage 2: embedding to latents of {stages.seconds:.2f} s", STAGE2_BATCHES,
-        lambda numbers: stages.latents(numbers, embeddings[: len(numbers)]), flops2, options, on_gpu,
-    )  # fmt: skip
+        f"stage 2: embedding to latents of {stages.seconds:.2f} s",
+        STAGE2_BATCHES,
+        lambda numbers: stages.latents(numbers, embeddings[: len(numbers)]),
+        flops2,
+        options,
+        on_gpu,
+    )
     sequential, _ = median_seconds(lambda: [stages.all(range(n, n + 1)) for n in range(END_TO_END)], 1, on_gpu)
     batched, memory = median_seconds(lambda: stages.all(range(END_TO_END)), 1, on_gpu)
     result["end_to_end"] = {"samples": END_TO_END, "sequential": sequential, "batched": batched, "memory_gib": memory}
-    print(f"\n{END_TO_END} samples, words to sound: {sequential:.2f} s one by one, {batched:.2f} s batched, {sequential / batched:.2f} times")
+    print(
+        f"\n{END_TO_END} samples, words to sound: {sequential:.2f} s one by one, {batched:.2f} s batched, "
+        f"{sequential / batched:.2f} times"
+    )
     distributed.stop()
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")

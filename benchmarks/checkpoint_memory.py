@@ -2,9 +2,10 @@
 
     torchrun --nproc_per_node 8 benchmarks/checkpoint_memory.py [section.field=value ...]
 
-A GPT on random tokens takes a step, is saved, and is loaded into another engine after its first step. For each, every process
-counts what PyTorch allocates above what it held before (the profiler's record of each allocation: exact) and how far its
-resident memory rises (a sample every few milliseconds: with buffers of files and of gloo). The main process prints one JSON
+A GPT on random tokens takes a step, is saved, and is loaded into another engine after its first step. For each, every
+process counts what PyTorch allocates above what it held before (the profiler's record of each allocation: exact) and
+how far its resident memory rises (a sample every few milliseconds: with buffers of files and of gloo). The main process
+prints one JSON
 object: the worst process of each, and what training holds. Without a GPU the optimizer's state lies in the same memory.
 """
 
@@ -36,9 +37,14 @@ from megatron_music.training.state import (
 
 # About 31 million parameters.
 MODEL = [
-    "model.num_layers=6", "model.hidden_size=640", "model.num_attention_heads=10", "model.ffn_hidden_size=2560",
-    "model.seq_length=64", "train.micro_batch_size=1", "logging.tensorboard=false",
-]  # fmt: skip
+    "model.num_layers=6",
+    "model.hidden_size=640",
+    "model.num_attention_heads=10",
+    "model.ffn_hidden_size=2560",
+    "model.seq_length=64",
+    "train.micro_batch_size=1",
+    "logging.tensorboard=false",
+]
 
 
 def resident() -> int:
@@ -86,7 +92,9 @@ def measure(work: Callable[[], object]) -> dict[str, float]:
     peak = allocated_peak(work)
     worst = torch.tensor([peak / 1e6, rise / 1e6, seconds], dtype=torch.float64)
     dist.all_reduce(worst, op=dist.ReduceOp.MAX)
-    return dict(zip(("allocated_mb", "resident_mb", "seconds"), (round(value, 2) for value in worst.tolist()), strict=True))
+    return dict(
+        zip(("allocated_mb", "resident_mb", "seconds"), (round(value, 2) for value in worst.tolist()), strict=True)
+    )
 
 
 def save_with_copies(place: Path, engine: Engine) -> None:
@@ -127,9 +135,18 @@ def main() -> None:
         loaded = measure(lambda: load_checkpoint(checkpoint, engine, resume=True))
     parameters = sum(parameter.numel() for module in engine.modules for parameter in module.parameters())
     if dist.get_rank() == 0:
-        found = {"machine": machine(), "torch": torch.__version__, "processes": dist.get_world_size(), "overrides": overrides, "parameters_of_rank": parameters}
+        found = {
+            "machine": machine(),
+            "torch": torch.__version__,
+            "processes": dist.get_world_size(),
+            "overrides": overrides,
+            "parameters_of_rank": parameters,
+        }
         found |= {"state_mb": round(12e-6 * parameters, 2), "save": saved, "async_save": beside, "load": loaded}
-        print(json.dumps(found | {"files": len(files), "largest_file_mb": round(max(files.values()) / 1e6, 2)}), flush=True)
+        print(
+            json.dumps(found | {"files": len(files), "largest_file_mb": round(max(files.values()) / 1e6, 2)}),
+            flush=True,
+        )
     distributed.stop()
 
 

@@ -2,15 +2,17 @@
 
     python benchmarks/encode.py MIDI_DIR [--files 60] [--rounds 5] [--corpus 4000] [--json FILE]
 
-First table: each round times all contenders one after another over the same files on one core, reading included; medians
-over rounds, and the medians of the ratios within rounds. MidiTok's MMM writes one sequence for a whole piece, in memory; ours
-are whole pieces, too, and windows of 4 bars, hop 1, which is about four times the tokens. Our pipeline reads, parses, encodes,
-hashes and writes the shard.
-The pieces' meters are taken for 4/4, as MidiTok takes them (a declared 1/4 counts as unknown).
+First table: each round times all contenders one after another over the same files on one core, reading included;
+medians over rounds, and the medians of the ratios within rounds. MidiTok's MMM writes one sequence for a whole piece,
+in memory; ours are whole pieces, too, and windows of 4 bars, hop 1, which is about four times the tokens. Our pipeline
+reads, parses, encodes, hashes and writes the shard. The pieces' meters are taken for 4/4, as MidiTok takes them (a
+declared 1/4 counts as unknown).
 
-Second table: whole builds, `build tokens` as a command's work, of the files copied until there are --corpus of them, with
-one worker and two; and the merge beside a copy of the same bytes. What the machine itself gains by a second process is
-measured beside it: the parser alone, over the same files, in one process and in two. Needs the extras `bench` and `fast`.
+Second table: whole builds, `build tokens` as a command's work, of the files copied until there are --corpus of them,
+with one worker and two; and the merge beside a copy of the same bytes. What the machine itself gains by a second
+process is
+measured beside it: the parser alone, over the same files, in one process and in two. Needs the extras `bench` and
+`fast`.
 """
 
 import argparse
@@ -179,7 +181,9 @@ def build_rates(paths: list[Path], corpus: int, rounds: int, folder: Path) -> di
             found[name].append(done - started)
             found[f"encode_{name}"].append(encoded - planned)
             found["merge"].append(done - encoded)
-            for path in folder.glob("copy-*"):  # a copy writes new files, as a merge does: writing over old ones is faster
+            for path in folder.glob(
+                "copy-*"
+            ):  # a copy writes new files, as a merge does: writing over old ones is faster
                 path.unlink()
             copied = time.perf_counter()
             for path in out.glob("*.bin"):
@@ -190,11 +194,16 @@ def build_rates(paths: list[Path], corpus: int, rounds: int, folder: Path) -> di
             shutil.rmtree(out)
     median = {name: statistics.median(seconds) for name, seconds in found.items()}
     return {
-        "machine_gain": machine_gain(paths, rounds), "files": corpus, "megabytes": bytes_ / 1e6, "seconds": median,
-        "two_workers_over_one": statistics.median(a / b for a, b in zip(found["encode_one"], found["encode_two"], strict=True)),
+        "machine_gain": machine_gain(paths, rounds),
+        "files": corpus,
+        "megabytes": bytes_ / 1e6,
+        "seconds": median,
+        "two_workers_over_one": statistics.median(
+            a / b for a, b in zip(found["encode_one"], found["encode_two"], strict=True)
+        ),
         "whole_two_over_one": statistics.median(a / b for a, b in zip(found["one"], found["two"], strict=True)),
         "merge_over_copy": statistics.median(a / b for a, b in zip(found["merge"], found["copy"], strict=True)),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -211,12 +220,20 @@ def main() -> None:
         rows = file_rates(paths, options.rounds, Path(folder))
         builds = build_rates(paths, options.corpus, 3, Path(folder)) if options.corpus else None
     result = {
-        "folder": options.folder.name, "files": len(paths), "rounds": options.rounds, "rows": rows, "builds": builds,
-        "machine": machine(), "versions": {name: version(name) for name in ("miditok", "symusic", "numpy", "numba")},
+        "folder": options.folder.name,
+        "files": len(paths),
+        "rounds": options.rounds,
+        "rows": rows,
+        "builds": builds,
+        "machine": machine(),
+        "versions": {name: version(name) for name in ("miditok", "symusic", "numpy", "numba")},
         "command": " ".join(["python", "benchmarks/encode.py", *sys.argv[1:]]),
-    }  # fmt: skip
+    }
     print(f"{len(paths)} files of {options.folder.name}, median of {options.rounds} rounds, one core: {machine()}\n")
-    print("| contender | files/s | M tokens/s | files/s over MidiTok | time over parsing |\n| --- | ---: | ---: | ---: | ---: |")
+    print(
+        "| contender | files/s | M tokens/s | files/s over MidiTok | time over parsing |\n| --- | ---: | ---: | ---: "
+        "| ---: |"
+    )
     for row in rows:
         print(
             f"| {row['contender']} | {row['files_per_second']:,.0f} | {row['tokens_per_second'] / 1e6:.2f} "
@@ -226,10 +243,17 @@ def main() -> None:
         times = builds["seconds"]
         print(f"\n{builds['files']:,} files, {builds['megabytes']:,.0f} MB of ids, medians of 3 rounds:\n")
         print("| | one worker | two workers | |\n| --- | ---: | ---: | ---: |")
-        print(f"| encode, s | {times['encode_one']:.2f} | {times['encode_two']:.2f} | {builds['two_workers_over_one']:.2f} times |")
-        print(f"| whole build, s | {times['one']:.2f} | {times['two']:.2f} | {builds['whole_two_over_one']:.2f} times |")
+        print(
+            f"| encode, s | {times['encode_one']:.2f} | {times['encode_two']:.2f} | "
+            f"{builds['two_workers_over_one']:.2f} times |"
+        )
+        print(
+            f"| whole build, s | {times['one']:.2f} | {times['two']:.2f} | {builds['whole_two_over_one']:.2f} times |"
+        )
         print(f"| parser alone, two processes | | | {builds['machine_gain']:.2f} times |")
-        print(f"| merge, s | {times['merge']:.2f} | copy: {times['copy']:.2f} | {builds['merge_over_copy']:.2f} times |")
+        print(
+            f"| merge, s | {times['merge']:.2f} | copy: {times['copy']:.2f} | {builds['merge_over_copy']:.2f} times |"
+        )
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -1,10 +1,11 @@
-"""Damaged MIDI files through the real builder: none may crash or hang it, each is encoded lawfully or said to be damaged.
+"""Damaged MIDI files through the real builder: none may crash or hang it, each is encoded lawfully or said to be
+damaged.
 
     python benchmarks/fuzz.py MIDI_DIR [--mutants 20000] [--seed 0] [--workers 2] [--json FILE]
 
-The mutants (bit flips, truncation, splices, huge deltas and others, see tests/mutants.py) go into one tar, which is built with
-every meter, velocities, tempos and densities on. Then every document is decoded and encoded again to the same ids. Exit
-status 1 if a file was lost without a reason, a document is unlawful, or a worker crashed or hung.
+The mutants (bit flips, truncation, splices, huge deltas and others, see tests/mutants.py) go into one tar, which is
+built with every meter, velocities, tempos and densities on. Then every document is decoded and encoded again to the
+same ids. Exit status 1 if a file was lost without a reason, a document is unlawful, or a worker crashed or hung.
 """
 
 import argparse
@@ -22,15 +23,15 @@ from machine import machine
 from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
-from mutants import mutant  # noqa: E402
+from mutants import mutant
 
-from megatron_music.corpora.midi_files import find_files  # noqa: E402
-from megatron_music.data.build_options import BuildOptions  # noqa: E402
-from megatron_music.data.plan import plan_build  # noqa: E402
-from megatron_music.data.shard import encode_shard  # noqa: E402
-from megatron_music.tokens import vocabulary as v  # noqa: E402
-from megatron_music.tokens.encoding import Encoding  # noqa: E402
-from megatron_music.tokens.mmmtrack import decode_piece, encode_piece  # noqa: E402
+from megatron_music.corpora.midi_files import find_files
+from megatron_music.data.build_options import BuildOptions
+from megatron_music.data.plan import plan_build
+from megatron_music.data.shard import encode_shard
+from megatron_music.tokens import vocabulary as v
+from megatron_music.tokens.encoding import Encoding
+from megatron_music.tokens.mmmtrack import decode_piece, encode_piece
 
 # DENSITY stands open in shards: what a document says again must be the counts themselves.
 ENCODING = Encoding(bars=4, hop=4, meters=("all",), velocity=True, tempo=True, density=4, bar_density=3)
@@ -68,7 +69,9 @@ def main() -> None:
         build = BuildOptions(encoding=ENCODING, seconds_per_file=10)
         started = time.perf_counter()
         plan = plan_build([archive], Path(folder, "out"), build)
-        encode_shard(plan.building, workers=options.workers, progress=lambda items, total: tqdm(items, total=total, disable=None))
+        encode_shard(
+            plan.building, workers=options.workers, progress=lambda items, total: tqdm(items, total=total, disable=None)
+        )
         seconds = time.perf_counter() - started
         outcomes, damages, unlawful, lost, documents = Counter(), Counter(), [], [], 0
         for number in tqdm(range(len(plan.shards)), desc="checking", disable=None):
@@ -85,17 +88,36 @@ def main() -> None:
                 damage, left_out = file.get("damage"), file.get("left_out")
                 if not count and not (damage or left_out):
                     lost.append(entry)
-                outcomes["quarantine" if damage else "left out" if left_out else "rescued" if file.get("rescued") else "encoded"] += 1
+                outcomes[
+                    "quarantine"
+                    if damage
+                    else "left out"
+                    if left_out
+                    else "rescued"
+                    if file.get("rescued")
+                    else "encoded"
+                ] += 1
                 if damage:
                     damages[_short(damage)] += 1
     crashes = sum(count for reason, count in damages.items() if "crashed" in reason)
     hangs = sum(count for reason, count in damages.items() if "takes longer" in reason)
     result = {
-        "mutants": options.mutants, "seed": options.seed, "of": options.folder.name, "kinds": dict(Counter(kinds)),
-        "outcomes": dict(outcomes), "documents": documents, "unlawful": unlawful, "lost": lost, "crashes": crashes, "hangs": hangs,
-        "quarantine": dict(damages.most_common(20)), "seconds": seconds, "workers": options.workers, "machine": machine(),
+        "mutants": options.mutants,
+        "seed": options.seed,
+        "of": options.folder.name,
+        "kinds": dict(Counter(kinds)),
+        "outcomes": dict(outcomes),
+        "documents": documents,
+        "unlawful": unlawful,
+        "lost": lost,
+        "crashes": crashes,
+        "hangs": hangs,
+        "quarantine": dict(damages.most_common(20)),
+        "seconds": seconds,
+        "workers": options.workers,
+        "machine": machine(),
         "command": " ".join(["python", "benchmarks/fuzz.py", *sys.argv[1:]]),
-    }  # fmt: skip
+    }
     print(json.dumps(result, indent=1))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -3,10 +3,10 @@
     python benchmarks/generation.py [--sizes demo article] [--batches 1 8] [--tokens 200] [--turns 5] [--json FILE]
     python benchmarks/generation.py --pieces CHECKPOINT [--num 50] [--json FILE]
 
-The first compares on random weights in GPT-2's form, which both sides hold; their logits are checked equal first. All take
-their turns one after another; printed are medians over turns, and medians of the quotients within turns by the faster of
-transformers' caches. The second samples pieces from a run's folder, e.g. demo/run; the
-exit status is 1 if a single piece fails to encode again to the same ids.
+The first compares on random weights in GPT-2's form, which both sides hold; their logits are checked equal first. All
+take their turns one after another; printed are medians over turns, and medians of the quotients within turns by the
+faster of transformers' caches. The second samples pieces from a run's folder, e.g. demo/run; the exit status is 1 if a
+single piece fails to encode again to the same ids.
 """
 
 import argparse
@@ -74,12 +74,24 @@ def theirs(model, batch: int, tokens: int, **options) -> tuple[int, float]:
 
 
 def gpt2_of(model, size: ModelConfig) -> transformers.GPT2LMHeadModel:
-    """A GPT of GPT-2's form (learned positions, LayerNorm, GELU, tied output) in transformers, with copies of its weights."""
+    """A GPT of GPT-2's form (learned positions, LayerNorm, GELU, tied output) in transformers, with copies of its
+    weights.
+    """
     config = transformers.GPT2Config(
-        vocab_size=size.vocab_size, n_positions=size.seq_length, n_embd=size.hidden_size, n_layer=size.num_layers,
-        n_head=size.num_attention_heads, n_inner=size.ffn_hidden_size, activation_function="gelu",
-        resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=None, eos_token_id=None, pad_token_id=v.PAD,
-    )  # fmt: skip
+        vocab_size=size.vocab_size,
+        n_positions=size.seq_length,
+        n_embd=size.hidden_size,
+        n_layer=size.num_layers,
+        n_head=size.num_attention_heads,
+        n_inner=size.ffn_hidden_size,
+        activation_function="gelu",
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=v.PAD,
+    )
     gpt2 = transformers.GPT2LMHeadModel(config).eval()
     found = dict(model.named_parameters())
     state = {
@@ -90,9 +102,13 @@ def gpt2_of(model, size: ModelConfig) -> transformers.GPT2LMHeadModel:
         "transformer.ln_f.bias": found["decoder.final_layernorm.bias"],
     }
     places = {
-        "ln_1": "input_layernorm", "attn.c_attn": "self_attention.linear_qkv", "attn.c_proj": "self_attention.linear_proj",
-        "ln_2": "pre_mlp_layernorm", "mlp.c_fc": "mlp.linear_fc1", "mlp.c_proj": "mlp.linear_fc2",
-    }  # fmt: skip
+        "ln_1": "input_layernorm",
+        "attn.c_attn": "self_attention.linear_qkv",
+        "attn.c_proj": "self_attention.linear_proj",
+        "ln_2": "pre_mlp_layernorm",
+        "mlp.c_fc": "mlp.linear_fc1",
+        "mlp.c_proj": "mlp.linear_fc2",
+    }
     for layer in range(size.num_layers):
         for there, here in places.items():
             for kind in ("weight", "bias"):
@@ -128,13 +144,15 @@ def compare(size_name: str, batches: list[int], tokens: int, turns: int) -> list
     results = []
     for batch in batches:
         rows = {
-            "ours": lambda: ours(model, Decoder, [Anything(tokens + 1) for _ in range(batch)]),  # noqa: B023
+            "ours": lambda: ours(model, Decoder, [Anything(tokens + 1) for _ in range(batch)]),
             "ours, with the grammar": lambda: ours(
-                model, Decoder, [Grammar(Encoding(), tokens + 1, [v.INST] * 4) for _ in range(batch)]  # noqa: B023
+                model,
+                Decoder,
+                [Grammar(Encoding(), tokens + 1, [v.INST] * 4) for _ in range(batch)],
             ),
-            "megatron-core's modules": lambda: ours(model, CachedGPT, [Anything(tokens + 1) for _ in range(batch)]),  # noqa: B023
-            "transformers, dynamic cache": lambda: theirs(gpt2, batch, tokens),  # noqa: B023
-            "transformers, static cache": lambda: theirs(gpt2, batch, tokens, cache_implementation="static"),  # noqa: B023
+            "megatron-core's modules": lambda: ours(model, CachedGPT, [Anything(tokens + 1) for _ in range(batch)]),
+            "transformers, dynamic cache": lambda: theirs(gpt2, batch, tokens),
+            "transformers, static cache": lambda: theirs(gpt2, batch, tokens, cache_implementation="static"),
         }
         speeds: dict[str, list[float]] = {name: [] for name in rows}
         for turn in range(turns + 1):
@@ -152,9 +170,16 @@ def compare(size_name: str, batches: list[int], tokens: int, turns: int) -> list
             times = statistics.median(ours / theirs for ours, theirs in zip(speeds[name], speeds[best], strict=True))
             print(f"| {size_name} | {batch} | {name} | {value:,.0f} | {times:.2f} |", flush=True)
             results.append(
-                {"size": size_name, "batch": batch, "row": name, "tokens_per_second": value, "times_transformers": times,
-                 "turns": [round(speed, 1) for speed in speeds[name]], "largest_difference_of_logits": difference}
-            )  # fmt: skip
+                {
+                    "size": size_name,
+                    "batch": batch,
+                    "row": name,
+                    "tokens_per_second": value,
+                    "times_transformers": times,
+                    "turns": [round(speed, 1) for speed in speeds[name]],
+                    "largest_difference_of_logits": difference,
+                }
+            )
     return results
 
 
@@ -175,14 +200,20 @@ def law_of_pieces(checkpoint: Path, num: int) -> dict:
         if score.num_notes:
             write_midi(score, scratch)
             read = quantize(read_midi(scratch), encoding.steps_per_quarter)
-            through_files += [t.notes.tolist() for t in read.tracks] == [t.notes.tolist() for t in score.tracks if len(t)]
+            through_files += [t.notes.tolist() for t in read.tracks] == [
+                t.notes.tolist() for t in score.tracks if len(t)
+            ]
     scratch.unlink(missing_ok=True)
     tokens = sum(len(draft.ids) for draft in drafts)
     print(f"{again} of {num} pieces encode again to the same ids; {through_files} of {num} survive a MIDI file")
     print(f"{tokens:,} tokens in {seconds:.1f} s: {tokens / seconds:,.0f} tokens/s in one batch; {machine()}")
     return {
-        "pieces": num, "encode_again": again, "survive_a_midi_file": through_files, "tokens": tokens, "seconds": seconds,
-    }  # fmt: skip
+        "pieces": num,
+        "encode_again": again,
+        "survive_a_midi_file": through_files,
+        "tokens": tokens,
+        "seconds": seconds,
+    }
 
 
 def main() -> None:
@@ -204,10 +235,17 @@ def main() -> None:
         print("| size | batch | | tokens/s | times transformers |\n| --- | ---: | --- | ---: | ---: |")
         rows = sum((compare(size, options.batches, options.tokens, options.turns) for size in options.sizes), [])
         distributed.stop()
-        print(f"{options.tokens} tokens a piece, medians of {options.turns} turns; {torch.get_num_threads()} threads, "
-              f"torch {torch.__version__}, transformers {transformers.__version__}; {machine()}; load before {load:.1f}")  # fmt: skip
-        result = {"rows": rows, "tokens": options.tokens, "threads": torch.get_num_threads(), "torch": torch.__version__,
-                  "transformers": transformers.__version__}  # fmt: skip
+        print(
+            f"{options.tokens} tokens a piece, medians of {options.turns} turns; {torch.get_num_threads()} threads, "
+            f"torch {torch.__version__}, transformers {transformers.__version__}; {machine()}; load before {load:.1f}"
+        )
+        result = {
+            "rows": rows,
+            "tokens": options.tokens,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
     command = " ".join(["python", "benchmarks/generation.py", *sys.argv[1:]])
     result |= {"machine": machine(), "load_before": load, "command": command}
     if options.json:

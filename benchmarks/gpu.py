@@ -1,4 +1,5 @@
-"""Training speed on a GPU: our step and Hugging Face's GPT2LMHeadModel, over sizes, batches and recomputation, in one run.
+"""Training speed on a GPU: our step and Hugging Face's GPT2LMHeadModel, over sizes, batches and recomputation, in one
+run.
 
     python benchmarks/gpu.py [--quick] [--json gpu.json] [--markdown gpu.md]
     python benchmarks/gpu.py --device cpu --size tiny --steps 2        no GPU: that the script itself works
@@ -51,11 +52,17 @@ def run_config(size: str, seq_length: int, micro_batch_size: int = 1, *overrides
     return load_run(
         "article",
         [
-            f"model.size={size}", f"model.seq_length={seq_length}", "model.position_embedding_type=learned_absolute",
-            "model.attention_dropout=0", "model.hidden_dropout=0", "train.bf16=true",
-            f"train.micro_batch_size={micro_batch_size}", f"train.global_batch_size={micro_batch_size}", *overrides,
+            f"model.size={size}",
+            f"model.seq_length={seq_length}",
+            "model.position_embedding_type=learned_absolute",
+            "model.attention_dropout=0",
+            "model.hidden_dropout=0",
+            "train.bf16=true",
+            f"train.micro_batch_size={micro_batch_size}",
+            f"train.global_batch_size={micro_batch_size}",
+            *overrides,
         ],
-    )  # fmt: skip
+    )
 
 
 def tokens_of(config: RunConfig, device: str) -> torch.Tensor:
@@ -106,12 +113,22 @@ def their_step(config: RunConfig, recomputation: str, device: str) -> Step:
     shape = config.model
     model = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
-            vocab_size=shape.vocab_size, n_positions=shape.seq_length, n_embd=shape.hidden_size, n_layer=shape.num_layers,
-            n_head=shape.num_attention_heads, n_inner=shape.ffn_hidden_size, activation_function="gelu",
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False, attn_implementation="sdpa",
-            bos_token_id=None, eos_token_id=None,
+            vocab_size=shape.vocab_size,
+            n_positions=shape.seq_length,
+            n_embd=shape.hidden_size,
+            n_layer=shape.num_layers,
+            n_head=shape.num_attention_heads,
+            n_inner=shape.ffn_hidden_size,
+            activation_function="gelu",
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            use_cache=False,
+            attn_implementation="sdpa",
+            bos_token_id=None,
+            eos_token_id=None,
         )
-    )  # fmt: skip
+    )
     model = model.to(device, torch.bfloat16).train()
     if recomputation == "full":
         with warnings.catch_warnings():
@@ -157,7 +174,7 @@ def measure_column(
     for micro_batch in micro_batches:
         if on_cuda:
             torch.cuda.reset_peak_memory_stats()
-        timed = lambda: time_steps(build(micro_batch), steps, warmup, on_cuda)  # noqa: B023, E731 (called at once)
+        timed = lambda: time_steps(build(micro_batch), steps, warmup, on_cuda)
         row = {"micro_batch": micro_batch} | _outcome(timed)
         if on_cuda and row["outcome"] == "measured":
             row["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
@@ -201,12 +218,20 @@ def with_speeds(row: dict, config: RunConfig, recomputation: str, peak_tflops: f
 def check_loss(device: str) -> dict:
     """Our float32 loss on the device beside the same model written out in float64 on the CPU.
 
-    The model first learns its two sequences by heart: before that every token is as likely as any other, right or wrong.
+    The model first learns its two sequences by heart: before that every token is as likely as any other, right or
+    wrong.
     """
     from megatron_music.parallel import distributed
 
-    config = run_config("tiny", 64, 2, "train.bf16=false", "train.float32_matmul_precision=highest",
-                        "optimizer.lr=0.003", "optimizer.lr_warmup_iters=0")  # fmt: skip
+    config = run_config(
+        "tiny",
+        64,
+        2,
+        "train.bf16=false",
+        "train.float32_matmul_precision=highest",
+        "optimizer.lr=0.003",
+        "optimizer.lr_warmup_iters=0",
+    )
     distributed.start(config.parallel)
     try:
         engine, tokens = our_engine(config), tokens_of(config, device)
@@ -218,11 +243,18 @@ def check_loss(device: str) -> dict:
         reference = reference_loss(weights, config, tokens.cpu())
     finally:
         distributed.stop()
-    return {"ours": ours, "reference": reference, "tokens": num_tokens, "relative_error": abs(ours - reference) / reference}
+    return {
+        "ours": ours,
+        "reference": reference,
+        "tokens": num_tokens,
+        "relative_error": abs(ours - reference) / reference,
+    }
 
 
 def reference_loss(weights: dict[str, torch.Tensor], config: RunConfig, tokens_BS: torch.Tensor) -> float:
-    """The mean loss of a GPT written out, from the weights of a GPTModel: MHA, LayerNorm, GELU, tied, learned positions."""
+    """The mean loss of a GPT written out, from the weights of a GPTModel: MHA, LayerNorm, GELU, tied, learned
+    positions.
+    """
     shape = config.model
     head_size = shape.hidden_size // shape.num_attention_heads
     inputs, labels = tokens_BS[:, :-1], tokens_BS[:, 1:]
@@ -264,7 +296,9 @@ def measure(options) -> dict:
     peak_tflops = options.peak or (peak.tflops if peak else None)
     check = check_loss(options.device)
     if not check["relative_error"] < 1e-3:  # room for TF32, which Transformer Engine uses for float32
-        raise SystemExit(f"our loss {check['ours']} is not the reference's {check['reference']}; speed means nothing then")
+        raise SystemExit(
+            f"our loss {check['ours']} is not the reference's {check['reference']}; speed means nothing then"
+        )
     print(f"loss {check['ours']:.6f}, reference {check['reference']:.6f}: right", file=sys.stderr)
     rows = []
     for size in options.size:
@@ -273,16 +307,21 @@ def measure(options) -> dict:
                 for contender in options.contenders:
                     if contender == THEIRS and recomputation == "selective":
                         continue  # GPT2LMHeadModel has no such thing
-                    build = lambda batch: STEPS[contender](  # noqa: B023, E731 (called within this turn)
-                        run_config(size, seq_length, batch), recomputation, options.device  # noqa: B023
+                    build = lambda batch: STEPS[contender](
+                        run_config(size, seq_length, batch),
+                        recomputation,
+                        options.device,
                     )
                     config = run_config(size, seq_length)
                     distributed.start(config.parallel)
                     for row in measure_column(build, options.micro_batch, options.steps, options.warmup, on_cuda):
                         named = {
-                            "contender": contender, "size": size, "seq_length": seq_length, "recomputation": recomputation,
+                            "contender": contender,
+                            "size": size,
+                            "seq_length": seq_length,
+                            "recomputation": recomputation,
                             "parameters": config.model.parameter_count,
-                        }  # fmt: skip
+                        }
                         rows.append(named | with_speeds(row, config, recomputation, peak_tflops))
                         print(line(rows[-1]), file=sys.stderr, flush=True)
                     distributed.stop()
@@ -322,12 +361,15 @@ def line(row: dict) -> str:
     if row["outcome"] != "measured":
         cells += [row["outcome"], "", "", "", ""]
     else:
-        share = lambda value: "" if value is None else f"{value:.1%}"  # noqa: E731
+        share = lambda value: "" if value is None else f"{value:.1%}"
         memory = row["peak_memory_gib"]
         cells += [
-            f"{row['tokens_per_second']:,.0f}", f"{row['model_tflops']:,.3g}", share(row["mfu"]), share(row["hfu"]),
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['model_tflops']:,.3g}",
+            share(row["mfu"]),
+            share(row["hfu"]),
             "" if memory is None else f"{memory:.1f}",
-        ]  # fmt: skip
+        ]
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
@@ -336,15 +378,18 @@ def table(result: dict) -> str:
     peak = f"{result['peak_tflops']:g} TFLOP/s ({result['peak_source']})" if result["peak_tflops"] else "not known"
     names = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     steps = len(next((row["step_seconds"] for row in result["rows"] if row["outcome"] == "measured"), []))
-    return "\n".join([
-        "| " + " | ".join(HEAD) + " |",
-        "| --- | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-        *map(line, result["rows"]),
-        "",
-        f"{result['device']}, {result['dtype']}; medians of {steps} steps after {result['warmup']}; TFLOP/s and MFU by "
-        f"the formula {result['formula']} (attention causal, vocabulary {result['vocab_size']}), HFU with what is "
-        f"recomputed; peak {peak}; {names}. `{result['command']}`",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "| " + " | ".join(HEAD) + " |",
+            "| --- | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+            *map(line, result["rows"]),
+            "",
+            f"{result['device']}, {result['dtype']}; medians of {steps} steps after {result['warmup']}; TFLOP/s and "
+            f"MFU by "
+            f"the formula {result['formula']} (attention causal, vocabulary {result['vocab_size']}), HFU with what is "
+            f"recomputed; peak {peak}; {names}. `{result['command']}`",
+        ]
+    )
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:

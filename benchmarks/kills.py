@@ -2,10 +2,11 @@
 
     python benchmarks/kills.py [MIDI_DIR] [--what build,latents,train,convert,generate] [--kills 20] [--files 60] [--seed 0] [--json FILE]
 
-Each command is done undisturbed first. Then, for each kill, it is started anew, killed (its main process alone: workers must end by
-themselves), and given again. Half of the kills fall anywhere in the command's time, half after the first trace of it on the disk; of
-``train``, a third fall while the index of its samples is written. A command that was over before its kill does not count. Left out of
-the comparison are times and rates alone. Exit status 1 if anything differs, is refused, or is left behind. Without MIDI_DIR, Bach's chorales.
+Each command is done undisturbed first. Then, for each kill, it is started anew, killed (its main process alone: workers
+must end by themselves), and given again. Half of the kills fall anywhere in the command's time, half after the first
+trace of it on the disk; of ``train``, a third fall while the index of its samples is written. A command that was over
+before its kill does not count. Left out of the comparison are times and rates alone. Exit status 1 if anything differs,
+is refused, or is left behind. Without MIDI_DIR, Bach's chorales.
 """
 
 import argparse
@@ -29,11 +30,43 @@ from megatron_music.corpora.midi_files import find_files
 
 MUSIC = (sys.executable, "-m", "megatron_music")
 BUILD = [
-    "--workers", "2", "--meters", "all", "--density", "4", "--bar-density", "3", "--copies", "2", "--transpose", "-3..3",
-    "--infill", "0.3", "--format", "both", "--bpe", "128",
-]  # fmt: skip
-TRAIN = ["model.size=tiny", "train.train_iters=12", "checkpoint.save_interval=4", "train.eval_interval=6", "logging.tensorboard=false", "train.global_batch_size=4"]
-TIMED = ("tokens_per_second", "step_seconds", "samples_per_second", "tflops_per_gpu", "mfu", "process_memory_gib", "seconds", "wait_seconds")
+    "--workers",
+    "2",
+    "--meters",
+    "all",
+    "--density",
+    "4",
+    "--bar-density",
+    "3",
+    "--copies",
+    "2",
+    "--transpose",
+    "-3..3",
+    "--infill",
+    "0.3",
+    "--format",
+    "both",
+    "--bpe",
+    "128",
+]
+TRAIN = [
+    "model.size=tiny",
+    "train.train_iters=12",
+    "checkpoint.save_interval=4",
+    "train.eval_interval=6",
+    "logging.tensorboard=false",
+    "train.global_batch_size=4",
+]
+TIMED = (
+    "tokens_per_second",
+    "step_seconds",
+    "samples_per_second",
+    "tflops_per_gpu",
+    "mfu",
+    "process_memory_gib",
+    "seconds",
+    "wait_seconds",
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +86,11 @@ class Job:
     program: tuple[str, ...] = MUSIC
 
     def words(self, out: Path) -> list[str]:
-        return [*self.program, *self.command, *([f"{self.output}{out}"] if self.output.endswith("=") else [self.output, str(out)])]
+        return [
+            *self.program,
+            *self.command,
+            *([f"{self.output}{out}"] if self.output.endswith("=") else [self.output, str(out)]),
+        ]
 
 
 def jobs(home: Path, midi: Path, wanted: list[str]) -> Iterator[tuple[str, Job]]:
@@ -116,7 +153,11 @@ def moment(name: str, out: Path) -> str:
         done = sorted(path.name for path in out.glob("iter_*"))
         index = list(out.glob("cache/**/*.npy"))
         return f"after {done[-1]}" if done else "after the index of samples" if index else "before the index of samples"
-    return "before its output appears" if not out.exists() else f"with {sum(path.is_file() for path in out.rglob('*'))} files"
+    return (
+        "before its output appears"
+        if not out.exists()
+        else f"with {sum(path.is_file() for path in out.rglob('*'))} files"
+    )
 
 
 def _moment_of_build(out: Path) -> str:
@@ -176,7 +217,13 @@ def try_kills(name: str, job: Job, home: Path, kills: int, chance: random.Random
         out = place / "out-killed"
 
         def wait(number: int = number, out: Path = out) -> None:
-            seen = (lambda: list(out.glob(job.watched))) if job.watched and number % 3 == 2 else (lambda: traces(out)) if number % 2 else None
+            seen = (
+                (lambda: list(out.glob(job.watched)))
+                if job.watched and number % 3 == 2
+                else (lambda: traces(out))
+                if number % 2
+                else None
+            )
             if seen is None:
                 time.sleep(chance.random() * seconds)
                 return
@@ -194,15 +241,27 @@ def try_kills(name: str, job: Job, home: Path, kills: int, chance: random.Random
             refused.append({"kill": number, "status": again.returncode, "said": again.stderr.decode()[-300:]})
         elif contents(out) != wanted:
             found = contents(out)
-            different.append({"kill": number, "files": sorted(file for file in found.keys() | wanted.keys() if found.get(file) != wanted.get(file))[:10]})
+            different.append(
+                {
+                    "kill": number,
+                    "files": sorted(
+                        file for file in found.keys() | wanted.keys() if found.get(file) != wanted.get(file)
+                    )[:10],
+                }
+            )
         elif [path.name.replace("out-killed", "out1") for path in traces(out)] != left:
             left_behind.append({"kill": number, "files": [path.name for path in traces(out)]})
         for path in traces(out):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     return {
-        "kills": kills, "moments": dict(moments), "different": different, "refused": refused, "left_behind": left_behind,
-        "seconds_undisturbed": seconds, "command": " ".join(["megatron-music", *job.command]).replace(str(home), "HOME"),
-    }  # fmt: skip
+        "kills": kills,
+        "moments": dict(moments),
+        "different": different,
+        "refused": refused,
+        "left_behind": left_behind,
+        "seconds_undisturbed": seconds,
+        "command": " ".join(["megatron-music", *job.command]).replace(str(home), "HOME"),
+    }
 
 
 def main() -> None:
@@ -226,17 +285,26 @@ def main() -> None:
         midi.mkdir()
         for path in files[:: max(len(files) // options.files, 1)][: options.files]:
             shutil.copy(path, midi)
-        found = {name: try_kills(name, job, home, options.kills, random.Random(f"{options.seed}:{name}")) for name, job in jobs(home, midi, names)}
+        found = {
+            name: try_kills(name, job, home, options.kills, random.Random(f"{options.seed}:{name}"))
+            for name, job in jobs(home, midi, names)
+        }
     result = {
-        "commands": found, "files": options.files, "of": options.folder.name if options.folder else "Bach's chorales", "machine": machine(),
+        "commands": found,
+        "files": options.files,
+        "of": options.folder.name if options.folder else "Bach's chorales",
+        "machine": machine(),
         "command": " ".join(["python", "benchmarks/kills.py", *sys.argv[1:]]),
-    }  # fmt: skip
+    }
     print(json.dumps(result, indent=1))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     bad = {name: sum(len(of[kind]) for kind in ("different", "refused", "left_behind")) for name, of in found.items()}
     if any(bad.values()):
-        sys.exit("killed commands that came out otherwise: " + ", ".join(f"{count} of {name}" for name, count in bad.items() if count))
+        sys.exit(
+            "killed commands that came out otherwise: "
+            + ", ".join(f"{count} of {name}" for name, count in bad.items() if count)
+        )
 
 
 if __name__ == "__main__":

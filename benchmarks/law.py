@@ -3,9 +3,9 @@
     python benchmarks/law.py MIDI_DIR... [--json FILE]
 
 For every file: decode(encode(quantize(score))) == quantize(score), whole piece, for carry; and every window of 4 bars,
-hop 1, for clip, split and carry decodes to that slice of the piece and encodes again to the same ids. The same for every
-stretch of the file in its own meters, with velocities, tempos and a DENSITY in each bar. Every tenth file is also read by
-miditoolkit and compared note by note. A file that breaks the law is named, and the exit status is 1.
+hop 1, for clip, split and carry decodes to that slice of the piece and encodes again to the same ids. The same for
+every stretch of the file in its own meters, with velocities, tempos and a DENSITY in each bar. Every tenth file is also
+read by miditoolkit and compared note by note. A file that breaks the law is named, and the exit status is 1.
 """
 
 import argparse
@@ -117,34 +117,57 @@ def main() -> None:
             broken += [] if holds else [str(path)]
         lost = sum(score.quantization.notes_lost for score in scores)
         row = {
-            "corpus": folder.name, "files": len(paths), "whole_piece_carry": whole, "windows": windowed, "own_meters_every_option": everything,
-            "compared_with_miditoolkit": compared, "read_alike": alike,
+            "corpus": folder.name,
+            "files": len(paths),
+            "whole_piece_carry": whole,
+            "windows": windowed,
+            "own_meters_every_option": everything,
+            "compared_with_miditoolkit": compared,
+            "read_alike": alike,
             "notes_lost_percent": 100 * lost / sum(score.quantization.notes_in for score in scores),
-            "onsets_on_grid_percent": 100 * sum(s.quantization.onsets_on_grid for s in scores)
+            "onsets_on_grid_percent": 100
+            * sum(s.quantization.onsets_on_grid for s in scores)
             / sum(s.quantization.notes_in for s in scores),
             "text_megabytes": {policy: text_bytes(scores, policy, ()) / 1e6 for policy in POLICIES},
             "seconds": time.perf_counter() - start,
-        }  # fmt: skip
+        }
         bins = density_bins(scores)
         row["density_bins"] = bins
         row["text_megabytes_with_density"] = {policy: text_bytes(scores, policy, bins) / 1e6 for policy in POLICIES}
         table.append(row)
     print(f"{machine()}\n")
-    print("| corpus | files | whole, carry | windows, clip | windows, split | windows, carry | own meters, every option | as miditoolkit reads | notes lost | onsets on grid |")
+    print(
+        "| corpus | files | whole, carry | windows, clip | windows, split | windows, carry | own meters, every option "
+        "| as miditoolkit reads | notes lost | onsets on grid |"
+    )
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for row in table:
-        cells = [row["whole_piece_carry"], *(row["windows"][policy] for policy in ("clip", "split", "carry")), row["own_meters_every_option"]]
+        cells = [
+            row["whole_piece_carry"],
+            *(row["windows"][policy] for policy in ("clip", "split", "carry")),
+            row["own_meters_every_option"],
+        ]
         print(
-            f"| {row['corpus']} | {row['files']} | " + " | ".join(f"{cell}/{row['files']}" for cell in cells)
-            + f" | {row['read_alike']}/{row['compared_with_miditoolkit']} | {row['notes_lost_percent']:.2f} % | {row['onsets_on_grid_percent']:.1f} % |"
-        )  # fmt: skip
+            f"| {row['corpus']} | {row['files']} | "
+            + " | ".join(f"{cell}/{row['files']}" for cell in cells)
+            + f" | {row['read_alike']}/{row['compared_with_miditoolkit']} | {row['notes_lost_percent']:.2f} % | "
+            f"{row['onsets_on_grid_percent']:.1f} % |"
+        )
     print("\n| corpus, 4 bars, hop 1, text | clip MB | split MB | carry MB |\n| --- | ---: | ---: | ---: |")
     for row in table:
         for label, key in (("", "text_megabytes"), (", with DENSITY", "text_megabytes_with_density")):
             sizes = row[key]
-            print(f"| {row['corpus']}{label} | " + " | ".join(f"{sizes[policy]:.2f}" for policy in ("clip", "split", "carry")) + " |")
+            print(
+                f"| {row['corpus']}{label} | "
+                + " | ".join(f"{sizes[policy]:.2f}" for policy in ("clip", "split", "carry"))
+                + " |"
+            )
     if options.json:
-        result = {"machine": machine(), "rows": table, "command": " ".join(["python", "benchmarks/law.py", *sys.argv[1:]])}
+        result = {
+            "machine": machine(),
+            "rows": table,
+            "command": " ".join(["python", "benchmarks/law.py", *sys.argv[1:]]),
+        }
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     if broken:
         sys.exit(f"the law is broken by {', '.join(broken)}")

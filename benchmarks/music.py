@@ -1,4 +1,5 @@
-"""Has a model learned music? Perplexity on held-out music, and measures of sampled pieces beside baselines and real music.
+"""Has a model learned music? Perplexity on held-out music, and measures of sampled pieces beside baselines and real
+music.
 
     python benchmarks/music.py DATASET CHECKPOINT [--num 64] [--json docs/results/music.json]
 
@@ -18,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from megatron_music.config.log import quiet_dependencies  # noqa: E402
+from megatron_music.config.log import quiet_dependencies
 
 quiet_dependencies()
 
@@ -40,10 +41,14 @@ from megatron_music.tokens.mmmtrack import decode_piece  # noqa: E402
 from megatron_music.tokens.tokenizer_folder import read_encoding  # noqa: E402
 
 COLUMNS = {
-    "perplexity": ("perplexity", ".2f"), "grammatical_share": ("grammatical", ".0%"),
-    "pitch_class_distance": ("pitch classes", ".3f"), "duration_distance": ("durations", ".3f"),
-    "self_similarity": ("self-similarity", ".3f"), "note_density": ("notes a bar", ".1f"), "polyphony": ("polyphony", ".2f"),
-}  # fmt: skip
+    "perplexity": ("perplexity", ".2f"),
+    "grammatical_share": ("grammatical", ".0%"),
+    "pitch_class_distance": ("pitch classes", ".3f"),
+    "duration_distance": ("durations", ".3f"),
+    "self_similarity": ("self-similarity", ".3f"),
+    "note_density": ("notes a bar", ".1f"),
+    "polyphony": ("polyphony", ".2f"),
+}
 
 
 def documents_of(dataset: Path, split: str, most: int | None = None) -> list[np.ndarray]:
@@ -120,8 +125,10 @@ def compare(dataset: Path, checkpoint: Path, count: int, most_documents: int) ->
         rows[name] = {"perplexity": perplexity(*loss)}
         rows[name] |= sampled(model, next_logits, encoding, max_tokens, count, reference, device)
     rows["music of the test split"] = {
-        "perplexity": None, "grammatical_share": grammatical_share(held_out, encoding), **measure(music, reference)
-    }  # fmt: skip
+        "perplexity": None,
+        "grammatical_share": grammatical_share(held_out, encoding),
+        **measure(music, reference),
+    }
     whole = measure(reference, reference)
     rows["music of the validation split"] = {"perplexity": None, "grammatical_share": None, **whole}
     distributed.stop()
@@ -144,14 +151,18 @@ def table(result: dict) -> str:
         cells = ["" if row[key] is None else f"{row[key]:{form}}" for key, (_, form) in COLUMNS.items()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     orders = ", ".join(f"{value:.2f} ({order})" for order, value in result["ngram_validation_perplexity"].items())
-    return "\n".join([
-        *lines,
-        "",
-        f"{result['pieces']} pieces each; perplexity of {result['test_tokens']:,} tokens in {result['documents']['test']} "
-        f"documents of the test split; distances to all {result['documents']['valid']} of the validation split; the model "
-        f"has {result['parameters']:,} parameters. N-gram models by their order on the validation split: {orders}. "
-        f"`{result['command']}`; {result['machine']}.",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{result['pieces']} pieces each; perplexity of {result['test_tokens']:,} tokens in "
+            f"{result['documents']['test']} "
+            f"documents of the test split; distances to all {result['documents']['valid']} of the validation split; "
+            f"the model "
+            f"has {result['parameters']:,} parameters. N-gram models by their order on the validation split: {orders}. "
+            f"`{result['command']}`; {result['machine']}.",
+        ]
+    )
 
 
 def main(words: Sequence[str] | None = None) -> None:

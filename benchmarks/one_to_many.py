@@ -2,9 +2,10 @@
 
     python benchmarks/one_to_many.py [--steps 4000] [--json docs/results/one-to-many.json] [--plot docs/results/one-to-many.png]
 
-Two captions of three points each in the plane, with weights 0.6, 0.3 and 0.1, learned by a net of 19,000 parameters with the
-package's own path, solvers and guidance. Of 4,000 samples a caption: `near`, the share within a third of an answer; `total
-variation` between the shares of answers and their weights; and what of that is chance, from as many draws of the truth.
+Two captions of three points each in the plane, with weights 0.6, 0.3 and 0.1, learned by a net of 19,000 parameters
+with the package's own path, solvers and guidance. Of 4,000 samples a caption: `near`, the share within a third of an
+answer; `total variation` between the shares of answers and their weights; and what of that is chance, from as many
+draws of the truth.
 """
 
 import argparse
@@ -14,13 +15,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch  # noqa: E402
-from machine import machine  # noqa: E402
+import itertools
 
-from megatron_music.flow.guidance import Guided  # noqa: E402
-from megatron_music.flow.noise import sample_noise  # noqa: E402
-from megatron_music.flow.path import flow_loss, interpolate  # noqa: E402
-from megatron_music.flow.solver import solve, solve_adaptive  # noqa: E402
+import torch
+from machine import machine
+
+from megatron_music.flow.guidance import Guided
+from megatron_music.flow.noise import sample_noise
+from megatron_music.flow.path import flow_loss, interpolate
+from megatron_music.flow.solver import solve, solve_adaptive
 
 WEIGHTS = torch.tensor([0.6, 0.3, 0.1])
 MODES = torch.tensor([[[1.5, 1.5], [-1.5, 1.0], [0.0, -1.8]], [[-1.5, -1.5], [1.5, -1.0], [0.0, 1.8]]])
@@ -34,7 +37,7 @@ class Net(torch.nn.Module):
     def __init__(self, inputs: int):
         super().__init__()
         widths = [inputs, 96, 96, 2]
-        layers = [layer for pair in zip(widths, widths[1:]) for layer in (torch.nn.Linear(*pair), torch.nn.SiLU())]
+        layers = [layer for pair in itertools.pairwise(widths) for layer in (torch.nn.Linear(*pair), torch.nn.SiLU())]
         self.net = torch.nn.Sequential(*layers[:-1])
 
     def forward(self, *inputs):
@@ -152,20 +155,35 @@ def draw(points: dict, rows: dict, path: Path) -> None:
     from megatron_music.reports.pianoroll import save_figure
 
     names = {
-        "the truth": "the data", "regression": "regression", "euler, 50 steps": "flow, Euler, 50 steps",
+        "the truth": "the data",
+        "regression": "regression",
+        "euler, 50 steps": "flow, Euler, 50 steps",
         "euler, 50 steps, guidance 3": "the same with guidance 3",
-    }  # fmt: skip
+    }
     figure = Figure(figsize=(3.1 * len(names), 4.3), layout="compressed")
     for axes, (name, title) in zip(figure.subplots(1, len(names), sharey=True), names.items(), strict=True):
         for caption, marker in ((0, "o"), (1, "^")):
             axes.scatter(
-                *points[name][caption][:800].T, s=14 if name == "regression" else 7, alpha=0.5, color=TRACK_COLOURS[caption],
-                marker=marker, linewidths=0, label=f"sampled for caption {caption + 1}", zorder=2,
-            )  # fmt: skip
+                *points[name][caption][:800].T,
+                s=14 if name == "regression" else 7,
+                alpha=0.5,
+                color=TRACK_COLOURS[caption],
+                marker=marker,
+                linewidths=0,
+                label=f"sampled for caption {caption + 1}",
+                zorder=2,
+            )
         crosses = torch.cat([MODES[caption] for caption in (0, 1)])
         axes.scatter(*crosses.T, marker="x", color="black", s=34, linewidths=1.2, label="answer in the data", zorder=3)
         axes.set_title(f"{title}\n{rows[name]['near']:.0%} near an answer", fontsize="medium")
-        axes.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal", xticks=(-2, 0, 2), yticks=(-2, 0, 2), xlabel="first number of the answer")
+        axes.set(
+            xlim=(-3, 3),
+            ylim=(-3, 3),
+            aspect="equal",
+            xticks=(-2, 0, 2),
+            yticks=(-2, 0, 2),
+            xlabel="first number of the answer",
+        )
         axes.grid(True, color="#e4e7eb", linewidth=0.8)
         axes.set_axisbelow(True)
     figure.axes[0].set_ylabel("second number of the answer")

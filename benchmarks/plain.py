@@ -1,4 +1,6 @@
-"""mmmtrack windows in plain Python over miditoolkit: one function a level of the grammar, as such encoders are usually written."""
+"""mmmtrack windows in plain Python over miditoolkit: one function a level of the grammar, as such encoders are usually
+written.
+"""
 
 from pathlib import Path
 

@@ -3,12 +3,12 @@
     python benchmarks/training.py [--steps 9] [--batch-sizes 1,4] [--dtypes float32,bfloat16] [--json docs/results/training.json]
 
 All have the shape of the `article` size (6 layers of 512, 8 heads, 2048 tokens, learned positions, LayerNorm, tied
-embeddings, our vocabulary, no dropout), the same batch and the same dtype, and do a whole step: forward, backward, clipping
-at 1.0, AdamW in its fused form. GPT2LMHeadModel runs twice: with its own default activation (`gelu_new`, six operations)
-and with the exact GELU that megatron-core computes, which is faster. In bfloat16 ours keeps float32 weights and gradients
-beside the bfloat16 ones, as megatron-core does; GPT2LMHeadModel runs under autocast over float32 weights, as
-`transformers.Trainer(bf16=True)` has it, and once more in bfloat16 altogether, which keeps nothing in float32. Steps take
-turns, so that what else the machine does falls on all alike; ratios are medians over turns.
+embeddings, our vocabulary, no dropout), the same batch and the same dtype, and do a whole step: forward, backward,
+clipping at 1.0, AdamW in its fused form. GPT2LMHeadModel runs twice: with its own default activation (`gelu_new`, six
+operations) and with the exact GELU that megatron-core computes, which is faster. In bfloat16 ours keeps float32 weights
+and gradients beside the bfloat16 ones, as megatron-core does; GPT2LMHeadModel runs under autocast over float32 weights,
+as `transformers.Trainer(bf16=True)` has it, and once more in bfloat16 altogether, which keeps nothing in float32. Steps
+take turns, so that what else the machine does falls on all alike; ratios are medians over turns.
 Needs: pip install "megatron-music[train,bench]".
 """
 
@@ -168,7 +168,10 @@ def table(result: dict) -> str:
     for row in result["rows"]:
         rows.append(f"| {row['contender']} | {row['tokens_per_second']:,.0f} | {row['ours_over_this']:.2f} |")
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    told = f"{result['size']}, {result['rows'][0]['parameters']:,} parameters, batch {result['batch_size']} x {result['seq_length']}"
+    told = (
+        f"{result['size']}, {result['rows'][0]['parameters']:,} parameters, batch {result['batch_size']} x "
+        f"{result['seq_length']}"
+    )
     turns = len(result["rows"][0]["step_seconds"])
     return "\n".join([*rows, "", f"{told} tokens, {result['dtype']}, {turns} turns; {result['machine']}; {versions}."])
 

@@ -1,4 +1,5 @@
-"""Bach's chorales to new chorales, as one program: `megatron-music demo`, whose steps are in megatron_music/cli/demo.py.
+"""Bach's chorales to new chorales, as one program: `megatron-music demo`, whose steps are in
+megatron_music/cli/demo.py.
 
 python examples/01_chorales.py demo
 """

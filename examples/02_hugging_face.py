@@ -1,11 +1,13 @@
-"""The Hugging Face route in one program: a GPT-2 trained with transformers' Trainer, then a run of ours, then new pieces.
+"""The Hugging Face route in one program: a GPT-2 trained with transformers' Trainer, then a run of ours, then new
+pieces.
 
     megatron-music corpus bach -o midi
     megatron-music build tokens midi -o data
     python examples/02_hugging_face.py data out
 
-The data is a dataset of `build tokens`, read from its .bin/.idx. `--size article --steps 20000` is the GPT-2 of NVIDIA's
-post on AI music; by default it is the demo's size for 100 steps, which one tries out. docs/huggingface.md says more.
+The data is a dataset of `build tokens`, read from its .bin/.idx. `--size article --steps 20000` is the GPT-2 of
+NVIDIA's post on AI music; by default it is the demo's size for 100 steps, which one tries out. docs/huggingface.md says
+more.
 """
 
 import argparse
@@ -36,7 +38,9 @@ class Blocks(torch.utils.data.Dataset):
         ids = np.concatenate([documents[number] for number in range(len(documents))])
         self.ids = ids[: len(ids) // seq_length * seq_length].reshape(-1, seq_length)
         if not len(self.ids):
-            raise ValueError(f"{split} of {data} has fewer than {seq_length} tokens; build a larger one or use --size tiny")
+            raise ValueError(
+                f"{split} of {data} has fewer than {seq_length} tokens; build a larger one or use --size tiny"
+            )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,7 +79,10 @@ def main() -> int:
     print(f"[3/3] {options.pieces} pieces -> {pieces}", flush=True)
     compose(run, pieces, options.pieces)
     (options.folder / "losses.json").write_text(json.dumps({"transformers": theirs, "megatron_core": ours}) + "\n")
-    print(f"validation loss    {theirs:.4f} nats a token by transformers, {ours:.4f} by megatron-core after the conversion")
+    print(
+        f"validation loss    {theirs:.4f} nats a token by transformers, {ours:.4f} by megatron-core after the "
+        f"conversion"
+    )
     return 0
 
 

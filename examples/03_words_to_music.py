@@ -3,8 +3,8 @@
     python examples/03_words_to_music.py demo-audio
 
 `make demo-audio` runs this; nothing is downloaded. Run it again to resume. The score at the end asks a
-classifier, trained on real renders, whether the sounds have the instrument and the tempo of their prompts, beside chance,
-models trained by regression in a quarter of the steps, and what the autoencoder alone leaves of real sounds.
+classifier, trained on real renders, whether the sounds have the instrument and the tempo of their prompts, beside
+chance, models trained by regression in a quarter of the steps, and what the autoencoder alone leaves of real sounds.
 docs/walk-audio.md follows the same steps file by file.
 """
 
@@ -19,16 +19,21 @@ from megatron_music.config.log import quiet_dependencies
 
 SOUNDS, SECONDS, SEED = 400, 8.192, 0
 PROMPTS = (
-    "slow organ music in a minor key", "fast flute music, joyful", "a moderate piece for strings",
-    "quick piano in a high register", "slow, solemn brass music",
-)  # fmt: skip
+    "slow organ music in a minor key",
+    "fast flute music, joyful",
+    "a moderate piece for strings",
+    "quick piano in a high register",
+    "slow, solemn brass music",
+)
 SCORED = 4  # sounds of each instrument and tempo
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="gets everything")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="change both recipes, e.g. train.train_iters=10")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.field=value", help="change both recipes, e.g. train.train_iters=10"
+    )
     parser.add_argument("--sounds", type=int, default=SOUNDS)
     options = parser.parse_args()
     folder = options.folder
@@ -60,7 +65,9 @@ def write_sounds(midi: Path, folder: Path, count: int) -> None:
     if (folder / "captions.jsonl").exists():
         return
     with progress_bar("sound", count) as bar:
-        for done, _ in rendered_sounds.write_sounds(midi, folder, rendered_sounds.SoundOptions(count, SECONDS, seed=SEED, own=True)):
+        for done, _ in rendered_sounds.write_sounds(
+            midi, folder, rendered_sounds.SoundOptions(count, SECONDS, seed=SEED, own=True)
+        ):
             bar.update(done - bar.n)
 
 
@@ -70,7 +77,13 @@ def build(audio: Path, data: Path) -> None:
     from megatron_music.data.latents_options import LatentsOptions
 
     options = LatentsOptions(seconds=SECONDS / 2, valid_fraction=0.1, test_fraction=0.1)
-    build_latents(audio, data, options, lambda items, total: progress_bar("shard", total, items), lambda line: print(f"      {line}"))
+    build_latents(
+        audio,
+        data,
+        options,
+        lambda items, total: progress_bar("shard", total, items),
+        lambda line: print(f"      {line}"),
+    )
 
 
 def train(stage: str, objective: str, data: Path, run: Path, overrides: list[str]) -> int:
@@ -97,7 +110,9 @@ def account(folder: Path, runs: dict[tuple[str, str], Path]) -> None:
     from megatron_music.reports.loss_curve import plot_loss
     from megatron_music.reports.spectrogram import plot_spectrograms
 
-    listing = [json.loads(line) for line in (folder / "audio" / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
+    listing = [
+        json.loads(line) for line in (folder / "audio" / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     frames = round(SECONDS / 2 * 16000)
     real = [Waveform(read_waveform(folder / "audio" / row["path"]).samples[:, :frames], 16000) for row in listing]
     features = np.stack([features_of(sound) for sound in real])
@@ -128,10 +143,17 @@ def account(folder: Path, runs: dict[tuple[str, str], Path]) -> None:
         if objective == "flow":
             with torch.no_grad():
                 kept = [real[number].samples for number in np.flatnonzero(held_out)]
-                decoded = [maker.autoencoder.decode(maker.autoencoder.encode(torch.from_numpy(each)[None]))[0].numpy() for each in kept]
-            scores["autoencoder alone"] = shares(np.stack([features_of(Waveform(each, 16000)) for each in decoded]), of(held_out))
+                decoded = [
+                    maker.autoencoder.decode(maker.autoencoder.encode(torch.from_numpy(each)[None]))[0].numpy()
+                    for each in kept
+                ]
+            scores["autoencoder alone"] = shares(
+                np.stack([features_of(Waveform(each, 16000)) for each in decoded]), of(held_out)
+            )
             for number, sound in enumerate(maker.make(PROMPTS, 1, SEED, stage1=sampler, stage2=sampler), start=1):
-                write_waveform(clips / f"{number:02}.wav", sound.samples, maker.autoencoder.sample_rate, metadata=sound.facts)
+                write_waveform(
+                    clips / f"{number:02}.wav", sound.samples, maker.autoencoder.sample_rate, metadata=sound.facts
+                )
                 pictures.append((sound.prompt, Waveform(sound.samples, maker.autoencoder.sample_rate)))
         prompts = [f"{tempo} {instrument} music" for instrument, tempo in combinations]
         made = [sound.samples for sound in maker.make(prompts, SCORED, SEED + 1, stage1=sampler, stage2=sampler)]
@@ -141,9 +163,16 @@ def account(folder: Path, runs: dict[tuple[str, str], Path]) -> None:
     scores["real, held out"] = shares(features[held_out], of(held_out))
     plot_spectrograms(pictures, folder / "spectrograms.png")
     for stage in ("text2muq", "dit"):
-        plot_loss(runs["flow", stage] / "metrics.jsonl", folder / f"loss-{stage}.png", unit="mean squared error of the velocity")
+        plot_loss(
+            runs["flow", stage] / "metrics.jsonl",
+            folder / f"loss-{stage}.png",
+            unit="mean squared error of the velocity",
+        )
     (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
-    print(f"\nwhat a classifier hears   instrument   tempo       ({len(wanted['tempo'])} sounds a row of models, {sum(held_out)} real)")
+    print(
+        f"\nwhat a classifier hears   instrument   tempo       ({len(wanted['tempo'])} sounds a row of models, "
+        f"{sum(held_out)} real)"
+    )
     for name, score in scores.items():
         print(f"  {name:22}  {score['instrument']:10.0%}  {score['tempo']:6.0%}")
     seconds = {stage: _training_seconds(runs["flow", stage]) for stage in ("text2muq", "dit")}

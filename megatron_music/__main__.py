@@ -5,7 +5,9 @@ import sys
 
 
 def main() -> int:
-    """Run one command and return its exit status; an interrupt ends it with one sentence even while it is being imported."""
+    """Run one command and return its exit status; an interrupt ends it with one sentence even while it is being
+    imported.
+    """
     open_standard_streams()
     try:
         from megatron_music.cli.entry import main as run
@@ -27,7 +29,7 @@ def open_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
         if getattr(sys, name) is None:
-            setattr(sys, name, open(number, mode, encoding="utf-8", errors="backslashreplace", closefd=False))
+            setattr(sys, name, open(number, mode, encoding="utf-8", errors="backslashreplace", closefd=False))  # noqa: SIM115 (it stays open)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Import paths of earlier versions: each imports what it had, with a DeprecationWarning. They go with the next release."""
+"""Import paths of earlier versions: each imports what it had, with a DeprecationWarning. They go with the next
+release.
+"""
 
 import importlib
 import importlib.abc
@@ -17,7 +19,6 @@ MOVED = {
     "megatron_music.data.corpus": ("megatron_music.corpora.midi_files",),
     "megatron_music.data.labels": ("megatron_music.corpora.labels",),
     "megatron_music.data.options": ("megatron_music.data.build_options",),
-
     "megatron_music.data.report": ("megatron_music.reports.dataset", "megatron_music.config.sections"),
     "megatron_music.data.sounds": ("megatron_music.corpora.rendered_sounds",),
     "megatron_music.demo": ("megatron_music.cli.demo",),
@@ -38,6 +39,7 @@ MOVED = {
     "megatron_music.training.sound": ("megatron_music.generation.audio_from_checkpoint",),
 }
 
+
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Answers for the old names after every other finder."""
 
@@ -56,6 +58,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
         module.__getattr__ = find
         module.__doc__ = f"Moved to {', '.join(homes)}."
+
 
 def install() -> None:
     """Make the old import paths known."""

@@ -1,10 +1,11 @@
-"""The packages of NVIDIA's image that nothing may replace, as a constraint file for pip; and whether they are still there.
+"""The packages of NVIDIA's image that nothing may replace, as a constraint file for pip; and whether they are still
+there.
 
     python kept_packages.py write FILE [VERSIONS]   before anything is installed; VERSIONS pins what the image does not have
     python kept_packages.py check FILE              afterwards: exit status 1, and a sentence for each that has changed
 
-From the packages' metadata rather than `pip freeze`, which names what was installed from a file or editable by its place,
-without a version. Used by the Dockerfile; needs the standard library alone.
+From the packages' metadata rather than `pip freeze`, which names what was installed from a file or editable by its
+place, without a version. Used by the Dockerfile; needs the standard library alone.
 """
 
 import importlib.metadata
@@ -28,7 +29,9 @@ def installed() -> dict[str, str]:
 
 
 def pins(file: str, there: dict[str, str]) -> list[str]:
-    """The lines NAME==VERSION of a list of versions whose packages the image does not have: of those it has, its own are right."""
+    """The lines NAME==VERSION of a list of versions whose packages the image does not have: of those it has, its own
+    are right.
+    """
     lines = [line for line in Path(file).read_text().splitlines() if re.fullmatch(r"[\w.-]+==[\w.+!-]+", line)]
     return [line for line in lines if re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() not in there]
 
@@ -37,7 +40,11 @@ def main(action: str, file: str, versions: str | None = None) -> int:
     there = installed()
     lines = [f"{name}=={version}" for name, version in sorted(there.items()) if KEPT.fullmatch(name)]
     if action == "write":
-        added = [line for line in pins(versions, there) if not KEPT.fullmatch(line.split("==")[0].lower())] if versions else []
+        added = (
+            [line for line in pins(versions, there) if not KEPT.fullmatch(line.split("==")[0].lower())]
+            if versions
+            else []
+        )
         Path(file).write_text("".join(f"{line}\n" for line in [*lines, *added]))
         print("kept:", ", ".join(lines))
         return 0
@@ -46,7 +53,10 @@ def main(action: str, file: str, versions: str | None = None) -> int:
     changed = [line for line in expected if line not in lines]
     for line in changed:
         name, version = line.split("==")
-        print(f"{name} is {now.get(name, 'gone')}, and was {version} in the image; name no package that replaces it", file=sys.stderr)
+        print(
+            f"{name} is {now.get(name, 'gone')}, and was {version} in the image; name no package that replaces it",
+            file=sys.stderr,
+        )
     return 1 if changed else 0
 
 

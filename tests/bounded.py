@@ -26,7 +26,8 @@ def _limit_to(mib: int | None):
 
 
 def run_command(*arguments, mib: int | None = None, seconds: float = 300, **options) -> subprocess.CompletedProcess:
-    """``megatron-music`` with these arguments, of bytes or whatever ``str`` takes; it fails the test where it needs more time.
+    """``megatron-music`` with these arguments, of bytes or whatever ``str`` takes; it fails the test where it needs
+    more time.
 
     Args:
         mib: of address space; left out: as much as there is.
@@ -36,7 +37,11 @@ def run_command(*arguments, mib: int | None = None, seconds: float = 300, **opti
     options = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL} | options
     try:
         return subprocess.run(
-            [sys.executable, "-m", "megatron_music", *words], timeout=seconds, check=False, preexec_fn=_limit_to(mib), **options
+            [sys.executable, "-m", "megatron_music", *words],
+            timeout=seconds,
+            check=False,
+            preexec_fn=_limit_to(mib),
+            **options,
         )
     except subprocess.TimeoutExpired:
         pytest.fail(f"no end within {seconds:g} s: {words}")
@@ -60,7 +65,9 @@ print(json.dumps(found), file=sys.__stdout__)
 """
 
 
-def run_commands(commands, folders=None, *, mib: int | None = None, seconds: float = 300) -> list[subprocess.CompletedProcess]:
+def run_commands(
+    commands, folders=None, *, mib: int | None = None, seconds: float = 300
+) -> list[subprocess.CompletedProcess]:
     """What ``run_command`` gives of each command; one process, which imports once, runs one after the other.
 
     Args:
@@ -72,9 +79,14 @@ def run_commands(commands, folders=None, *, mib: int | None = None, seconds: flo
     given = json.dumps([(str(folder), [*map(str, words)]) for folder, words in zip(folders, commands, strict=True)])
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _EACH], input=given, capture_output=True, text=True, timeout=seconds, check=False,
+            [sys.executable, "-c", _EACH],
+            input=given,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
             preexec_fn=_limit_to(mib),
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired as error:
         pytest.fail(f"no end within {seconds:g} s: {(error.stderr or b'')[-2000:]!r}")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -92,7 +104,11 @@ def run_bounded(code: str, *arguments, mib: int, seconds: float) -> Answer:
     script = _LIMITS.format(bytes=mib << 20) + textwrap.dedent(code)
     try:
         done = subprocess.run(
-            [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, timeout=seconds, check=False
+            [sys.executable, "-c", script, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         pytest.fail(f"no end within {seconds:g} s")

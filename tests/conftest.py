@@ -14,7 +14,8 @@ settings.register_profile("any machine", deadline=None)  # a busy machine is no 
 settings.load_profile("any machine")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tensors are small: a second thread would only wait
 
-# A shell's background jobs may ignore SIGINT, and nohup SIGHUP: what the tests start would inherit that, but not a handler.
+# A shell's background jobs may ignore SIGINT, and nohup SIGHUP: what the tests start would inherit that, but not a
+# handler.
 for kind, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, lambda number, frame: None)):
     if signal.getsignal(kind) == signal.SIG_IGN:
         signal.signal(kind, handler)
@@ -22,10 +23,26 @@ for kind, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
 
 # Files of few tests that take long: begun first, so that no process is left alone with one of them at the end.
 LONG = (
-    "test_parity.py", "test_notebook.py", "test_sweep.py", "test_faults.py", "test_layouts.py", "test_flow_parity.py", "test_sharding.py",
-    "test_build_latents.py", "test_rehearsal.py", "test_messages.py", "test_huggingface.py", "test_walk.py", "test_extras.py",
-    "test_flow_training.py", "test_memory.py", "test_build.py", "test_run_folder.py", "test_archives.py", "test_audio.py",
-)  # fmt: skip
+    "test_parity.py",
+    "test_notebook.py",
+    "test_sweep.py",
+    "test_faults.py",
+    "test_layouts.py",
+    "test_flow_parity.py",
+    "test_sharding.py",
+    "test_build_latents.py",
+    "test_rehearsal.py",
+    "test_messages.py",
+    "test_huggingface.py",
+    "test_walk.py",
+    "test_extras.py",
+    "test_flow_training.py",
+    "test_memory.py",
+    "test_build.py",
+    "test_run_folder.py",
+    "test_archives.py",
+    "test_audio.py",
+)
 
 
 def pytest_collection_modifyitems(items) -> None:
@@ -41,7 +58,9 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_report_to_serializable():
-    """What a test printed may hold bytes of a file name that are no UTF-8; pytest-xdist sends reports as UTF-8 and ends at others."""
+    """What a test printed may hold bytes of a file name that are no UTF-8; pytest-xdist sends reports as UTF-8 and ends
+    at others.
+    """
     return _as_utf8((yield))
 
 

@@ -1,9 +1,10 @@
-"""Each extra alone: an environment of its own, the wheel with that extra, and the commands that docs/install.md says it serves.
+"""Each extra alone: an environment of its own, the wheel with that extra, and the commands that docs/install.md says it
+serves.
 
     python tests/extras.py [EXTRA ...]
 
-The environments share nothing but a folder of downloaded wheels; two are made and used at a time. Needs the standard library and
-pip alone. `demo` is the wheel's own demo.
+The environments share nothing but a folder of downloaded wheels; two are made and used at a time. Needs the standard
+library and pip alone. `demo` is the wheel's own demo.
 """
 
 import os
@@ -34,13 +35,34 @@ def main(names: list[str]) -> int:
 
 def _run(names: list[str], folder: Path) -> int:
     wheels = folder / "wheels"
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "-q", "-w", str(wheels), "-c", str(ROOT / "constraints.txt")]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "wheel",
+        "-q",
+        "-w",
+        str(wheels),
+        "-c",
+        str(ROOT / "constraints.txt"),
+    ]
     # torch first: where its pinned build is at hand, nothing larger is pulled in by the others.
     if set(names) & {"train", "huggingface", "audio", "wandb", "demo", "notebook"}:
         _check([*pip, "torch"], folder)
     extras = ",".join(name for name in names if name != "base")
     clone = folder / "clone"  # built apart: nothing is left in the tree
-    needed = ("megatron_music", "launch", "ngc", "examples", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
+    needed = (
+        "megatron_music",
+        "launch",
+        "ngc",
+        "examples",
+        "pyproject.toml",
+        "setup.py",
+        "MANIFEST.in",
+        "README.md",
+        "LICENSE",
+    )
     clone.mkdir()
     for what in needed:
         (shutil.copytree if (ROOT / what).is_dir() else shutil.copy)(ROOT / what, clone / what)
@@ -69,7 +91,17 @@ def _one(name: str, wheel: Path, place: Path) -> str:
     python = place / "venv" / "bin" / "python"
     what = f"{wheel}[{name}]" if name != "base" else str(wheel)
     # Not compiled: most of what is installed is never imported here.
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python), "install", "-q", "--no-compile"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--python",
+        str(python),
+        "install",
+        "-q",
+        "--no-compile",
+    ]
     _check([*pip, "--no-index", "--find-links", str(wheel.parent), what], place)
     work = place / "work"
     work.mkdir()
@@ -90,9 +122,13 @@ def _one(name: str, wheel: Path, place: Path) -> str:
 
 
 def _check(command: list[str], folder: Path, allowed: tuple[int, ...] = (0,)) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV", "MAKE"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV", "MAKE"))
+    }
     environment |= {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     if done.returncode not in allowed or "Traceback" in done.stdout:
         raise subprocess.CalledProcessError(done.returncode, command, done.stdout)
 

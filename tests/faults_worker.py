@@ -19,15 +19,15 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny_gpt import tiny_run  # noqa: E402
+from tiny_gpt import tiny_run
 
-from megatron_music.checkpoints.find import find_checkpoint  # noqa: E402
-from megatron_music.parallel import distributed  # noqa: E402
-from megatron_music.training.checkpointer import Saver  # noqa: E402
-from megatron_music.training.engine import Engine  # noqa: E402
-from megatron_music.training.gpt_task import gpt_task  # noqa: E402
-from megatron_music.training.loss_guard import GuardState, reason_to_skip  # noqa: E402
-from megatron_music.training.state import Progress, load_checkpoint  # noqa: E402
+from megatron_music.checkpoints.find import find_checkpoint
+from megatron_music.parallel import distributed
+from megatron_music.training.checkpointer import Saver
+from megatron_music.training.engine import Engine
+from megatron_music.training.gpt_task import gpt_task
+from megatron_music.training.loss_guard import GuardState, reason_to_skip
+from megatron_music.training.state import Progress, load_checkpoint
 
 RANK = int(os.environ.get("RANK", "0"))
 TENSOR, PIPELINE = "parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"
@@ -57,8 +57,12 @@ def engine_of(folder: Path, *overrides: str, spoil=None) -> Engine:
 
 
 def state_of(engine: Engine) -> list[torch.Tensor]:
-    kept = [tensor for group in engine.optimizer.param_groups for parameter in group["params"] for tensor in
-            [parameter.data, *engine.optimizer.chained_optimizers[0].optimizer.state[parameter].values()]]  # fmt: skip
+    kept = [
+        tensor
+        for group in engine.optimizer.param_groups
+        for parameter in group["params"]
+        for tensor in [parameter.data, *engine.optimizer.chained_optimizers[0].optimizer.state[parameter].values()]
+    ]
     return [tensor.clone() for tensor in [*(parameter.data for parameter in engine.modules[0].parameters()), *kept]]
 
 
@@ -85,9 +89,11 @@ def skip_alike(folder: Path, overrides: tuple[str, ...], what: str) -> dict:
     healthy = engine.step(batches, judge=judge)
     moved = [not torch.equal(old, new) for old, new in zip(before, state_of(engine), strict=True)]
     return {
-        "skipped": struck.skipped, "same": all(same), "healthy": healthy.skipped is None and math.isfinite(healthy.grad_norm),
+        "skipped": struck.skipped,
+        "same": all(same),
+        "healthy": healthy.skipped is None and math.isfinite(healthy.grad_norm),
         "moved": any(moved),
-    }  # fmt: skip
+    }
 
 
 @contextmanager

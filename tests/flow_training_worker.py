@@ -1,6 +1,6 @@
 """The processes of test_flow_training.py: several runs after each other in one launch of torchrun.
 
-    torchrun --nproc_per_node N tests/flow_training_worker.py RECIPE JOBS.json
+torchrun --nproc_per_node N tests/flow_training_worker.py RECIPE JOBS.json
 """
 
 import json

@@ -19,19 +19,19 @@ from megatron.core import parallel_state
 from megatron_music.config.checks import check_world_size
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny_flow import FRAMES, SIZE, batch, conditioned_batch, text2muq_batch  # noqa: E402
-from tiny_gpt import tiny_run  # noqa: E402
+from tiny_flow import FRAMES, SIZE, batch, conditioned_batch, text2muq_batch
+from tiny_gpt import tiny_run
 
-from megatron_music.config.flow_sizes import TEXT2MUQ_SIZES  # noqa: E402
-from megatron_music.flow.path import loss_per_sample  # noqa: E402
-from megatron_music.models.conditioners import build_conditioned_dit  # noqa: E402
-from megatron_music.models.diffusers_weights import load_weights, pieces  # noqa: E402
-from megatron_music.models.dit import build_dit  # noqa: E402
-from megatron_music.models.flow_transformer import padded_length  # noqa: E402
-from megatron_music.models.text2muq import build_text2muq  # noqa: E402
-from megatron_music.parallel import distributed  # noqa: E402
-from megatron_music.training.engine import Engine  # noqa: E402
-from megatron_music.training.task import Task  # noqa: E402
+from megatron_music.config.flow_sizes import TEXT2MUQ_SIZES
+from megatron_music.flow.path import loss_per_sample
+from megatron_music.models.conditioners import build_conditioned_dit
+from megatron_music.models.diffusers_weights import load_weights, pieces
+from megatron_music.models.dit import build_dit
+from megatron_music.models.flow_transformer import padded_length
+from megatron_music.models.text2muq import build_text2muq
+from megatron_music.parallel import distributed
+from megatron_music.training.engine import Engine
+from megatron_music.training.task import Task
 
 DEEP, ADALN = replace(SIZE, num_layers=4), replace(SIZE, global_conditioning="adaln")
 # Name: what builds it, its size, the positions of a sample, its inputs.
@@ -139,7 +139,8 @@ def run_layout(folder: Path, model: str, layout) -> dict:
     engine.compute_gradients(iter(micro_batches), on_every_rank=True)
     rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     errors = [
-        float((found - right["outputs"][row : row + 1]).abs().max()) for found, row in zip(outputs, range(rank, 4, size))
+        float((found - right["outputs"][row : row + 1]).abs().max())
+        for found, row in zip(outputs, range(rank, 4, size), strict=False)
     ]
     gradients: dict[str, float] = {}
     copies: dict[str, list] = {}

@@ -58,7 +58,13 @@ def damaged(read):
 FORMATS = {
     name: Format(_make, ("*.bin",), damaged(read))
     for name, read in {
-        "memory": _leaks, "memory at once": _asks_for_too_much_at_once, "crash": _crashes, "hang": _hangs, "traceback": _raises,
-        "bad sentence": _says_nothing_of_the_file, "control characters": _writes_to_the_terminal, "refused": _refuses,
+        "memory": _leaks,
+        "memory at once": _asks_for_too_much_at_once,
+        "crash": _crashes,
+        "hang": _hangs,
+        "traceback": _raises,
+        "bad sentence": _says_nothing_of_the_file,
+        "control characters": _writes_to_the_terminal,
+        "refused": _refuses,
     }.items()
-}  # fmt: skip
+}

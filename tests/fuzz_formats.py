@@ -1,7 +1,8 @@
-"""Every format that is read: how a good one is made, which of its files are altered, and the reader that a command really calls.
+"""Every format that is read: how a good one is made, which of its files are altered, and the reader that a command
+really calls.
 
-A reader takes the folder and the altered file. What it raises is judged in ``fuzz_worker``. Imports stand in the functions, so that
-a worker that reads labels has no torch in its memory.
+A reader takes the folder and the altered file. What it raises is judged in ``fuzz_worker``. Imports stand in the
+functions, so that a worker that reads labels has no torch in its memory.
 """
 
 import contextlib
@@ -66,7 +67,7 @@ def command(*words: str | Path, reports: bool = False) -> str:
             status = error.code
     acted_on = {letter for letter in said.getvalue() if not (letter.isprintable() or letter == "\n")}
     assert not acted_on, f"`{' '.join(map(str, words))}` prints {acted_on}"
-    if complained.getvalue().startswith("megatron-music: ") and status or status and not reports:
+    if (complained.getvalue().startswith("megatron-music: ") and status) or (status and not reports):
         raise Refused(complained.getvalue().removeprefix("megatron-music: ").removesuffix("\n"))
     return said.getvalue()
 
@@ -88,14 +89,20 @@ def _make_midi(folder: Path) -> None:
 
 
 def _read_midi(folder: Path, path: Path) -> None:
-    """As ``build tokens`` reads it, which never raises; as ``tokenize``, ``plot`` and ``render`` do; with all its events."""
+    """As ``build tokens`` reads it, which never raises; as ``tokenize``, ``plot`` and ``render`` do; with all its
+    events.
+    """
     from megatron_music.data.build_options import BuildOptions
     from megatron_music.data.encode import encode_content
     from megatron_music.music.midi import read_midi
     from megatron_music.music.midi_events import read_events
     from megatron_music.tokens.encoding import Encoding
 
-    encode_content(path.read_bytes(), BuildOptions(Encoding(bars=2, meters=("all",), velocity=True, tempo=True), seconds_per_file=10), ())
+    encode_content(
+        path.read_bytes(),
+        BuildOptions(Encoding(bars=2, meters=("all",), velocity=True, tempo=True), seconds_per_file=10),
+        (),
+    )
     read_events(path)
     read_midi(path)
 
@@ -128,7 +135,9 @@ def _make_tokenizer(folder: Path) -> None:
 
     bpe = learn_bpe([encode_piece(tiny_score(bars), Encoding(bars=bars)) for bars in (2, 3, 4, 4)], 128)
     labels = (("GENRE", ("JAZZ", "ROCK")),)
-    write_tokenizer_folder(folder, Encoding(velocity=True, density=3, density_bins=(4, 9), labels=labels, bpe=bpe.size), bpe)
+    write_tokenizer_folder(
+        folder, Encoding(velocity=True, density=3, density_bins=(4, 9), labels=labels, bpe=bpe.size), bpe
+    )
 
 
 def _read_tokenizer(folder: Path, path: Path) -> None:
@@ -148,7 +157,9 @@ def _make_dataset(folder: Path) -> None:
 
     from megatron_music.data.index_file import read_lengths
 
-    tiny_dataset(folder, quarantine=(("/music/a.mid", "the file is empty"), ("/music/b.zip!c.mid", "the file has no notes")))
+    tiny_dataset(
+        folder, quarantine=(("/music/a.mid", "the file is empty"), ("/music/b.zip!c.mid", "the file has no notes"))
+    )
     report = json.loads((folder / "report.json").read_text())
     for split, row in report["splits"].items():  # the figures of a larger dataset; counts are those of the files
         lengths = read_lengths(folder / split) if (folder / f"{split}.idx").exists() else np.empty(0, np.int32)
@@ -178,7 +189,12 @@ def _make_building(folder: Path) -> None:
     from megatron_music.tokens.mmmtrack import encode_piece
 
     documents = [encode_piece(tiny_score(bars), Encoding(bars=bars)).tolist() for bars in (1, 2, 3)]
-    files = [TinyFile([documents[:1]]), TinyFile([documents[1:]], source=0), TinyFile(damage="the file is empty"), TinyFile([documents], content="ab" * 16)]
+    files = [
+        TinyFile([documents[:1]]),
+        TinyFile([documents[1:]], source=0),
+        TinyFile(damage="the file is empty"),
+        TinyFile([documents], content="ab" * 16),
+    ]
     write_shards(folder / "out", files, BuildOptions(Encoding(bars=1)))
 
 
@@ -199,7 +215,9 @@ def _make_lists(folder: Path) -> None:
     (folder / "a").mkdir()
     for name in ("song.mid", "other song.mid", "third.midi"):
         (folder / "a" / name).write_bytes(b"MThd")
-    (folder / "labels.csv").write_text("path,GENRE,STYLE\na/song.mid,JAZZ,slow\nother song.mid,ROCK,\n\"third.midi\",JAZZ,fast\n")
+    (folder / "labels.csv").write_text(
+        'path,GENRE,STYLE\na/song.mid,JAZZ,slow\nother song.mid,ROCK,\n"third.midi",JAZZ,fast\n'
+    )
     (folder / "hashes.csv").write_text("md5,GENRE\n" + "0" * 32 + ",JAZZ\n" + "f" * 32 + ",ROCK\n")
     (folder / "groups.csv").write_text("path,composer\na/song.mid,train\nother song.mid,valid\nthird.midi,test\n")
     (folder / "files.lst").write_text("# songs\na/song.mid\na/other song.mid\n\na\n")
@@ -215,7 +233,11 @@ def _read_lists(folder: Path, path: Path) -> None:
         Grouping.of(f"{path}:composer", ())
     elif path.suffix == ".csv":
         Labels.read(path).ids_for("a/song.mid", b"MThd")
-    elif all((folder / os.fsdecode(line.rstrip(b'\r'))).resolve().is_relative_to(folder) for line in set(path.read_bytes().split(b"\n")) if b"\0" not in line):
+    elif all(
+        (folder / os.fsdecode(line.rstrip(b"\r"))).resolve().is_relative_to(folder)
+        for line in set(path.read_bytes().split(b"\n"))
+        if b"\0" not in line
+    ):
         # A list may name any folder of its user's machine; here none but this one is searched.
         list(find_entries(find_files([folder / "list.txt"])))
 
@@ -281,7 +303,9 @@ def _make_captions(folder: Path) -> None:
         (folder / name / "audios").mkdir(parents=True)
     rows = [{"path": f"{n:03}.wav", "captions": [f"slow bell {n}", "bell"], "group": n // 2} for n in range(4)]
     (folder / "own-jsonl" / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "own-csv" / "captions.csv").write_text('path,caption,group\n000.wav,"slow, sad bell",a\n001.wav,fast bell,b\ncaf\u00e9.wav,organ,\n')
+    (folder / "own-csv" / "captions.csv").write_text(
+        'path,caption,group\n000.wav,"slow, sad bell",a\n001.wav,fast bell,b\ncaf\u00e9.wav,organ,\n'
+    )
     bench = [{"location": f"data/{n}_1.wav", "main_caption": f"a song {n}", "alt_caption": "music"} for n in range(3)]
     (folder / "bench" / "MusicBench_train.json").write_text("".join(json.dumps(row) + "\n" for row in bench))
     (folder / "all" / "id_genres.csv").write_text("id\tgenres\nx1\tjazz,blues\nx2\trock\n")
@@ -325,7 +349,9 @@ def _read_latents(folder: Path, path: Path) -> None:
     index = folder / "data" / "index.json"
     if path != index:
         facts = json.loads(index.read_bytes())
-        known = {f"{split}/{shard['name']}": shard for split, shards in facts["splits"].items() for shard in shards} | facts.get("files", {})
+        known = {
+            f"{split}/{shard['name']}": shard for split, shards in facts["splits"].items() for shard in shards
+        } | facts.get("files", {})
         name = path.relative_to(folder / "data").as_posix()
         if name in known:
             known[name] |= {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
@@ -347,7 +373,9 @@ def _make_encoders(folder: Path) -> None:
     texts = ["slow organ", "fast organ", "slow flute", "fast flute"]
     fit_words(texts, random.standard_normal((4, 4)).astype(np.float32), size=16, length=6).save(folder / "text")
     fit_music_encoder(random.standard_normal((8, 5)), [[text] for text in texts * 2]).save(folder / "music")
-    fit_spectral_autoencoder([0.1 * random.standard_normal((2, 40_000)).astype(np.float32) for _ in range(4)], latent_channels=8).save(folder / "spectral")
+    fit_spectral_autoencoder(
+        [0.1 * random.standard_normal((2, 40_000)).astype(np.float32) for _ in range(4)], latent_channels=8
+    ).save(folder / "spectral")
     OobleckAutoencoder(build_network(SIZES["tiny"])).save(folder / "oobleck")
 
 
@@ -357,7 +385,12 @@ def _read_encoders(folder: Path, path: Path) -> None:
     from megatron_music.audio.spectral_autoencoder import load_spectral_autoencoder
     from megatron_music.audio.text_encoder import load_text_encoder
 
-    load = {"text": load_text_encoder, "music": load_music_encoder, "spectral": load_spectral_autoencoder, "oobleck": load_oobleck}
+    load = {
+        "text": load_text_encoder,
+        "music": load_music_encoder,
+        "spectral": load_spectral_autoencoder,
+        "oobleck": load_oobleck,
+    }
     encoder = load[path.parent.name](path.parent)
     if path.parent.name == "text":
         encoder.encode(["slow organ"])
@@ -368,8 +401,12 @@ def _read_encoders(folder: Path, path: Path) -> None:
 def _make_names_of_encoders(folder: Path) -> None:
     for name in ("text", "music"):
         (folder / name).mkdir()
-    (folder / "text" / "hub.json").write_text(json.dumps({"name": "nobody/nothing", "length": 16, "revision": "abc", "sha256": "0" * 64}))
-    (folder / "music" / "muq.json").write_text(json.dumps({"model": "OpenMuQ/MuQ-MuLan-large", "licence": "CC-BY-NC 4.0"}))
+    (folder / "text" / "hub.json").write_text(
+        json.dumps({"name": "nobody/nothing", "length": 16, "revision": "abc", "sha256": "0" * 64})
+    )
+    (folder / "music" / "muq.json").write_text(
+        json.dumps({"model": "OpenMuQ/MuQ-MuLan-large", "licence": "CC-BY-NC 4.0"})
+    )
 
 
 # Checkpoints.
@@ -410,10 +447,19 @@ def _make_pickled_index(folder: Path) -> None:
     )
 
     chunks = [ChunkStorageMetadata(torch.Size([3 * n, 0]), torch.Size([3, 4])) for n in range(3)]
-    tensors = {name: TensorStorageMetadata(TensorProperties(torch.float32), torch.Size([9, 4]), chunks) for name in ("model.a", "optimizer.b")}
-    places = {MetadataIndex(name, chunk.offsets, n): _StorageInfo("__0_0.distcp", 10 * n, 10) for name in tensors for n, chunk in enumerate(chunks)}
+    tensors = {
+        name: TensorStorageMetadata(TensorProperties(torch.float32), torch.Size([9, 4]), chunks)
+        for name in ("model.a", "optimizer.b")
+    }
+    places = {
+        MetadataIndex(name, chunk.offsets, n): _StorageInfo("__0_0.distcp", 10 * n, 10)
+        for name in tensors
+        for n, chunk in enumerate(chunks)
+    }
     (folder / "__0_0.distcp").write_bytes(bytes(100))
-    (folder / ".metadata").write_bytes(pickle.dumps(Metadata(tensors, planner_data={"a": ("b", 1)}, storage_data=places), protocol=4))
+    (folder / ".metadata").write_bytes(
+        pickle.dumps(Metadata(tensors, planner_data={"a": ("b", 1)}, storage_data=places), protocol=4)
+    )
 
 
 def _read_pickled_index(folder: Path, path: Path) -> None:
@@ -432,7 +478,9 @@ def _make_checkpoint(folder: Path) -> None:
 
     sizes = ("model.num_layers=1", "model.hidden_size=16", "model.num_attention_heads=2", "model.seq_length=32")
     data = tiny_dataset(folder / "data")
-    train(tiny_run(data, f"checkpoint.save={folder / 'run'}", "train.train_iters=1", "checkpoint.save_interval=1", *sizes))
+    train(
+        tiny_run(data, f"checkpoint.save={folder / 'run'}", "train.train_iters=1", "checkpoint.save_interval=1", *sizes)
+    )
     shutil.rmtree(data)
 
 
@@ -450,7 +498,10 @@ def _read_checkpoint(folder: Path, path: Path) -> None:
 
 
 def _make_run_folder(folder: Path) -> None:
-    lines = [{"iteration": n, "loss": 5.0 - n / 10, "grad_norm": 1.0, "step_seconds": 0.1, "tokens_per_second": 1000.0} for n in range(1, 16)]
+    lines = [
+        {"iteration": n, "loss": 5.0 - n / 10, "grad_norm": 1.0, "step_seconds": 0.1, "tokens_per_second": 1000.0}
+        for n in range(1, 16)
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "latest").write_text("iter_0000010\n")
     (folder / "starts.json").write_text('{"iteration": 10, "starts": 2}\n')
@@ -477,12 +528,22 @@ def _make_hugging_face(folder: Path) -> None:
     from megatron_music.tokens.tokenizer_folder import write_tokenizer_folder
 
     torch.manual_seed(0)
-    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": vocabulary.SIZE, "activation_function": "gelu",
-             "bos_token_id": vocabulary.PIECE_START, "eos_token_id": vocabulary.DOCUMENT_END}  # fmt: skip
+    sizes = {
+        "n_embd": 16,
+        "n_layer": 1,
+        "n_head": 2,
+        "n_positions": 32,
+        "vocab_size": vocabulary.SIZE,
+        "activation_function": "gelu",
+        "bos_token_id": vocabulary.PIECE_START,
+        "eos_token_id": vocabulary.DOCUMENT_END,
+    }
     transformers.utils.logging.disable_progress_bar()
     transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).save_pretrained(folder / "theirs")
     write_tokenizer_folder(folder / "theirs", Encoding())
-    (folder / "theirs" / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {"transformer.wte.weight": "model.safetensors"}}))
+    (folder / "theirs" / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": {"transformer.wte.weight": "model.safetensors"}})
+    )
 
 
 def _read_hugging_face(folder: Path, path: Path) -> None:
@@ -535,43 +596,105 @@ def _make_logs(folder: Path) -> None:
     (folder / "run").mkdir()
     _make_run_folder(folder / "run")
     megatron = (
-        " [2026-01-02 03:04:05] iteration {n:8d}/     100 | consumed samples: {n:12d} | elapsed time per iteration (ms): 1234.5 | throughput per GPU "
-        "(TFLOP/s/GPU): 160.3 | learning rate: 1.000000E-04 | global batch size:    64 | lm loss: 6.400000E+00 | number of skipped iterations:   0 |"
+        " [2026-01-02 03:04:05] iteration {n:8d}/     100 | consumed samples: {n:12d} | elapsed time per iteration "
+        "(ms): 1234.5 | throughput per GPU "
+        "(TFLOP/s/GPU): 160.3 | learning rate: 1.000000E-04 | global batch size:    64 | lm loss: 6.400000E+00 | "
+        "number of skipped iterations:   0 |"
     )
-    facts = {"hidden_size": 64, "num_layers": 2, "num_attention_heads": 4, "num_query_groups": 4, "ffn_hidden_size": 256, "padded_vocab_size": 768, "seq_length": 64,
-             "swiglu": False, "world_size": 8, "global_batch_size": 64, "recompute_granularity": None, "bf16": True}  # fmt: skip
-    head = "0: ------------------------ arguments ------------------------\n" + "".join(f"0:   {name} {'.' * (48 - len(name))} {value}\n" for name, value in facts.items())
+    facts = {
+        "hidden_size": 64,
+        "num_layers": 2,
+        "num_attention_heads": 4,
+        "num_query_groups": 4,
+        "ffn_hidden_size": 256,
+        "padded_vocab_size": 768,
+        "seq_length": 64,
+        "swiglu": False,
+        "world_size": 8,
+        "global_batch_size": 64,
+        "recompute_granularity": None,
+        "bf16": True,
+    }
+    head = "0: ------------------------ arguments ------------------------\n" + "".join(
+        f"0:   {name} {'.' * (48 - len(name))} {value}\n" for name, value in facts.items()
+    )
     lines = "".join(f"7: {megatron.format(n=n)}\n" for n in range(1, 31))
-    (folder / "megatron.log").write_text(head + "0: -------------------- end of arguments ---------------------\n" + lines)
-    nemo = "Epoch 0: : {n}%|x| {n}/100 [00:01<00:02, reduced_train_loss=6.4, global_batch_size=64, global_step={n}.000, train_step_timing in s=1.250]\r"
+    (folder / "megatron.log").write_text(
+        head + "0: -------------------- end of arguments ---------------------\n" + lines
+    )
+    nemo = (
+        "Epoch 0: : {n}%|x| {n}/100 [00:01<00:02, reduced_train_loss=6.4, global_batch_size=64, global_step={n}.000, "
+        "train_step_timing in s=1.250]\r"
+    )
     (folder / "nemo.log").write_text("".join(nemo.format(n=n) for n in range(1, 31)))
 
 
 def _read_log(folder: Path, path: Path) -> None:
-    shape = ("--num-layers", "2", "--hidden-size", "64", "--num-attention-heads", "4", "--seq-length", "64", "--vocab-size", "768", "--num-gpus", "8")
-    command("mfu", path, *(() if path.name == "megatron.log" else (*shape, "--global-batch-size", "64")), "--gpu", "a100")
+    shape = (
+        "--num-layers",
+        "2",
+        "--hidden-size",
+        "64",
+        "--num-attention-heads",
+        "4",
+        "--seq-length",
+        "64",
+        "--vocab-size",
+        "768",
+        "--num-gpus",
+        "8",
+    )
+    command(
+        "mfu", path, *(() if path.name == "megatron.log" else (*shape, "--global-batch-size", "64")), "--gpu", "a100"
+    )
 
 
 def _make_traces(folder: Path) -> None:
     import gzip
 
-    kernels = [("sm90_xmma_gemm_bf16_tn", 0, 40), ("ncclDevKernel_AllReduce", 30, 60), ("Memcpy DtoD", 80, 90), ("flash_fwd_kernel", 90, 100)]
+    kernels = [
+        ("sm90_xmma_gemm_bf16_tn", 0, 40),
+        ("ncclDevKernel_AllReduce", 30, 60),
+        ("Memcpy DtoD", 80, 90),
+        ("flash_fwd_kernel", 90, 100),
+    ]
     ranges = [("iteration 1", 0, 60), ("forward", 0, 20), ("forward", 80, 90)]
-    events = [{"ph": "X", "cat": "kernel", "name": name, "ts": start + 1e6, "dur": end - start, "pid": 0, "tid": 7} for name, start, end in kernels]
-    events += [{"ph": "X", "cat": "user_annotation", "name": name, "ts": start + 1e6, "dur": end - start} for name, start, end in ranges]
-    operators = [{"ph": "X", "cat": "cpu_op", "name": f"aten::{name}", "ts": 10 * n, "dur": 15, "pid": 1, "tid": 2} for n, name in enumerate(("mm", "add", "mm"))]
+    events = [
+        {"ph": "X", "cat": "kernel", "name": name, "ts": start + 1e6, "dur": end - start, "pid": 0, "tid": 7}
+        for name, start, end in kernels
+    ]
+    events += [
+        {"ph": "X", "cat": "user_annotation", "name": name, "ts": start + 1e6, "dur": end - start}
+        for name, start, end in ranges
+    ]
+    operators = [
+        {"ph": "X", "cat": "cpu_op", "name": f"aten::{name}", "ts": 10 * n, "dur": 15, "pid": 1, "tid": 2}
+        for n, name in enumerate(("mm", "add", "mm"))
+    ]
     for name, found in (("gpu.json", events), ("cpu.json", operators)):
         (folder / name).write_text(json.dumps({"traceEvents": found, "distributedInfo": {"rank": 3}}))
     (folder / "gpu.json.gz").write_bytes(gzip.compress((folder / "gpu.json").read_bytes(), mtime=0))
     base = sqlite3.connect(folder / "gpu.sqlite")
     texts = {name: number for number, name in enumerate(dict.fromkeys(row[0] for row in (*kernels, *ranges)))}
     base.execute("CREATE TABLE StringIds (id INTEGER, value TEXT)")
-    base.execute('CREATE TABLE CUPTI_ACTIVITY_KIND_KERNEL (start INTEGER, "end" INTEGER, streamId INTEGER, globalPid INTEGER, demangledName INTEGER)')
-    base.execute('CREATE TABLE NVTX_EVENTS (start INTEGER, "end" INTEGER, eventType INTEGER, text TEXT, globalTid INTEGER, textId INTEGER)')
+    base.execute(
+        'CREATE TABLE CUPTI_ACTIVITY_KIND_KERNEL (start INTEGER, "end" INTEGER, streamId INTEGER, globalPid INTEGER, '
+        "demangledName INTEGER)"
+    )
+    base.execute(
+        'CREATE TABLE NVTX_EVENTS (start INTEGER, "end" INTEGER, eventType INTEGER, text TEXT, globalTid INTEGER, '
+        "textId INTEGER)"
+    )
     base.executemany("INSERT INTO StringIds VALUES (?, ?)", [(number, name) for name, number in texts.items()])
     owner = (0x1A << 48) | 4000 << 24
-    base.executemany("INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL VALUES (?, ?, 7, ?, ?)", [(1000 * start, 1000 * end, owner, texts[name]) for name, start, end in kernels])
-    base.executemany("INSERT INTO NVTX_EVENTS VALUES (?, ?, 59, NULL, ?, ?)", [(1000 * start, 1000 * end, owner, texts[name]) for name, start, end in ranges])
+    base.executemany(
+        "INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL VALUES (?, ?, 7, ?, ?)",
+        [(1000 * start, 1000 * end, owner, texts[name]) for name, start, end in kernels],
+    )
+    base.executemany(
+        "INSERT INTO NVTX_EVENTS VALUES (?, ?, 59, NULL, ?, ?)",
+        [(1000 * start, 1000 * end, owner, texts[name]) for name, start, end in ranges],
+    )
     base.commit()
     base.close()
 
@@ -582,8 +705,18 @@ def _read_trace(folder: Path, path: Path) -> None:
 
 def _make_sweep(folder: Path) -> None:
     command("sweep", "tiny", "-o", folder / "sweep", "--vary", "train.micro_batch_size=1,2", "--plan", "--steps", "2")
-    outcome = {"status": "measured", "reason": "", "step_seconds": [0.1, 0.11], "tokens_per_step": 64.0, "flops": 1e9, "formula": "x", "memory_gb": 1.0,
-               "device": "CPU", "gpu": None, "versions": {"torch": "2"}}  # fmt: skip
+    outcome = {
+        "status": "measured",
+        "reason": "",
+        "step_seconds": [0.1, 0.11],
+        "tokens_per_step": 64.0,
+        "flops": 1e9,
+        "formula": "x",
+        "memory_gb": 1.0,
+        "device": "CPU",
+        "gpu": None,
+        "versions": {"torch": "2"},
+    }
     for name in ("000", "001"):
         (folder / "sweep" / "rows" / f"{name}.json").write_text(json.dumps(outcome))
 
@@ -600,7 +733,9 @@ FORMATS = {
     "idx": Format(_make_dataset, ("train.idx", "train.bin"), _read_index),
     "index cache": Format(_make_index_cache, ("cache/*/*",), _read_index_cache),
     "report": Format(_make_dataset, ("report.json", "quarantine.jsonl"), _read_report),
-    "plan": Format(_make_building, ("out.building/plan.json", "out.building/entries.jsonl"), _read_building, changes=True),
+    "plan": Format(
+        _make_building, ("out.building/plan.json", "out.building/entries.jsonl"), _read_building, changes=True
+    ),
     "shard record": Format(_make_building, ("out.building/shards/*",), _read_building, changes=True),
     "lists": Format(_make_lists, ("*.csv", "list.txt"), _read_lists),
     "archives": Format(_make_archives, ("a.*",), _read_archive),
@@ -608,15 +743,26 @@ FORMATS = {
     "audio": Format(_make_audio, ("*.wav", "*.flac"), _read_audio),
     "latents": Format(_make_latents, ("data/index.json", "data/texts.*", "data/train/*"), _read_latents),
     "encoders": Format(_make_encoders, ("*/*.json", "*/*.safetensors"), _read_encoders),
-    "names of encoders": Format(_make_names_of_encoders, ("text/hub.json", "music/muq.json"), _read_encoders, is_whole=False),
+    "names of encoders": Format(
+        _make_names_of_encoders, ("text/hub.json", "music/muq.json"), _read_encoders, is_whole=False
+    ),
     "manifest": Format(_make_manifest, ("manifest.json",), _read_manifest),
     ".metadata": Format(_make_pickled_index, (".metadata",), _read_pickled_index),
-    "checkpoint": Format(_make_checkpoint, ("run/iter_*/*.json", "run/iter_*/config.yaml", "run/iter_*/.metadata", "run/iter_*/*.distcp"), _read_checkpoint),
+    "checkpoint": Format(
+        _make_checkpoint,
+        ("run/iter_*/*.json", "run/iter_*/config.yaml", "run/iter_*/.metadata", "run/iter_*/*.distcp"),
+        _read_checkpoint,
+    ),
     "run folder": Format(_make_run_folder, ("metrics.jsonl", "latest", "starts.json"), _read_run_folder, changes=True),
     "hugging face": Format(_make_hugging_face, ("theirs/*.json", "theirs/*.safetensors"), _read_hugging_face),
-    "recipes": Format(_make_recipes, ("*.yaml",), _read_recipe, also_names=r"\b(model|data|parallel|optimizer|train|checkpoint|logging|flow)\."),
+    "recipes": Format(
+        _make_recipes,
+        ("*.yaml",),
+        _read_recipe,
+        also_names=r"\b(model|data|parallel|optimizer|train|checkpoint|logging|flow)\.",
+    ),
     "job scripts": Format(_make_job, ("job.sbatch",), _read_job),
     "logs": Format(_make_logs, ("run/metrics.jsonl", "*.log"), _read_log, also_names="the log (does not say|has)"),
     "traces": Format(_make_traces, ("*.json", "*.gz", "*.sqlite"), _read_trace),
     "sweep": Format(_make_sweep, ("sweep/*.json", "sweep/rows/*"), _read_sweep),
-}  # fmt: skip
+}

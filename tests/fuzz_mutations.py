@@ -1,7 +1,10 @@
-"""Damaged and hostile inputs of every format, each made of a good one: bytes, JSON, YAML, tables, lines, safetensors, sqlite, archives.
+"""Damaged and hostile inputs of every format, each made of a good one: bytes, JSON, YAML, tables, lines, safetensors,
+sqlite, archives.
 
-A mutant is a function of its seeds, its number and the seed of the random numbers alone. Half of them keep their format and are wrong in
-what it says: another type, a number beyond every bound, NaN, a key that is missing or twice, deep nesting, a path that leads outside.
+A mutant is a function of its seeds, its number and the seed of the random numbers alone. Half of them keep their format
+and are wrong in
+what it says: another type, a number beyond every bound, NaN, a key that is missing or twice, deep nesting, a path that
+leads outside.
 """
 
 import gzip
@@ -19,19 +22,91 @@ import mutants
 import yaml
 
 WILD_NUMBERS = (
-    "0", "-0", "-1", "1", "2", "7", "0.5", "-0.0", "1.0", "1e-320", "1e308", "1e999", "-1e999", "NaN", "Infinity", "-Infinity", "127", "128", "255",
-    "256", "65535", "65536", "2147483647", "2147483648", "4294967296", "9223372036854775807", "9223372036854775808", "18446744073709551616",
-    "-9223372036854775809", "1" + "0" * 40, "9" * 400, "9" * 5000,
-)  # fmt: skip
+    "0",
+    "-0",
+    "-1",
+    "1",
+    "2",
+    "7",
+    "0.5",
+    "-0.0",
+    "1.0",
+    "1e-320",
+    "1e308",
+    "1e999",
+    "-1e999",
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "127",
+    "128",
+    "255",
+    "256",
+    "65535",
+    "65536",
+    "2147483647",
+    "2147483648",
+    "4294967296",
+    "9223372036854775807",
+    "9223372036854775808",
+    "18446744073709551616",
+    "-9223372036854775809",
+    "1" + "0" * 40,
+    "9" * 400,
+    "9" * 5000,
+)
 WILD_TEXTS = (
-    "", " ", "x", "null", "nan", "-1", "5", "1e5", "../../../../etc/passwd", "/dev/zero", "/", ".", "..", "~", "a/b", "a\\b", "\x00", "a\x00b",
-    "\x1b[31mred\x1b]0;title\x07", "\r\n", "\u202egnp.exe", "\ud800", "\U0001f3b5", "e\u0301", "<script>alert(1)</script>", "=1+1", "%s%n{0}{x}", "$(id)",
-    "`id`", "; id", "-esystem", "x" * 300, "y" * 70_000, "((((((((((a+)+)+)+)+)+)+)+)+)+b",
-)  # fmt: skip
+    "",
+    " ",
+    "x",
+    "null",
+    "nan",
+    "-1",
+    "5",
+    "1e5",
+    "../../../../etc/passwd",
+    "/dev/zero",
+    "/",
+    ".",
+    "..",
+    "~",
+    "a/b",
+    "a\\b",
+    "\x00",
+    "a\x00b",
+    "\x1b[31mred\x1b]0;title\x07",
+    "\r\n",
+    "\u202egnp.exe",
+    "\ud800",
+    "\U0001f3b5",
+    "e\u0301",
+    "<script>alert(1)</script>",
+    "=1+1",
+    "%s%n{0}{x}",
+    "$(id)",
+    "`id`",
+    "; id",
+    "-esystem",
+    "x" * 300,
+    "y" * 70_000,
+    "((((((((((a+)+)+)+)+)+)+)+)+)+b",
+)
 WILD_JSON = (
-    *WILD_NUMBERS, *(json.dumps(text) for text in WILD_TEXTS), "null", "true", "false", "[]", "{}", "[[]]", "[null]", "[{}]", '{"": null}',
-    "[" * 500 + "]" * 500, '{"a":' * 300 + "1" + "}" * 300, "[" + "0," * 5_000 + "0]",
-)  # fmt: skip
+    *WILD_NUMBERS,
+    *(json.dumps(text) for text in WILD_TEXTS),
+    "null",
+    "true",
+    "false",
+    "[]",
+    "{}",
+    "[[]]",
+    "[null]",
+    "[{}]",
+    '{"": null}',
+    "[" * 500 + "]" * 500,
+    '{"a":' * 300 + "1" + "}" * 300,
+    "[" + "0," * 5_000 + "0]",
+)
 DEEP = ("[" * 200_000, "[" * 200_000 + "]" * 200_000, '{"a":' * 200_000 + "1" + "}" * 200_000)
 SEAL = re.compile(rb'\{"sha256": "[0-9a-f]{64}",')
 _RARE = 0.01  # share of the inputs of a megabyte or more
@@ -48,7 +123,9 @@ def mutant_of(kind: str, contents: Sequence[bytes], number: int, seed: int = 0) 
     if kind == "midi":
         return mutants.mutant(contents, number, seed)[1]
     content = contents[0]
-    if (seal := SEAL.match(content)) and chance.random() < 0.8:  # who alters the file can write the hash in front of it anew
+    if (
+        seal := SEAL.match(content)
+    ) and chance.random() < 0.8:  # who alters the file can write the hash in front of it anew
         return sealed(_json(b"{" + content[seal.end() :], chance))
     if chance.random() < (0.0 if kind == "bytes" else 0.65):
         content = KINDS[kind](content, chance)
@@ -66,9 +143,19 @@ def sealed(content: bytes) -> bytes:
 def kind_of(name: str) -> str:
     """How a file of this name is altered."""
     suffixes = {
-        ".json": "json", ".jsonl": "jsonl", ".yaml": "yaml", ".csv": "table", ".safetensors": "safetensors", ".sqlite": "sqlite", ".gz": "gzip",
-        ".txt": "lines", ".log": "lines", ".sbatch": "lines", ".mid": "midi", ".lst": "lines",
-    }  # fmt: skip
+        ".json": "json",
+        ".jsonl": "jsonl",
+        ".yaml": "yaml",
+        ".csv": "table",
+        ".safetensors": "safetensors",
+        ".sqlite": "sqlite",
+        ".gz": "gzip",
+        ".txt": "lines",
+        ".log": "lines",
+        ".sbatch": "lines",
+        ".mid": "midi",
+        ".lst": "lines",
+    }
     return suffixes.get(os.path.splitext(name)[1], "bytes")
 
 
@@ -97,7 +184,17 @@ def _flip(content, chance, others):
 
 def _overwrite(content, chance, others):
     size = chance.choice((1, 1, 2, 4, 8))
-    value = chance.choice((0, 1, (1 << 8 * size) - 1, 1 << 8 * size - 1, (1 << 8 * size - 1) - 1, chance.getrandbits(8 * size), len(content)))
+    value = chance.choice(
+        (
+            0,
+            1,
+            (1 << 8 * size) - 1,
+            1 << 8 * size - 1,
+            (1 << 8 * size - 1) - 1,
+            chance.getrandbits(8 * size),
+            len(content),
+        )
+    )
     place = _place(content, chance)
     content[place : place + size] = (value % (1 << 8 * size)).to_bytes(size, chance.choice(("little", "big")))
 
@@ -119,7 +216,19 @@ def _repeat(content, chance, others):
 
 def _insert(content, chance, others):
     place = _place(content, chance)
-    content[place:place] = chance.choice((b"\0", b"\xff" * 8, b"\xef\xbb\xbf", b"\xff\xfe", b"\n", b'"', b"{", b"-", bytes(chance.randrange(256) for _ in range(16))))
+    content[place:place] = chance.choice(
+        (
+            b"\0",
+            b"\xff" * 8,
+            b"\xef\xbb\xbf",
+            b"\xff\xfe",
+            b"\n",
+            b'"',
+            b"{",
+            b"-",
+            bytes(chance.randrange(256) for _ in range(16)),
+        )
+    )
 
 
 def _splice(content, chance, others):
@@ -221,9 +330,22 @@ def _other_value(value, chance: random.Random):
     if near and isinstance(value, bool):
         return _Raw(chance.choice(("0", "1", "null", '"true"')))
     if near and isinstance(value, int | float):
-        return chance.choice((value + 1, value - 1, -value, value * 2, value * 1000, float(value) + 0.5, str(value), [value]))
+        return chance.choice(
+            (value + 1, value - 1, -value, value * 2, value * 1000, float(value) + 0.5, str(value), [value])
+        )
     if near and isinstance(value, str):
-        return chance.choice((value[:-1], value + "x", value.upper(), value * 50, value + "\x00", value.replace("/", "\\"), [value], value[::-1]))
+        return chance.choice(
+            (
+                value[:-1],
+                value + "x",
+                value.upper(),
+                value * 50,
+                value + "\x00",
+                value.replace("/", "\\"),
+                [value],
+                value[::-1],
+            )
+        )
     return _Raw(chance.choice(WILD_JSON))
 
 
@@ -261,10 +383,33 @@ def _jsonl(content: bytes, chance: random.Random) -> bytes:
 
 _YAML_BOMBS = (
     "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}]\n" for n in range(1, 30)),
-    "a: &a [*a]\n", "a: &a {<<: *a}\n", "!!python/object/apply:os.system ['id']\n", "!!python/name:os.system\n", "--- 1\n--- 2\n", "? [a]\n: 1\n",
-    "x: !!binary aWQ=\n", "x: !!set {a, b}\n", "x: 2001-13-99\n", "x: !!timestamp 9999999\n", "x: !!int 1_0__\n", "x: 1:2:3:4\n", "\t- x\n", "%YAML 9.9\n---\nx: 1\n",
-    "x: |9\n  a\n", "'\\x'", '"\\U00110000"', "x: 0o8\n", "x: 0x\n", "x: .inf\n", "x: !!float 'x'\n", "- - - - -\n", "x: {", "&a *a", "!!str", "!<tag:yaml.org,2002:int> ''",
-)  # fmt: skip
+    "a: &a [*a]\n",
+    "a: &a {<<: *a}\n",
+    "!!python/object/apply:os.system ['id']\n",
+    "!!python/name:os.system\n",
+    "--- 1\n--- 2\n",
+    "? [a]\n: 1\n",
+    "x: !!binary aWQ=\n",
+    "x: !!set {a, b}\n",
+    "x: 2001-13-99\n",
+    "x: !!timestamp 9999999\n",
+    "x: !!int 1_0__\n",
+    "x: 1:2:3:4\n",
+    "\t- x\n",
+    "%YAML 9.9\n---\nx: 1\n",
+    "x: |9\n  a\n",
+    "'\\x'",
+    '"\\U00110000"',
+    "x: 0o8\n",
+    "x: 0x\n",
+    "x: .inf\n",
+    "x: !!float 'x'\n",
+    "- - - - -\n",
+    "x: {",
+    "&a *a",
+    "!!str",
+    "!<tag:yaml.org,2002:int> ''",
+)
 
 
 def _yaml(content: bytes, chance: random.Random) -> bytes:
@@ -275,7 +420,11 @@ def _yaml(content: bytes, chance: random.Random) -> bytes:
     tree = _alter_tree(_parsed(json.dumps(yaml.safe_load(content)).encode()), chance)
     text = _written(tree)
     if change < 0.4:  # a block for each section, so that scalars are YAML's own
-        text = re.sub(r"(?<![\w\"])(NaN|-?Infinity)(?![\w\"])", lambda found: {"NaN": ".nan", "Infinity": ".inf", "-Infinity": "-.inf"}[found[1]], text)
+        text = re.sub(
+            r"(?<![\w\"])(NaN|-?Infinity)(?![\w\"])",
+            lambda found: {"NaN": ".nan", "Infinity": ".inf", "-Infinity": "-.inf"}[found[1]],
+            text,
+        )
     return text.encode("utf-8", "surrogatepass")
 
 
@@ -289,7 +438,9 @@ def _table(content: bytes, chance: random.Random) -> bytes:
         place = chance.randrange(len(row)) if row else 0
         change = chance.random()
         if change < 0.5 and row:
-            row[place] = chance.choice((*WILD_TEXTS, *WILD_NUMBERS, '"', '""', '"a"b', '"a,b"', "'", "a;b", "a|b")).encode("utf-8", "surrogatepass")
+            row[place] = chance.choice(
+                (*WILD_TEXTS, *WILD_NUMBERS, '"', '""', '"a"b', '"a,b"', "'", "a;b", "a|b")
+            ).encode("utf-8", "surrogatepass")
         elif change < 0.6 and row:
             del row[place]
         elif change < 0.7:
@@ -301,7 +452,9 @@ def _table(content: bytes, chance: random.Random) -> bytes:
             rows = rows or [[]]
         else:
             rows.append(list(rows[0]))
-    text = chance.choice((b"\n", b"\n", b"\n", b"\r\n", b"\r", b"\x0b", b"\x85")).join(chance.choice((b",",) * 8 + (b";", b"\t")).join(row) for row in rows)
+    text = chance.choice((b"\n", b"\n", b"\n", b"\r\n", b"\r", b"\x0b", b"\x85")).join(
+        chance.choice((b",",) * 8 + (b";", b"\t")).join(row) for row in rows
+    )
     change = chance.random()
     if change < 0.05:
         return text.decode("utf-8", "replace").encode(chance.choice(("utf-16", "utf-32", "utf-8-sig", "utf-7")))
@@ -324,7 +477,9 @@ def _lines(content: bytes, chance: random.Random) -> bytes:
                 wild = chance.choice((*WILD_NUMBERS, "1.2.3", ".", "1e", "0x10", "\u0663")).encode()
                 lines[place] = lines[place][: number.start()] + wild + lines[place][number.end() :]
         elif change < 0.5:
-            words[chance.randrange(len(words))] = chance.choice((*WILD_TEXTS, *WILD_NUMBERS)).encode("utf-8", "surrogatepass")
+            words[chance.randrange(len(words))] = chance.choice((*WILD_TEXTS, *WILD_NUMBERS)).encode(
+                "utf-8", "surrogatepass"
+            )
             lines[place] = b" ".join(words)
         elif change < 0.6:
             other = chance.choice(lines).split(b" ")
@@ -340,7 +495,11 @@ def _lines(content: bytes, chance: random.Random) -> bytes:
             lines = lines or [b""]
         elif change < 0.94:
             middle = chance.randrange(len(lines[place]) + 1)
-            lines[place] = lines[place][:middle] + chance.choice((b"\n", b"\r", b"\x1b[31m", b"\x00", b"\xe2\x80\xa8", b"\t")) + lines[place][middle:]
+            lines[place] = (
+                lines[place][:middle]
+                + chance.choice((b"\n", b"\r", b"\x1b[31m", b"\x00", b"\xe2\x80\xa8", b"\t"))
+                + lines[place][middle:]
+            )
         else:
             chance.shuffle(lines)
     return b"\n".join(lines)
@@ -372,7 +531,9 @@ def _sqlite(content: bytes, chance: random.Random) -> bytes:
         base = sqlite3.connect(file.name)
         try:
             base.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF")
-            tables = [row[0] for row in base.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
+            tables = [
+                row[0] for row in base.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
+            ]
             for _ in range(chance.choice((1, 1, 2, 3))):
                 table = chance.choice(tables)
                 columns = [row[1] for row in base.execute(f'PRAGMA table_info("{table}")')]
@@ -389,20 +550,54 @@ def _sqlite(content: bytes, chance: random.Random) -> bytes:
 
 def _alter_table(base: sqlite3.Connection, table: str, column: str, chance: random.Random) -> None:
     endless = "WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n) SELECT id, 'x' || id AS value FROM n"
-    large = "WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n LIMIT 50) SELECT id, zeroblob(100000000) AS value FROM n"
-    value = chance.choice(("NULL", "-1", "1e999", "9223372036854775807", "'text'", "x'ff00fe'", "''", "zeroblob(100000)", "0.5", f'"{column}" || char(27)', f'-"{column}"'))
+    large = (
+        "WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n LIMIT 50) SELECT id, zeroblob(100000000) AS "
+        "value FROM n"
+    )
+    value = chance.choice(
+        (
+            "NULL",
+            "-1",
+            "1e999",
+            "9223372036854775807",
+            "'text'",
+            "x'ff00fe'",
+            "''",
+            "zeroblob(100000)",
+            "0.5",
+            f'"{column}" || char(27)',
+            f'-"{column}"',
+        )
+    )
     where = chance.choice(("", "", " WHERE rowid = 1", " WHERE rowid % 2"))
-    base.execute(chance.choice((
-        f'UPDATE "{table}" SET "{column}" = {value}{where}', f'UPDATE "{table}" SET "{column}" = {value}{where}', f'UPDATE "{table}" SET "{column}" = {value}{where}',
-        f'DELETE FROM "{table}"{where}', f'DROP TABLE "{table}"', f'ALTER TABLE "{table}" DROP COLUMN "{column}"', f'ALTER TABLE "{table}" RENAME COLUMN "{column}" TO other',
-        f'INSERT INTO "{table}" SELECT * FROM "{table}"', f'ALTER TABLE "{table}" RENAME TO elsewhere',
-    )))  # fmt: skip
+    base.execute(
+        chance.choice(
+            (
+                f'UPDATE "{table}" SET "{column}" = {value}{where}',
+                f'UPDATE "{table}" SET "{column}" = {value}{where}',
+                f'UPDATE "{table}" SET "{column}" = {value}{where}',
+                f'DELETE FROM "{table}"{where}',
+                f'DROP TABLE "{table}"',
+                f'ALTER TABLE "{table}" DROP COLUMN "{column}"',
+                f'ALTER TABLE "{table}" RENAME COLUMN "{column}" TO other',
+                f'INSERT INTO "{table}" SELECT * FROM "{table}"',
+                f'ALTER TABLE "{table}" RENAME TO elsewhere',
+            )
+        )
+    )
     if chance.random() < 0.05:
         base.execute(f'DROP TABLE IF EXISTS "{table}"')
         base.execute(f'CREATE VIEW "{table}" AS {chance.choice((endless, large))}')
 
 
 KINDS: dict[str, Callable[[bytes, random.Random], bytes]] = {
-    "bytes": _bytes, "json": _json, "jsonl": _jsonl, "yaml": _yaml, "table": _table, "lines": _lines, "safetensors": _safetensors, "gzip": _gzip,
+    "bytes": _bytes,
+    "json": _json,
+    "jsonl": _jsonl,
+    "yaml": _yaml,
+    "table": _table,
+    "lines": _lines,
+    "safetensors": _safetensors,
+    "gzip": _gzip,
     "sqlite": _sqlite,
-}  # fmt: skip
+}

@@ -1,10 +1,12 @@
 """Feeds the mutants of one format to its reader, in a process with a limit on memory that its parent watches.
 
     python tests/fuzz_worker.py TABLE FORMAT FIRST LAST SEED     the child: one line of JSON for each input
-    python tests/fuzz_worker.py FORMAT NUMBER [SEED]             one input again, with its traceback and the file it is in
+    python tests/fuzz_worker.py FORMAT NUMBER [SEED]             one input again, with its traceback and its file
 
-An input is accepted, or refused with one sentence that names its file, on the terminal of a user (``megatron_music.cli.entry.guarded``).
-All else is a fault: another exception, something that is no such sentence, a hang, too much memory, the end of the process.
+An input is accepted, or refused with one sentence that names its file, on the terminal of a user
+(``megatron_music.cli.entry.guarded``).
+All else is a fault: another exception, something that is no such sentence, a hang, too much memory, the end of the
+process.
 """
 
 import contextlib
@@ -29,14 +31,24 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fuzz_formats import Format, Refused  # noqa: E402
-from fuzz_mutations import kind_of, mutant_of  # noqa: E402
+from fuzz_formats import Format, Refused
+from fuzz_mutations import kind_of, mutant_of
 
 MEMORY_BYTES = 2 << 30  # beyond what the reader's libraries have mapped before the first input
 SECONDS_PER_INPUT = 30.0
 _START_SECONDS = 300.0
-_GROWN_BYTES = 1 << 30  # of addresses that libraries keep for threads that have ended: then the next input has a new process
-ACCEPTED, REFUSED, TRACEBACK, SENTENCE, HANG, MEMORY, CRASH = "accepted", "refused", "traceback", "bad sentence", "hang", "memory", "crash"
+_GROWN_BYTES = (
+    1 << 30
+)  # of addresses that libraries keep for threads that have ended: then the next input has a new process
+ACCEPTED, REFUSED, TRACEBACK, SENTENCE, HANG, MEMORY, CRASH = (
+    "accepted",
+    "refused",
+    "traceback",
+    "bad sentence",
+    "hang",
+    "memory",
+    "crash",
+)
 FAULTS = (TRACEBACK, SENTENCE, HANG, MEMORY, CRASH)
 _LONGEST_SENTENCE = 5000  # characters
 
@@ -46,7 +58,9 @@ class Result:
     """What became of the inputs of a format."""
 
     outcomes: Counter = field(default_factory=Counter)
-    faults: list[dict] = field(default_factory=list)  # number, outcome, altered file, reason; the first of each kind of reason
+    faults: list[dict] = field(
+        default_factory=list
+    )  # number, outcome, altered file, reason; the first of each kind of reason
     seconds: float = 0.0
     slowest_seconds: float = 0.0
     memory_bytes: int = 0  # the most beyond what the libraries take
@@ -61,9 +75,16 @@ class Result:
 
 
 def fuzz(
-    name: str, inputs: int, *, seed: int = 0, first: int = 0, time_limit: float | None = None, progress=lambda done: None,
-    table: str = "fuzz_formats", seconds_per_input: float = SECONDS_PER_INPUT,
-) -> Result:  # fmt: skip
+    name: str,
+    inputs: int,
+    *,
+    seed: int = 0,
+    first: int = 0,
+    time_limit: float | None = None,
+    progress=lambda done: None,
+    table: str = "fuzz_formats",
+    seconds_per_input: float = SECONDS_PER_INPUT,
+) -> Result:
     """The outcomes of a format's inputs from ``first`` on.
 
     Args:
@@ -104,8 +125,20 @@ class _Child:
         self._next, self._last, self.has_begun = first, last, False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed at the end of the block)
         command = [sys.executable, __file__, table, name, str(first), str(last), str(seed)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "MALLOC_ARENA_MAX": "2"}
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors, env=environment, start_new_session=True)
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONWARNINGS": "ignore",
+            "MALLOC_ARENA_MAX": "2",
+        }
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=environment,
+            start_new_session=True,
+        )
         self._buffer = b""
 
     def __enter__(self):
@@ -138,7 +171,11 @@ class _Child:
                 return
             if not line:
                 if self._next < self._last and self._process.wait() != 0:
-                    yield self._lost(CRASH, f"the process ended with {self._process.wait()}: {self.complaint()[-200:]}", time.monotonic() - begun)
+                    yield self._lost(
+                        CRASH,
+                        f"the process ended with {self._process.wait()}: {self.complaint()[-200:]}",
+                        time.monotonic() - begun,
+                    )
                 return
             answer = json.loads(line)
             begun = time.monotonic()
@@ -172,7 +209,14 @@ class Bench:
         self._good.mkdir()
         row.make(self._good)
         shutil.copytree(self._good, self.folder)
-        names = sorted({path.relative_to(self._good) for pattern in row.altered for path in self._good.glob(pattern) if path.is_file()})
+        names = sorted(
+            {
+                path.relative_to(self._good)
+                for pattern in row.altered
+                for path in self._good.glob(pattern)
+                if path.is_file()
+            }
+        )
         self._contents = {name: (self._good / name).read_bytes() for name in names}
 
     @property
@@ -219,7 +263,9 @@ def judged(row: Format, folder: Path, path: Path) -> dict:
     sentence = complained.getvalue().removesuffix("\n")
     if "there is not enough memory" in sentence:
         return {"outcome": MEMORY, "reason": sentence[:300], "place": _place(errors[0])}
-    wrong = _what_is_wrong(sentence, {re.escape(str(folder)), re.escape(path.name), *([row.also_names] if row.also_names else ())})
+    wrong = _what_is_wrong(
+        sentence, {re.escape(str(folder)), re.escape(path.name), *([row.also_names] if row.also_names else ())}
+    )
     if wrong:
         kind = re.sub(r"/\S*|'[^']*'|\d+", "", sentence)[:60] if isinstance(errors[0], Refused) else _place(errors[0])
         return {"outcome": SENTENCE, "reason": f"{wrong}: {sentence[:300]!r}", "place": f"{wrong} {kind}"}
@@ -241,8 +287,16 @@ def _what_is_wrong(sentence: str, names: set[str]) -> str | None:
 
 def _place(error: BaseException) -> str:
     """The innermost line of the package that the exception came through."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/megatron_music/" in frame.filename and "fuzz_" not in frame.filename]
-    return f"{type(error).__name__} at {frames[-1].filename.rpartition('megatron_music/')[2]}:{frames[-1].lineno}" if frames else repr(error)[:60]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "/megatron_music/" in frame.filename and "fuzz_" not in frame.filename
+    ]
+    return (
+        f"{type(error).__name__} at {frames[-1].filename.rpartition('megatron_music/')[2]}:{frames[-1].lineno}"
+        if frames
+        else repr(error)[:60]
+    )
 
 
 def _child(table: str, name: str, first: int, last: int, seed: int) -> None:
@@ -271,7 +325,12 @@ def _child(table: str, name: str, first: int, last: int, seed: int) -> None:
             seconds = time.perf_counter() - started
             os.chdir(home)
             bench.restore(path)
-            facts = {"number": number, "seconds": seconds, "file": path.name, "memory_bytes": max(_bytes_of("VmHWM") - resident, 0)}
+            facts = {
+                "number": number,
+                "seconds": seconds,
+                "file": path.name,
+                "memory_bytes": max(_bytes_of("VmHWM") - resident, 0),
+            }
             print(json.dumps(found | facts), file=answers)
             if _bytes_of("VmSize") > mapped + _GROWN_BYTES:
                 break

@@ -1,4 +1,6 @@
-"""Pieces of one checkpoint, as the processes of torchrun write them together: split by tensors, then by pipeline stages."""
+"""Pieces of one checkpoint, as the processes of torchrun write them together: split by tensors, then by pipeline
+stages.
+"""
 
 import json
 import sys
@@ -22,7 +24,9 @@ TRACKS = tuple(v.IDS[f"INST={name}"] for name in ("SOPRANO", "33", "DRUMS"))
 def pieces(composer: Composer, next_logits) -> dict[str, list[list[int]]]:
     model = composer.model
     return {
-        "constrained": written(model, next_logits, Sampler(temperature=0), [Encoding(bars=6), Encoding(bars=7)], TRACKS),
+        "constrained": written(
+            model, next_logits, Sampler(temperature=0), [Encoding(bars=6), Encoding(bars=7)], TRACKS
+        ),
         "sampled": written(model, next_logits, Sampler(), [Encoding(bars=bars) for bars in (1, 1, 2, 3, 8)], None),
         "free": free_ids(model, next_logits),
     }

@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny_gpt import tiny_run  # noqa: E402
+from tiny_gpt import tiny_run
 
-from megatron_music.checkpoints.find import find_checkpoint  # noqa: E402
-from megatron_music.config.load import read_run  # noqa: E402
-from megatron_music.generation.load_models import load_model_for_inference  # noqa: E402
-from megatron_music.parallel import distributed  # noqa: E402
-from megatron_music.training.engine import Engine  # noqa: E402
-from megatron_music.training.gpt_task import gpt_task  # noqa: E402
-from megatron_music.training.state import Progress, load_checkpoint, save_checkpoint  # noqa: E402
+from megatron_music.checkpoints.find import find_checkpoint
+from megatron_music.config.load import read_run
+from megatron_music.generation.load_models import load_model_for_inference
+from megatron_music.parallel import distributed
+from megatron_music.training.engine import Engine
+from megatron_music.training.gpt_task import gpt_task
+from megatron_music.training.state import Progress, load_checkpoint, save_checkpoint
 
 
 def main(folder: Path) -> None:

@@ -3,8 +3,8 @@
     .venv-latest/bin/python tests/lanes.py latest        as `make test-latest` does
     .venv-image/bin/python tests/lanes.py image          as `make test-image` does
 
-Words behind the lane's name run some of its suites. After each suite docs/results/compatibility/LANE.json is written, then
-docs/results/compatibility.md from all files there. The page has the last run of each suite.
+Words behind the lane's name run some of its suites. After each suite docs/results/compatibility/LANE.json is written,
+then docs/results/compatibility.md from all files there. The page has the last run of each suite.
 """
 
 import importlib.metadata
@@ -27,13 +27,36 @@ TITLES = {
 }
 SUITES = {
     "GPT": [
-        "test_parity", "test_checkpoint", "test_batches", "test_tokenizer", "test_gpt_step", "test_layer_options", "test_backends",
-        "test_attention", "test_decoder", "test_sharding",
+        "test_parity",
+        "test_checkpoint",
+        "test_batches",
+        "test_tokenizer",
+        "test_gpt_step",
+        "test_layer_options",
+        "test_backends",
+        "test_attention",
+        "test_decoder",
+        "test_sharding",
     ],
-    "Text to music": ["test_dit", "test_flow_training", "test_flow_parity", "test_flow_sampling", "test_generate_audio"],
+    "Text to music": [
+        "test_dit",
+        "test_flow_training",
+        "test_flow_parity",
+        "test_flow_sampling",
+        "test_generate_audio",
+    ],
     "Hosts": ["latest"],
-}  # fmt: skip
-PACKAGES = ("megatron-core", "torch", "numpy", "transformers", "diffusers", "megatron-bridge", "nemo-toolkit", "nemo-run")
+}
+PACKAGES = (
+    "megatron-core",
+    "torch",
+    "numpy",
+    "transformers",
+    "diffusers",
+    "megatron-bridge",
+    "nemo-toolkit",
+    "nemo-run",
+)
 
 
 def run_suite(tests: list[str]) -> dict:
@@ -43,15 +66,23 @@ def run_suite(tests: list[str]) -> dict:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        done = subprocess.run([sys.executable, "-m", "pytest", *options, f"--junitxml={report}", *paths], cwd=ROOT, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *options, f"--junitxml={report}", *paths], cwd=ROOT, check=False
+        )
         suite = ElementTree.parse(report).getroot().find("testsuite").attrib if report.exists() else {}
     counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
-    facts = {"date": str(date.today()), "versions": versions(), "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"}
+    facts = {
+        "date": str(date.today()),
+        "versions": versions(),
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+    }
     return facts | {"status": done.returncode, "seconds": round(time.monotonic() - started), **counts}
 
 
 def versions() -> dict[str, str]:
-    found = {package.metadata["Name"].replace("_", "-"): package.version for package in importlib.metadata.distributions()}
+    found = {
+        package.metadata["Name"].replace("_", "-"): package.version for package in importlib.metadata.distributions()
+    }
     return {"Python": platform.python_version()} | {name: found.get(name, "absent") for name in PACKAGES}
 
 
@@ -60,9 +91,12 @@ def page(results: dict[str, dict]) -> str:
     lines = [
         "# Compatibility: megatron-core, NVIDIA's image and the hosts",
         "",
-        "`make test` runs the whole suite on megatron-core 0.16.1, the newest for Python 3.11. Two more environments, on Python 3.12,",
-        "run what another version of megatron-core, NumPy or a host can break. They download several gigabytes, so no run of",
-        "`make test` includes them; their last runs are below, written by `tests/lanes.py`. All of it on CPUs, with gloo.",
+        "`make test` runs the whole suite on megatron-core 0.16.1, the newest for Python 3.11. Two more environments, "
+        "on Python 3.12,",
+        "run what another version of megatron-core, NumPy or a host can break. They download several gigabytes, so no "
+        "run of",
+        "`make test` includes them; their last runs are below, written by `tests/lanes.py`. All of it on CPUs, with "
+        "gloo.",
         "",
     ]
     for lane, suites in results.items():

@@ -1,7 +1,7 @@
 """What must hold of the documents of a file, whatever the options: said of scores, by the plain words of the options.
 
-Which documents there must be follows from the quantised stretches, cut with ``slice_bars`` and filtered by their notes; what
-is compared with them is what the documents decode to.
+Which documents there must be follows from the quantised stretches, cut with ``slice_bars`` and filtered by their notes;
+what is compared with them is what the documents decode to.
 """
 
 import re
@@ -29,14 +29,31 @@ _LONG = 5000  # ids: the plain encoder's time grows with the square
 # Every id as one letter, so that the grammar is a regular expression.
 _LETTERS = np.full(1 << 16, "?")
 for _letter, _first, _count in (
-    ("X", OPEN_TRACK, 30_001), ("Y", OPEN_BAR, 30_001), ("D", v.DENSITY, v.NUM_DENSITIES), ("I", v.INST, v.NUM_INSTRUMENTS),
-    ("d", v.TIME_DELTA + 1, v.MAX_TIME_DELTA), ("N", v.NOTE_ON, 128), ("O", v.NOTE_OFF, 128), ("V", v.VELOCITY, 32),
-    ("Q", v.TEMPO, 32), ("M", v.TIME_SIGNATURE, v.TEMPO - v.TIME_SIGNATURE), ("P", v.PIECE_START, 1),
+    ("X", OPEN_TRACK, 30_001),
+    ("Y", OPEN_BAR, 30_001),
+    ("D", v.DENSITY, v.NUM_DENSITIES),
+    ("I", v.INST, v.NUM_INSTRUMENTS),
+    ("d", v.TIME_DELTA + 1, v.MAX_TIME_DELTA),
+    ("N", v.NOTE_ON, 128),
+    ("O", v.NOTE_OFF, 128),
+    ("V", v.VELOCITY, 32),
+    ("Q", v.TEMPO, 32),
+    ("M", v.TIME_SIGNATURE, v.TEMPO - v.TIME_SIGNATURE),
+    ("P", v.PIECE_START, 1),
     ("E", v.DOCUMENT_END, 1),
-    ("T", v.TRACK_START, 1), ("t", v.TRACK_END, 1), ("B", v.BAR_START, 1), ("b", v.BAR_END, 1), ("F", v.FILL_IN, 1),
-    ("S", v.FILL_START, 1), ("s", v.FILL_END, 1),
-    *(("L", token_id, 1) for token_id, token in enumerate(v.TOKENS) if token.startswith(("STYLE=", "GENRE=", "RESERVED="))),
-):  # fmt: skip
+    ("T", v.TRACK_START, 1),
+    ("t", v.TRACK_END, 1),
+    ("B", v.BAR_START, 1),
+    ("b", v.BAR_END, 1),
+    ("F", v.FILL_IN, 1),
+    ("S", v.FILL_START, 1),
+    ("s", v.FILL_END, 1),
+    *(
+        ("L", token_id, 1)
+        for token_id, token in enumerate(v.TOKENS)
+        if token.startswith(("STYLE=", "GENRE=", "RESERVED="))
+    ),
+):
     _LETTERS[_first : _first + _count] = _letter
 
 
@@ -44,8 +61,8 @@ def grammar(encoding: Encoding, labels: int = 0) -> re.Pattern:
     """The documents of an encoding, as letters."""
     on = "VN" if encoding.velocity else "N"
     tempo, meter = "Q" if encoding.tempo else "", "M" if encoding.writes_meters else ""
-    track = encoding.density and ("D" if encoding.density_bins else "X") or ""
-    bar = encoding.bar_density and ("D" if encoding.bar_density_bins else "Y") or ""
+    track = (encoding.density and ("D" if encoding.density_bins else "X")) or ""
+    bar = (encoding.bar_density and ("D" if encoding.bar_density_bins else "Y")) or ""
     events = f"(?:d|{on}|O)*"
     holes, fills = ("|F", f"(?:S{events}s)*") if encoding.infill else ("", "")
     change = f"{meter and 'M?'}{tempo and 'Q?'}{bar}"
@@ -80,7 +97,9 @@ def expect(content: bytes, options: BuildOptions) -> Expected:
 
 def _said_of_scores(encoding: Encoding) -> Encoding:
     """The encoding without what is said of notes beside their meaning."""
-    return replace(encoding, density=0, density_bins=(), bar_density=0, bar_density_bins=(), infill=False, labels=(), bpe=0)
+    return replace(
+        encoding, density=0, density_bins=(), bar_density=0, bar_density_bins=(), infill=False, labels=(), bpe=0
+    )
 
 
 @lru_cache(2000)
@@ -93,7 +112,9 @@ def _stretches(content: bytes, encoding: Encoding) -> list[tuple[Score, list[Sco
     unknown = [tuple(map(int, meter.split("/"))) for meter in encoding.unknown_meters]
     if encoding.lone_quarter_undeclared and {signature[1:] for signature in score.time_signatures} == {(1, 4)}:
         unknown.append((1, 4))
-    stretches = [part for part in sections(score, encoding.meter_set, unknown, encoding.steps_per_quarter) if part.num_notes]
+    stretches = [
+        part for part in sections(score, encoding.meter_set, unknown, encoding.steps_per_quarter) if part.num_notes
+    ]
     quantized = [quantize_for(stretch, encoding) for stretch in stretches]
     return [(score, _windows(apply_bar_lines(score, encoding.bar_line), encoding)) for score in quantized]
 
@@ -125,7 +146,9 @@ def check_file(file: EncodedFile, content: bytes, options: BuildOptions, labels:
     """Everything that a file's result must be."""
     if file.damage:
         assert not file.damage.startswith("cannot be encoded"), file.damage  # a fault of ours
-        assert not len(file.ids) and not len(file.lengths) and not file.copies and not file.left_out and not file.rescued
+        assert (
+            not len(file.ids) and not len(file.lengths) and not file.copies and not file.left_out and not file.rescued
+        )
         return
     expected = expect(content, options)
     assert sum(file.windows_left_out.values()) == expected.left_out
@@ -190,7 +213,10 @@ def _check_copy(document: np.ndarray, original: np.ndarray, options: BuildOption
     pitches, moved = ([note for track in part for note in _pitches(track)] for part in (original_tracks, tracks))
     assert len(pitches) == len(moved)
     shift = (sum(moved) - sum(pitches)) // max(len(pitches), 1)
-    low, high = max(options.transpose[0], -min(pitches, default=0)), min(options.transpose[1], 127 - max(pitches, default=0))
+    low, high = (
+        max(options.transpose[0], -min(pitches, default=0)),
+        min(options.transpose[1], 127 - max(pitches, default=0)),
+    )
     assert low <= shift <= high or (shift == 0 and (low > high or not pitches))
     wanted = [_shifted(track, shift) for track in original_tracks]
     assert (sorted(wanted) == sorted(tracks)) if options.permute_tracks else wanted == tracks

@@ -17,8 +17,8 @@ import torch
 from megatron_music.config.checks import check_world_size
 
 sys.path.insert(0, str(Path(__file__).parent))
-import parity_worker  # noqa: E402
-from parity_worker import (  # noqa: E402
+import parity_worker
+from parity_worker import (
     BLOCK,
     FULL,
     INTERLEAVED,
@@ -29,11 +29,11 @@ from parity_worker import (  # noqa: E402
     run_of,
 )
 
-from megatron_music.checkpoints.find import find_checkpoint  # noqa: E402
-from megatron_music.parallel import distributed  # noqa: E402
-from megatron_music.training.engine import Engine  # noqa: E402
-from megatron_music.training.gpt_task import gpt_task  # noqa: E402
-from megatron_music.training.state import Progress, load_checkpoint, save_checkpoint  # noqa: E402
+from megatron_music.checkpoints.find import find_checkpoint
+from megatron_music.parallel import distributed
+from megatron_music.training.engine import Engine
+from megatron_music.training.gpt_task import gpt_task
+from megatron_music.training.state import Progress, load_checkpoint, save_checkpoint
 
 ONE = ((1, 1, 1), False, False)
 TENSOR, SEQUENCE, PIPELINE, DATA = (2, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2)
@@ -68,7 +68,12 @@ SAVES = [
     ("half tied", VPP, [ZERO, SP]),
 ]
 DROPOUT = ("model.hidden_dropout=0.1", "model.attention_dropout=0.1")
-RECOMPUTED = {"uniform": (FULL,), "block": BLOCK, "selective": (SELECTIVE,), "pairs": (FULL, "train.recompute_num_layers=2")}
+RECOMPUTED = {
+    "uniform": (FULL,),
+    "block": BLOCK,
+    "selective": (SELECTIVE,),
+    "pairs": (FULL, "train.recompute_num_layers=2"),
+}
 
 
 def engine_of(folder: Path, model: str, layout) -> Engine:
@@ -113,7 +118,10 @@ def recompute(folder: Path, layout) -> dict[str, float]:
         found[kind] = [torch.tensor(sums), *(gradient.clone() for _, _, gradient in parity_worker.pieces(engine))]
     differences = {}
     for kind in sorted(found.keys() - {"not"}):  # the same order on every process
-        worst = max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) for a, b in zip(found[kind], found["not"]))
+        worst = max(
+            float((a - b).abs().max() / b.abs().max().clamp(min=1e-12))
+            for a, b in zip(found[kind], found["not"], strict=False)
+        )
         differences[kind] = max(parity_worker.distributed_worst({kind: worst}).values())
     return differences
 
@@ -144,10 +152,11 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     results = {
         "cases": [run_layout(folder, model, layout) for model, layout in CASES],
-        "checkpoints": [
-            result for number, save in enumerate(SAVES) for result in save_and_load(folder, number, *save)
-        ],
-        "recompute": {"tensor": recompute(folder, (TENSOR, False, False)), "sequence": recompute(folder, (SEQUENCE, True, False))},
+        "checkpoints": [result for number, save in enumerate(SAVES) for result in save_and_load(folder, number, *save)],
+        "recompute": {
+            "tensor": recompute(folder, (TENSOR, False, False)),
+            "sequence": recompute(folder, (SEQUENCE, True, False)),
+        },
         "batched": batched_messages(folder),
         "evaluated": evaluated(folder),
     }

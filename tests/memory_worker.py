@@ -12,14 +12,15 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny_gpt import tiny_run  # noqa: E402
+from tiny_gpt import tiny_run
 
-from megatron_music.models import layers  # noqa: E402
-from megatron_music.parallel import distributed  # noqa: E402
-from megatron_music.training.engine import Engine  # noqa: E402
-from megatron_music.training.gpt_task import gpt_task  # noqa: E402
+from megatron_music.models import layers
+from megatron_music.parallel import distributed
+from megatron_music.training.engine import Engine
+from megatron_music.training.gpt_task import gpt_task
 
-# Under hooks a saved weight comes back as another Python object, without its ``main_grad``. This keeps the same tensors.
+# Under hooks a saved weight comes back as another Python object, without its ``main_grad``. This keeps the same
+# tensors.
 layers._linear = torch.nn.functional.linear
 
 
@@ -29,7 +30,9 @@ class SavedTensors:
     def __init__(self, modules):
         self._users: dict[int, int] = {}
         self._sizes: dict[int, int] = {}
-        self._parameters = {parameter.untyped_storage().data_ptr() for module in modules for parameter in module.parameters()}
+        self._parameters = {
+            parameter.untyped_storage().data_ptr() for module in modules for parameter in module.parameters()
+        }
         self.live = self.peak = 0
 
     def hooks(self):
@@ -81,9 +84,17 @@ def measure(folder: Path, overrides: list[str]) -> dict:
     parameters = [parameter for module in engine.modules for parameter in module.parameters()]
     inner = [part.optimizer for part in getattr(engine.optimizer, "chained_optimizers", [engine.optimizer])]
     held = [parameter.data for parameter in parameters]
-    state = [tensor for part in inner for entry in part.state.values() for tensor in entry.values() if torch.is_tensor(tensor)]
+    state = [
+        tensor
+        for part in inner
+        for entry in part.state.values()
+        for tensor in entry.values()
+        if torch.is_tensor(tensor)
+    ]
     of_groups = [parameter for part in inner for group in part.param_groups for parameter in group["params"]]
-    gradients = [buffer.grad_data for chunk in engine.chunks for buffer in [*chunk.buffers, *chunk.expert_parallel_buffers]]
+    gradients = [
+        buffer.grad_data for chunk in engine.chunks for buffer in [*chunk.buffers, *chunk.expert_parallel_buffers]
+    ]
     places = {tensor.untyped_storage().data_ptr() for tensor in held}
     mains = [tensor.data for tensor in of_groups if tensor.data.untyped_storage().data_ptr() not in places]
     return {

@@ -23,7 +23,9 @@ def _flip_bits(content: bytearray, chance: random.Random, files) -> None:
 def _replace_bytes(content: bytearray, chance: random.Random, files) -> None:
     for _ in range(chance.randint(1, 10)):
         if content:
-            content[chance.randrange(len(content))] = chance.choice((0, 0x7F, 0x80, 0xFF, 0xF0, 0x2F, chance.randrange(256)))
+            content[chance.randrange(len(content))] = chance.choice(
+                (0, 0x7F, 0x80, 0xFF, 0xF0, 0x2F, chance.randrange(256))
+            )
 
 
 def _truncate(content: bytearray, chance: random.Random, files) -> None:
@@ -56,14 +58,18 @@ def _wrong_header(content: bytearray, chance: random.Random, files) -> None:
 def _wrong_length(content: bytearray, chance: random.Random, files) -> None:
     place = content.find(b"MTrk", chance.randint(0, len(content) // 2))
     if place >= 0:
-        content[place + 4 : place + 8] = chance.choice((0, 1, 2**31, 2**32 - 1, chance.randrange(2**20))).to_bytes(4, "big")
+        content[place + 4 : place + 8] = chance.choice((0, 1, 2**31, 2**32 - 1, chance.randrange(2**20))).to_bytes(
+            4, "big"
+        )
 
 
 def _wild_meta(content: bytearray, chance: random.Random, files) -> None:
     """A tempo or meter event with any numbers, at the start of a track."""
     place = content.find(b"MTrk") + 8
     any_bytes = [chance.randrange(256) for _ in range(4)]
-    event = bytes([0, 0xFF, 0x51, 3, *any_bytes[:3]]) if chance.random() < 0.5 else bytes([0, 0xFF, 0x58, 4, *any_bytes])
+    event = (
+        bytes([0, 0xFF, 0x51, 3, *any_bytes[:3]]) if chance.random() < 0.5 else bytes([0, 0xFF, 0x58, 4, *any_bytes])
+    )
     if 8 <= place <= len(content):
         length = int.from_bytes(content[place - 4 : place], "big") + len(event)
         content[place - 4 : place] = (length % 2**32).to_bytes(4, "big")

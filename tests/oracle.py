@@ -1,5 +1,7 @@
 """mmmtrack once more, as a plain walk down the grammar: what the array encoder is tested against."""
 
+import itertools
+
 from megatron_music.music.score import Score, Track
 from megatron_music.music.tempo import tempo_bin
 from megatron_music.tokens.encoding import Encoding
@@ -33,7 +35,7 @@ def _track(track: Track, lines: list[int], attributes: list[list[str]], encoding
     words = ["TRACK_START", f"INST={name}"]
     if encoding.density:
         words.append(_density(len(track), encoding.density_bins))
-    for bar, (first, end) in enumerate(zip(lines, lines[1:], strict=False)):
+    for bar, (first, end) in enumerate(itertools.pairwise(lines)):
         changed = [word for word in attributes[bar] if bar and word not in attributes[bar - 1]]
         words += _bar(track, first, end, changed, encoding)
     return [*words, "TRACK_END"]

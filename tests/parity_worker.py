@@ -19,13 +19,13 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from megatron_music.config.checks import check_world_size
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny_gpt import tiny_run  # noqa: E402
+from tiny_gpt import tiny_run
 
-from megatron_music.checkpoints.find import find_checkpoint  # noqa: E402
-from megatron_music.parallel import distributed  # noqa: E402
-from megatron_music.training.engine import Engine  # noqa: E402
-from megatron_music.training.gpt_task import gpt_task  # noqa: E402
-from megatron_music.training.state import Progress, load_checkpoint, save_checkpoint  # noqa: E402
+from megatron_music.checkpoints.find import find_checkpoint
+from megatron_music.parallel import distributed
+from megatron_music.training.engine import Engine
+from megatron_music.training.gpt_task import gpt_task
+from megatron_music.training.state import Progress, load_checkpoint, save_checkpoint
 
 INTERLEAVED = "parallel.virtual_pipeline_model_parallel_size=2"
 OVERLAP = "parallel.overlap_grad_reduce=true"
@@ -168,7 +168,9 @@ def pieces(engine):
         for name, item in module.sharded_state_dict(metadata={"singleton_local_shards": False}).items():
             if not isinstance(getattr(item, "data", None), torch.nn.Parameter):
                 continue
-            if isinstance(item, ShardedTensorFactory):  # gate and input of SwiGLU lie in one parameter, and apart on disk
+            if isinstance(
+                item, ShardedTensorFactory
+            ):  # gate and input of SwiGLU lie in one parameter, and apart on disk
                 for part in replace(item, data=item.data.main_grad).build():
                     yield name, part, part.data
             else:

@@ -33,5 +33,7 @@ def published(tmp_path_factory) -> Path:
     vae.save_pretrained(folder / "vae")
     EDMDPMSolverMultistepScheduler(prediction_type="v_prediction").save_pretrained(folder / "scheduler")
     parts = ("transformer", "projection_model", "vae", "text_encoder", "tokenizer", "scheduler")
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableAudioPipeline"} | dict.fromkeys(parts, [])))
+    (folder / "model_index.json").write_text(
+        json.dumps({"_class_name": "StableAudioPipeline"} | {part: [] for part in parts})
+    )
     return folder

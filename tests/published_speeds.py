@@ -1,7 +1,5 @@
 """Shared by tests: TABLE_1, TABLE_5."""
 
-
-
 # arXiv:2104.04473, table 1: billions of parameters, heads, hidden, layers, GPUs, global batch, TFLOP/s a GPU, percent
 # of 312, all GPUs' PFLOP/s. Shapes, GPUs and batches are those of Megatron-LM's script for the table; the last three
 # are second hand.
@@ -19,9 +17,8 @@ TABLE_1 = [
 ]
 
 
-# arXiv:2205.05198: hidden, layers, heads, GPUs, global batch, seconds with full and with selective recomputation, and MFU
-# and HFU in percent.
-# MFU and HFU of 530B and 1T were read in the paper; the rest is second hand.
+# arXiv:2205.05198: hidden, layers, heads, GPUs, global batch, seconds with full and with selective recomputation, and
+# MFU and HFU in percent. MFU and HFU of 530B and 1T were read in the paper; the rest is second hand.
 TABLE_5 = {
     "22B": (6144, 48, 64, 8, 4, 1.42, 1.10, 41.5, 43.7),
     "175B": (12288, 96, 96, 64, 64, 18.13, 13.75, 51.4, 52.8),

@@ -1,4 +1,6 @@
-"""Other processes as tests watch them: whether one runs, and waiting for what it will do however busy the machine is."""
+"""Other processes as tests watch them: whether one runs, and waiting for what it will do however busy the
+machine is.
+"""
 
 import time
 from collections.abc import Callable

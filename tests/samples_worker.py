@@ -18,8 +18,15 @@ def main(data: str, folder: str) -> None:
     }.items():
         for pieces in (0, 2):
             save = f"checkpoint.save={folder}/{name}_{pieces}"
-            run = tiny_run(data, save, "train.train_iters=4", "train.eval_interval=2", "model.hidden_dropout=0.1",
-                           f"logging.sample_pieces={pieces}", *overrides)  # fmt: skip
+            run = tiny_run(
+                data,
+                save,
+                "train.train_iters=4",
+                "train.eval_interval=2",
+                "model.hidden_dropout=0.1",
+                f"logging.sample_pieces={pieces}",
+                *overrides,
+            )
             assert train(run) == DONE
     stop()
 

@@ -17,21 +17,29 @@ from megatron_music.config.checks import check_world_size
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-from checkpoint_memory import allocated_peak  # noqa: E402
-from tiny_gpt import tiny_run  # noqa: E402
+from checkpoint_memory import allocated_peak
+from tiny_gpt import tiny_run
 
-from megatron_music.checkpoints.find import find_checkpoint  # noqa: E402
-from megatron_music.flow.ema import WeightAverage  # noqa: E402
-from megatron_music.parallel import distributed  # noqa: E402
-from megatron_music.training.engine import Engine  # noqa: E402
-from megatron_music.training.gpt_task import gpt_task  # noqa: E402
-from megatron_music.training.optimizer import own_state  # noqa: E402
-from megatron_music.training.state import Progress, load_checkpoint, save_checkpoint  # noqa: E402
+from megatron_music.checkpoints.find import find_checkpoint
+from megatron_music.flow.ema import WeightAverage
+from megatron_music.parallel import distributed
+from megatron_music.training.engine import Engine
+from megatron_music.training.gpt_task import gpt_task
+from megatron_music.training.optimizer import own_state
+from megatron_music.training.state import Progress, load_checkpoint, save_checkpoint
 
 # Rows of 80 and 100 elements, which the shares of four processes, multiples of 32, do not respect.
-MODEL = ("train.bf16=true", "model.num_layers=4", "model.hidden_size=80", "model.ffn_hidden_size=100", "model.swiglu=true",
-         "model.normalization=RMSNorm", "model.add_bias_linear=false", "model.num_attention_heads=4",
-         "model.share_embeddings_and_output_weights=false")  # fmt: skip
+MODEL = (
+    "train.bf16=true",
+    "model.num_layers=4",
+    "model.hidden_size=80",
+    "model.ffn_hidden_size=100",
+    "model.swiglu=true",
+    "model.normalization=RMSNorm",
+    "model.add_bias_linear=false",
+    "model.num_attention_heads=4",
+    "model.share_embeddings_and_output_weights=false",
+)
 DISTRIBUTED, BUCKETS = "optimizer.use_distributed_optimizer=true", "parallel.ddp_bucket_size=20000"
 TENSOR, SEQUENCE = "parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"
 PIPELINE, INTERLEAVED = "parallel.pipeline_model_parallel_size=2", "parallel.virtual_pipeline_model_parallel_size=2"
@@ -68,7 +76,9 @@ def spoil(engine: Engine) -> None:
     for module in engine.modules:
         for parameter in module.parameters():
             parameter.fill_(7)
-    for tensors in [part.tensors for part in own_state(engine.optimizer).values()] + [average.weights for average in engine.averages]:
+    for tensors in [part.tensors for part in own_state(engine.optimizer).values()] + [
+        average.weights for average in engine.averages
+    ]:
         for tensor in tensors.values():
             tensor.fill_(float("nan"))
 
@@ -77,7 +87,9 @@ def each_to_each(folder: Path) -> None:
     for number, layout in enumerate(LAYOUTS):
         engine = engine_of(folder, *MODEL, *layout)
         spoil(engine)
-        save_checkpoint(folder / str(number), engine, load_checkpoint(find_checkpoint(folder / "start"), engine, resume=True))
+        save_checkpoint(
+            folder / str(number), engine, load_checkpoint(find_checkpoint(folder / "start"), engine, resume=True)
+        )
     for loaded, layout in enumerate(LAYOUTS):
         engine = engine_of(folder, *MODEL, *layout)
         for saved in range(len(LAYOUTS)):

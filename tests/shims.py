@@ -1,4 +1,6 @@
-"""File systems and nodes that are not at hand, by a library in front of libc: locks that do not exist or hold nobody back, no fsync, other host names."""
+"""File systems and nodes that are not at hand, by a library in front of libc: locks that do not exist or hold nobody
+back, no fsync, other host names.
+"""
 
 import functools
 import os
@@ -32,7 +34,10 @@ int uname(struct utsname *found)
 {
     int status = REAL(uname)(found);
     const char *node = getenv("SHIM_NODE");
-    if (node) { memset(found->nodename, 0, sizeof found->nodename); strncpy(found->nodename, node, sizeof found->nodename - 1); }
+    if (node) {
+        memset(found->nodename, 0, sizeof found->nodename);
+        strncpy(found->nodename, node, sizeof found->nodename - 1);
+    }
     return status;
 }
 """
@@ -45,7 +50,9 @@ def _library() -> Path | None:
         return None
     folder = Path(tempfile.mkdtemp())
     (folder / "shim.c").write_text(SOURCE)
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", folder / "shim.so", folder / "shim.c", "-ldl"], check=True)
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-O1", "-o", folder / "shim.so", folder / "shim.c", "-ldl"], check=True
+    )
     return folder / "shim.so"
 
 
@@ -55,4 +62,8 @@ def shimmed(*, flock: int | None = None, fsync: int | None = None, node: str | N
     if library is None:
         pytest.skip("there is no C compiler (gcc, cc), so file systems without locks are NOT tested here")
     given = {"SHIM_FLOCK": flock, "SHIM_FSYNC": fsync, "SHIM_NODE": node}
-    return os.environ | {"LD_PRELOAD": str(library)} | {name: str(value) for name, value in given.items() if value is not None}
+    return (
+        os.environ
+        | {"LD_PRELOAD": str(library)}
+        | {name: str(value) for name, value in given.items() if value is not None}
+    )

@@ -10,9 +10,17 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 # Phrases that read as translated; STYLE: the field's own words, short sentences.
 DIALECT = (
-    "leave it out", "so many times", "costs itself", "is told on the way", "words to music", "knows nothing about", "of late",
-    "a stranger's", "goes before what", "the walk:",
-)  # fmt: skip
+    "leave it out",
+    "so many times",
+    "costs itself",
+    "is told on the way",
+    "words to music",
+    "knows nothing about",
+    "of late",
+    "a stranger's",
+    "goes before what",
+    "the walk:",
+)
 HISTORY = ("CHANGELOG.md", "log.md")  # kept as it was written
 
 
@@ -38,7 +46,9 @@ def test_every_link_leads_to_a_file_and_a_heading_that_exist(page):
         assert not anchor or anchor in anchors(target), f"{page}: no heading for {link}"
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in HISTORY], ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name not in HISTORY], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_pages_are_in_plain_english(page):
     text = prose(page).lower()
     found = [phrase for phrase in DIALECT if re.search(rf"\b{re.escape(phrase)}(?!\w)", text)]

@@ -79,19 +79,24 @@ def environment(extra: str, folder: Path) -> dict[str, str]:
     (folder / "hook").mkdir(exist_ok=True)
     (folder / "hook" / "sitecustomize.py").write_text(HOOK)
     return os.environ | {
-        "PYTHONPATH": f"{folder / 'hook'}:{ROOT}", "HIDDEN_MODULES": ",".join(sorted(hidden)), "HIDDEN_PACKAGES": ",".join(sorted(packages)),
+        "PYTHONPATH": f"{folder / 'hook'}:{ROOT}",
+        "HIDDEN_MODULES": ",".join(sorted(hidden)),
+        "HIDDEN_PACKAGES": ",".join(sorted(packages)),
         "WANDB_MODE": "offline",
-    }  # fmt: skip
+    }
 
 
 def run(words: str, folder: Path, extra: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "megatron_music", *words.split()]
-    return subprocess.run(command, cwd=folder, env=environment(extra, folder), capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=folder, env=environment(extra, folder), capture_output=True, text=True, check=False
+    )
 
 
 def is_here(extra: str) -> bool:
     return extra == "base" or all(
-        any(True for _ in importlib.metadata.distributions(name=requirement.name)) for requirement in requirements(extra)
+        any(True for _ in importlib.metadata.distributions(name=requirement.name))
+        for requirement in requirements(extra)
     )
 
 
@@ -106,41 +111,79 @@ def test_an_extra_alone_is_enough_for_the_commands_it_serves(extra, tmp_path):
             shutil.rmtree(tmp_path / "scripts")
         done = run(command.removeprefix("!"), tmp_path, extra)
         allowed = (0, 2) if command.startswith("!") else (0,)
-        assert done.returncode in allowed and "Traceback" not in done.stderr and "this command needs" not in done.stderr, (
-            f"{command}\n{done.stdout}\n{done.stderr}"
-        )
+        assert (
+            done.returncode in allowed and "Traceback" not in done.stderr and "this command needs" not in done.stderr
+        ), f"{command}\n{done.stdout}\n{done.stderr}"
 
 
 def test_the_packages_of_other_extras_are_hidden(tmp_path):
     """The test above can fail: without the extra, its commands are refused."""
     shutil.copy(ROOT / "tests" / "golden" / "chorale.mid", tmp_path)
-    for command, package in (("corpus bach -o midi", "music21"), ("build tokens chorale.mid -o x --bpe 8", "tokenizers")):
+    for command, package in (
+        ("corpus bach -o midi", "music21"),
+        ("build tokens chorale.mid -o x --bpe 8", "tokenizers"),
+    ):
         done = run(command, tmp_path, "base")
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-        assert done.stderr.strip().endswith(f"this command needs {package}; run: {sys.executable} -m pip install {package}"), done.stderr
+        assert done.stderr.strip().endswith(
+            f"this command needs {package}; run: {sys.executable} -m pip install {package}"
+        ), done.stderr
     done = run("doctor", tmp_path, "base")
     lines = {line.split()[1]: line for line in done.stdout.splitlines()}
-    assert lines["base"].startswith("ok") and "lacks" in lines["audio"] and "soundfile" in lines["audio"] and lines["train"].startswith("missing")
+    assert (
+        lines["base"].startswith("ok")
+        and "lacks" in lines["audio"]
+        and "soundfile" in lines["audio"]
+        and lines["train"].startswith("missing")
+    )
 
 
 def test_a_missing_base_package_is_one_sentence(tmp_path):
     shutil.copy(ROOT / "tests" / "golden" / "chorale.mid", tmp_path)
-    code = "import sys; sys.modules['miditoolkit'] = None; from megatron_music.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run([sys.executable, "-c", code, "tokenize", "chorale.mid"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and f"needs miditoolkit; run: {sys.executable} -m pip install miditoolkit" in done.stderr and "Traceback" not in done.stderr
+    code = (
+        "import sys; sys.modules['miditoolkit'] = None; from megatron_music.cli import main; "
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "tokenize", "chorale.mid"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (
+        done.returncode == 2
+        and f"needs miditoolkit; run: {sys.executable} -m pip install miditoolkit" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_every_extra_of_the_package_is_tried_or_named():
-    not_alone = {"demo", "notebook", "bridge", "nemo", "nemo-run", "test", "bench"}  # others of make test-extras, hosts, tools
+    not_alone = {
+        "demo",
+        "notebook",
+        "bridge",
+        "nemo",
+        "nemo-run",
+        "test",
+        "bench",
+    }  # others of make test-extras, hosts, tools
     assert set(extras()) == (set(COMMANDS) - {"base"}) | not_alone
     page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
     assert all(f"`{extra}`" in page for extra in extras())
 
 
-@pytest.mark.parametrize(("module", "package"), [
-    ("yaml", "pyyaml"), ("safetensors.torch", "safetensors"), ("megatron.core", "megatron-core<0.20,>=0.16.1"), ("soundfile", "soundfile"),
-    ("matplotlib.figure", "matplotlib"), ("unheard_of", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [
+        ("yaml", "pyyaml"),
+        ("safetensors.torch", "safetensors"),
+        ("megatron.core", "megatron-core<0.20,>=0.16.1"),
+        ("soundfile", "soundfile"),
+        ("matplotlib.figure", "matplotlib"),
+        ("unheard_of", None),
+    ],
+)
 def test_a_module_leads_to_the_package_that_brings_it(module, package):
     found = missing_package(module)
     assert (Requirement(found) == Requirement(package)) if found and package else found == package
@@ -150,12 +193,16 @@ def test_what_a_shell_would_misread_is_quoted():
     assert install_command(["a<1", "b"]) == f"{sys.executable} -m pip install 'a<1' b"
 
 
-@pytest.mark.parametrize(("command", "extra"), [("train tiny", "train"), ("demo -o demo", "demo"), ("build latents . -o data", "audio")])
+@pytest.mark.parametrize(
+    ("command", "extra"), [("train tiny", "train"), ("demo -o demo", "demo"), ("build latents . -o data", "audio")]
+)
 def test_a_command_names_all_packages_that_its_extra_lacks_in_one_pip_command(command, extra, tmp_path):
     done = run(command, tmp_path, "base")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "this command needs " in done.stderr, done.stderr
     _, _, pip = done.stderr.partition("-m pip install ")
-    assert {normal(Requirement(word).name) for word in shlex.split(pip)} == {normal(requirement.name) for requirement in requirements(extra)} - closure("base")
+    assert {normal(Requirement(word).name) for word in shlex.split(pip)} == {
+        normal(requirement.name) for requirement in requirements(extra)
+    } - closure("base")
     assert not (tmp_path / "demo").exists() and not (tmp_path / "data").exists()
 
 

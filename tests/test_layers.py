@@ -11,29 +11,37 @@ PACKAGE = Path(__file__).parent.parent / "megatron_music"
 
 # Packages import those of lower rows, never others of their own row.
 ROWS = {
-    "storage": 1, "flow": 1,
+    "storage": 1,
+    "flow": 1,
     "music": 2,
     "tokens": 3,
     "config": 4,
     "parallel": 5,
     "models": 6,
-    "audio": 7, "checkpoints": 7,
-    "corpora": 8, "reports": 8,
-    "data": 9, "profiling": 9,
+    "audio": 7,
+    "checkpoints": 7,
+    "corpora": 8,
+    "reports": 8,
+    "data": 9,
+    "profiling": 9,
     "generation": 10,
     "training": 11,
     "rehearsal": 12,
     "hosts": 13,
     "cli": 14,
-}  # fmt: skip
+}
 AT_THE_ROOT = {"__init__.py", "__main__.py", "_moved.py"}
 
 # Packages whose modules never import torch or megatron-core, and the modules in them that do.
 WITHOUT_TORCH = {"storage", "music", "tokens", "config", "corpora", "reports", "data", "profiling", "cli"}
 WITH_TORCH = {
     "tokens/tokenizer.py",  # is a class of megatron-core
-    "data/batches.py", "data/indexed.py", "data/build_latents.py", "data/latents_encoders.py", "data/latents_shards.py",
-}  # fmt: skip
+    "data/batches.py",
+    "data/indexed.py",
+    "data/build_latents.py",
+    "data/latents_encoders.py",
+    "data/latents_shards.py",
+}
 
 # The one file that imports each of these; folders own where any file in them may.
 OWNERS = {
@@ -99,7 +107,9 @@ def test_imports_point_down(path):
         parts = name.split(".")
         if parts[0] == "megatron_music" and len(parts) > 1 and parts[1] in ROWS and parts[1] != package:
             assert ROWS[parts[1]] < ROWS[package], f"{place(path)} imports {name}, which does not stand below it"
-            assert {package, parts[1]} != {"tokens", "audio"}, f"{place(path)} imports {name}: scores and sound never meet"
+            assert {package, parts[1]} != {"tokens", "audio"}, (
+                f"{place(path)} imports {name}: scores and sound never meet"
+            )
     if package == "hosts":
         others = {name for name in imports(path) if name.startswith("megatron_music.hosts.")}
         assert others == set(), f"{place(path)} imports {others}: a host does not need another"
@@ -118,7 +128,9 @@ def test_every_dependency_has_one_owner(path):
         for dependency, owners in OWNERS.items():
             if name == dependency or name.startswith(dependency + "."):
                 owners = owners if isinstance(owners, tuple) else (owners,)
-                assert any(place(path).startswith(owner) for owner in owners), f"{place(path)} imports {name}; {owners} owns it"
+                assert any(place(path).startswith(owner) for owner in owners), (
+                    f"{place(path)} imports {name}; {owners} owns it"
+                )
 
 
 def test_there_are_no_circles_even_inside_functions():
@@ -140,10 +152,14 @@ def test_there_are_no_circles_even_inside_functions():
 
 def test_modules_that_never_import_torch():
     names = [
-        name for name, path in NAMES.items()
+        name
+        for name, path in NAMES.items()
         if path.relative_to(PACKAGE).parts[0] in WITHOUT_TORCH and place(path) not in WITH_TORCH
-    ]  # fmt: skip
-    code = f"import sys\nfor name in {names!r}: __import__(name)\nsys.exit(bool({{'torch', 'megatron'}} & set(sys.modules)))"
+    ]
+    code = (
+        f"import sys\nfor name in {names!r}: __import__(name)\nsys.exit(bool({{'torch', 'megatron'}} & "
+        f"set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

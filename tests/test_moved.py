@@ -31,7 +31,8 @@ def test_an_old_import_path_gives_what_is_at_the_new_one(old):
 def test_the_old_entry_of_the_command_line_is_there_and_nothing_is_imported_before_it_is_asked_for():
     code = (
         "import sys, warnings\nimport megatron_music.cli\nassert 'megatron_music.cli.entry' not in sys.modules\n"
-        "with warnings.catch_warnings(record=True) as said:\n    warnings.simplefilter('always')\n    from megatron_music.cli import build_parser, main\n"
+        "with warnings.catch_warnings(record=True) as said:\n    warnings.simplefilter('always')\n    from "
+        "megatron_music.cli import build_parser, main\n"
         "assert main([]) == 0 and build_parser().prog == 'megatron-music' and len(said) >= 2"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL).returncode == 0

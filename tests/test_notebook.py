@@ -15,13 +15,18 @@ NOTEBOOK = Path(__file__).parent.parent / "examples" / "music_gpt.ipynb"
 
 
 def write_stand_ins(folder: Path) -> None:
-    """Pieces in the places of nine chorales of ten: converting all is `corpus bach`'s, whose tests do it, and takes a minute."""
+    """Pieces in the places of nine chorales of ten: converting all is `corpus bach`'s, whose tests do it, and takes a
+    minute.
+    """
     folder.mkdir()
     paths = sorted(path for path in music21.corpus.getComposer("bach") if path.suffix in (".mxl", ".xml"))
     for number, path in enumerate(paths):
         if number % 10:
             rise = number % 23 - 11
-            tracks = [Track(track.notes + (0, 0, rise, 0), track.program, voice=track.voice) for track in tiny_score(6 + number % 7).tracks]
+            tracks = [
+                Track((*track.notes, 0, 0, rise, 0), track.program, voice=track.voice)
+                for track in tiny_score(6 + number % 7).tracks
+            ]
             write_midi(Score(tuple(tracks), 4), folder / f"{path.stem}.mid")
 
 
@@ -39,11 +44,15 @@ def test_the_notebook_runs_from_top_to_end(tmp_path, monkeypatch):
     write_stand_ins(folder / "midi")
     given = nbformat.v4.new_code_cell(f"folder, train_iters, pieces, bars = {str(folder)!r}, 30, 1, 2")
     notebook.cells.insert(place + 1, given)
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}})
+    client = NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    )
     client.execute()
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     shown = [kind for cell in cells for output in cell.outputs for kind in output.get("data", {})]
-    assert shown.count("image/png") == 4 and sum("Audio" in str(output) for cell in cells for output in cell.outputs) == 2
+    assert (
+        shown.count("image/png") == 4 and sum("Audio" in str(output) for cell in cells for output in cell.outputs) == 2
+    )
     said = "".join(output.get("text", "") for cell in cells for output in cell.outputs)
     first, last = (float(word) for word in said.split(", loss ")[1].splitlines()[0].split(" -> "))
     assert last < first - 1 and "paper-eq3" in said and "PIECE_START" in said

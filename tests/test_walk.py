@@ -28,11 +28,20 @@ def losses(folder) -> list[float]:
 def test_midi_in_midi_out(tmp_path):
     (tmp_path / "midi").mkdir()
     for number in range(12):
-        tracks = tuple(Track(t.notes + (0, 0, number, 0), t.program, voice=t.voice) for t in tiny_score(6 + number).tracks)
+        tracks = tuple(
+            Track((*t.notes, 0, 0, number, 0), t.program, voice=t.voice) for t in tiny_score(6 + number).tracks
+        )
         write_midi(Score(tracks, 4), tmp_path / "midi" / f"{number}.mid")
     model = ["model.seq_length=256", "train.micro_batch_size=2", "train.global_batch_size=2"]
     run("build", "tokens", tmp_path / "midi", "-o", tmp_path / "data")
-    run("train", "tiny", f"data.path={tmp_path / 'data'}", f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=6", *model)
+    run(
+        "train",
+        "tiny",
+        f"data.path={tmp_path / 'data'}",
+        f"checkpoint.save={tmp_path / 'run'}",
+        "train.train_iters=6",
+        *model,
+    )
 
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     promised = {"iteration", "loss", "grad_norm", "learning_rate", "tokens_per_second", "step_seconds"}
@@ -48,11 +57,26 @@ def test_midi_in_midi_out(tmp_path):
     assert len(pieces) == 3 and all(decode_piece(encode_piece(piece)) == piece for piece in pieces)
 
     # The same run on two processes, with the optimizer split between them, saves what one process goes on from.
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "megatron_music"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "megatron_music",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     model[1] = "train.micro_batch_size=1"
-    both = [f"data.path={tmp_path / 'data'}", f"checkpoint.save={tmp_path / 'both'}", "train.train_iters=6", *model,
-            "checkpoint.save_interval=3", "optimizer.use_distributed_optimizer=true"]  # fmt: skip
+    both = [
+        f"data.path={tmp_path / 'data'}",
+        f"checkpoint.save={tmp_path / 'both'}",
+        "train.train_iters=6",
+        *model,
+        "checkpoint.save_interval=3",
+        "optimizer.use_distributed_optimizer=true",
+    ]
     subprocess.run([*command, "train", "tiny", *both], check=True, env=environment, timeout=900)
     assert losses(tmp_path / "both") == pytest.approx([line["loss"] for line in steps], rel=1e-5)
     (tmp_path / "both" / "latest").write_text("iter_0000003\n")
@@ -63,9 +87,23 @@ def test_midi_in_midi_out(tmp_path):
     # And two processes with tensor parallelism write the pieces that one wrote.
     subprocess.run(
         # "--" keeps torchrun from reading --num as its own --numa-binding.
-        [*command[:-1], "--", command[-1], "generate", "midi", str(tmp_path / "run"), "-o", str(tmp_path / "two"), "--num", "3",
-         "--instruments", "SOPRANO,BASS"],
-        check=True, env=environment, timeout=900,
-    )  # fmt: skip
+        [
+            *command[:-1],
+            "--",
+            command[-1],
+            "generate",
+            "midi",
+            str(tmp_path / "run"),
+            "-o",
+            str(tmp_path / "two"),
+            "--num",
+            "3",
+            "--instruments",
+            "SOPRANO,BASS",
+        ],
+        check=True,
+        env=environment,
+        timeout=900,
+    )
     two = [quantize(read_midi(path)) for path in sorted((tmp_path / "two").glob("*.mid"))]
     assert two == pieces

@@ -71,7 +71,10 @@ def scores(
         return Score(tuple(tracks), steps_per_quarter)
     tempo = st.builds(Tempo, st.integers(0, max_steps), st.floats(20, 300))
     return Score(
-        tuple(tracks), steps_per_quarter, draw(signatures(steps_per_quarter)), (Tempo(0, 100.0), *sorted(draw(st.lists(tempo, max_size=3))))
+        tuple(tracks),
+        steps_per_quarter,
+        draw(signatures(steps_per_quarter)),
+        (Tempo(0, 100.0), *sorted(draw(st.lists(tempo, max_size=3)))),
     )
 
 
@@ -109,5 +112,9 @@ def encodings(draw, bars=st.integers(1, 4), any_meter: bool = True, **fixed) -> 
 def quantize_for(score: Score, encoding: Encoding) -> Score:
     """The score on the encoding's grid, with what the encoding says of it."""
     return quantize(
-        score, encoding.steps_per_quarter, meters=encoding.writes_meters, velocity=encoding.velocity, tempo=encoding.tempo
+        score,
+        encoding.steps_per_quarter,
+        meters=encoding.writes_meters,
+        velocity=encoding.velocity,
+        tempo=encoding.tempo,
     )

@@ -38,7 +38,9 @@ def tiny_latents(folder: Path, seed: int = 0, counts: dict[str, int] | None = No
             embedding = points[kind] + 0.1 * random.standard_normal(EMBEDDING).astype(np.float32)
             items.append(LatentItem(latents, embedding / np.linalg.norm(embedding), (int(kind), 4), 0.0, 2.0))
         parts = [items[: count // 2], items[count // 2 :]]
-        splits[split] = [write_samples(folder / split / f"{n:05}.safetensors", part) for n, part in enumerate(parts) if part]
+        splits[split] = [
+            write_samples(folder / split / f"{n:05}.safetensors", part) for n, part in enumerate(parts) if part
+        ]
     encoders = {}
     for name in PARTS:
         (folder / ENCODERS / name).mkdir(parents=True)

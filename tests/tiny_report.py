@@ -29,8 +29,14 @@ def tiny_report(**changes) -> dict:
         "encoding": json.loads(json.dumps(asdict(Encoding(velocity=True, density=3, density_bins=(4, 9))))),
         "options": {},
         "files": {
-            "found": 1409, "used": 1302, "copies": 3, "near_copies": 11, "dropped_copies": 2, "quarantined": 26,
-            "rescued": 4, "left_out": {"no part in 4/4": 70, "no window of 4 bars": 9},
+            "found": 1409,
+            "used": 1302,
+            "copies": 3,
+            "near_copies": 11,
+            "dropped_copies": 2,
+            "quarantined": 26,
+            "rescued": 4,
+            "left_out": {"no part in 4/4": 70, "no window of 4 bars": 9},
         },
         "windows_left_out": {"fewer than 2 tracks": 1530},
         "splits": {
@@ -40,15 +46,29 @@ def tiny_report(**changes) -> dict:
         },
         "sources": [
             {"name": "chorales", "found": 500, "used": 500, "documents": 5000, "tokens": 1200000, "bytes": 2400000},
-            {"name": "<b>$x$|songs", "found": 909, "used": 802, "documents": 15012, "tokens": 3937797, "bytes": 7875594},
+            {
+                "name": "<b>$x$|songs",
+                "found": 909,
+                "used": 802,
+                "documents": 15012,
+                "tokens": 3937797,
+                "bytes": 7875594,
+            },
         ],
         "quantization": {
-            "notes_in": 402794, "notes_out": 402035, "notes_lost": 759, "notes_shortened": 581, "notes_lengthened": 12153,
-            "onsets_on_grid": 127961, "mean_onset_error_steps": 0.18327, "max_onset_error_steps": 0.5,
+            "notes_in": 402794,
+            "notes_out": 402035,
+            "notes_lost": 759,
+            "notes_shortened": 581,
+            "notes_lengthened": 12153,
+            "onsets_on_grid": 127961,
+            "mean_onset_error_steps": 0.18327,
+            "max_onset_error_steps": 0.5,
         },
         "histograms": {
             "document_tokens": {
-                "edges": list(range(0, 550, 50)), "counts": [10, 90, 700, 2500, 5400, 6800, 2700, 1000, 700, 112],
+                "edges": list(range(0, 550, 50)),
+                "counts": [10, 90, 700, 2500, 5400, 6800, 2700, 1000, 700, 112],
             },
             "instruments": {"0": 41322, "DRUMS": 9000, "SOPRANO": 4479, **{str(p): p for p in range(40, 70)}},
             "density": [0, 5, 9, 20, 30, 20, 9, 5, *[0] * 119, 2],
@@ -58,7 +78,7 @@ def tiny_report(**changes) -> dict:
         "bpe": {"merges": 2048, "tokens_before": 10275594, "tokens_after": 5137797},
         "rates": {"seconds": 9.9, "workers": 2, "files_per_second": 142.8, "tokens_per_second": 520694.0},
         **changes,
-    }  # fmt: skip
+    }
 
 
 def older_report() -> dict:
@@ -80,7 +100,9 @@ def write_report(folder: Path, report: dict) -> Path:
 
 
 def tiny_dataset(folder: Path, report: dict | None = None, documents: int = 6, quarantine: tuple = ()) -> Path:
-    """What a page is made from: a report, a tokenizer folder, a train split of duets, damaged files as (path, reason)."""
+    """What a page is made from: a report, a tokenizer folder, a train split of duets, damaged files as (path,
+    reason).
+    """
     write_report(folder, report or tiny_report())
     write_tokenizer_folder(folder / "tokenizer", Encoding())
     ids = vocabulary.to_ids(DUET).astype("<u2")

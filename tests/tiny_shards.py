@@ -12,9 +12,15 @@ from megatron_music.storage.sealed import sealed
 
 FINGERPRINT = "f" * 64
 NOTES = {
-    "notes_in": 4, "notes_out": 3, "notes_lost": 1, "notes_shortened": 0, "notes_lengthened": 0, "onsets_on_grid": 2,
-    "onset_error_sum": 0.5, "max_onset_error": 0.25,
-}  # fmt: skip
+    "notes_in": 4,
+    "notes_out": 3,
+    "notes_lost": 1,
+    "notes_shortened": 0,
+    "notes_lengthened": 0,
+    "onsets_on_grid": 2,
+    "onset_error_sum": 0.5,
+    "max_onset_error": 0.25,
+}
 
 
 @dataclass
@@ -41,14 +47,19 @@ def write_shards(
     for first in range(0, len(files), files_per_shard):
         part = files[first : first + files_per_shard]
         text = [json.dumps(_entry(first + number, file)) + "\n" for number, file in enumerate(part)]
-        shards.append({"first": first, "files": len(part), "offset": sum(map(len, lines)), "bytes": sum(map(len, text))})
+        shards.append(
+            {"first": first, "files": len(part), "offset": sum(map(len, lines)), "bytes": sum(map(len, text))}
+        )
         lines += text
         _write_shard(building / "shards" / f"{len(shards) - 1:05}", first, part)
     (building / "entries.jsonl").write_text("".join(lines))
     plan = {
-        "version": "0", "fingerprint": FINGERPRINT, "options": options.as_json(), "shards": shards,
+        "version": "0",
+        "fingerprint": FINGERPRINT,
+        "options": options.as_json(),
+        "shards": shards,
         "sources": [f"/music/source{number}" for number in range(sources)],
-    }  # fmt: skip
+    }
     (building / "plan.json").write_bytes(sealed(json.dumps(plan)))
     return building
 

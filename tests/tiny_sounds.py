@@ -18,7 +18,9 @@ def tiny_sounds(folder: Path, count: int = 12, seconds: float = 1.1) -> Path:
         chance = np.random.default_rng(number)
         is_high, is_fast = bool(number & 1), bool(number & 2)
         time = np.arange(round(seconds * RATE)) / RATE
-        sound = np.exp(-(time % (0.2 if is_fast else 0.5)) / 0.08) * np.sin(2 * np.pi * (1200 if is_high else 200) * time)
+        sound = np.exp(-(time % (0.2 if is_fast else 0.5)) / 0.08) * np.sin(
+            2 * np.pi * (1200 if is_high else 200) * time
+        )
         sound += 0.01 * chance.standard_normal(len(time))
         write_waveform(folder / f"{number:03}.wav", 0.5 * np.stack([sound, sound]), RATE)
         words = ("fast" if is_fast else "slow", "bell" if is_high else "bass")

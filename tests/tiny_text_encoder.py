@@ -23,7 +23,9 @@ def hugging_face_folder(folder, kind: str, width: int = 16):
     ).save_pretrained(folder)
     torch.manual_seed(0)
     if kind == "t5":
-        config = T5Config(vocab_size=8, d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0)
+        config = T5Config(
+            vocab_size=8, d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0
+        )
         T5EncoderModel(config).save_pretrained(folder)
     else:
         sizes = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

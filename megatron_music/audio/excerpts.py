@@ -1,4 +1,7 @@
-"""Audio of any length cut into excerpts of one length, in memory that does not grow with the file. Shapes: [channels, frames]."""
+"""Audio of any length cut into excerpts of one length, in memory that does not grow with the file.
+
+Shapes: [channels, frames].
+"""
 
 import os
 from collections.abc import Callable, Iterator
@@ -103,7 +106,9 @@ def pieces(path: str | os.PathLike, name: str, cut: Cut, beat: Callable[[], None
 
 
 class _Decoded:
-    """A file's audio with the given number of channels, at its own rate: kept where it is short, decoded again where it is long."""
+    """A file's audio with the given number of channels, at its own rate: kept where it is short, decoded again where it
+    is long.
+    """
 
     def __init__(self, path: str | os.PathLike, channels: int, beat: Callable[[], None]):
         self._path, self._channels, self._beat = path, channels, beat

@@ -58,8 +58,8 @@ def render_files(
     Args:
         files: (MIDI file, WAV or FLAC file).
         max_seconds: a longer piece cannot be rendered.
-        on_failure: receives a file that cannot be rendered and the reason, which names it; the others are rendered. If omitted,
-            the first such file is an error.
+        on_failure: receives a file that cannot be rendered and the reason, which names it; the others are rendered. If
+            omitted, the first such file is an error.
 
     Raises:
         ValueError: a file that cannot be read or has no notes; names it.
@@ -123,7 +123,8 @@ def _card(number: int, piece: Rendered) -> str:
     tracks = [track for track in score.tracks if len(track)]
     colours = [css_colour(track_colour(track, place)) for place, track in enumerate(tracks)]
     legend = "".join(
-        f'<li><i style="--c:{colour}"></i>{html.escape(label)}</li>' for label, colour in zip(track_labels(tracks), colours, strict=True)
+        f'<li><i style="--c:{colour}"></i>{html.escape(label)}</li>'
+        for label, colour in zip(track_labels(tracks), colours, strict=True)
     )
     seconds = piece.waveform.seconds
     sheet = _roll(score, tracks, colours, seconds, name) + _bar_numbers(score, seconds)
@@ -147,23 +148,28 @@ def _roll(score: Score, tracks: Sequence, colours: Sequence[str], seconds: float
     low = min((int(track.notes[:, 2].min()) for track in tracks), default=60) - 2
     high = max((int(track.notes[:, 2].max()) for track in tracks), default=60) + 2
     width, height = math.ceil(seconds * _PIXELS_PER_SECOND), (high - low + 1) * _ROW_HEIGHT
-    at = lambda steps: seconds_at(score, np.asarray(steps)) * _PIXELS_PER_SECOND  # noqa: E731
+    at = lambda steps: seconds_at(score, np.asarray(steps)) * _PIXELS_PER_SECOND
     rows = "".join(
         f'<rect class="black" y="{(high - pitch) * _ROW_HEIGHT}" width="{width}" height="{_ROW_HEIGHT}"/>'
-        for pitch in range(low, high + 1) if pitch % 12 in (1, 3, 6, 8, 10)
-    )  # fmt: skip
+        for pitch in range(low, high + 1)
+        if pitch % 12 in (1, 3, 6, 8, 10)
+    )
     bars = "".join(f'<path class="bar" d="M{x:.1f} 0V{height}"/>' for x in at(score.bar_starts).tolist() if x <= width)
     notes = []
     for track, colour in zip(tracks, colours, strict=True):
         begins, ends = at(track.notes[:, 0]).tolist(), at(track.notes[:, 1]).tolist()
         boxes = "".join(
-            f'<rect x="{begin:.1f}" y="{(high - pitch) * _ROW_HEIGHT}" width="{max(end - begin - 1.5, 1.5):.1f}" height="{_ROW_HEIGHT}" rx="1.6"/>'
+            f'<rect x="{begin:.1f}" y="{(high - pitch) * _ROW_HEIGHT}" width="{max(end - begin - 1.5, 1.5):.1f}" '
+            f'height="{_ROW_HEIGHT}" rx="1.6"/>'
             for begin, end, pitch in zip(begins, ends, track.notes[:, 2].tolist(), strict=True)
         )
         notes.append(f'<g class="notes" style="--c:{colour}">{boxes}</g>')
-    label = f"{name}: {counted(score.num_bars, 'bar')}, {counted(score.num_notes, 'note')}, {counted(len(tracks), 'track')}"
+    label = (
+        f"{name}: {counted(score.num_bars, 'bar')}, {counted(score.num_notes, 'note')}, {counted(len(tracks), 'track')}"
+    )
     return (
-        f'<svg class="roll" role="img" aria-label="{label}" viewBox="0 0 {width} {height}" data-scale="{_PIXELS_PER_SECOND}" '
+        f'<svg class="roll" role="img" aria-label="{label}" viewBox="0 0 {width} {height}" '
+        f'data-scale="{_PIXELS_PER_SECOND}" '
         f'preserveAspectRatio="none">{rows}{bars}{"".join(notes)}<path class="head-line" d="M0 0V{height}"/></svg>'
     )
 

@@ -1,7 +1,7 @@
 """MuQ-MuLan behind a pipe. Run by a Python that has ``muq`` installed, not by ours: imports nothing of this package.
 
-A message is its length in 8 bytes, little-endian, and safetensors: ``audio`` (float32, 24 kHz, mono) or ``text`` (UTF-8) comes
-in, ``embedding`` (float32 [512]) goes out, after an empty one that says it is ready.
+A message is its length in 8 bytes, little-endian, and safetensors: ``audio`` (float32, 24 kHz, mono) or ``text``
+(UTF-8) comes in, ``embedding`` (float32 [512]) goes out, after an empty one that says it is ready.
 """
 
 import ctypes

@@ -1,8 +1,10 @@
-"""Music and words to embeddings of 512 numbers and length 1, in one space, so that their product says how well they go together.
+"""Music and words to embeddings of 512 numbers and length 1, in one space, so that their product says how well they go
+together.
 
-Every encoder has ``name``, ``embed_audio``, ``embed_text`` and ``save``. The default is a small one that is fitted here:
-statistics of a log-mel spectrogram and of its rhythm. MuQ-MuLan runs in a Python of the user's own, because installing it
-replaces torch; its weights are CC-BY-NC-4.0, which forbids commercial use. Shapes: N sounds or texts, F features, E = 512.
+Every encoder has ``name``, ``embed_audio``, ``embed_text`` and ``save``. The default is a small one that is fitted
+here: statistics of a log-mel spectrogram and of its rhythm. MuQ-MuLan runs in a Python of the user's own, because
+installing it replaces torch; its weights are CC-BY-NC-4.0, which forbids commercial use. Shapes: N sounds or texts, F
+features, E = 512.
 """
 
 import json
@@ -39,7 +41,9 @@ RIDGE = 1e-2
 
 
 def log_mel(waveform: Waveform) -> np.ndarray:
-    """Loudness in ``BANDS`` mel bands every 16 ms, of the mean of the channels, in units of ln (float32 [bands, frames])."""
+    """Loudness in ``BANDS`` mel bands every 16 ms, of the mean of the channels, in units of ln (float32 [bands,
+    frames]).
+    """
     samples = resampled(with_channels(waveform, 1), SAMPLE_RATE).samples[0]
     samples = np.pad(samples, (0, max(WINDOW - len(samples), 0)))
     frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW)[::HOP]
@@ -50,6 +54,7 @@ def log_mel(waveform: Waveform) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _mel_filters() -> np.ndarray:
     """Triangles on the mel scale from 40 Hz to half the rate [bands, WINDOW / 2 + 1]."""
+
     def mel(hertz):
         return 2595 * np.log10(1 + np.asarray(hertz) / 700)
 
@@ -61,12 +66,19 @@ def _mel_filters() -> np.ndarray:
 
 
 def features_of(waveform: Waveform) -> np.ndarray:
-    """What a sound's log-mel spectrogram is like as a whole (float32 [F]): means, deviations and quartiles of bands, how fast
-    they change, the autocorrelation of its onsets, and how these share the bands."""
+    """What a sound's log-mel spectrogram is like as a whole (float32 [F]): means, deviations and quartiles of bands,
+    how fast they change, the autocorrelation of its onsets, and how these share the bands.
+    """
     mel = log_mel(waveform)
     level = mel.mean()
     change = np.maximum(np.diff(mel, axis=1, prepend=mel[:, :1]), 0)
-    parts = [mel.mean(1) - level, mel.std(1), *(np.quantile(mel, (0.1, 0.9), axis=1) - level), change.mean(1), change.std(1)]
+    parts = [
+        mel.mean(1) - level,
+        mel.std(1),
+        *(np.quantile(mel, (0.1, 0.9), axis=1) - level),
+        change.mean(1),
+        change.std(1),
+    ]
     parts.append(rhythm_of(change.sum(0)))
     return np.concatenate([*parts, [level]]).astype(np.float32)
 
@@ -92,7 +104,9 @@ class SmallMusicEncoder:
 
     name = "small"
 
-    def __init__(self, mean_F: np.ndarray, map_FE: np.ndarray, words: Sequence[str], map_WE: np.ndarray, rule: int = RULE):
+    def __init__(
+        self, mean_F: np.ndarray, map_FE: np.ndarray, words: Sequence[str], map_WE: np.ndarray, rule: int = RULE
+    ):
         self.rule = rule
         self._mean_F, self._map_FE, self._map_WE = mean_F, map_FE, map_WE
         self._numbers = {word: number for number, word in enumerate(words)}
@@ -114,19 +128,25 @@ class SmallMusicEncoder:
     def reads(self, text: str) -> Read:
         """Which of the text's words are known, and which are not."""
         words = dict.fromkeys(words_of(text, self.rule))
-        return Read(tuple(word for word in words if word in self._numbers), tuple(word for word in words if word not in self._numbers))
+        return Read(
+            tuple(word for word in words if word in self._numbers),
+            tuple(word for word in words if word not in self._numbers),
+        )
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write the folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {"mean": self._mean_F, "map": self._map_FE, "words": self._map_WE}
-        write_whole(folder / WEIGHTS, save({name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}))
+        write_whole(
+            folder / WEIGHTS, save({name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()})
+        )
         write_whole(folder / CONFIG, (json.dumps({"format": self.rule, "words": list(self._numbers)}) + "\n").encode())
 
 
 def fit_music_encoder(features_NF: np.ndarray, captions: Sequence[Sequence[str]]) -> SmallMusicEncoder:
-    """An encoder of this music and its captions, by arithmetic alone: principal components, and a ridge regression of words.
+    """An encoder of this music and its captions, by arithmetic alone: principal components, and a ridge regression of
+    words.
 
     Args:
         features_NF: ``features_of`` each sound.
@@ -194,7 +214,9 @@ class MuQMuLanProcess:
             )
         except OSError as error:
             self._said.close()
-            raise ValueError(f"{python} cannot be run ({error.strerror}); name a Python that has muq installed") from None
+            raise ValueError(
+                f"{python} cannot be run ({error.strerror}); name a Python that has muq installed"
+            ) from None
         try:
             self._receive("started")
         except BaseException:  # an interrupt while it loads its weights
@@ -312,7 +334,11 @@ def load_music_encoder(folder: str | os.PathLike, muq_python: str | None = None)
     try:
         config = read_json_object(folder / CONFIG, follow_links=False)
         words, rule = config["words"], config["format"]
-        if not isinstance(words, list) or len(set(words)) != len(words) or not all(isinstance(word, str) for word in words):
+        if (
+            not isinstance(words, list)
+            or len(set(words)) != len(words)
+            or not all(isinstance(word, str) for word in words)
+        ):
             raise ValueError("its words are not distinct texts")
         if rule not in range(1, RULE + 1):
             raise ValueError(f"its format is {rule!r}, where this version reads 1 to {RULE}")
@@ -332,9 +358,12 @@ def _kept_muq(folder: Path, python: str | None) -> MuQMuLanProcess:
         raise ValueError(f"{folder / MUQ} names no model of MuQ ({error}); copy the folder again") from None
     if not python:
         raise ValueError(
-            f"{folder} needs MuQ-MuLan, which runs in a Python of its own; set {MUQ_PYTHON} to a Python that has muq installed"
+            f"{folder} needs MuQ-MuLan, which runs in a Python of its own; set {MUQ_PYTHON} to a Python that has muq "
+            f"installed"
         )
     allowed = os.environ.get(MUQ_MODEL, MUQ_NAME)
     if model != allowed:
-        raise ValueError(f"{folder / MUQ} names the model {model!r}, which is not {allowed}; set {MUQ_MODEL} to it if you trust it")
+        raise ValueError(
+            f"{folder / MUQ} names the model {model!r}, which is not {allowed}; set {MUQ_MODEL} to it if you trust it"
+        )
     return MuQMuLanProcess(python, model, is_local=True)

@@ -1,7 +1,8 @@
 """Waveforms to latents and back: the Oobleck autoencoder of Stable Audio. The one owner of diffusers.
 
-A folder is that of diffusers' AutoencoderOobleck, so that published weights are read and ours open there; ``latents.json``
-beside them brings latents to about unit variance. Shapes: B samples, N frames of sound, C latent channels, T latent frames.
+A folder is that of diffusers' AutoencoderOobleck, so that published weights are read and ours open there;
+``latents.json`` beside them brings latents to about unit variance. Shapes: B samples, N frames of sound, C latent
+channels, T latent frames.
 """
 
 import json
@@ -47,7 +48,9 @@ class OobleckSize:
     def least_parameters(self) -> int:
         """What the decoder's convolutions have alone, without building it: fewer than all."""
         ways = zip((1, *self.multiples), self.multiples, self.strides, strict=False)
-        return self.decoder_channels**2 * sum(2 * stride * outer * inner + 24 * outer**2 for outer, inner, stride in ways)
+        return self.decoder_channels**2 * sum(
+            2 * stride * outer * inner + 24 * outer**2 for outer, inner, stride in ways
+        )
 
 
 SIZES = {
@@ -126,8 +129,8 @@ class OobleckAutoencoder(torch.nn.Module):
 
         Args:
             chunk: latent frames at a time.
-            overlap: further frames on both sides, which are decoded and thrown away. From 16 on, what a frame hears lies
-                within, and the sound is the whole one's to rounding.
+            overlap: further frames on both sides, which are decoded and thrown away. From 16 on, what a frame hears
+                lies within, and the sound is the whole one's to rounding.
         """
         length, hop = latents_BCT.shape[-1], self.downsampling
         parts = []
@@ -164,9 +167,13 @@ def load_oobleck(folder: str | os.PathLike) -> OobleckAutoencoder:
     try:
         config = read_json_object(folder / CONFIG)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder / CONFIG} cannot be read ({error}); name a folder of an Oobleck autoencoder") from None
+        raise ValueError(
+            f"{folder / CONFIG} cannot be read ({error}); name a folder of an Oobleck autoencoder"
+        ) from None
     if not isinstance(config, dict) or config.get("_class_name") != "AutoencoderOobleck":
-        raise ValueError(f"{folder} is not of diffusers' AutoencoderOobleck; name the folder of one, such as a model's vae/")
+        raise ValueError(
+            f"{folder} is not of diffusers' AutoencoderOobleck; name the folder of one, such as a model's vae/"
+        )
     try:
         size = OobleckSize(
             latent_channels=config["decoder_input_channels"],
@@ -177,7 +184,11 @@ def load_oobleck(folder: str | os.PathLike) -> OobleckAutoencoder:
             sample_rate=config["sampling_rate"],
         )
         wrong = [value for value in (*asdict(size).values(),) if not _is_positive(value)]
-        if wrong or config["encoder_hidden_size"] != 2 * size.latent_channels or len(size.multiples) != len(size.strides):
+        if (
+            wrong
+            or config["encoder_hidden_size"] != 2 * size.latent_channels
+            or len(size.multiples) != len(size.strides)
+        ):
             raise ValueError(f"sizes that do not go together: {config}")
         least = size.least_parameters
         if 2 * least > regular(folder / WEIGHTS).stat().st_size:
@@ -195,4 +206,8 @@ def load_oobleck(folder: str | os.PathLike) -> OobleckAutoencoder:
 
 
 def _is_positive(value) -> bool:
-    return all(map(_is_positive, value)) and len(value) > 0 if isinstance(value, tuple) else isinstance(value, int) and value > 0
+    return (
+        all(map(_is_positive, value)) and len(value) > 0
+        if isinstance(value, tuple)
+        else isinstance(value, int) and value > 0
+    )

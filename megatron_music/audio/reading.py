@@ -8,7 +8,9 @@ from megatron_music.audio.waveform import Waveform, read_waveform
 
 
 def read_quietly(path: str | os.PathLike) -> Waveform:
-    """``read_waveform`` without the notes that libmpg123 writes to file descriptor 2 about MP3 files; errors are raised as there."""
+    """``read_waveform`` without the notes that libmpg123 writes to file descriptor 2 about MP3 files; errors are raised
+    as there.
+    """
     with _stderr_closed():
         return read_waveform(path)
 

@@ -1,8 +1,9 @@
-"""Waveforms to latents and back without a network: principal components of spectra, and phases found by Griffin and Lim.
+"""Waveforms to latents and back without a network: principal components of spectra, and phases found by Griffin and
+Lim.
 
-Fitted in seconds on a CPU, where an Oobleck of minutes leaves neither pitch nor instrument (docs/decisions). What is lost:
-fine detail of spectra, and how phases lay. Shapes: B samples, N frames of sound, C latent channels, T latent frames, each of
-``FOLD`` spectra of two channels with M bands and F frequencies.
+Fitted in seconds on a CPU, where an Oobleck of minutes leaves neither pitch nor instrument (docs/decisions). What is
+lost: fine detail of spectra, and how phases lay. Shapes: B samples, N frames of sound, C latent channels, T latent
+frames, each of ``FOLD`` spectra of two channels with M bands and F frequencies.
 """
 
 import json
@@ -97,8 +98,12 @@ class SpectralAutoencoder(torch.nn.Module):
         """Write the folder, the configuration last."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / WEIGHTS, save({name: value.cpu().contiguous() for name, value in self.state_dict().items()}))
-        write_whole(folder / CONFIG, (json.dumps({"format": 1, "latent_channels": self.latent_channels}) + "\n").encode())
+        write_whole(
+            folder / WEIGHTS, save({name: value.cpu().contiguous() for name, value in self.state_dict().items()})
+        )
+        write_whole(
+            folder / CONFIG, (json.dumps({"format": 1, "latent_channels": self.latent_channels}) + "\n").encode()
+        )
 
 
 def loudness_of(samples_BCN: Tensor, bands_MF: Tensor) -> Tensor:
@@ -129,7 +134,9 @@ def find_phases(magnitudes: Tensor, window: Tensor, length: int) -> Tensor:
 
 
 def mel_bands() -> Tensor:
-    """What of each frequency's magnitude is in each band (float32 [M, F]): triangles, none narrower than a frequency."""
+    """What of each frequency's magnitude is in each band (float32 [M, F]): triangles, none narrower than a
+    frequency.
+    """
     hertz = np.linspace(0, SAMPLE_RATE / 2, WINDOW // 2 + 1)
     least, most = (2595 * math.log10(1 + value / 700) for value in (FEWEST_HERTZ, SAMPLE_RATE / 2))
     edges = 700 * (10 ** (np.linspace(least, most, BANDS + 2) / 2595) - 1)
@@ -154,11 +161,16 @@ def fit_spectral_autoencoder(
         needed = 2 * latent_channels * HOP * FOLD / SAMPLE_RATE
         raise ValueError(f"an autoencoder needs {needed:.1f} s of sound or more to learn from; give more sounds")
     if len(frames_TD) > _FITTED_FRAMES:
-        frames_TD = frames_TD[np.sort(np.random.default_rng(seed).choice(len(frames_TD), _FITTED_FRAMES, replace=False))]
+        frames_TD = frames_TD[
+            np.sort(np.random.default_rng(seed).choice(len(frames_TD), _FITTED_FRAMES, replace=False))
+        ]
     mean_D = frames_TD.mean(0)
     covariance_DD = (frames_TD - mean_D).double().T @ (frames_TD - mean_D).double() / len(frames_TD)
     variances, directions = torch.linalg.eigh(covariance_DD)
-    variances, directions_DC = variances[-latent_channels:].flip(0).clamp_min(1e-6), directions[:, -latent_channels:].flip(1)
+    variances, directions_DC = (
+        variances[-latent_channels:].flip(0).clamp_min(1e-6),
+        directions[:, -latent_channels:].flip(1),
+    )
     # Between what is heard most and what is heard least the latents keep the root of the difference.
     scales = variances**0.25
     scales = scales * (variances / scales**2).mean().sqrt()

@@ -1,7 +1,8 @@
-"""Captions to states that models attend to: any encoder of Hugging Face, or a small one of words that needs no download.
+"""Captions to states that models attend to: any encoder of Hugging Face, or a small one of words that needs no
+download.
 
-Every encoder has ``size`` (C), ``length`` (L, the most states of a text), ``name``, ``cut``, ``reads``, ``encode``, ``to`` and
-``save``. The one owner of transformers in this column. Shapes: N texts, L states each, C numbers in a state.
+Every encoder has ``size`` (C), ``length`` (L, the most states of a text), ``name``, ``cut``, ``reads``, ``encode``,
+``to`` and ``save``. The one owner of transformers in this column. Shapes: N texts, L states each, C numbers in a state.
 """
 
 import hashlib
@@ -69,7 +70,10 @@ class WordTextEncoder:
     def reads(self, text: str) -> Read:
         """Which of the text's words are known, and which are not: those are all one to the encoder."""
         words = dict.fromkeys(words_of(text, self.rule))
-        return Read(tuple(word for word in words if word in self._numbers), tuple(word for word in words if word not in self._numbers))
+        return Read(
+            tuple(word for word in words if word in self._numbers),
+            tuple(word for word in words if word not in self._numbers),
+        )
 
     def to(self, device: torch.device | str) -> "WordTextEncoder":
         """This encoder with its vectors on a device, where its states are then made."""
@@ -87,7 +91,8 @@ class WordTextEncoder:
             row_numbers = self.numbers(text)
             if len(row_numbers) > self.length:
                 raise ValueError(
-                    f"the text {text[:40]!r}... has {len(row_numbers):,} words, where this encoder reads {self.length}; shorten it"
+                    f"the text {text[:40]!r}... has {len(row_numbers):,} words, where this encoder reads "
+                    f"{self.length}; shorten it"
                 )
             row[: len(row_numbers)] = torch.tensor(row_numbers)
         numbers_NL = numbers_NL.to(self._vectors_WC.device)
@@ -109,7 +114,13 @@ class WordTextEncoder:
 
 
 def fit_words(
-    texts: Sequence[str], embeddings_NE: np.ndarray, *, size: int = SIZE, length: int = LENGTH, steps: int = 300, seed: int = 0
+    texts: Sequence[str],
+    embeddings_NE: np.ndarray,
+    *,
+    size: int = SIZE,
+    length: int = LENGTH,
+    steps: int = 300,
+    seed: int = 0,
 ) -> WordTextEncoder:
     """Word vectors of which a linear map of their mean tells the embedding of the music that the text is true of.
 
@@ -132,7 +143,10 @@ def fit_words(
     places_LC = 0.3 * torch.randn(length, size, generator=random)
     encoder = WordTextEncoder(words, vectors_WC, places_LC)
     rows = [encoder.numbers(text)[:length] for text in texts]
-    flat, offsets = torch.tensor([n for row in rows for n in row]), torch.tensor([0, *np.cumsum([len(row) for row in rows])[:-1]])
+    flat, offsets = (
+        torch.tensor([n for row in rows for n in row]),
+        torch.tensor([0, *np.cumsum([len(row) for row in rows])[:-1]]),
+    )
     target_NE = torch.from_numpy(np.asarray(embeddings_NE, np.float32))
     map_CE = (0.01 * torch.randn(size, target_NE.shape[1], generator=random)).requires_grad_()
     optimizer = torch.optim.Adam([vectors_WC, map_CE], lr=0.03)
@@ -180,11 +194,15 @@ class HuggingFaceTextEncoder:
                 _check_held(config.to_dict(), Path(where))
             is_known = type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING
             kind = AutoModelForTextEncoding if is_known else AutoModel  # of T5 the encoder alone
-            self._model = kind.from_pretrained(where, use_safetensors=True, **options).float().eval().requires_grad_(False)
+            self._model = (
+                kind.from_pretrained(where, use_safetensors=True, **options).float().eval().requires_grad_(False)
+            )
             self.revision = revision or getattr(config, "_commit_hash", None)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:160]
-            raise ValueError(f"{where} holds no text encoder that transformers can load ({reason}); name a folder or a model") from None
+            raise ValueError(
+                f"{where} holds no text encoder that transformers can load ({reason}); name a folder or a model"
+            ) from None
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token or self._tokenizer.unk_token
         self._tokenizer.padding_side = "right"
@@ -206,7 +224,12 @@ class HuggingFaceTextEncoder:
             return Read((), ())
         rows = self._tokenizer(list(words), add_special_tokens=False)["input_ids"]
         known = [bool(set(row) - self._nothing) for row in rows]
-        return Read(*(tuple(word for word, is_known in zip(words, known, strict=True) if is_known is wanted) for wanted in (True, False)))
+        return Read(
+            *(
+                tuple(word for word, is_known in zip(words, known, strict=True) if is_known is wanted)
+                for wanted in (True, False)
+            )
+        )
 
     def to(self, device: torch.device | str) -> "HuggingFaceTextEncoder":
         """See WordTextEncoder."""
@@ -216,7 +239,9 @@ class HuggingFaceTextEncoder:
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """See WordTextEncoder."""
-        found = self._tokenizer(list(texts), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt")
+        found = self._tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
+        )
         found = {name: value.to(self._model.device) for name, value in found.items()}
         keeps_NL = found["attention_mask"].bool()
         keeps_NL[:, 0] = True  # an encoder without marks has none for an empty text, and attention needs something
@@ -269,7 +294,9 @@ def _check_held(config: dict, folder: Path) -> None:
         for names in (_NAMES_OF_LAYERS, _NAMES_OF_WIDTH)
     )
     if 2 * layers * width > held:
-        raise ValueError(f"its config.json asks for {layers:,} layers of {width:,}, and its safetensors have {held:,} bytes")
+        raise ValueError(
+            f"its config.json asks for {layers:,} layers of {width:,}, and its safetensors have {held:,} bytes"
+        )
 
 
 def load_text_encoder(where: str | os.PathLike) -> TextEncoder:
@@ -299,7 +326,9 @@ def load_text_encoder(where: str | os.PathLike) -> TextEncoder:
 
 
 def _kept_encoder(folder: Path) -> HuggingFaceTextEncoder:
-    """The encoder that ``HuggingFaceTextEncoder.save`` wrote; one of the hub comes from the local cache, and is compared."""
+    """The encoder that ``HuggingFaceTextEncoder.save`` wrote; one of the hub comes from the local cache, and is
+    compared.
+    """
     try:
         hub = read_json_object(folder / HUB, follow_links=False)
         name, length, revision, digest = hub["name"], hub["length"], hub.get("revision"), hub.get("sha256")
@@ -322,5 +351,8 @@ def _kept_encoder(folder: Path) -> HuggingFaceTextEncoder:
             f"`hf download {wanted}` brings it into the cache"
         ) from None
     if digest is not None and encoder.fingerprint() != digest:
-        raise ValueError(f"{name} in the local cache has other weights than {folder} was made with; remove it from the cache and download it again")
+        raise ValueError(
+            f"{name} in the local cache has other weights than {folder} was made with; remove it from the cache and "
+            f"download it again"
+        )
     return encoder

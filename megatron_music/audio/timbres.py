@@ -20,8 +20,8 @@ def _falling(count: int, power: float, step: int = 1) -> tuple[float, ...]:
     return tuple(0.0 if (number - 1) % step else number**-power for number in range(1, count + 1))
 
 
-# By program // 8: piano, chromatic percussion, organ, guitar, bass, strings, ensemble, brass, reed, pipe, lead, pad, effects,
-# ethnic, percussive, sound effects.
+# By program // 8: piano, chromatic percussion, organ, guitar, bass, strings, ensemble, brass, reed, pipe, lead, pad,
+# effects, ethnic, percussive, sound effects.
 FAMILIES = (
     Timbre(_falling(10, 1.4), 0.004, 0.6, 0.0, 0.12),
     Timbre((1.0, 0.0, 0.1, 0.45, 0.0, 0.0, 0.0, 0.0, 0.0, 0.12), 0.002, 0.35, 0.0, 0.3, stretch=0.004),

@@ -1,4 +1,5 @@
-"""Training of a small autoencoder on a CPU in minutes: spectra at several resolutions, the waveform itself, and a small KL.
+"""Training of a small autoencoder on a CPU in minutes: spectra at several resolutions, the waveform itself, and a small
+KL.
 
 No discriminator: the published autoencoder has one and sounds better for it. Shapes: B samples, N frames of sound.
 """
@@ -61,7 +62,9 @@ def fit_oobleck(
     length = round(seconds * size.sample_rate / np.prod(size.strides)) * int(np.prod(size.strides))
     sounds = [sound for sound in waveforms if sound.shape[1] >= length]
     if not sounds or steps < 1:
-        raise ValueError(f"an autoencoder needs steps and a sound of {seconds} s or more to learn from; give longer ones")
+        raise ValueError(
+            f"an autoencoder needs steps and a sound of {seconds} s or more to learn from; give longer ones"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_network(size).to(device)
@@ -78,8 +81,12 @@ def fit_oobleck(
             cuts.append(sounds[number][:, first : first + length])
         target = torch.from_numpy(np.stack(cuts)).to(device)
         latents = network.encode(target).latent_dist
-        found = network.decode(latents.mean + latents.std * torch.randn(latents.mean.shape, generator=noise).to(device)).sample
-        distance = spectral_distance(found, target) + WAVE_WEIGHT * (found - target).abs().mean() / target.abs().mean().clamp_min(1e-4)
+        found = network.decode(
+            latents.mean + latents.std * torch.randn(latents.mean.shape, generator=noise).to(device)
+        ).sample
+        distance = spectral_distance(found, target) + WAVE_WEIGHT * (
+            found - target
+        ).abs().mean() / target.abs().mean().clamp_min(1e-4)
         loss = distance + KL_WEIGHT * latents.kl()
         optimizer.zero_grad()
         loss.backward()

@@ -1,7 +1,7 @@
 """Audio files in and out. The one owner of soundfile, which everything but writing WAV needs.
 
-A waveform is float32 [channels, frames] in -1 to 1, with a sample rate in Hz. WAV is written here by hand, and so `render` and
-the demo need numpy alone.
+A waveform is float32 [channels, frames] in -1 to 1, with a sample rate in Hz. WAV is written here by hand, and so
+`render` and the demo need numpy alone.
 """
 
 import io
@@ -47,8 +47,8 @@ def read_waveform(path: str | os.PathLike) -> Waveform:
     """The audio of a whole file.
 
     Raises:
-        ValueError: it is missing, not audio, empty, beyond what ``read_blocks`` reads, or longer than 1 GiB of samples; one
-            sentence with the path.
+        ValueError: it is missing, not audio, empty, beyond what ``read_blocks`` reads, or longer than 1 GiB of samples;
+            one sentence with the path.
     """
     blocks, size = [], 0
     for block in read_blocks(path):
@@ -63,9 +63,10 @@ def read_blocks(path: str | os.PathLike) -> Iterator[Waveform]:
     """The audio of a file, some seconds at a time, none of them empty: memory does not grow with the file.
 
     Raises:
-        ValueError: it is missing, not audio, empty, of more than 24 channels, of a sample rate outside 1,000 to 384,000 Hz,
-            longer than 12 hours (of stereo at 96 kHz: more channels or a higher rate make it less), or has samples that are not
-            finite or louder than 100 times full scale; one sentence with the path. It may come after blocks that were given.
+        ValueError: it is missing, not audio, empty, of more than 24 channels, of a sample rate outside 1,000 to 384,000
+            Hz, longer than 12 hours (of stereo at 96 kHz: more channels or a higher rate make it less), or has samples
+            that are not finite or louder than 100 times full scale; one sentence with the path. It may come after
+            blocks that were given.
         OSError: the disk is not there any more, or too many files are open.
     """
     import soundfile
@@ -80,7 +81,10 @@ def read_blocks(path: str | os.PathLike) -> Iterator[Waveform]:
                 if total > MAX_SECONDS * file.samplerate:
                     raise ValueError(f"{path} lasts more than {MAX_SECONDS // 3600} hours; cut it into shorter files")
                 if total * file.channels > MAX_VALUES:
-                    raise ValueError(f"{path} has more than {MAX_VALUES:,} samples on {file.channels} channels; cut it into shorter files")
+                    raise ValueError(
+                        f"{path} has more than {MAX_VALUES:,} samples on {file.channels} channels; cut it into "
+                        f"shorter files"
+                    )
                 _check_samples(path, samples)
                 yield Waveform(np.ascontiguousarray(samples.T), file.samplerate)
     except FileNotFoundError:
@@ -88,7 +92,9 @@ def read_blocks(path: str | os.PathLike) -> Iterator[Waveform]:
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
         if isinstance(error, OSError) and error.errno in NOT_OF_THE_FILE:
             raise
-        raise ValueError(f"{path} is no sound that can be read ({reason_of(error)}); convert it to WAV or FLAC") from None
+        raise ValueError(
+            f"{path} is no sound that can be read ({reason_of(error)}); convert it to WAV or FLAC"
+        ) from None
     if not total:
         raise ValueError(f"{path} has no samples; remove it")
 
@@ -106,7 +112,9 @@ def load_decoders() -> None:
 def check_rates(path: str | os.PathLike, source_rate: int, sample_rate: int) -> None:
     """Refuse audio whose sample rate has next to nothing in common with the one it is brought to. Raises ValueError."""
     if max(source_rate, sample_rate) // gcd(source_rate, sample_rate) > MAX_RATIO:
-        raise ValueError(f"{path} has a sample rate of {source_rate:,} Hz, which does not go into {sample_rate:,} Hz; convert it")
+        raise ValueError(
+            f"{path} has a sample rate of {source_rate:,} Hz, which does not go into {sample_rate:,} Hz; convert it"
+        )
 
 
 def _check_regular(path: str | os.PathLike) -> None:
@@ -120,7 +128,8 @@ def _check_regular(path: str | os.PathLike) -> None:
 def _check_format(path: str | os.PathLike, sample_rate: int, channels: int) -> None:
     if not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:
         raise ValueError(
-            f"{path} has a sample rate of {sample_rate:,} Hz, where {MIN_SAMPLE_RATE:,} to {MAX_SAMPLE_RATE:,} are read; convert it"
+            f"{path} has a sample rate of {sample_rate:,} Hz, where {MIN_SAMPLE_RATE:,} to {MAX_SAMPLE_RATE:,} are "
+            f"read; convert it"
         )
     if channels > MAX_CHANNELS:
         raise ValueError(f"{path} has {channels} channels, where up to {MAX_CHANNELS} are read; mix it to fewer")
@@ -168,10 +177,17 @@ def wav_bytes(samples: np.ndarray, sample_rate: int, *, bits: int = 16, metadata
     Raises:
         ValueError: more than the 4 GiB that a WAV file can hold.
     """
-    scaled = np.rint(np.asarray(samples).T.astype(np.float64) * (2 ** (bits - 1) - 1)).astype("<i4")  # [frames, channels]
+    scaled = np.rint(np.asarray(samples).T.astype(np.float64) * (2 ** (bits - 1) - 1)).astype(
+        "<i4"
+    )  # [frames, channels]
     content = scaled.astype("<i2").tobytes() if bits == 16 else scaled.reshape(-1, 1).view(np.uint8)[:, :3].tobytes()
     channels, width = len(samples), bits // 8
-    chunks = [(b"fmt ", struct.pack("<HHIIHH", 1, channels, sample_rate, sample_rate * channels * width, channels * width, bits))]
+    chunks = [
+        (
+            b"fmt ",
+            struct.pack("<HHIIHH", 1, channels, sample_rate, sample_rate * channels * width, channels * width, bits),
+        )
+    ]
     if metadata:
         words = [(b"ICMT", json.dumps(metadata, ensure_ascii=False))]
         if metadata.get("prompt"):
@@ -197,7 +213,12 @@ def read_pcm16(path: str | os.PathLike) -> Waveform:
                 return read_waveform(path)
             frames = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, file.getnchannels())
             return Waveform(np.ascontiguousarray(frames.T, np.float32) / np.float32(32768), file.getframerate())
-    except (wave.Error, EOFError, RuntimeError, ValueError):  # libsndfile says what is wrong, where it is no sound at all
+    except (
+        wave.Error,
+        EOFError,
+        RuntimeError,
+        ValueError,
+    ):  # libsndfile says what is wrong, where it is no sound at all
         return read_waveform(path)
 
 
@@ -213,7 +234,9 @@ def _flac_bytes(samples: np.ndarray, sample_rate: int, bits: int, metadata: dict
                 file.comment = json.dumps(metadata, ensure_ascii=False)
             file.write(samples.T)
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"{sample_rate} Hz with {len(samples)} channels cannot be FLAC ({str(error).splitlines()[0]}); write WAV") from None
+        raise ValueError(
+            f"{sample_rate} Hz with {len(samples)} channels cannot be FLAC ({str(error).splitlines()[0]}); write WAV"
+        ) from None
     return content.getvalue()
 
 
@@ -274,7 +297,9 @@ class _Resampler:
         common = gcd(sample_rate, source_rate)
         self.up, self.down, self.sample_rate = sample_rate // common, source_rate // common, sample_rate
         most, half = max(self.up, self.down), _HALF_FILTER * max(self.up, self.down)
-        self._filter = firwin(2 * half + 1, 1 / most, window=("kaiser", 5.0)).astype(np.float32)  # that of resample_poly
+        self._filter = firwin(2 * half + 1, 1 / most, window=("kaiser", 5.0)).astype(
+            np.float32
+        )  # that of resample_poly
         self.context = -(-(half // self.up + 1) // self.down) * self.down
 
     def __call__(self, samples: np.ndarray, count: int) -> Waveform:

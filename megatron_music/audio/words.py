@@ -1,9 +1,11 @@
 """Words of a caption or prompt, in any script.
 
-A word is a run of letters, marks and digits after NFKC normalisation and case folding. Scripts that put no spaces between words
-(Chinese, Japanese, Thai, Lao, Khmer, Burmese) give overlapping pairs of characters, so that captions share some.
+A word is a run of letters, marks and digits after NFKC normalisation and case folding. Scripts that put no spaces
+between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) give overlapping pairs of characters, so that captions
+share some.
 """
 
+import itertools
 import re
 import unicodedata
 from typing import NamedTuple
@@ -19,7 +21,7 @@ _WITHOUT_SPACES = (
     ("lao", ((0x0E80, 0x0EFF),)),
     ("burmese", ((0x1000, 0x109F),)),
     ("khmer", ((0x1780, 0x17FF),)),
-)  # fmt: skip
+)
 
 
 class Read(NamedTuple):
@@ -75,7 +77,7 @@ def _runs(text: str) -> list[list[str]]:
                 break
             place += 1
         if script:
-            pairs = [first + second for first, second in zip(characters, characters[1:], strict=False)]
+            pairs = [first + second for first, second in itertools.pairwise(characters)]
             found.append(pairs or characters)
             continue
         behind = _PER.match(text, place)

@@ -1,7 +1,7 @@
 """Which checkpoint a path means: the one it names, or the newest whole one of the run it names.
 
-A damaged checkpoint that was named itself is refused. Where a run was named, the one before it takes its place, and that is
-said aloud.
+A damaged checkpoint that was named itself is refused. Where a run was named, the one before it takes its place, and
+that is said aloud.
 """
 
 import os
@@ -63,14 +63,17 @@ def newest_whole(folder: Path) -> Path | None:
             if damaged:
                 distributed.warn(f"{'; '.join(damaged)}; using {checkpoint}, the newest whole checkpoint before that")
             elif complaint:
-                distributed.warn(f"{folder / LATEST} {complaint}; using {checkpoint}, the newest whole checkpoint there")
+                distributed.warn(
+                    f"{folder / LATEST} {complaint}; using {checkpoint}, the newest whole checkpoint there"
+                )
             return checkpoint
         damaged.append(f"{checkpoint} is damaged ({reason})")
     if not candidates and complaint == "is missing":
         return None
     told = "; ".join(damaged) or f"{folder / LATEST} {complaint}"
     raise ConfigError(
-        f"no checkpoint of {folder} is whole: {told}; name another run, or remove its iter_ folders and {LATEST} to begin "
+        f"no checkpoint of {folder} is whole: {told}; name another run, or remove its iter_ folders and {LATEST} to "
+        f"begin "
         "anew"
     )
 

@@ -1,8 +1,9 @@
 """Reader of the pickle that is the index of a torch_dist checkpoint (``.metadata``), without Python's unpickler.
 
-A pickle is a program for a stack machine. This machine has the 30 instructions that such an index is written with. It makes
-numbers, text, tuples, lists, dictionaries and objects of the classes in ``_OBJECTS`` and ``_CALLS``; a class is never a value that an
-instruction could alter, keys are text or ``MetadataIndex``, and memory grows with the length of the file alone.
+A pickle is a program for a stack machine. This machine has the 30 instructions that such an index is written with. It
+makes numbers, text, tuples, lists, dictionaries and objects of the classes in ``_OBJECTS`` and ``_CALLS``; a class is
+never a value that an instruction could alter, keys are text or ``MetadataIndex``, and memory grows with the length of
+the file alone.
 """
 
 import struct
@@ -27,17 +28,37 @@ from torch.distributed.checkpoint.metadata import (
 
 _FORMAT = "torch.distributed.checkpoint"
 MAX_DIMENSIONS = 64  # of a tensor
-MAX_SAME_HASH = 64  # keys with one hash: those of numbers can be chosen, and the time for a dictionary of them is quadratic
+MAX_SAME_HASH = (
+    64  # keys with one hash: those of numbers can be chosen, and the time for a dictionary of them is quadratic
+)
 # Dataclasses: made empty, then given fields by name.
 _OBJECTS: dict[tuple[str, str], type] = {
-    **{(f"{_FORMAT}.metadata", kind.__name__): kind for kind in (
-        BytesStorageMetadata, ChunkStorageMetadata, Metadata, MetadataIndex, StorageMeta, TensorProperties, TensorStorageMetadata
-    )},
+    **{
+        (f"{_FORMAT}.metadata", kind.__name__): kind
+        for kind in (
+            BytesStorageMetadata,
+            ChunkStorageMetadata,
+            Metadata,
+            MetadataIndex,
+            StorageMeta,
+            TensorProperties,
+            TensorStorageMetadata,
+        )
+    },
     (f"{_FORMAT}.filesystem", "_StorageInfo"): _StorageInfo,
-}  # fmt: skip
+}
 _DTYPES = (
-    "float64", "float32", "float16", "bfloat16", "bool", "uint8", "int8", "int16", "int32", "int64",
-)  # fmt: skip
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "bool",
+    "uint8",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+)
 
 
 class _Name(NamedTuple):
@@ -48,7 +69,11 @@ class _Name(NamedTuple):
 
 
 def _size(parts) -> torch.Size:
-    if not (type(parts) in (tuple, list) and len(parts) <= MAX_DIMENSIONS and all(type(part) is int and 0 <= part < 1 << 63 for part in parts)):
+    if not (
+        type(parts) in (tuple, list)
+        and len(parts) <= MAX_DIMENSIONS
+        and all(type(part) is int and 0 <= part < 1 << 63 for part in parts)
+    ):
         raise ValueError("a size is not made of whole numbers")
     return torch.Size(parts)
 
@@ -73,7 +98,11 @@ def _memory_format(value) -> _MEM_FORMAT_ENCODING:
 
 def _member(owner, name) -> _MEM_FORMAT_ENCODING:
     """Some Pythons, such as 3.11.2, write a member of an enumeration as a call of ``getattr``."""
-    if type(owner) is not _Name or owner != _Name(f"{_FORMAT}.metadata", "_MEM_FORMAT_ENCODING") or type(name) is not str:
+    if (
+        type(owner) is not _Name
+        or owner != _Name(f"{_FORMAT}.metadata", "_MEM_FORMAT_ENCODING")
+        or type(name) is not str
+    ):
         raise ValueError("it asks for an attribute")
     return _MEM_FORMAT_ENCODING[name]
 
@@ -105,7 +134,17 @@ def parse_index(content: bytes) -> Metadata:
         return found
     except ValueError:
         raise
-    except (IndexError, KeyError, TypeError, AttributeError, struct.error, UnicodeDecodeError, OverflowError, MemoryError, RecursionError) as error:
+    except (
+        IndexError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        struct.error,
+        UnicodeDecodeError,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+    ) as error:
         raise ValueError(f"it is damaged ({type(error).__name__}: {error})") from None
 
 
@@ -306,14 +345,20 @@ def _check(index: Metadata) -> None:
         if type(name) is not str or type(found) not in (TensorStorageMetadata, BytesStorageMetadata):
             raise ValueError("it lists something that is not a tensor")
         if type(found) is TensorStorageMetadata:
-            is_whole = type(found.properties) is TensorProperties and type(found.size) is torch.Size and type(found.chunks) is list
+            is_whole = (
+                type(found.properties) is TensorProperties
+                and type(found.size) is torch.Size
+                and type(found.chunks) is list
+            )
             if not is_whole or not all(_is_chunk(chunk, len(found.size)) for chunk in found.chunks):
                 raise ValueError(f"the tensor {name[:80]!r} is damaged")
     for key, place in places.items():
         if type(key) is MetadataIndex:
             _check_key(key)  # which may have been altered after it became a key
         is_whole = type(key) is MetadataIndex and type(place) is _StorageInfo and type(place.relative_path) is str
-        if not is_whole or not all(type(value) is int and 0 <= value < 1 << 63 for value in (place.offset, place.length)):
+        if not is_whole or not all(
+            type(value) is int and 0 <= value < 1 << 63 for value in (place.offset, place.length)
+        ):
             raise ValueError("the place of a tensor is damaged")
 
 

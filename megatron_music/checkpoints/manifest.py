@@ -1,6 +1,7 @@
 """The manifest of a checkpoint: the name, size and SHA-256 of every file, and what is wrong with one that differs.
 
-It tells a torn or altered checkpoint from a whole one. It is no signature: who writes all files writes the manifest, too.
+It tells a torn or altered checkpoint from a whole one. It is no signature: who writes all files writes the manifest,
+too.
 """
 
 import json
@@ -70,7 +71,9 @@ def read_manifest(checkpoint: Path) -> dict[str, dict]:
 
 
 def what_is_wrong(checkpoint: Path) -> str | None:
-    """What the sizes of its files tell: why a checkpoint is not whole, as half a sentence; None where nothing is wrong."""
+    """What the sizes of its files tell: why a checkpoint is not whole, as half a sentence; None where nothing
+    is wrong.
+    """
     try:
         files = read_manifest(checkpoint)
     except ValueError as error:
@@ -95,8 +98,10 @@ def what_was_altered(checkpoint: Path, files: dict[str, dict], digests: Digests 
     try:
         found = digests([checkpoint / name for name in files])
     except (OSError, ValueError) as error:
-        return f"{os.path.basename(getattr(error, 'filename', None) or '') or 'a file'} cannot be read: {reason_of(error)}"
-    for (name, facts), content in zip(files.items(), found):
+        return (
+            f"{os.path.basename(getattr(error, 'filename', None) or '') or 'a file'} cannot be read: {reason_of(error)}"
+        )
+    for (name, facts), content in zip(files.items(), found, strict=True):
         if content != facts["sha256"]:
             return f"{name} does not have the content that was saved"
     return None

@@ -56,7 +56,9 @@ def new_folder(target: str | os.PathLike) -> Iterator[Path]:
 
 
 def _is_of(target: Path, name: str | None) -> bool:
-    """Whether the path that an error names is that of the new folder, or of what becomes it; one that it reads from is not."""
+    """Whether the path that an error names is that of the new folder, or of what becomes it; one that it reads from is
+    not.
+    """
     return name is None or str(name).startswith((str(target), str(target.with_name(f".{target.name}."))))
 
 

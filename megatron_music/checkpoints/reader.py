@@ -1,7 +1,8 @@
 """Reader of checkpoint tensors: megatron-core's torch_dist format, without executing what a file says.
 
-The format's index is a pickle, and its objects are pickles, which run code when they are unpickled. Here the index goes through a
-parser of our own (``index_pickle``), tensors through torch's ``weights_only`` unpickler, and ``common.pt`` is not read at all.
+The format's index is a pickle, and its objects are pickles, which run code when they are unpickled. Here the index goes
+through a parser of our own (``index_pickle``), tensors through torch's ``weights_only`` unpickler, and ``common.pt`` is
+not read at all.
 """
 
 import io
@@ -78,7 +79,10 @@ class IndexReader(FileSystemReader):
         except zipfile.BadZipFile:
             packed = ["the whole of it"]
         if packed:
-            raise ValueError(f"{sinfo.relative_path} holds a tensor that torch did not write ({packed[0][:80]!r} is packed or damaged)")
+            raise ValueError(
+                f"{sinfo.relative_path} holds a tensor that torch did not write ({packed[0][:80]!r} is packed or "
+                f"damaged)"
+            )
         return super()._slice_file(file, sinfo)
 
 

@@ -1,6 +1,7 @@
 """Sharded tensors of a model's weights, and of float32 state that lies beside them, whole or in part.
 
-A distributed optimizer keeps a contiguous range of each flattened parameter, which is no rectangle of it. Such a range is
+A distributed optimizer keeps a contiguous range of each flattened parameter, which is no rectangle of it. Such a range
+is
 cut into rectangular blocks: the rest of a row, whole rows, the beginning of a row. On disk the tensor then has the
 parameter's shape whatever wrote it, and any process reads the blocks it needs.
 """
@@ -107,7 +108,9 @@ def _in_row(shape: tuple[int, ...], row: int, start: int, end: int) -> list[Bloc
 
 
 @torch.no_grad()
-def _block(piece: ShardedTensor, key: str, values: Tensor, offsets: tuple, sizes: tuple, is_replicated: bool) -> ShardedTensor:
+def _block(
+    piece: ShardedTensor, key: str, values: Tensor, offsets: tuple, sizes: tuple, is_replicated: bool
+) -> ShardedTensor:
     shape = (*[1] * piece.prepend_axis_num, *sizes)
     shifts = (*[0] * piece.prepend_axis_num, *offsets)
     return replace(

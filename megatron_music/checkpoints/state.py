@@ -37,7 +37,8 @@ def read_state(checkpoint: Path) -> dict:
         raise ConfigError(f"{path} cannot be read ({reason_of(error)}); name another checkpoint") from None
     if digest != vocabulary.HASH:
         raise ConfigError(
-            f"{checkpoint} was trained on the vocabulary {name[:40]} ({digest[:12]}), while this version reads {vocabulary.NAME} "
+            f"{checkpoint} was trained on the vocabulary {name[:40]} ({digest[:12]}), while this version reads "
+            f"{vocabulary.NAME} "
             f"({vocabulary.HASH[:12]}); train anew or install the version that made it"
         )
     return facts
@@ -62,7 +63,9 @@ def _check(facts: dict) -> None:
             _want(f"guard.{name}", facts["guard"][name], list)
         for loss in facts["guard"]["recent_losses"]:
             _want("a loss in guard.recent_losses", loss, (int, float))
-        numbers |= {f"number {place} of guard.in_a_row": number for place, number in enumerate(facts["guard"]["in_a_row"], 1)}
+        numbers |= {
+            f"number {place} of guard.in_a_row": number for place, number in enumerate(facts["guard"]["in_a_row"], 1)
+        }
     if "average_step" in facts:
         numbers["average_step"] = facts["average_step"]
     for name, number in numbers.items():
@@ -90,7 +93,10 @@ def check_same_model(found: ModelConfig | FlowModelConfig, wanted: ModelConfig |
     if isinstance(wanted, FlowModelConfig):
         for (name, old), new in zip(asdict(found.shape).items(), asdict(wanted.shape).values(), strict=True):
             if old != new and name != "latent_length":  # any length runs
-                raise ConfigError(f"{where} is of a model with {name} {old}, not {new}; take the same model.size, or name another folder")
+                raise ConfigError(
+                    f"{where} is of a model with {name} {old}, not {new}; take the same model.size, or name another "
+                    f"folder"
+                )
         return
     names = ["num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "ffn_hidden_size"]
     names += ["position_embedding_type", "rotary_base", "normalization", "swiglu", "add_bias_linear"]

@@ -24,14 +24,18 @@ def load_tensors(request: dict, checkpoint: Path) -> dict:
         return read_tensors(request, checkpoint)
     except (Exception, CheckpointException) as error:  # many kinds for one thing, and torch's is no Exception
         causes = [cause for cause, _ in getattr(error, "failures", {}).values()] or [error]
-        if any(isinstance(cause, KeyboardInterrupt | SystemExit) for cause in causes):  # of any process: torch tells all
+        if any(
+            isinstance(cause, KeyboardInterrupt | SystemExit) for cause in causes
+        ):  # of any process: torch tells all
             raise KeyboardInterrupt from error
         if any(map(is_lost_process, causes)):
             raise LostProcessError(
                 f"another process of the run was lost while {checkpoint} was read, which is no fault of the checkpoint"
             ) from error
         reason = (str(causes[0]).splitlines() or [type(causes[0]).__name__])[0][:200]
-        raise ConfigError(f"{checkpoint} cannot be loaded ({reason}); name an earlier iter_ folder of the run") from error
+        raise ConfigError(
+            f"{checkpoint} cannot be loaded ({reason}); name an earlier iter_ folder of the run"
+        ) from error
 
 
 def load_weights(modules: list, checkpoint: Path) -> None:
@@ -43,7 +47,10 @@ def load_average(module, checkpoint: Path) -> None:
     """Load the average of the weights into a model's parameters, in place; what cannot be read is a ConfigError."""
     weights = sharded_weights([module])
     names = [f"0.{name}" for name, _ in module.named_parameters()]
-    request = {name: weights[name].beside(AVERAGE, weights[name].tensor.detach().view(-1), is_replicated=True) for name in names}
+    request = {
+        name: weights[name].beside(AVERAGE, weights[name].tensor.detach().view(-1), is_replicated=True)
+        for name in names
+    }
     load_tensors({"average": request}, checkpoint)
 
 

@@ -1,9 +1,9 @@
 """The writer of checkpoint tensors: megatron-core's torch_dist format, in three parts.
 
-Planning is done together by all processes, writing by each alone, and finishing together again. So the middle part can wait for
-a thread of its own while training goes on. megatron-core's own writer starts a manager process and forks one more for each
-save, which takes seconds, needs a ``__main__`` guard and hangs when a child dies. The files are the same: megatron-core reads
-them.
+Planning is done together by all processes, writing by each alone, and finishing together again. So the middle part can
+wait for a thread of its own while training goes on. megatron-core's own writer starts a manager process and forks one
+more for each save, which takes seconds, needs a ``__main__`` guard and hangs when a child dies. The files are the same:
+megatron-core reads them.
 """
 
 import io
@@ -57,16 +57,20 @@ class TensorsWriter:
         for shards in by_key.values():
             for shard in shards:
                 if not isinstance(shard, ShardedTensor):
-                    raise TypeError(f"{shard.key} is a {type(shard).__name__}; a checkpoint holds tensors alone, no pickles")
+                    raise TypeError(
+                        f"{shard.key} is a {type(shard).__name__}; a checkpoint holds tensors alone, no pickles"
+                    )
                 if copies:
                     shard.data = _copy(shard.data.detach())
         if copies and torch.cuda.is_available():
             torch.cuda.current_stream().synchronize()
         self.together = _DistWrapper(None, True, 0)
-        # With nothing left to copy, ``write`` must not ask for a GPU: in a new thread the current one is the machine's first,
-        # and each process would open a context there.
+        # With nothing left to copy, ``write`` must not ask for a GPU: in a new thread the current one is the machine's
+        # first, and each process would open a context there.
         options = {"per_thread_copy_ahead": 0} if copies else {}
-        self.storage = FileSystemWriter(folder, sync_files=False, **options)  # synced below: some file systems have no fsync
+        self.storage = FileSystemWriter(
+            folder, sync_files=False, **options
+        )  # synced below: some file systems have no fsync
         # megatron-core has already left out all replicas but one.
         self.planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
         self.metadata = None
@@ -110,7 +114,9 @@ class TensorsWriter:
                 if not isinstance(cause, Exception):
                     raise cause from None  # a person has asked to stop
             ranks = ", ".join(f"process {rank}: {cause}" for rank, (cause, _) in sorted(error.failures.items()))
-            raise WriteFailed(ranks) from next((cause for cause, _ in error.failures.values() if isinstance(cause, OSError)), None)
+            raise WriteFailed(ranks) from next(
+                (cause for cause, _ in error.failures.values() if isinstance(cause, OSError)), None
+            )
         if not self.together.is_coordinator:
             return None
         digests = {name: value for _, of_process in on_main for name, value in of_process.items()}

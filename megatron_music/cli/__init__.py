@@ -8,7 +8,9 @@ def __getattr__(name: str):
     if name not in ("main", "build_parser"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     warnings.warn(
-        f"megatron_music.cli.{name} moved to megatron_music.cli.entry; import it from there", DeprecationWarning, stacklevel=2
+        f"megatron_music.cli.{name} moved to megatron_music.cli.entry; import it from there",
+        DeprecationWarning,
+        stacklevel=2,
     )
     from megatron_music.cli import entry
 

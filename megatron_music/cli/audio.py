@@ -1,4 +1,7 @@
-"""The audio commands, one function each: rendering, datasets of latents, text-to-music. Heavy imports happen inside the functions."""
+"""The audio commands, one function each: rendering, datasets of latents, text-to-music.
+
+Heavy imports happen inside the functions.
+"""
 
 import os
 from contextlib import nullcontext
@@ -22,18 +25,54 @@ from megatron_music.config.log import (
     print_text,
 )
 
-_OTHER_SUFFIXES = (".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".wma", ".mid", ".midi", ".kar", ".html", ".json", ".txt")
+_OTHER_SUFFIXES = (
+    ".mp3",
+    ".ogg",
+    ".opus",
+    ".m4a",
+    ".aac",
+    ".aif",
+    ".aiff",
+    ".wma",
+    ".mid",
+    ".midi",
+    ".kar",
+    ".html",
+    ".json",
+    ".txt",
+)
 
 
 def add_render(parser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE.mid", help="MIDI files, or folders of them")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE.wav|DIR", help="a WAV or FLAC file for one piece; a folder for several")
-    parser.add_argument("--html", default=None, metavar="PAGE.html", help="write a page with a player and a moving piano roll for each piece")
-    parser.add_argument("--sound-font", default=None, metavar="FILE.sf2", help="for FluidSynth; by default $SOUND_FONT or the system's")
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE.wav|DIR",
+        help="a WAV or FLAC file for one piece; a folder for several",
+    )
+    parser.add_argument(
+        "--html",
+        default=None,
+        metavar="PAGE.html",
+        help="write a page with a player and a moving piano roll for each piece",
+    )
+    parser.add_argument(
+        "--sound-font", default=None, metavar="FILE.sf2", help="for FluidSynth; by default $SOUND_FONT or the system's"
+    )
     parser.add_argument("--own", action="store_true", help="use this package's synthesiser whatever is installed")
-    parser.add_argument("--sample-rate", type=int, default=44100, metavar="HZ", help="samples per second, 4000 to 192000")
+    parser.add_argument(
+        "--sample-rate", type=int, default=44100, metavar="HZ", help="samples per second, 4000 to 192000"
+    )
     parser.add_argument("--bits", type=int, default=16, choices=(16, 24), help="bits per sample")
-    parser.add_argument("--max-seconds", type=float, default=3600.0, metavar="S", help="longest piece that is rendered; an hour takes about 5 GiB of memory")
+    parser.add_argument(
+        "--max-seconds",
+        type=float,
+        default=3600.0,
+        metavar="S",
+        help="longest piece that is rendered; an hour takes about 5 GiB of memory",
+    )
     parser.add_argument("--json", action="store_true", help="print the files written as JSON")
 
 
@@ -59,11 +98,18 @@ def render(options) -> None:
             bar.update(1)
 
         rendered = render_files(
-            files, options.sample_rate, options.sound_font, own=options.own, bits=options.bits, max_seconds=options.max_seconds,
+            files,
+            options.sample_rate,
+            options.sound_font,
+            own=options.own,
+            bits=options.bits,
+            max_seconds=options.max_seconds,
             on_failure=leave_out if len(files) > 1 else None,
         )
         for piece in rendered:
-            pieces.append({"file": str(targets[piece.path]), "seconds": piece.waveform.seconds, "synthesiser": piece.synthesiser})
+            pieces.append(
+                {"file": str(targets[piece.path]), "seconds": piece.waveform.seconds, "synthesiser": piece.synthesiser}
+            )
             on_page += [piece] if options.html else []
             bar.update(1)
     if not pieces:
@@ -77,7 +123,9 @@ def render(options) -> None:
     sentence = f"{counted(len(pieces), 'piece')}, {seconds:.1f} s by {synthesisers} in {options.output}"
     sentence += f"; page: {options.html}" if options.html else ""
     sentence += f"\n{len(left_out)} of {counted(len(files), 'file')} skipped" if left_out else ""
-    print_result(options, {"output": options.output, "page": options.html, "pieces": pieces, "left_out": left_out}, sentence)
+    print_result(
+        options, {"output": options.output, "page": options.html, "pieces": pieces, "left_out": left_out}, sentence
+    )
     if options.html:
         print_next(options, f"open {options.html} in a browser")
 
@@ -86,7 +134,8 @@ def _render_targets(names: list[str], output: Path) -> list[tuple[Path, Path]]:
     """(MIDI file, audio file) of every piece: into one file, or into a folder under the MIDI file's name.
 
     Raises:
-        ValueError: a path that does not exist, a folder without MIDI files, several pieces for one file, or two pieces of one name.
+        ValueError: a path that does not exist, a folder without MIDI files, several pieces for one file, or two pieces
+            of one name.
     """
     from megatron_music.audio.waveform import SUFFIXES
     from megatron_music.corpora.archives import MIDI_SUFFIXES
@@ -95,7 +144,9 @@ def _render_targets(names: list[str], output: Path) -> list[tuple[Path, Path]]:
     for path in map(Path, names):
         if not path.exists():
             raise ValueError(f"{path} does not exist; name a MIDI file, or a folder of them")
-        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in MIDI_SUFFIXES) if path.is_dir() else [path]
+        inside = (
+            sorted(file for file in path.iterdir() if file.suffix.lower() in MIDI_SUFFIXES) if path.is_dir() else [path]
+        )
         if not inside:
             raise ValueError(f"{path} holds no MIDI files; name a folder with {either(MIDI_SUFFIXES)} files")
         found += inside
@@ -104,7 +155,7 @@ def _render_targets(names: list[str], output: Path) -> list[tuple[Path, Path]]:
             raise ValueError(f"{len(found)} pieces do not fit in one file; name a folder with -o")
         check_output_file(str(output), SUFFIXES)
         return [(found[0], output)]
-    if output.exists() and not output.is_dir() or (not output.exists() and output.suffix.lower() in _OTHER_SUFFIXES):
+    if (output.exists() and not output.is_dir()) or (not output.exists() and output.suffix.lower() in _OTHER_SUFFIXES):
         raise ValueError(f"{output} does not end in {' or '.join(SUFFIXES)} and is not a folder; name one of these")
     targets = [output / f"{path.stem}.wav" for path in found]
     twice = next((target for number, target in enumerate(targets) if target in targets[:number]), None)
@@ -115,7 +166,9 @@ def _render_targets(names: list[str], output: Path) -> list[tuple[Path, Path]]:
 
 def add_corpus_sounds(parser) -> None:
     parser.add_argument("midi_dir", metavar="MIDI_DIR", help="folder of MIDI files")
-    parser.add_argument("-o", "--output", required=True, metavar="AUDIO_DIR", help="folder for the audio files and captions")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="AUDIO_DIR", help="folder for the audio files and captions"
+    )
     parser.add_argument("--num", type=int, default=400, help="audio files")
     parser.add_argument("--seconds", type=float, default=8.2, help="length of each audio file")
     parser.add_argument("--sample-rate", type=int, default=16000, metavar="HZ", help="samples per second")
@@ -135,7 +188,10 @@ def corpus_sounds(options) -> None:
 
     made = SoundOptions(options.num, options.seconds, options.sample_rate, options.seed, options.own)
     names = [f"{number:05}.flac" for number in range(options.num)]
-    with hold_folder(options.output, "corpus sounds", [*names, "captions.jsonl", MADE_WITH]), progress_bar("sound", options.num) as bar:
+    with (
+        hold_folder(options.output, "corpus sounds", [*names, "captions.jsonl", MADE_WITH]),
+        progress_bar("sound", options.num) as bar,
+    ):
         for done, _ in write_sounds(options.midi_dir, options.output, made):
             bar.update(done - bar.n)
     result = {"output": options.output, "audio_files": options.num}
@@ -145,7 +201,8 @@ def corpus_sounds(options) -> None:
 
 _LATENTS_HELP = {
     "seconds": "length of a training sample",
-    "autoencoder": "the folder of an autoencoder; or one to fit to your audio: spectral, or an Oobleck (tiny, small, stable-audio-open)",
+    "autoencoder": "the folder of an autoencoder; or one to fit to your audio: spectral, or an Oobleck (tiny, small, "
+    "stable-audio-open)",
     "autoencoder_steps": "training steps of an Oobleck",
     "music_encoder": "small to fit one; muq:PYTHON for MuQ-MuLan (weights CC-BY-NC-4.0) in that Python; or a folder",
     "text_encoder": "words to fit one; or a Hugging Face folder or hub name, such as google-t5/t5-base",
@@ -161,13 +218,27 @@ _LATENTS_HELP = {
 def add_build_latents(parser) -> None:
     from megatron_music.data.latents_options import LatentsOptions
 
-    parser.add_argument("audio_dir", metavar="AUDIO_DIR", help="a folder with captions.csv or captions.jsonl; or MusicBench, or Music4All")
+    parser.add_argument(
+        "audio_dir",
+        metavar="AUDIO_DIR",
+        help="a folder with captions.csv or captions.jsonl; or MusicBench, or Music4All",
+    )
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the dataset's folder")
     for item in fields(LatentsOptions):
         name = f"--{item.name.replace('_', '-')}"
-        parser.add_argument(name, type=item.type, default=item.default, help=f"{_LATENTS_HELP[item.name]} (%(default)s)")
-    parser.add_argument("--rank", type=int, default=None, metavar="R", help="number of this process, from 0, among those that share the work; under torchrun it is known")
-    parser.add_argument("--world-size", type=int, default=None, metavar="W", help="number of processes that share the work")
+        parser.add_argument(
+            name, type=item.type, default=item.default, help=f"{_LATENTS_HELP[item.name]} (%(default)s)"
+        )
+    parser.add_argument(
+        "--rank",
+        type=int,
+        default=None,
+        metavar="R",
+        help="number of this process, from 0, among those that share the work; under torchrun it is known",
+    )
+    parser.add_argument(
+        "--world-size", type=int, default=None, metavar="W", help="number of processes that share the work"
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
@@ -208,14 +279,17 @@ def build_latents(options) -> None:
     reasons = ", ".join(f"{count:,} {kind}" for kind, count in report["left_out"].items())
     lines = {
         "samples": f"{samples}, of {report['seconds_a_sample']:.3f} s, with {counted(report['captions'], 'caption')}",
-        "sounds": f"{report['sounds']['listed']:,} listed, {report['sounds']['left_out']:,} left out" + (f" ({reasons})" if reasons else ""),
+        "sounds": f"{report['sounds']['listed']:,} listed, {report['sounds']['left_out']:,} left out"
+        + (f" ({reasons})" if reasons else ""),
         **{kind: encoder["name"] for kind, encoder in report["encoders"].items()},
         "in": options.output,
     }
     already = f"already built: {options.output}; nothing to do\n" if was_there else ""
     print_result(options, report, already + "\n".join(f"{name:13}{line}" for name, line in lines.items()))
     for stage, name in (("text2muq", "STAGE1"), ("dit", "STAGE2")):
-        print_next(options, command_line("train", f"demo-{stage}", f"data.path={options.output}", f"checkpoint.save={name}"))
+        print_next(
+            options, command_line("train", f"demo-{stage}", f"data.path={options.output}", f"checkpoint.save={name}")
+        )
 
 
 def _share(options) -> tuple[int, int, bool]:

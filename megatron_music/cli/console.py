@@ -42,14 +42,6 @@ def check_one_file(path: str, command: str) -> None:
         raise ValueError(f"{path} is a folder; {command} takes one file")
 
 
-
-
-
-
-
-
-
-
 def check_output_file(path: str, suffixes: tuple[str, ...] = ()) -> None:
     if Path(path).is_dir():
         raise ValueError(f"{path} is a folder; name a file")
@@ -57,18 +49,6 @@ def check_output_file(path: str, suffixes: tuple[str, ...] = ()) -> None:
         raise ValueError(f"{Path(path).parent} does not exist; make the folder first")
     if suffixes and not path.lower().endswith(suffixes):
         raise ValueError(f"{path} does not end in {', '.join(suffixes)}; name it so")
-
-
-
-
-
-
-
-
-
-
-
-
 
 
 def print_result(options, result: dict | list, text: str) -> None:

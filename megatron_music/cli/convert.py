@@ -18,7 +18,10 @@ def _to_huggingface(options) -> None:
         from megatron_music.hosts.stable_audio import convert_to_stable_audio
 
         convert_to_stable_audio(options.source, options.output)
-        sentence = f"transformer/ and projection_model/ in {options.output}; put them in place of those in a copy of the published folder"
+        sentence = (
+            f"transformer/ and projection_model/ in {options.output}; put them in place of those in a copy of the "
+            f"published folder"
+        )
         _print(options, "StableAudioDiTModel", sentence)
         return
     form = convert_to_huggingface(options.source, options.output)
@@ -32,13 +35,20 @@ def _to_megatron(options) -> None:
         from megatron_music.hosts.stable_audio import convert_from_stable_audio
 
         parameters = convert_from_stable_audio(options.source, options.output)
-        sentence = f"a dit of {parameters:,} parameters with its encoders as a run in {options.output}; try it with generate audio"
+        sentence = (
+            f"a dit of {parameters:,} parameters with its encoders as a run in {options.output}; try it with generate "
+            f"audio"
+        )
         _print(options, "StableAudioDiTModel", sentence)
         return
     from megatron_music.hosts.huggingface import convert_to_megatron
 
     form = convert_to_megatron(options.source, options.output, options.tokenizer)
-    _print(options, form.class_name, f"a {form.class_name} as a run in {options.output}; train on from it with checkpoint.load={options.output}")
+    _print(
+        options,
+        form.class_name,
+        f"a {form.class_name} as a run in {options.output}; train on from it with checkpoint.load={options.output}",
+    )
 
 
 def _print(options, model: str, sentence: str) -> None:

@@ -34,18 +34,32 @@ def add_encoding_options(parser, bars: int, meters: str = "") -> None:
     add = parser.add_argument
     add("--bars", type=int, default=bars, metavar="W", help=f"bars of a window; 0: the whole piece (default {bars})")
     add("--hop", type=int, default=1, metavar="H", help="bars from one window to the next (default 1)")
-    add("--bar-line", default="carry", choices=("carry", "clip", "split"), help="notes across bar lines (default carry)")
+    add(
+        "--bar-line", default="carry", choices=("carry", "clip", "split"), help="notes across bar lines (default carry)"
+    )
     add("--steps-per-quarter", type=int, default=4, choices=(4, 12), help="the grid: 16ths, or 12 for triplets too")
     shown = meters or "4/4, or all for a piece that is not all in it"
     add("--meters", default=meters, metavar="M,M", help=f"time signatures to take: 4/4,3/4 or all (default {shown})")
-    unknown = "meters read as if not declared: auto (a 1/4 that is a file's only meter), none, or a list such as 1/4 (default auto)"
+    unknown = (
+        "meters read as if not declared: auto (a 1/4 that is a file's only meter), none, or a list such as 1/4 "
+        "(default auto)"
+    )
     add("--unknown-meters", default="auto", metavar="M,M", help=unknown)
     add("--velocity", action="store_true", help="a VELOCITY before each note")
     add("--tempo", action="store_true", help="TEMPO at the start and where it changes")
-    add("--voices", default="auto", choices=("auto", "names", "off"),
-        help="tracks as SOPRANO .. BASS: named so or four unnamed lines of a choir, piano or organ (auto), or only named")  # fmt: skip
-    add("--pedal", default="auto", choices=("auto", "extend", "ignore"),
-        help="notes as long as the sustain pedal holds them: on keyboards (auto), on every instrument, or never")  # fmt: skip
+    add(
+        "--voices",
+        default="auto",
+        choices=("auto", "names", "off"),
+        help="tracks as SOPRANO .. BASS: named so or four unnamed lines of a choir, piano or organ (auto), or only "
+        "named",
+    )
+    add(
+        "--pedal",
+        default="auto",
+        choices=("auto", "extend", "ignore"),
+        help="notes as long as the sustain pedal holds them: on keyboards (auto), on every instrument, or never",
+    )
 
 
 def add_build_options(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +71,13 @@ def add_build_options(parser: argparse.ArgumentParser) -> None:
     encoding = parser.add_argument_group("encoding")
     add_encoding_options(encoding, bars=4, meters="all")
     add = encoding.add_argument
-    add("--density", type=int, default=0, metavar="LEVELS", help="levels of DENSITY for each track, by quantiles of train")
+    add(
+        "--density",
+        type=int,
+        default=0,
+        metavar="LEVELS",
+        help="levels of DENSITY for each track, by quantiles of train",
+    )
     add("--bar-density", type=int, default=0, metavar="LEVELS", help="the same for each bar")
     add("--infill", type=float, default=0.0, metavar="SHARE", help="share of windows with bars to fill in")
     add("--labels", default="", metavar="CSV", help="GENRE, STYLE and others, by path, md5 or sha256")
@@ -128,7 +148,11 @@ def build_options_of(options: argparse.Namespace):
         raise ValueError(f"--split is {options.split!r}; give three fractions such as 0.9,0.05,0.05") from None
     return BuildOptions(
         encoding_of(
-            options, density=options.density, bar_density=options.bar_density, infill=options.infill > 0, bpe=options.bpe
+            options,
+            density=options.density,
+            bar_density=options.bar_density,
+            infill=options.infill > 0,
+            bpe=options.bpe,
         ),
         seed=options.seed,
         fractions=(train, valid, test),
@@ -138,7 +162,9 @@ def build_options_of(options: argparse.Namespace):
         permute_tracks=options.permute_tracks,
         infill=options.infill,
         drop_duplicates=options.drop_duplicates,
-        filters=Filters(options.piece_bars, options.tracks, options.notes_per_bar, options.empty_tracks, options.pitches),
+        filters=Filters(
+            options.piece_bars, options.tracks, options.notes_per_bar, options.empty_tracks, options.pitches
+        ),
         sanitize=not options.no_sanitize,
         seconds_per_file=options.seconds_per_file,
         labels=options.labels,

@@ -37,8 +37,18 @@ def build_plan(options) -> None:
         print_result(options, result, f"{options.output} is there already, of these files and options")
         return
     plan = read_plan(options.output)
-    result = {"output": options.output, "already_built": False, "building": str(plan.building), "files": plan.files, "shards": len(plan.shards)}
-    print_result(options, result, f"{counted(plan.files, 'file')} in {counted(len(plan.shards), 'shard')}, planned in {plan.building}")
+    result = {
+        "output": options.output,
+        "already_built": False,
+        "building": str(plan.building),
+        "files": plan.files,
+        "shards": len(plan.shards),
+    }
+    print_result(
+        options,
+        result,
+        f"{counted(plan.files, 'file')} in {counted(len(plan.shards), 'shard')}, planned in {plan.building}",
+    )
 
 
 def build_shard(options) -> None:
@@ -47,8 +57,13 @@ def build_shard(options) -> None:
     with _kept(options.output):
         done = encode_shard(options.output, options.rank, options.world_size, options.workers, progress_over("file"))
     rank = f"rank {options.rank} of {options.world_size}"
-    sentence = f"{rank}: {counted(done['shards'], 'shard')}, {done['found']} found finished; {counted(done['files'], 'file')} encoded"
-    print_result(options, {"output": options.output, "rank": options.rank, "world_size": options.world_size, **done}, sentence)
+    sentence = (
+        f"{rank}: {counted(done['shards'], 'shard')}, {done['found']} found finished; "
+        f"{counted(done['files'], 'file')} encoded"
+    )
+    print_result(
+        options, {"output": options.output, "rank": options.rank, "world_size": options.world_size, **done}, sentence
+    )
 
 
 def build_merge(options) -> None:
@@ -89,7 +104,9 @@ def _print_report(report: dict, options, was_there: bool) -> None:
 def _verify(options) -> int:
     """Compare a dataset's files with their hashes; 1 where one differs."""
     if options.document is not None or options.output or options.html:
-        raise ValueError("--verify compares a dataset's files and takes no --document, no -o and no --html; give two commands")
+        raise ValueError(
+            "--verify compares a dataset's files and takes no --document, no -o and no --html; give two commands"
+        )
     count, damaged = (_damaged_latents if _is_of_latents(options.dataset) else _damaged_tokens)(options.dataset)
     if damaged and not options.json:
         for sentence in damaged:
@@ -135,11 +152,16 @@ def inspect(options) -> int | None:
     from megatron_music.tokens.tokenizer_folder import read_encoding
 
     if _is_of_latents(options.dataset):
-        raise ValueError(f"{options.dataset} is a dataset of latents, and inspect shows datasets of tokens; its figures are in {Path(options.dataset, 'report.json')}")
+        raise ValueError(
+            f"{options.dataset} is a dataset of latents, and inspect shows datasets of tokens; its figures are in "
+            f"{Path(options.dataset, 'report.json')}"
+        )
     report = read_report(options.dataset)
     for split in report["splits"]:
         if any(Path(options.dataset, f"{split}.{suffix}").exists() for suffix in ("bin", "idx")):
-            check_ids(Path(options.dataset, split), read_encoding(Path(options.dataset, "tokenizer")).vocab_size, whole=True)
+            check_ids(
+                Path(options.dataset, split), read_encoding(Path(options.dataset, "tokenizer")).vocab_size, whole=True
+            )
     check_report(Path(options.dataset))
     if options.html:
         from megatron_music.data.page import write_page
@@ -160,7 +182,9 @@ def inspect(options) -> int | None:
     from megatron_music.tokens.mmmtrack import decode_piece
 
     if report["options"]["formats"] == ["text"]:
-        raise ValueError(f"{options.dataset} holds text alone: read line K of {options.split}.txt, or build with --format both")
+        raise ValueError(
+            f"{options.dataset} holds text alone: read line K of {options.split}.txt, or build with --format both"
+        )
     documents = open_split(options.dataset, options.split)
     if not 0 <= options.document < len(documents):
         raise ValueError(f"--document {options.document} is not in 0..{len(documents) - 1} of {options.split}")

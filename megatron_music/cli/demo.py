@@ -1,7 +1,8 @@
-"""The MIDI pipeline as one program: Bach's chorales as MIDI, tokens, a GPT on megatron-core, new chorales, a page to hear them.
+"""The MIDI pipeline as one program: Bach's chorales as MIDI, tokens, a GPT on megatron-core, new chorales, a page to
+hear them.
 
-`make demo` and `megatron-music demo` run it. A run that was stopped resumes where it was. docs/walk-midi.md follows the same
-steps file by file.
+`make demo` and `megatron-music demo` run it. A run that was stopped resumes where it was. docs/walk-midi.md follows the
+same steps file by file.
 """
 
 import argparse
@@ -29,7 +30,13 @@ PAGE = "listen.html"
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="*", default=[], metavar="section.field=value", help="change the recipe `demo`, such as train.train_iters=60")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="section.field=value",
+        help="change the recipe `demo`, such as train.train_iters=60",
+    )
     parser.add_argument("-o", "--output", default="demo", metavar="DIR", help="folder for everything the demo makes")
     parser.add_argument("--num", type=int, default=10, help="new chorales")
 
@@ -122,12 +129,17 @@ def compose(run: Path, folder: Path, num: int) -> None:
     if not all(path.exists() for path in (*sounds, folder.parent / PAGE)):
         with progress_bar("piece", num) as bar:
             rendered = [pair for pair in render_files(list(zip(paths, sounds, strict=True))) if not bar.update(1)]
-        about = f"Written by a small GPT trained on Bach's chorales. {counted(num, 'piece')} of {BARS} bars, seeds {SEED} to {SEED + num - 1}."
+        about = (
+            f"Written by a small GPT trained on Bach's chorales. {counted(num, 'piece')} of {BARS} bars, seeds {SEED} "
+            f"to {SEED + num - 1}."
+        )
         write_listening_page(folder.parent / PAGE, "New chorales", about, rendered)
 
 
 def _remove_others(folder: Path, facts: dict) -> None:
-    """Remove the pieces of an earlier demo, which are of another checkpoint or of another number, and write down what these are of."""
+    """Remove the pieces of an earlier demo, which are of another checkpoint or of another number, and write down what
+    these are of.
+    """
     record = folder / "made-with.json"
     if folder.is_dir() and _read_record(record) != facts:
         for path in folder.iterdir():

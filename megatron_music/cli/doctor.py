@@ -20,7 +20,12 @@ from packaging.requirements import Requirement
 DISTRIBUTION = "megatron-music"
 BASE = "base"  # what is installed without any extra
 # Modules whose distribution has another name.
-_DISTRIBUTIONS = {"yaml": "pyyaml", "megatron": "megatron-core", "megatron.bridge": "megatron-bridge", "nemo": "nemo_toolkit"}
+_DISTRIBUTIONS = {
+    "yaml": "pyyaml",
+    "megatron": "megatron-core",
+    "megatron.bridge": "megatron-bridge",
+    "nemo": "nemo_toolkit",
+}
 _IMPORT_SECONDS = 300
 
 
@@ -90,7 +95,8 @@ def missing_package(module: str) -> str | None:
 
 
 def missing_packages(module: str, preferred: Sequence[str] = ()) -> list[str]:
-    """What to give pip for a module that was not found, and for all else that its extra lacks, the module's package first.
+    """What to give pip for a module that was not found, and for all else that its extra lacks, the module's package
+    first.
 
     Args:
         preferred: extras of the command that needs the module, which go before all others that bring it.
@@ -128,7 +134,9 @@ def _normal(name: str) -> str:
 
 def _python() -> Finding:
     good = (3, 11) <= sys.version_info[:2] < (3, 13)
-    return Finding("python", "ok" if good else "wrong", platform.python_version(), "" if good else "use Python 3.11 or 3.12")
+    return Finding(
+        "python", "ok" if good else "wrong", platform.python_version(), "" if good else "use Python 3.11 or 3.12"
+    )
 
 
 def _extra(extra: str) -> Finding:
@@ -136,7 +144,12 @@ def _extra(extra: str) -> Finding:
     try:
         needed = requirements(extra)
     except importlib.metadata.PackageNotFoundError:
-        return Finding(extra, "wrong", f"{DISTRIBUTION} is not installed in this Python", f"run: {sys.executable} -m pip install WHEEL_OR_CLONE")
+        return Finding(
+            extra,
+            "wrong",
+            f"{DISTRIBUTION} is not installed in this Python",
+            f"run: {sys.executable} -m pip install WHEEL_OR_CLONE",
+        )
     if not needed:
         return Finding(extra, "note", "needs another Python: nothing of it can be installed in this one")
     versions = {requirement.name: _version(requirement.name) for requirement in needed}
@@ -171,14 +184,25 @@ def _transformer_engine(has_gpu: bool) -> Finding:
     name = "transformer-engine"
     if importlib.util.find_spec("transformer_engine") is None:
         return Finding(name, "note", "not installed: layers use PyTorch's attention and norms")
-    code = "import transformer_engine.pytorch, transformer_engine as t; print(getattr(t, '__version__', 'of unknown version'))"
+    code = (
+        "import transformer_engine.pytorch, transformer_engine as t; print(getattr(t, '__version__', 'of unknown "
+        "version'))"
+    )
     try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=_IMPORT_SECONDS, check=False)
-        failure = (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1] if done.returncode else ""
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=_IMPORT_SECONDS, check=False
+        )
+        failure = (
+            (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
+            if done.returncode
+            else ""
+        )
     except subprocess.TimeoutExpired:
         failure = f"no answer within {_IMPORT_SECONDS} s"
     if failure:
-        remedy = "install the build that fits this torch, or uninstall it: layers then use PyTorch's attention and norms"
+        remedy = (
+            "install the build that fits this torch, or uninstall it: layers then use PyTorch's attention and norms"
+        )
         return Finding(name, "wrong" if has_gpu else "note", f"cannot be imported: {failure}", remedy)
     return Finding(name, "ok", f"{done.stdout.strip().splitlines()[-1]}: layers use it on CUDA")
 
@@ -197,7 +221,12 @@ def _accelerators() -> Finding:
     try:
         import torch
     except (ImportError, OSError) as error:
-        return Finding("accelerators", "wrong", f"torch cannot be imported: {str(error).splitlines()[0]}", "install a build of torch that fits this machine")
+        return Finding(
+            "accelerators",
+            "wrong",
+            f"torch cannot be imported: {str(error).splitlines()[0]}",
+            "install a build of torch that fits this machine",
+        )
     if not torch.cuda.is_available():
         return Finding("accelerators", "note", "no CUDA device: training runs on the CPU through gloo")
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]

@@ -49,8 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         # The interpreter would try again at its end, and complain in words of its own.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if status == OK and not isinstance(error, BrokenPipeError):  # the reader of our output has left, as `| head` does
-            return _say(f"standard output cannot be written to ({error.strerror}); make room where it goes, then run the command again", FAILED)
+        if status == OK and not isinstance(
+            error, BrokenPipeError
+        ):  # the reader of our output has left, as `| head` does
+            return _say(
+                f"standard output cannot be written to ({error.strerror}); make room where it goes, then run the "
+                f"command again",
+                FAILED,
+            )
     if stop is not None:
         raise stop
     return status
@@ -75,7 +81,20 @@ def _run(arguments: Sequence[str] | None) -> int:
     return guarded(lambda: _without_empty_paths(parsed).run(parsed), _extras_of(parsed))
 
 
-_PATHS = ("audio_dir", "checkpoint", "checkpoints", "continued", "dataset", "file", "files", "midi_dir", "output", "recipe", "source", "sources")
+_PATHS = (
+    "audio_dir",
+    "checkpoint",
+    "checkpoints",
+    "continued",
+    "dataset",
+    "file",
+    "files",
+    "midi_dir",
+    "output",
+    "recipe",
+    "source",
+    "sources",
+)
 
 
 def _without_empty_paths(parsed: argparse.Namespace) -> argparse.Namespace:
@@ -89,9 +108,13 @@ def _without_empty_paths(parsed: argparse.Namespace) -> argparse.Namespace:
 
 # Of commands that need an extra as a whole, so that all that is missing is named at once.
 _EXTRAS = {
-    "demo": ("demo",), "train": ("train", "audio"), "sweep": ("train", "audio"), "generate midi": ("train",),
-    "build latents": ("audio",), "generate audio": ("audio",),
-}  # fmt: skip
+    "demo": ("demo",),
+    "train": ("train", "audio"),
+    "sweep": ("train", "audio"),
+    "generate midi": ("train",),
+    "build latents": ("audio",),
+    "generate audio": ("audio",),
+}
 
 
 def _extras_of(parsed: argparse.Namespace) -> Sequence[str]:
@@ -102,7 +125,8 @@ def guarded(command: Callable[[], int | None], extras: Sequence[str] = ()) -> in
     """Run a command; what goes wrong becomes one sentence on stderr and an exit status.
 
     Args:
-        extras: which the command needs as a whole; where a package of one is missing, all that are missing of it are named.
+        extras: which the command needs as a whole; where a package of one is missing, all that are missing of it are
+            named.
     """
     try:
         with stopped_by_every_signal() if "RANK" not in os.environ else nullcontext(), naming_transformer_engine():
@@ -114,15 +138,21 @@ def guarded(command: Callable[[], int | None], extras: Sequence[str] = ()) -> in
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "megatron_music":
             raise
-        return _say(f"{_first_line(error)}; an installed package is broken: `megatron-music doctor` looks at each", FAILED)
+        return _say(
+            f"{_first_line(error)}; an installed package is broken: `megatron-music doctor` looks at each", FAILED
+        )
     except ValueError as error:
         return _say(str(error), BAD_INPUT)
     except MemoryError as error:
         return _say(_out_of_memory(error), FAILED)
     except RuntimeError as error:
         if is_lost_process(error):
-            return _say(f"{_first_line(error)[:200]}; look for what another rank says, then give the same command again", FAILED)
-        if not (type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)):  # of torch, on a GPU or a CPU
+            return _say(
+                f"{_first_line(error)[:200]}; look for what another rank says, then give the same command again", FAILED
+            )
+        if not (
+            type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+        ):  # of torch, on a GPU or a CPU
             raise
         return _say(_out_of_memory(error), FAILED)
     except BrokenPipeError:  # see main
@@ -131,7 +161,11 @@ def guarded(command: Callable[[], int | None], extras: Sequence[str] = ()) -> in
         if error.errno is None:  # not of the system: a library that cannot be loaded, a file that cannot be understood
             return _say(_first_line(error), FAILED)
         place = f" ({error.filename})" if error.filename else ""
-        return _say(f"{error.strerror or error}{place}; make room, or check the path and its permissions, then run the command again", FAILED)
+        return _say(
+            f"{error.strerror or error}{place}; make room, or check the path and its permissions, then run the "
+            f"command again",
+            FAILED,
+        )
     except KeyboardInterrupt as error:
         if os.environ.get("RANK", "0") != "0":
             return FAILED
@@ -160,7 +194,10 @@ def _absent(module: str, extras: Sequence[str]) -> str:
     except ModuleNotFoundError:  # no packaging, or not installed
         return f"this command needs {module}; run: {sys.executable} -m pip install {module.partition('.')[0]}"
     if not packages:
-        return f"this command needs {module}, which an installed package should have brought; run: {sys.executable} -m pip check"
+        return (
+            f"this command needs {module}, which an installed package should have brought; run: {sys.executable} -m "
+            f"pip check"
+        )
     names = [re.split(r"[^\w.-]", package)[0] for package in packages]
     return f"this command needs {listed(names)}; run: {install_command(packages)}"
 
@@ -170,7 +207,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _say(sentence: str, status: int) -> int:
-    """Print an error. Under torchrun every process finds wrong use, and rank 0 reports it; a failure on one rank is reported by that rank."""
+    """Print an error.
+
+    Under torchrun every process finds wrong use, and rank 0 reports it; a failure on one rank is reported by that rank.
+    """
     if output.is_verbose():
         traceback.print_exc()
     rank, sentence = os.environ.get("RANK", "0"), _shortened(printable(sentence.replace("\n", " ")))
@@ -201,8 +241,16 @@ def _window(text: str) -> tuple[int, int]:
 def _add_verbosity(parser: argparse.ArgumentParser, default: bool | str) -> None:
     """``-q`` and ``-v``, before the command's name or after it."""
     either = parser.add_mutually_exclusive_group()
-    either.add_argument("-q", "--quiet", action="store_true", default=default, help="print only errors, warnings and what was asked for")
-    either.add_argument("-v", "--verbose", action="store_true", default=default, help="print tracebacks and the warnings of dependencies, too")
+    either.add_argument(
+        "-q", "--quiet", action="store_true", default=default, help="print only errors, warnings and what was asked for"
+    )
+    either.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        default=default,
+        help="print tracebacks and the warnings of dependencies, too",
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -218,8 +266,12 @@ def build_parser() -> argparse.ArgumentParser:
         _add_verbosity(added, argparse.SUPPRESS)
         return added
 
-    demo.add_demo(command(verbs, "demo", demo.demo, "Bach's chorales to a trained GPT, new chorales and a page to hear them"))
-    launch_commands.add_launch(command(verbs, "launch", launch_commands.launch, "copy the job scripts, container files and examples"))
+    demo.add_demo(
+        command(verbs, "demo", demo.demo, "Bach's chorales to a trained GPT, new chorales and a page to hear them")
+    )
+    launch_commands.add_launch(
+        command(verbs, "launch", launch_commands.launch, "copy the job scripts, container files and examples")
+    )
 
     tokenize = command(verbs, "tokenize", midi_commands.tokenize, "print a MIDI file as text tokens")
     tokenize.add_argument("file", metavar="FILE.mid", help="the piece")
@@ -230,11 +282,15 @@ def build_parser() -> argparse.ArgumentParser:
     detokenize.add_argument("-o", "--output", required=True, metavar="FILE.mid", help="the MIDI file to write")
     detokenize.add_argument("--piece", type=int, default=None, metavar="K", help="which piece of several, from 1")
     detokenize.add_argument("--steps-per-quarter", type=int, default=4, choices=(4, 12), help="the grid of the tokens")
-    detokenize.add_argument("--tokenizer", default=None, metavar="DIR", help="OUT/tokenizer of the dataset the tokens are from")
+    detokenize.add_argument(
+        "--tokenizer", default=None, metavar="DIR", help="OUT/tokenizer of the dataset the tokens are from"
+    )
 
     plot = command(verbs, "plot", midi_commands.plot, "draw a MIDI file as a piano roll")
     plot.add_argument("file", metavar="FILE.mid", help="the piece")
-    plot.add_argument("-o", "--output", required=True, metavar="ROLL.png", help="the picture to write: .png, .pdf or .svg")
+    plot.add_argument(
+        "-o", "--output", required=True, metavar="ROLL.png", help="the picture to write: .png, .pdf or .svg"
+    )
     plot.add_argument("--bars", default=None, metavar="FROM-TO", help="the bars to draw, counted from 1 (default all)")
 
     corpus = verbs.add_parser("corpus", help="write a corpus of MIDI or audio files")
@@ -244,7 +300,12 @@ def build_parser() -> argparse.ArgumentParser:
     bach.add_argument("--workers", type=int, default=None, help="processes; by default one for each CPU core")
     bach.add_argument("--json", action="store_true", help="print the result as JSON")
 
-    sounds = command(corpora, "sounds", audio_commands.corpus_sounds, "MIDI files rendered in other instruments and tempos, with captions")
+    sounds = command(
+        corpora,
+        "sounds",
+        audio_commands.corpus_sounds,
+        "MIDI files rendered in other instruments and tempos, with captions",
+    )
     audio_commands.add_corpus_sounds(sounds)
 
     audio_commands.add_render(command(verbs, "render", audio_commands.render, "turn MIDI files into WAV or FLAC"))
@@ -280,46 +341,88 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--verify", action="store_true", help="compare every file with the hash it was built with")
     inspect.add_argument("--json", action="store_true", help="print the report as JSON")
 
-    recipes = command(verbs, "recipes", train_commands.recipes, "list the named runs, or print one with every field and its meaning")
+    recipes = command(
+        verbs, "recipes", train_commands.recipes, "list the named runs, or print one with every field and its meaning"
+    )
     recipes.add_argument("name", nargs="?", default=None, metavar="RECIPE", help="a name, or a YAML file")
     recipes.add_argument("--json", action="store_true", help="print the names, or the run, as JSON")
 
     train = command(verbs, "train", train_commands.train, "train a recipe; alone or under torchrun")
     train.add_argument("recipe", metavar="RECIPE", help="a name from `recipes`, or a YAML file")
-    train.add_argument("overrides", nargs="*", default=[], metavar="section.field=value",
-                       help="`megatron-music recipes RECIPE` prints every field with its value and meaning")  # fmt: skip
-    train.add_argument("--profile-steps", type=_window, default=None, metavar="FIRST-LAST",
-                       help="iterations to profile: cudaProfilerStart and Stop for nsys; without a GPU, RUN/trace-rankN.json")  # fmt: skip
+    train.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="section.field=value",
+        help="`megatron-music recipes RECIPE` prints every field with its value and meaning",
+    )
+    train.add_argument(
+        "--profile-steps",
+        type=_window,
+        default=None,
+        metavar="FIRST-LAST",
+        help="iterations to profile: cudaProfilerStart and Stop for nsys; without a GPU, RUN/trace-rankN.json",
+    )
 
     generate = verbs.add_parser("generate", help="make new music")
     generates = generate.add_subparsers(dest="what", required=True, metavar="WHAT")
-    generate_commands.add_generate_midi(command(generates, "midi", generate_commands.generate_midi, "new pieces from a trained GPT"))
+    generate_commands.add_generate_midi(
+        command(generates, "midi", generate_commands.generate_midi, "new pieces from a trained GPT")
+    )
 
     audio = command(generates, "audio", generate_audio_commands.generate_audio, "generate audio from text prompts")
     generate_audio_commands.add_generate_audio(audio)
 
-    convert = command(verbs, "convert", convert_commands.convert, "convert a checkpoint to Hugging Face format, or back")
-    convert.add_argument("source", metavar="CHECKPOINT|HF_DIR", help="a run; or config.json and safetensors; or Stable Audio Open's folder of diffusers")
+    convert = command(
+        verbs, "convert", convert_commands.convert, "convert a checkpoint to Hugging Face format, or back"
+    )
+    convert.add_argument(
+        "source",
+        metavar="CHECKPOINT|HF_DIR",
+        help="a run; or config.json and safetensors; or Stable Audio Open's folder of diffusers",
+    )
     convert.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder")
     convert.add_argument("--to", required=True, choices=tuple(convert_commands.CONVERSIONS), help="the format to write")
-    convert.add_argument("--tokenizer", default=None, metavar="DIR", help="tokenizer folder of the data, if HF_DIR has no mmmtrack.json")
+    convert.add_argument(
+        "--tokenizer", default=None, metavar="DIR", help="tokenizer folder of the data, if HF_DIR has no mmmtrack.json"
+    )
     convert.add_argument("--json", action="store_true", help="print the result as JSON")
 
-    mfu_commands.add_mfu(command(verbs, "mfu", mfu_commands.mfu, "model FLOPs utilization of a training step, by several formulas"))
+    mfu_commands.add_mfu(
+        command(verbs, "mfu", mfu_commands.mfu, "model FLOPs utilization of a training step, by several formulas")
+    )
 
-    profiling_commands.add_memory(command(verbs, "memory", profiling_commands.memory, "estimate the memory of training on each rank"))
+    profiling_commands.add_memory(
+        command(verbs, "memory", profiling_commands.memory, "estimate the memory of training on each rank")
+    )
 
-    sweep_commands.add_sweep(command(verbs, "sweep", sweep_commands.sweep, "measure a few steps of a run in many settings"))
-    predict_commands.add_predict(command(verbs, "predict", predict_commands.predict, "predict the time of a step on a cluster"))
-    rehearsal_commands.add_rehearse(command(verbs, "rehearse", rehearsal_commands.rehearse, "run one step of a job of many GPUs here, without any"))
+    sweep_commands.add_sweep(
+        command(verbs, "sweep", sweep_commands.sweep, "measure a few steps of a run in many settings")
+    )
+    predict_commands.add_predict(
+        command(verbs, "predict", predict_commands.predict, "predict the time of a step on a cluster")
+    )
+    rehearsal_commands.add_rehearse(
+        command(verbs, "rehearse", rehearsal_commands.rehearse, "run one step of a job of many GPUs here, without any")
+    )
     trace_commands.add_trace(command(verbs, "trace", trace_commands.trace, "summarise a profiler trace"))
-    profiling_commands.add_compare(command(verbs, "compare", profiling_commands.compare, "test whether two runs differ in speed by more than noise"))
+    profiling_commands.add_compare(
+        command(
+            verbs, "compare", profiling_commands.compare, "test whether two runs differ in speed by more than noise"
+        )
+    )
 
     preflight = command(verbs, "preflight", machine_commands.preflight, "check a job script before it is queued")
-    preflight.add_argument("script", metavar="[sbatch OPTION...] JOB.sbatch", help="a job script, or sbatch and its options before it")
+    preflight.add_argument(
+        "script", metavar="[sbatch OPTION...] JOB.sbatch", help="a job script, or sbatch and its options before it"
+    )
     preflight.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG", help="what the script will be given")
-    preflight.add_argument("--gpu", default=None, metavar="NAME", help="GPU of the nodes, if the script does not name it")
-    preflight.add_argument("--rehearse", action="store_true", help="run the first training step here, as `rehearse` does")
+    preflight.add_argument(
+        "--gpu", default=None, metavar="NAME", help="GPU of the nodes, if the script does not name it"
+    )
+    preflight.add_argument(
+        "--rehearse", action="store_true", help="run the first training step here, as `rehearse` does"
+    )
     preflight.add_argument("--json", action="store_true", help="print the findings as JSON")
 
     doctor = command(verbs, "doctor", machine_commands.doctor, "report what this machine has and what is missing")

@@ -25,23 +25,77 @@ def add_generate_midi(parser) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the pieces")
     parser.add_argument("--num", type=int, default=1, metavar="N", help="number of pieces")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="piece k is made from seed S + k")
-    parser.add_argument("--bars", type=int, default=None, metavar="N", help="length in bars (with --continue: of the new part); by default as many as a window of the model's data")
+    parser.add_argument(
+        "--bars",
+        type=int,
+        default=None,
+        metavar="N",
+        help="length in bars (with --continue: of the new part); by default as many as a window of the model's data",
+    )
     parser.add_argument("--continue", dest="continued", default=None, metavar="FILE.mid", help="continue this piece")
-    parser.add_argument("--infill", default=None, metavar="BARS", help='which bars to rewrite: "track 2 bars 3-4", "track 1", "bar 7"')
+    parser.add_argument(
+        "--infill", default=None, metavar="BARS", help='which bars to rewrite: "track 2 bars 3-4", "track 1", "bar 7"'
+    )
     parser.add_argument("--from", dest="source", default=None, metavar="FILE.mid", help="with --infill: the piece")
-    parser.add_argument("--meter", default=None, metavar="N/D", help="meter of all bars, such as 3/4; by default the model's choice")
-    parser.add_argument("--tempo", type=float, default=None, metavar="QPM", help="tempo in quarter notes per minute; by default the model's choice")
-    parser.add_argument("--label", action="append", default=[], metavar="NAME=VALUE", help="a label of the data, such as GENRE=JAZZ; may be repeated")
-    parser.add_argument("--instruments", default=None, metavar="A,B", help="General MIDI names or families, programs, DRUMS or voices: piano,violin or 0,32,DRUMS or SOPRANO,ALTO,TENOR,BASS")
-    parser.add_argument("--density", type=_levels, default=None, metavar="L[,L]",
-                      help="how many notes, in the model's levels from 0: of all tracks, or of each of the --instruments")  # fmt: skip
-    parser.add_argument("--bar-density", type=int, default=None, metavar="L", help="how many notes in each bar, in the model's levels from 0")
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="X", help="below 1: safer choices; above 1: bolder ones")
-    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample from the K most likely tokens; 0 for all")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample from the most likely tokens that together have probability P")
+    parser.add_argument(
+        "--meter", default=None, metavar="N/D", help="meter of all bars, such as 3/4; by default the model's choice"
+    )
+    parser.add_argument(
+        "--tempo",
+        type=float,
+        default=None,
+        metavar="QPM",
+        help="tempo in quarter notes per minute; by default the model's choice",
+    )
+    parser.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a label of the data, such as GENRE=JAZZ; may be repeated",
+    )
+    parser.add_argument(
+        "--instruments",
+        default=None,
+        metavar="A,B",
+        help="General MIDI names or families, programs, DRUMS or voices: piano,violin or 0,32,DRUMS or "
+        "SOPRANO,ALTO,TENOR,BASS",
+    )
+    parser.add_argument(
+        "--density",
+        type=_levels,
+        default=None,
+        metavar="L[,L]",
+        help="how many notes, in the model's levels from 0: of all tracks, or of each of the --instruments",
+    )
+    parser.add_argument(
+        "--bar-density",
+        type=int,
+        default=None,
+        metavar="L",
+        help="how many notes in each bar, in the model's levels from 0",
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, metavar="X", help="below 1: safer choices; above 1: bolder ones"
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=0, metavar="K", help="sample from the K most likely tokens; 0 for all"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="sample from the most likely tokens that together have probability P",
+    )
     parser.add_argument("--batch-size", type=int, default=16, metavar="B", help="pieces generated at a time")
-    parser.add_argument("--tensor-model-parallel-size", type=int, default=None, metavar="N",
-                      help="under torchrun: processes a layer is split over, by default all; the rest are pipeline stages")  # fmt: skip
+    parser.add_argument(
+        "--tensor-model-parallel-size",
+        type=int,
+        default=None,
+        metavar="N",
+        help="under torchrun: processes a layer is split over, by default all; the rest are pipeline stages",
+    )
     parser.add_argument("--json", action="store_true", help="print the files written as JSON")
 
 
@@ -86,14 +140,29 @@ def generate_midi(options) -> None:
             if distributed.is_main():
                 _report(options, output, missing, bars)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"stopped; the pieces in {options.output} are whole, and the same command goes on") from None
+            raise KeyboardInterrupt(
+                f"stopped; the pieces in {options.output} are whole, and the same command goes on"
+            ) from None
         finally:
             distributed.stop()
 
 
 def _settings(options) -> dict:
     """What pieces follow from, beside the model and their number."""
-    names = ("seed", "bars", "infill", "meter", "tempo", "label", "instruments", "density", "bar_density", "temperature", "top_k", "top_p")
+    names = (
+        "seed",
+        "bars",
+        "infill",
+        "meter",
+        "tempo",
+        "label",
+        "instruments",
+        "density",
+        "bar_density",
+        "temperature",
+        "top_k",
+        "top_p",
+    )
     return {name: getattr(options, name) for name in names} | {
         "continues": bool(options.continued),
         "given_sha256": digest_of_given(options.continued or options.source),
@@ -122,19 +191,26 @@ def _check_given_piece(options) -> None:
         if path:
             check_one_file(path, name)
     if bool(options.infill) != bool(options.source):
-        raise ValueError("--infill and --from go together: give --infill the bars to rewrite and --from the file they are in")
+        raise ValueError(
+            "--infill and --from go together: give --infill the bars to rewrite and --from the file they are in"
+        )
     if options.infill and options.continued:
         raise ValueError("--infill does not go with --continue; do one after the other")
     wishes = {"--instruments": options.instruments, "--meter": options.meter, "--tempo": options.tempo}
     wishes |= {"--density": options.density, "--bar-density": options.bar_density}
-    for verb, does, rest in (("--continue", options.continued, {}), ("--infill", options.infill, {"--bars": options.bars})):
+    for verb, does, rest in (
+        ("--continue", options.continued, {}),
+        ("--infill", options.infill, {"--bars": options.bars}),
+    ):
         wrong = [name for name, wish in (wishes | rest).items() if does and wish is not None]
         if wrong:
             raise ValueError(f"{wrong[0]} does not go with {verb}: the piece keeps its own; omit it")
 
 
 def _check_fits(given: "Score", holes, encoding: "Encoding | None") -> None:
-    """Refuse bars that the piece does not have, and a piece that the model cannot go on with, before the model is loaded."""
+    """Refuse bars that the piece does not have, and a piece that the model cannot go on with, before the model is
+    loaded.
+    """
     from megatron_music.generation.continuing import Continuation
     from megatron_music.generation.infill import Filling
 
@@ -184,7 +260,9 @@ def _check_wishes(options) -> "Encoding | None":
     return encoding
 
 
-def _write_pieces(options, composer, given, holes, output: OutputFolder, missing: list[int], speaks: bool) -> dict[int, int]:
+def _write_pieces(
+    options, composer, given, holes, output: OutputFolder, missing: list[int], speaks: bool
+) -> dict[int, int]:
     """Write the pieces that are missing, by number; gives the bars of each. One that cannot be written is left out."""
     from megatron_music.generation.continuing import Continuation
     from megatron_music.music.instruments import read_instruments
@@ -195,7 +273,9 @@ def _write_pieces(options, composer, given, holes, output: OutputFolder, missing
     file = None if given is None else read_events(options.continued or options.source)
     sounding = None
     if given is not None and composer.encoding.pedal != "ignore":
-        sounding = read_midi(options.continued or options.source, voices=composer.encoding.voices, pedal=composer.encoding.pedal)
+        sounding = read_midi(
+            options.continued or options.source, voices=composer.encoding.voices, pedal=composer.encoding.pedal
+        )
     song = None if given is None or holes else Continuation(given, composer.encoding, sounding)
     instruments = read_instruments(options.instruments.split(",")) if options.instruments else None
     bars, written = options.bars or composer.encoding.bars, {}
@@ -204,10 +284,12 @@ def _write_pieces(options, composer, given, holes, output: OutputFolder, missing
         for first in range(0, len(missing), options.batch_size):
             batch = missing[first : first + options.batch_size]
             seeds = [options.seed + number for number in batch]
-            tell = lambda tokens: bar.set_postfix(tokens=tokens, refresh=False) or bar.update(0)  # noqa: E731
-            leave_out = lambda place, reason: output.leave_out(output.names[batch[place]], reason)  # noqa: B023, E731
+            tell = lambda tokens: bar.set_postfix(tokens=tokens, refresh=False) or bar.update(0)
+            leave_out = lambda place, reason: output.leave_out(output.names[batch[place]], reason)  # noqa: B023
             if holes:
-                scores = composer.fill(given, holes, seeds, tell, labels=options.label, sounding=sounding, on_failure=leave_out)
+                scores = composer.fill(
+                    given, holes, seeds, tell, labels=options.label, sounding=sounding, on_failure=leave_out
+                )
             elif song:
                 opened = [song.opening] * len(seeds)
                 scores = composer.continue_scores(opened, bars, seeds, tell, labels=options.label, on_failure=leave_out)
@@ -227,7 +309,9 @@ def _write_pieces(options, composer, given, holes, output: OutputFolder, missing
                 if file is None:
                     write_midi(score, path)
                 else:
-                    write_midi_bytes(written_into(file, given, score, release_at=song.join if song else None).to_bytes(), path)
+                    write_midi_bytes(
+                        written_into(file, given, score, release_at=song.join if song else None).to_bytes(), path
+                    )
             if speaks and (written or output.found):
                 output.keep_record()  # and what was left out
             bar.update(len(batch))
@@ -238,7 +322,11 @@ def _report(options, output: OutputFolder, missing: list[int], bars: dict[int, i
     """Print what was written, what was there, and what was left out."""
     from megatron_music.music.midi import read_midi
 
-    left_out = [{"file": str(output.folder / name), "reason": reason} for name, reason in output.left_out.items() if name in output.names]
+    left_out = [
+        {"file": str(output.folder / name), "reason": reason}
+        for name, reason in output.left_out.items()
+        if name in output.names
+    ]
     if left_out and len(left_out) == options.num:
         raise ValueError(left_out[0]["reason"])
     for entry in left_out:
@@ -246,7 +334,9 @@ def _report(options, output: OutputFolder, missing: list[int], bars: dict[int, i
     pieces = []
     for number, path in enumerate(output.folder / name for name in output.names):
         if path.name not in output.left_out:
-            pieces.append({"file": str(path), "seed": options.seed + number, "bars": bars.get(number) or read_midi(path).num_bars})
+            pieces.append(
+                {"file": str(path), "seed": options.seed + number, "bars": bars.get(number) or read_midi(path).num_bars}
+            )
     there = len(pieces) - len(bars)
     if missing:
         of_bars = f" of {counted(list(bars.values())[-1], 'bar')}" if bars else ""

@@ -14,26 +14,57 @@ from megatron_music.storage.reading import read_text, reason_of
 
 
 def add_generate_audio(parser) -> None:
-    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="runs or checkpoints: a dit (stage 2) and, if any, a text2muq (stage 1)")
+    parser.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="runs or checkpoints: a dit (stage 2) and, if any, a text2muq (stage 1)",
+    )
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the audio files")
-    parser.add_argument("--prompt", action="append", default=[], metavar="WORDS", help="description of the audio; may be repeated")
+    parser.add_argument(
+        "--prompt", action="append", default=[], metavar="WORDS", help="description of the audio; may be repeated"
+    )
     parser.add_argument("--prompts", default=None, metavar="FILE.txt", help="a file of prompts, one per line")
     parser.add_argument("--num", type=int, default=1, help="samples per prompt")
     parser.add_argument("--seed", type=int, default=0, help="sample k depends on the prompt, the seed and k")
     parser.add_argument("--seconds", type=float, default=None, help="length; by default that of the training samples")
     parser.add_argument("--steps", type=int, default=100, help="solver steps of stage 2")
     parser.add_argument("--solver", default="euler", help="solver of stage 2: euler, midpoint, heun, rk4 or dopri5")
-    parser.add_argument("--guidance-scale", type=float, default=3.0, metavar="X", help="strength of classifier-free guidance in stage 2; 1: no guidance")
+    parser.add_argument(
+        "--guidance-scale",
+        type=float,
+        default=3.0,
+        metavar="X",
+        help="strength of classifier-free guidance in stage 2; 1: no guidance",
+    )
     parser.add_argument("--shift", type=float, default=1.0, metavar="X", help="above 1: more steps at high noise")
     parser.add_argument("--embedding-steps", type=int, default=50, metavar="N", help="solver steps of stage 1")
-    parser.add_argument("--embedding-guidance-scale", type=float, default=3.0, metavar="X", help="strength of classifier-free guidance in stage 1; 1: no guidance")
+    parser.add_argument(
+        "--embedding-guidance-scale",
+        type=float,
+        default=3.0,
+        metavar="X",
+        help="strength of classifier-free guidance in stage 1; 1: no guidance",
+    )
     parser.add_argument("--negative", default="", metavar="WORDS", help="negative prompt: what to avoid")
     parser.add_argument("--towards", default="", metavar="WORDS", help="a second prompt, to interpolate to")
     parser.add_argument("--share", type=float, default=0.5, metavar="X", help="with --towards: how far, 0 to 1")
-    parser.add_argument("--from", dest="source", default=None, metavar="FILE.wav", help="an audio file to continue, fill or vary")
-    parser.add_argument("--keep", action="append", default=[], metavar="A-B", help="with --from: seconds that stay as they are")
-    parser.add_argument("--variation", type=float, default=None, metavar="X", help="with --from: how much changes, 0 to 1")
-    parser.add_argument("--batch-size", type=int, default=None, metavar="N", help="samples at a time in stage 2; by default what memory allows")
+    parser.add_argument(
+        "--from", dest="source", default=None, metavar="FILE.wav", help="an audio file to continue, fill or vary"
+    )
+    parser.add_argument(
+        "--keep", action="append", default=[], metavar="A-B", help="with --from: seconds that stay as they are"
+    )
+    parser.add_argument(
+        "--variation", type=float, default=None, metavar="X", help="with --from: how much changes, 0 to 1"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=None,
+        metavar="N",
+        help="samples at a time in stage 2; by default what memory allows",
+    )
     parser.add_argument("--rank", action="store_true", help="list the samples of a prompt, best match first")
     parser.add_argument("--json", action="store_true", help="print the samples and what they were made with as JSON")
     parser.add_argument("--last-weights", action="store_true", help="use the last weights instead of their average")
@@ -50,7 +81,9 @@ def generate_audio(options) -> None:
     stage2 = FlowSampler(options.steps, options.solver, options.guidance_scale, shift=options.shift)
     _check_source(options)
     width = max(len(str(len(prompts))), 2)
-    names = [f"{p:0{width}}-{n:03}.{options.format}" for p in range(1, len(prompts) + 1) for n in range(1, options.num + 1)]
+    names = [
+        f"{p:0{width}}-{n:03}.{options.format}" for p in range(1, len(prompts) + 1) for n in range(1, options.num + 1)
+    ]
     holds = os.environ.get("RANK", "0") == "0"
     with output_folder(options.output, "generate audio", names, _settings(options, prompts), holds=holds) as output:
         if not output.found and (output.folder / _LIST).exists():
@@ -61,21 +94,38 @@ def generate_audio(options) -> None:
         try:
             maker = load_sound_maker(options.checkpoints, averaged=not options.last_weights)
             if options.rank and maker.music_encoder is None:
-                raise ValueError("--rank compares sounds with words, and this model has no encoder of music; omit --rank")
+                raise ValueError(
+                    "--rank compares sounds with words, and this model has no encoder of music; omit --rank"
+                )
             missing = distributed.on_main(lambda: output.missing(maker.models))
             sounds = maker.make(
-                prompts, options.num, options.seed, seconds=options.seconds, stage1=stage1, stage2=stage2,
-                negative=options.negative, towards=options.towards, share=options.share if options.towards else 0.0,
-                given=_given(options, maker.autoencoder), batch_size=options.batch_size or output.found.get("batch_size"),
-                free_bytes=_free_bytes(), missing=set(missing),
-            )  # fmt: skip
-            _write_sounds(options, sounds if missing else (), output, missing, maker, prompts, speaks=distributed.is_main())
+                prompts,
+                options.num,
+                options.seed,
+                seconds=options.seconds,
+                stage1=stage1,
+                stage2=stage2,
+                negative=options.negative,
+                towards=options.towards,
+                share=options.share if options.towards else 0.0,
+                given=_given(options, maker.autoencoder),
+                batch_size=options.batch_size or output.found.get("batch_size"),
+                free_bytes=_free_bytes(),
+                missing=set(missing),
+            )
+            _write_sounds(
+                options, sounds if missing else (), output, missing, maker, prompts, speaks=distributed.is_main()
+            )
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"stopped; the sounds in {options.output} are whole, and the same command goes on") from None
+            raise KeyboardInterrupt(
+                f"stopped; the sounds in {options.output} are whole, and the same command goes on"
+            ) from None
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
-            raise ValueError("memory is out; use a shorter --seconds, a smaller --batch-size or fewer samples at a time") from None
+            raise ValueError(
+                "memory is out; use a shorter --seconds, a smaller --batch-size or fewer samples at a time"
+            ) from None
         finally:
             distributed.stop()
 
@@ -83,11 +133,29 @@ def generate_audio(options) -> None:
 def _settings(options, prompts: list[str]) -> dict:
     """What the audio follows from, beside the models."""
     names = (
-        "num", "seed", "seconds", "steps", "solver", "guidance_scale", "shift", "embedding_steps", "embedding_guidance_scale", "negative",
-        "towards", "share", "keep", "variation", "rank", "last_weights", "format", "bits",
-    )  # fmt: skip
+        "num",
+        "seed",
+        "seconds",
+        "steps",
+        "solver",
+        "guidance_scale",
+        "shift",
+        "embedding_steps",
+        "embedding_guidance_scale",
+        "negative",
+        "towards",
+        "share",
+        "keep",
+        "variation",
+        "rank",
+        "last_weights",
+        "format",
+        "bits",
+    )
     given = {"given_sha256": digest_of_given(options.source)}
-    own_batches = {"batch_size": options.batch_size} if options.batch_size else {}  # else what the first command found to fit
+    own_batches = (
+        {"batch_size": options.batch_size} if options.batch_size else {}
+    )  # else what the first command found to fit
     return {name: getattr(options, name) for name in names} | {"prompts": prompts} | given | own_batches
 
 
@@ -103,7 +171,9 @@ def _prompts(options) -> list[str]:
         try:
             lines = read_text(options.prompts).splitlines()
         except (OSError, ValueError) as error:
-            raise ValueError(f"{options.prompts} cannot be read as text ({reason_of(error)}); write one prompt a line") from None
+            raise ValueError(
+                f"{options.prompts} cannot be read as text ({reason_of(error)}); write one prompt a line"
+            ) from None
         prompts += [line.strip() for line in lines if line.strip()]
     if not prompts or not all(prompt.strip() for prompt in prompts):
         what = "a prompt is empty" if prompts else "no prompt was given"
@@ -118,7 +188,9 @@ def _check_source(options) -> None:
     if wrong:
         raise ValueError(f"{wrong[0]} goes with --from, the sound to keep something of; name it")
     if options.source and bool(options.keep) == (options.variation is not None):
-        raise ValueError("--from needs either --keep A-B, the seconds that stay, or --variation X, how much is made anew")
+        raise ValueError(
+            "--from needs either --keep A-B, the seconds that stay, or --variation X, how much is made anew"
+        )
     if options.variation is not None and not 0 < options.variation <= 1:
         raise ValueError(f"--variation is {options.variation}; use more than 0, up to 1")
     options.keep = tuple(map(_seconds, options.keep))
@@ -172,7 +244,10 @@ def _say_unknown_words(prompts: list[str], maker) -> None:
     for prompt in dict.fromkeys(prompts):
         unknown = maker.unknown_words(prompt)
         if unknown:
-            _say(f"the model does not know {counted(len(unknown), 'word')} of the prompt {prompt[:60]!r}: {', '.join(unknown[:8])}")
+            _say(
+                f"the model does not know {counted(len(unknown), 'word')} of the prompt {prompt[:60]!r}: "
+                f"{', '.join(unknown[:8])}"
+            )
 
 
 def _facts_of(path: Path, is_ranked: bool) -> dict:
@@ -189,7 +264,9 @@ def _facts_of(path: Path, is_ranked: bool) -> dict:
     return facts
 
 
-def _write_sounds(options, sounds, output: OutputFolder, missing: list[int], maker, prompts: list[str], speaks: bool) -> None:
+def _write_sounds(
+    options, sounds, output: OutputFolder, missing: list[int], maker, prompts: list[str], speaks: bool
+) -> None:
     from megatron_music.audio.waveform import Waveform, write_waveform
     from megatron_music.storage.writing import write_whole
 
@@ -201,14 +278,18 @@ def _write_sounds(options, sounds, output: OutputFolder, missing: list[int], mak
             name = output.names[place]
             if not said:  # here, since what is asked wrongly has been refused by now
                 bar.clear()
-                _say_unknown_words([*prompts, *filter(None, (options.negative.strip(), options.towards.strip()))], maker)
+                _say_unknown_words(
+                    [*prompts, *filter(None, (options.negative.strip(), options.towards.strip()))], maker
+                )
                 said = True
             clipped = int((abs(sound.samples) > 1).sum())
             facts = sound.facts | {"clipped_samples": clipped}
             loud += clipped > LEAST_CLIPPED * sound.samples.size
             if options.rank:
                 heard = maker.music_encoder.embed_audio([Waveform(sound.samples, rate)])[0]
-                facts = facts | {"similarity": round(float(heard @ maker.music_encoder.embed_text([sound.prompt])[0]), 4)}
+                facts = facts | {
+                    "similarity": round(float(heard @ maker.music_encoder.embed_text([sound.prompt])[0]), 4)
+                }
             if speaks:
                 output.settings["batch_size"] = facts["batch_size"]
                 output.keep_record()
@@ -217,7 +298,10 @@ def _write_sounds(options, sounds, output: OutputFolder, missing: list[int], mak
             bar.update(1)
     if not speaks:
         return
-    lines = [{"file": name, **(found.get(place) or _facts_of(folder / name, options.rank))} for place, name in enumerate(output.names)]
+    lines = [
+        {"file": name, **(found.get(place) or _facts_of(folder / name, options.rank))}
+        for place, name in enumerate(output.names)
+    ]
     if options.rank:
         order = list(dict.fromkeys(line["prompt"] for line in lines))
         lines.sort(key=lambda line: (order.index(line["prompt"]), -line["similarity"]))
@@ -227,11 +311,14 @@ def _write_sounds(options, sounds, output: OutputFolder, missing: list[int], mak
     if loud:
         most = max(facts["clipped_samples"] for facts in found.values())
         _say(
-            f"{loud} of {counted(len(missing), 'sound')} {'is' if loud == 1 else 'are'} too loud and {'was' if loud == 1 else 'were'} clipped, one in {most:,} samples; lower --guidance-scale, or see "
+            f"{loud} of {counted(len(missing), 'sound')} {'is' if loud == 1 else 'are'} too loud and "
+            f"{'was' if loud == 1 else 'were'} clipped, one in {most:,} samples; lower --guidance-scale, or see "
             f"clipped_samples in {folder / _LIST}"
         )
     there = len(output.names) - len(missing)
-    sentence = f"{counted(len(missing), 'sound')} in {folder}" + (f"; {there} more {'was' if there == 1 else 'were'} there" if there else "")
+    sentence = f"{counted(len(missing), 'sound')} in {folder}" + (
+        f"; {there} more {'was' if there == 1 else 'were'} there" if there else ""
+    )
     if not missing:
         sentence = f"already generated: {counted(there, 'sound')} in {folder}; nothing to do"
     print_result(options, {"output": str(folder), "samples": lines}, sentence)

@@ -27,7 +27,13 @@ def shipped(name: str) -> Path:
 
 
 def add_launch(parser) -> None:
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder that receives launch/, ngc/ and examples/; no file is overwritten")
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="folder that receives launch/, ngc/ and examples/; no file is overwritten",
+    )
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -47,7 +53,13 @@ def _copy(source: Path, target: Path) -> None:
             raise
 
     try:
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".*", "notebook"), copy_function=copy, dirs_exist_ok=True)
+        shutil.copytree(
+            source,
+            target,
+            ignore=shutil.ignore_patterns("__pycache__", ".*", "notebook"),
+            copy_function=copy,
+            dirs_exist_ok=True,
+        )
     except shutil.Error:
         if not failed:
             raise
@@ -61,7 +73,9 @@ def launch(options) -> None:
     sources = {name: shipped(name) for name in FOLDERS}
     there = [target / name for name in sources if os.path.lexists(target / name)]
     if there:
-        raise ValueError(f"{there[0]} is there already, and nothing is overwritten; name another folder, or remove it first")
+        raise ValueError(
+            f"{there[0]} is there already, and nothing is overwritten; name another folder, or remove it first"
+        )
     with hold_folder(target, "launch"), ExitStack() as failing:
         for name, source in sources.items():
             with appearing_folder(target / name) as unfinished:

@@ -14,7 +14,10 @@ def doctor(options) -> int:
         print(json.dumps(as_json(findings), indent=1))
     else:
         for finding in findings:
-            print_text(f"{finding.status:8} {finding.name:20} {finding.detail}{'; ' + finding.remedy if finding.remedy else ''}")
+            print_text(
+                f"{finding.status:8} {finding.name:20} "
+                f"{finding.detail}{'; ' + finding.remedy if finding.remedy else ''}"
+            )
     return FAILED if any(finding.status == "wrong" for finding in findings) else OK
 
 

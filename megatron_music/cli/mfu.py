@@ -34,22 +34,37 @@ _OPTIONAL = ("num_query_groups", "ffn_hidden_size", "swiglu")
 
 def add_shape(parser) -> None:
     for name, letter in _SHAPE.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=None, metavar=letter, help=_SHAPE_HELP[name])
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=int, default=None, metavar=letter, help=_SHAPE_HELP[name]
+        )
     parser.add_argument("--swiglu", action="store_true", default=None, help="a gated feed-forward, three matrices")
 
 
 def add_mfu(parser) -> None:
-    parser.add_argument("source", nargs="?", default=None, metavar="RUN|LOG",
-                        help="a run's folder, a metrics.jsonl, or a log of Megatron-LM, Megatron-Bridge or NeMo")  # fmt: skip
+    parser.add_argument(
+        "source",
+        nargs="?",
+        default=None,
+        metavar="RUN|LOG",
+        help="a run's folder, a metrics.jsonl, or a log of Megatron-LM, Megatron-Bridge or NeMo",
+    )
     add_shape(parser)
-    parser.add_argument("--global-batch-size", type=int, default=None, metavar="B", help="sequences a step, of all GPUs")
+    parser.add_argument(
+        "--global-batch-size", type=int, default=None, metavar="B", help="sequences a step, of all GPUs"
+    )
     parser.add_argument("--num-gpus", type=int, default=None, metavar="N", help="GPUs of the run")
     parser.add_argument("--step-time", type=float, default=None, metavar="SECONDS", help="in place of RUN|LOG")
-    parser.add_argument("--warmup", type=int, default=10, metavar="N", help="iterations left out after each start of RUN|LOG")
-    parser.add_argument("--recomputation", default=None, choices=("none", "selective", "full"), help="of activations, for HFU")
+    parser.add_argument(
+        "--warmup", type=int, default=10, metavar="N", help="iterations left out after each start of RUN|LOG"
+    )
+    parser.add_argument(
+        "--recomputation", default=None, choices=("none", "selective", "full"), help="of activations, for HFU"
+    )
     parser.add_argument("--gpu", default=None, metavar="NAME", help="e.g. a100, h100, v100")
     parser.add_argument("--dtype", default=None, choices=("bf16", "fp16"), help="precision of the peak")
-    parser.add_argument("--peak", type=float, default=None, metavar="TFLOPS", help="of one GPU, dense, in place of what is known of it")
+    parser.add_argument(
+        "--peak", type=float, default=None, metavar="TFLOPS", help="of one GPU, dense, in place of what is known of it"
+    )
     add_table_form(parser)
 
 
@@ -88,7 +103,9 @@ def mfu(options) -> None:
             log = read_log(log_of(options.source))
         is_cpu = log.facts.get("device") == "CPU"
         peak = _peak_of_cpu(options) if is_cpu else find_peak(options.gpu, options.peak, options.dtype)
-        facts = log.facts | (_facts_of_run(path if path.is_dir() else path.parent) if log.kind == "metrics.jsonl" else {})
+        facts = log.facts | (
+            _facts_of_run(path if path.is_dir() else path.parent) if log.kind == "metrics.jsonl" else {}
+        )
         if "precision" in facts and not is_cpu and options.peak is None and options.dtype is None:
             peak = in_precision(peak, **facts["precision"])
         with _naming(options.source):
@@ -110,14 +127,33 @@ def mfu(options) -> None:
     if options.form == "json":
         print(json.dumps(_mfu_json(found, run, seconds, measured, peak, stated), indent=1))
         return
-    columns = {"formula": "", "recomputation": "", "model_tflops_per_gpu": _speed, "hardware_tflops_per_gpu": _speed, "mfu": ".2%",
-               "hfu": ".2%", "counts": ""}  # fmt: skip
+    columns = {
+        "formula": "",
+        "recomputation": "",
+        "model_tflops_per_gpu": _speed,
+        "hardware_tflops_per_gpu": _speed,
+        "mfu": ".2%",
+        "hfu": ".2%",
+        "counts": "",
+    }
     if options.form == "csv":
         print(format_table(columns, [line._asdict() for line in found], "csv"))
         return
-    shown = [line if line.model_tflops_per_gpu is not None else line._replace(counts="not derived for this model") for line in found]
+    shown = [
+        line if line.model_tflops_per_gpu is not None else line._replace(counts="not derived for this model")
+        for line in found
+    ]
     table = format_table(columns, [line._asdict() for line in shown], options.form)
-    print_text("\n".join([*_mfu_head(run, seconds, measured, peak, is_cpu), "", table, *_mfu_foot(found, peak, facts, stated, is_cpu)]))
+    print_text(
+        "\n".join(
+            [
+                *_mfu_head(run, seconds, measured, peak, is_cpu),
+                "",
+                table,
+                *_mfu_foot(found, peak, facts, stated, is_cpu),
+            ]
+        )
+    )
 
 
 def _peak_of_cpu(options):
@@ -128,7 +164,8 @@ def _peak_of_cpu(options):
         return find_peak("the CPU, a process of it", options.peak)
     if options.gpu:
         raise ValueError(
-            f"{options.source} ran on a CPU, and --gpu {options.gpu} would compare it with a GPU; omit --gpu, or give --peak TFLOP/s of the CPU"
+            f"{options.source} ran on a CPU, and --gpu {options.gpu} would compare it with a GPU; omit --gpu, or give "
+            f"--peak TFLOP/s of the CPU"
         )
     return None
 
@@ -149,11 +186,18 @@ def _mfu_head(run: dict, seconds: float, measured, peak, is_cpu: bool) -> list[s
     spread = ""
     if measured:
         spread = (
-            f", the median of {counted(measured.num_lines, 'line')}, half of them between {measured.lower_quartile:.4g} and "
+            f", the median of {counted(measured.num_lines, 'line')}, half of them between "
+            f"{measured.lower_quartile:.4g} and "
             f"{measured.upper_quartile:.4g}; {measured.num_warmup_lines} of warm-up left out"
         )
-    places = counted(run["num_gpus"], "process", "processes") + " on the CPU" if is_cpu else counted(run["num_gpus"], "GPU")
-    known = f"peak {peak.tflops:g} TFLOP/s per {'process' if is_cpu else 'GPU'}: {peak.gpu}, {peak.source}" if peak else NO_PEAK
+    places = (
+        counted(run["num_gpus"], "process", "processes") + " on the CPU" if is_cpu else counted(run["num_gpus"], "GPU")
+    )
+    known = (
+        f"peak {peak.tflops:g} TFLOP/s per {'process' if is_cpu else 'GPU'}: {peak.gpu}, {peak.source}"
+        if peak
+        else NO_PEAK
+    )
     return [
         f"{run['title']}; {counted(batch, run['sample'])} per step{', ' if is_cpu else ' on '}{places}",
         f"step {seconds:.4g} s{spread}; {batch * run['tokens'] / seconds:,.0f} tokens/s",
@@ -168,18 +212,34 @@ def _mfu_foot(found: list, peak, facts: dict, stated, is_cpu: bool) -> list[str]
     if stated:
         words = {"causal": "half of the scores, as mcore", "all scores": "all scores, as Megatron-LM until 2025"}
         follows = f"counts {words[stated.follows]}" if stated.follows else "agrees with neither"
-        said.append(f"the log's own {stated.stated:.1f} TFLOP/s per GPU {follows}: {stated.causal:.1f} with half of the scores, "
-                    f"{stated.all_scores:.1f} with all")  # fmt: skip
+        said.append(
+            f"the log's own {stated.stated:.1f} TFLOP/s per GPU {follows}: {stated.causal:.1f} with half of the "
+            f"scores, "
+            f"{stated.all_scores:.1f} with all"
+        )
     refused = [line for line in found if line.model_tflops_per_gpu is None]
     if refused:
-        said.append(f"{' and '.join(line.formula for line in refused)}: {refused[0].counts.partition(' is ')[2] or refused[0].counts}")
+        said.append(
+            f"{' and '.join(line.formula for line in refused)}: "
+            f"{refused[0].counts.partition(' is ')[2] or refused[0].counts}"
+        )
     best = max(line.mfu or 0 for line in found)
     low = facts.get("low_precision")
     if best > 1:
-        reason = f"the log has {low}" if low else "check --gpu, --num-gpus and the shape, and whether the run was in FP8 or FP4"
-        said.append(f"above 100% of a bf16 peak: {reason}; give the dense peak of that precision with --peak (FP8 on an H100: 1979)")
+        reason = (
+            f"the log has {low}"
+            if low
+            else "check --gpu, --num-gpus and the shape, and whether the run was in FP8 or FP4"
+        )
+        said.append(
+            f"above 100% of a bf16 peak: {reason}; give the dense peak of that precision with --peak (FP8 on an H100: "
+            f"1979)"
+        )
     elif low:
-        said.append(f"the log has {low}, and the peak is that of bf16; give the dense peak of that precision with --peak (FP8 on an H100: 1979)")
+        said.append(
+            f"the log has {low}, and the peak is that of bf16; give the dense peak of that precision with --peak (FP8 "
+            f"on an H100: 1979)"
+        )
     if peak and best < LOW_MFU and not is_cpu:
         said.append(f"below {LOW_MFU:.0%} a step waits for kernel launches or memory, not for the matrix products")
     return ["", *said] if said else []
@@ -190,7 +250,9 @@ def _mfu_json(found: list, run: dict, seconds: float, measured, peak, stated) ->
     shape = {name: getattr(model, name) for name in (*_SHAPE, "swiglu")} if model else {"title": run["title"]}
     if model and any(run["variant"]):
         shape |= {name: value for name, value in run["variant"]._asdict().items() if value}
-    answer = {line.formula: {name: value for name, value in line._asdict().items() if name != "formula"} for line in found}
+    answer = {
+        line.formula: {name: value for name, value in line._asdict().items() if name != "formula"} for line in found
+    }
     return answer | {
         "step_seconds": seconds,
         "measured": measured._asdict() if measured else None,
@@ -215,7 +277,8 @@ def _run_facts(options, facts: dict) -> dict:
 
     if "not_counted" in facts:
         raise ValueError(
-            f"the model in the log has what no formula here counts ({facts['not_counted']}); use the TFLOP/s that the log itself prints"
+            f"the model in the log has what no formula here counts ({facts['not_counted']}); use the TFLOP/s that the "
+            f"log itself prints"
         )
     shape = [] if "flow" in facts else [*_SHAPE, "swiglu"]
     names = [*shape, "global_batch_size", "num_gpus", "recomputation"]
@@ -225,7 +288,10 @@ def _run_facts(options, facts: dict) -> dict:
     if missing == ["global_batch_size"] and "batch_sizes" in facts:
         sizes = facts["batch_sizes"]
         listed = ", ".join(map(str, sizes)) if len(sizes) <= 6 else f"{sizes[0]} to {sizes[-1]}"
-        raise ValueError(f"the log has {len(sizes)} global batch sizes ({listed}); give the one to look at: --global-batch-size {sizes[-1]}")
+        raise ValueError(
+            f"the log has {len(sizes)} global batch sizes ({listed}); give the one to look at: --global-batch-size "
+            f"{sizes[-1]}"
+        )
     if missing:
         flags = ", ".join("--" + name.replace("_", "-") for name in missing)
         who = "the log does not say" if options.source else "missing are"
@@ -243,7 +309,13 @@ def _run_facts(options, facts: dict) -> dict:
     if variant.num_moe_layers:
         title += f", {counted(variant.num_moe_layers, 'layer')} of experts ({variant.moe_router_topk} per token)"
     title += f", {model.seq_length} tokens, vocabulary {model.vocab_size}"
-    return common | {"model": model, "variant": variant, "title": title, "sample": "sequence", "tokens": model.seq_length}
+    return common | {
+        "model": model,
+        "variant": variant,
+        "title": title,
+        "sample": "sequence",
+        "tokens": model.seq_length,
+    }
 
 
 def _flow_words(flow: tuple) -> dict:
@@ -252,7 +324,8 @@ def _flow_words(flow: tuple) -> dict:
     shape = run.model.shape
     positions = _frames(run) + shape.num_extra_positions
     title = (
-        f"{run.model.kind}, {counted(shape.num_layers, 'layer')} x {shape.hidden_size}, {counted(shape.num_attention_heads, 'head')}, {counted(positions, 'position')}, "
+        f"{run.model.kind}, {counted(shape.num_layers, 'layer')} x {shape.hidden_size}, "
+        f"{counted(shape.num_attention_heads, 'head')}, {counted(positions, 'position')}, "
         f"{counted(text_length, 'word')}"
     )
     return {"model": None, "title": title, "sample": "sample", "tokens": positions}

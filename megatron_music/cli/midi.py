@@ -33,7 +33,9 @@ def tokenize(options) -> None:
         options.meters = "4/4"
         encoding = encoding_of(options)
         unknown = encoding.undeclared(score.time_signatures)
-        if [part.length_steps for part in sections(score, ((4, 4),), unknown, encoding.steps_per_quarter)] != [score.length_steps]:
+        if [part.length_steps for part in sections(score, ((4, 4),), unknown, encoding.steps_per_quarter)] != [
+            score.length_steps
+        ]:
             options.meters = "all"
             logger.info(f"{options.file} is not all in 4/4, so its meters are written too, as with --meters all")
     encoding = encoding_of(options)
@@ -46,7 +48,9 @@ def tokenize(options) -> None:
             print_text(vocabulary.to_text(document[:-1]))
         return
     unknown = encoding.undeclared(score.time_signatures)
-    if [stretch.length_steps for stretch in sections(score, ((4, 4),), unknown, encoding.steps_per_quarter)] != [score.length_steps]:
+    if [stretch.length_steps for stretch in sections(score, ((4, 4),), unknown, encoding.steps_per_quarter)] != [
+        score.length_steps
+    ]:
         logger.warning(f"{options.file} is not all in 4/4; its bars are written as if it were, as --meters 4/4 asks")
     quantized = quantize(score, encoding.steps_per_quarter, velocity=encoding.velocity, tempo=encoding.tempo)
     print_text(vocabulary.to_text(encode_piece(quantized, encoding)))
@@ -67,7 +71,9 @@ def detokenize(options) -> None:
         try:
             text = read_text(options.file)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{options.file} cannot be read as text ({reason_of(error)}); name a file of tokens") from None
+            raise ValueError(
+                f"{options.file} cannot be read as text ({reason_of(error)}); name a file of tokens"
+            ) from None
     steps_per_quarter = options.steps_per_quarter
     if options.tokenizer:
         encoding, bpe, wording = read_wording(options.tokenizer)

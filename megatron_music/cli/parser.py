@@ -13,8 +13,17 @@ class _Formatter(argparse.HelpFormatter):
     """Help texts that end with the default, where there is one and the text does not give it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        is_plain = isinstance(action.default, (int, float, str)) and not isinstance(action.default, bool) and action.default != ""
-        if action.option_strings and is_plain and "default" not in (action.help or "") and action.default != argparse.SUPPRESS:
+        is_plain = (
+            isinstance(action.default, (int, float, str))
+            and not isinstance(action.default, bool)
+            and action.default != ""
+        )
+        if (
+            action.option_strings
+            and is_plain
+            and "default" not in (action.help or "")
+            and action.default != argparse.SUPPRESS
+        ):
             return f"{action.help} (default %(default)s)"
         return action.help
 

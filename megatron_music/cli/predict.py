@@ -1,4 +1,7 @@
-"""The command ``predict``: a step on a cluster that is not at hand, its layouts ranked, and how it scales. Imports when it runs."""
+"""The command ``predict``: a step on a cluster that is not at hand, its layouts ranked, and how it scales.
+
+Imports when it runs.
+"""
 
 import argparse
 import json
@@ -16,14 +19,28 @@ _HOW_SURE = "a prediction: see docs/profiling.md for its error"
 
 def add_predict(parser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a name from `recipes`, or a YAML file")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="section.field=value", help="optional changes to the recipe")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.field=value", help="optional changes to the recipe"
+    )
     parser.add_argument("--num-gpus", type=int, default=None, metavar="N", help=f"GPUs of the run (default {NUM_GPUS})")
-    parser.add_argument("--gpu", default=None, metavar="NAME", help=f"with its NVLink and InfiniBand, as in a DGX (default {GPU})")
-    parser.add_argument("--gpu-memory", type=float, default=None, metavar="GB", help="of one GPU, in place of what is known of it")
+    parser.add_argument(
+        "--gpu", default=None, metavar="NAME", help=f"with its NVLink and InfiniBand, as in a DGX (default {GPU})"
+    )
+    parser.add_argument(
+        "--gpu-memory", type=float, default=None, metavar="GB", help="of one GPU, in place of what is known of it"
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--search", action="store_true", help="rank the layouts of this run")
-    what.add_argument("--scaling", type=numbers, default=None, metavar="N,N", help="more GPUs with as many more sequences; the run is of the first")
-    what.add_argument("--rehearse", action="store_true", help="count operations and bytes in a rehearsed step in place of formulas")
+    what.add_argument(
+        "--scaling",
+        type=numbers,
+        default=None,
+        metavar="N,N",
+        help="more GPUs with as many more sequences; the run is of the first",
+    )
+    what.add_argument(
+        "--rehearse", action="store_true", help="count operations and bytes in a rehearsed step in place of formulas"
+    )
     parser.add_argument("--top", type=int, default=10, metavar="K", help="layouts that are shown")
     parser.add_argument("-o", "--output", default=None, metavar="CURVE.png", help="with --scaling, the picture")
     add_table_form(parser)
@@ -56,7 +73,9 @@ def predict(options) -> None:
     check_gpu(run, options.gpu)
     known = peak_of(options.gpu, "fp16")
     name = known.gpu if known else options.gpu
-    name = name if name in CLUSTERS else re.sub(r"-\d+gb$", "", name)  # such as a V100 of 16 GB, whose memory is as fast
+    name = (
+        name if name in CLUSTERS else re.sub(r"-\d+gb$", "", name)
+    )  # such as a V100 of 16 GB, whose memory is as fast
     if name not in CLUSTERS:
         raise ValueError(f"what joins GPUs of {options.gpu!r} is not known; use one of {', '.join(CLUSTERS)}")
     cluster = CLUSTERS[name]
@@ -75,7 +94,9 @@ def _machine(options, cluster, assumed: list[str]) -> str:
     """``8 a100 (defaults)``: what is predicted of, and which of it was not asked for."""
     if options.scaling:  # which has its own numbers
         return cluster.gpu + (" (default)" if "gpu" in assumed else "")
-    by_default = {"": "", "num_gpus": " (default number)", "gpu": " (default GPU)", "num_gpus gpu": " (defaults)"}[" ".join(assumed)]
+    by_default = {"": "", "num_gpus": " (default number)", "gpu": " (default GPU)", "num_gpus gpu": " (defaults)"}[
+        " ".join(assumed)
+    ]
     return f"{options.num_gpus} {cluster.gpu}{by_default}"
 
 
@@ -98,14 +119,29 @@ def _predict_step(options, run, cluster) -> None:
         found = predict_step(run, options.num_gpus, cluster)
     precision = cluster.precision(run)
     flops = step_flops(run.model, run.train.global_batch_size, recomputation=run.train.recompute_granularity or "none")
-    shares = [utilization(operations, found.seconds, options.num_gpus, precision.tflops) for operations in (flops.model, flops.hardware)]
-    facts = {"seconds": found.seconds, "tokens_per_second": run.train.global_batch_size * run.model.seq_length / found.seconds,
-             "mfu": shares[0], "hfu": shares[1], **_facts(run, cluster, options.num_gpus)}  # fmt: skip
-    rows = [{"spent_on": name.replace("_", " "), "seconds": value, "share": value / found.seconds} for name, value in found._asdict().items()]
+    shares = [
+        utilization(operations, found.seconds, options.num_gpus, precision.tflops)
+        for operations in (flops.model, flops.hardware)
+    ]
+    facts = {
+        "seconds": found.seconds,
+        "tokens_per_second": run.train.global_batch_size * run.model.seq_length / found.seconds,
+        "mfu": shares[0],
+        "hfu": shares[1],
+        **_facts(run, cluster, options.num_gpus),
+    }
+    rows = [
+        {"spent_on": name.replace("_", " "), "seconds": value, "share": value / found.seconds}
+        for name, value in found._asdict().items()
+    ]
     _show(options, {"spent_on": "", "seconds": ".4g", "share": ".1%"}, rows, facts)
     if options.form in ("text", "markdown"):
-        print_text(f"\n{options.machine}, {precision.name}: {found.seconds:.4g} s per step, {facts['tokens_per_second']:,.0f} tokens/s; by the "
-              f"formula mcore MFU {shares[0]:.1%}, HFU {shares[1]:.1%} of {precision.tflops:g} TFLOP/s per GPU; {_HOW_SURE}")  # fmt: skip
+        print_text(
+            f"\n{options.machine}, {precision.name}: {found.seconds:.4g} s per step, "
+            f"{facts['tokens_per_second']:,.0f} tokens/s; by the "
+            f"formula mcore MFU {shares[0]:.1%}, HFU {shares[1]:.1%} of {precision.tflops:g} TFLOP/s per GPU; "
+            f"{_HOW_SURE}"
+        )
 
 
 def _predict_search(options, run, cluster) -> None:
@@ -131,8 +167,10 @@ def _predict_search(options, run, cluster) -> None:
     facts = {"left_out": left_out, **_facts(run, cluster, options.num_gpus)}
     _show(options, columns | {"seconds": ".4g", "tokens_per_second": ",.0f", "memory_gb": ".1f"}, rows, facts)
     if options.form in ("text", "markdown"):
-        print_text(f"\n{counted(len(layouts), 'layout')} with room on {options.machine}, {left_out['out of memory']} without, "
-              f"{left_out['impossible']} impossible; {cluster.precision(run).name}; {_HOW_SURE}")  # fmt: skip
+        print_text(
+            f"\n{counted(len(layouts), 'layout')} with room on {options.machine}, {left_out['out of memory']} without, "
+            f"{left_out['impossible']} impossible; {cluster.precision(run).name}; {_HOW_SURE}"
+        )
 
 
 def _predict_scaling(options, run, cluster) -> None:
@@ -141,12 +179,20 @@ def _predict_scaling(options, run, cluster) -> None:
     if options.output:
         check_output_file(options.output, (".png", ".svg"))
     found = scale(run, options.scaling, cluster)
-    columns = {"num_gpus": ",", "global_batch_size": ",", "seconds": ".4g", "tokens_per_second": ",.0f", "efficiency": ".1%"}
+    columns = {
+        "num_gpus": ",",
+        "global_batch_size": ",",
+        "seconds": ".4g",
+        "tokens_per_second": ",.0f",
+        "efficiency": ".1%",
+    }
     if options.output:
         from megatron_music.profiling.scaling_chart import plot_scaling
 
         speeds = [row.tokens_per_second for row in found]
-        plot_scaling(options.scaling, speeds, options.output, title=f"Predicted scaling of {options.recipe} on {cluster.gpu}")
+        plot_scaling(
+            options.scaling, speeds, options.output, title=f"Predicted scaling of {options.recipe} on {cluster.gpu}"
+        )
     _show(options, columns, [row._asdict() for row in found], _facts(run, cluster, None))
     if options.form in ("text", "markdown"):
         print_text(f"\n{options.machine}, {cluster.precision(run).name}; {_HOW_SURE}")

@@ -49,14 +49,27 @@ def check_run(
         yield Finding(OK, f"{counted(job.num_tasks, 'task')}: {_layout(run, job.num_tasks)}", where)
     per_node = job.tasks_per_node
     if run.parallel.tensor_model_parallel_size > per_node and job.num_nodes > 1:
-        yield Finding(NOTE, f"tensor parallel size {run.parallel.tensor_model_parallel_size} reaches over nodes of {counted(per_node, 'task')}, where "
-                      "every layer waits for the network", where, f"use {per_node} or less, and pipeline stages over nodes")  # fmt: skip
+        yield Finding(
+            NOTE,
+            f"tensor parallel size {run.parallel.tensor_model_parallel_size} reaches over nodes of "
+            f"{counted(per_node, 'task')}, where "
+            "every layer waits for the network",
+            where,
+            f"use {per_node} or less, and pipeline stages over nodes",
+        )
     if not run.train.bf16 and gpu and (known := peak_of(gpu, "fp16")) and known.has_bf16:
-        yield Finding(NOTE, f"train.bf16 is false: {gpu} computes in float32, at a fraction of its speed", where, "add train.bf16=true")
+        yield Finding(
+            NOTE,
+            f"train.bf16 is false: {gpu} computes in float32, at a fraction of its speed",
+            where,
+            "add train.bf16=true",
+        )
     folders = list(_folders(run))
     yield from _data(run, folders, where)
     yield from _checkpoint_paths(run, where, is_kept)
-    yield from check_mounts([*folders, *([Path(run.checkpoint.save)] if run.checkpoint.save and is_kept else [])], where, environment)
+    yield from check_mounts(
+        [*folders, *([Path(run.checkpoint.save)] if run.checkpoint.save and is_kept else [])], where, environment
+    )
     if is_kept:
         yield from _saving(job, run, gpu, where)
     if sound and isinstance(run, RunConfig):
@@ -70,14 +83,21 @@ def check_mounts(paths: Sequence[Path], where: str, environment: Mapping[str, st
     mounted = [Path(mount.split(":")[0]).absolute() for mount in mounts(environment) or [os.getcwd()]]
     for path in paths:
         if not any(path.absolute().is_relative_to(folder) for folder in mounted):
-            yield Finding(WRONG, f"{path} lies below no mount, and the container will not see it", where, "add it to MEGATRON_MUSIC_MOUNTS")
+            yield Finding(
+                WRONG,
+                f"{path} lies below no mount, and the container will not see it",
+                where,
+                "add it to MEGATRON_MUSIC_MOUNTS",
+            )
 
 
 def check_new_folder(name: str, folder: str, where: str) -> Iterator[Finding]:
     """A folder that the job is to write."""
     there = next(path for path in [Path(folder).absolute(), *Path(folder).absolute().parents] if path.exists())
     if not os.access(there, os.W_OK):
-        yield Finding(WRONG, f"{name}={folder} cannot be written: no permission in {there}", where, "choose another folder")
+        yield Finding(
+            WRONG, f"{name}={folder} cannot be written: no permission in {there}", where, "choose another folder"
+        )
 
 
 def mounts(environment: Mapping[str, str]) -> list[str]:
@@ -89,7 +109,8 @@ def _layout(run: Run, world_size: int) -> str:
     parallel = run.parallel
     return (
         f"tensor {parallel.tensor_model_parallel_size} x pipeline {parallel.pipeline_model_parallel_size} x data "
-        f"{parallel.data_parallel_size(world_size)}, {counted(run.num_microbatches(world_size), 'micro batch', 'micro batches')} per step"
+        f"{parallel.data_parallel_size(world_size)}, "
+        f"{counted(run.num_microbatches(world_size), 'micro batch', 'micro batches')} per step"
     )
 
 
@@ -128,7 +149,9 @@ def _data(run: Run, folders: Sequence[Path], where: str) -> Iterator[Finding]:
 def _checkpoint_paths(run: Run, where: str, is_kept: bool) -> Iterator[Finding]:
     save = run.checkpoint.save
     if save is None and is_kept:
-        yield Finding(WRONG, "checkpoint.save is not set: what is trained would be lost", where, "add checkpoint.save=RUN")
+        yield Finding(
+            WRONG, "checkpoint.save is not set: what is trained would be lost", where, "add checkpoint.save=RUN"
+        )
     elif save is not None and is_kept:
         yield from check_new_folder("checkpoint.save", save, where)
     if run.checkpoint.load and not Path(run.checkpoint.load).is_dir():
@@ -140,26 +163,50 @@ def _saving(job: Job, run: Run, gpu: str | None, where: str) -> Iterator[Finding
     if job.seconds is None:
         return
     if job.lead_seconds is None:
-        yield Finding(NOTE, "no --signal: at the time limit the steps since the last checkpoint are lost", str(job.path),
-                      "add #SBATCH --signal=B:USR1@300")  # fmt: skip
+        yield Finding(
+            NOTE,
+            "no --signal: at the time limit the steps since the last checkpoint are lost",
+            str(job.path),
+            "add #SBATCH --signal=B:USR1@300",
+        )
     elif isinstance(run, RunConfig):
         size = _checkpoint_gb(run)
-        yield Finding(NOTE, f"a checkpoint of about {size:.2f} GB must be written within half of the {job.lead_seconds} s after the "
-                      f"signal: {2e3 * size / job.lead_seconds:,.1f} MB/s", str(job.path))  # fmt: skip
+        yield Finding(
+            NOTE,
+            f"a checkpoint of about {size:.2f} GB must be written within half of the {job.lead_seconds} s after the "
+            f"signal: {2e3 * size / job.lead_seconds:,.1f} MB/s",
+            str(job.path),
+        )
     seconds, is_cpu = _step_seconds(run)
     if is_cpu and (gpu or job.gpus_per_node):
-        yield Finding(NOTE, f"the steps in {run.checkpoint.save} were measured on a CPU, so the interval of checkpoints was not compared with "
-                      "the time limit", where, f"after a first run on {gpu or 'a GPU'} it is")  # fmt: skip
+        yield Finding(
+            NOTE,
+            f"the steps in {run.checkpoint.save} were measured on a CPU, so the interval of checkpoints was not "
+            f"compared with "
+            "the time limit",
+            where,
+            f"after a first run on {gpu or 'a GPU'} it is",
+        )
         return
     if seconds is None:
-        yield Finding(NOTE, "the time of a step is not known, so the interval of checkpoints was not compared with the time limit", where,
-                      "after a first run in checkpoint.save it is")  # fmt: skip
+        yield Finding(
+            NOTE,
+            "the time of a step is not known, so the interval of checkpoints was not compared with the time limit",
+            where,
+            "after a first run in checkpoint.save it is",
+        )
         return
     between = seconds * run.checkpoint.save_interval
     left = job.seconds - (job.lead_seconds or 0)
     if run.checkpoint.save_interval and between > left:
-        yield Finding(WRONG, f"{counted(run.checkpoint.save_interval, 'step')} of {seconds:.3g} s from checkpoint to checkpoint: more than the {left} s "
-                      "a start has", where, f"set checkpoint.save_interval={max(1, int(left / seconds / 4))}")  # fmt: skip
+        yield Finding(
+            WRONG,
+            f"{counted(run.checkpoint.save_interval, 'step')} of {seconds:.3g} s from checkpoint to checkpoint: more "
+            f"than the {left} s "
+            "a start has",
+            where,
+            f"set checkpoint.save_interval={max(1, int(left / seconds / 4))}",
+        )
     else:
         yield Finding(OK, f"steps took {seconds:.3g} s; {left / seconds:,.0f} of them in one start", where)
 
@@ -184,17 +231,28 @@ def _memory(job: Job, run: RunConfig, where: str, gpu: str | None, environment: 
     known = peak_of(gpu, "fp16") if gpu else None
     capacity = float(known.memory_gb) if known and known.memory_gb else None
     # NVIDIA's images have Transformer Engine; bare, what this Python has is taken for what the nodes have.
-    has_engine = environment.get("MEGATRON_MUSIC_RUNTIME", "bare") != "bare" or importlib.util.find_spec("transformer_engine") is not None
+    has_engine = (
+        environment.get("MEGATRON_MUSIC_RUNTIME", "bare") != "bare"
+        or importlib.util.find_spec("transformer_engine") is not None
+    )
     stages = estimate_memory(run, job.num_tasks, transformer_engine=has_engine)
     found = fit(stages, capacity)
-    remedy = "raise the parallel sizes, use train.recompute_granularity=selective or full, or the distributed optimizer; see `megatron-music memory`"
+    remedy = (
+        "raise the parallel sizes, use train.recompute_granularity=selective or full, or the distributed optimizer; "
+        "see `megatron-music memory`"
+    )
     if found.fits is None:
         yield Finding(NOTE, found.sentence, where, "name the GPU with --gpu to compare")
     elif found.fits:
         yield Finding(OK, found.sentence, where)
     elif has_engine and max(stage.at_rest for stage in stages) / 1e9 <= (1 - HEADROOM) * capacity:
         # What lives as long as the run fits, and Transformer Engine's activations were never measured here.
-        yield Finding(NOTE, f"{found.sentence}; activations under Transformer Engine are an estimate that was not measured", where, f"if it does not: {remedy}")
+        yield Finding(
+            NOTE,
+            f"{found.sentence}; activations under Transformer Engine are an estimate that was not measured",
+            where,
+            f"if it does not: {remedy}",
+        )
     else:
         yield Finding(WRONG, found.sentence, where, remedy)
     if run.checkpoint.save:

@@ -23,7 +23,9 @@ _GENERATES = {"midi": add_generate_midi, "audio": add_generate_audio}
 Check = Callable[[Job, Sequence[str], str | None, Mapping[str, str]], Iterator[Finding]]
 
 
-def check_arguments(job: Job, arguments: Sequence[str], gpu: str | None, environment: Mapping[str, str]) -> Iterator[Finding]:
+def check_arguments(
+    job: Job, arguments: Sequence[str], gpu: str | None, environment: Mapping[str, str]
+) -> Iterator[Finding]:
     """Findings about what a script will be given.
 
     Of a script that runs no command known here, arguments are read as those of launch/train.sbatch, and a note says so.
@@ -33,7 +35,12 @@ def check_arguments(job: Job, arguments: Sequence[str], gpu: str | None, environ
     if found is None:
         if not arguments:
             return
-        yield Finding(NOTE, f"{job.path.name} runs none of this package's commands: its arguments are read as a recipe, as train.sbatch takes them", where)
+        yield Finding(
+            NOTE,
+            f"{job.path.name} runs none of this package's commands: its arguments are read as a recipe, as "
+            f"train.sbatch takes them",
+            where,
+        )
         found = _train
     elif not arguments and found is not _build_plan:
         return
@@ -58,14 +65,23 @@ def _profile(job, arguments, gpu, environment):
     except ValueError:  # which check_run has named
         return
     if first and int(first[0]) > iterations:
-        yield Finding(WRONG, f"PROFILE_STEPS={window} begins after the last iteration, train.train_iters={iterations}", str(job.path),
-                      f"set train.train_iters={int(first[0]) + 5}, or an earlier PROFILE_STEPS")  # fmt: skip
+        yield Finding(
+            WRONG,
+            f"PROFILE_STEPS={window} begins after the last iteration, train.train_iters={iterations}",
+            str(job.path),
+            f"set train.train_iters={int(first[0]) + 5}, or an earlier PROFILE_STEPS",
+        )
 
 
 def _sweep(job, arguments, gpu, environment):
     where = arguments[0]
     if len(arguments) != 1:
-        yield Finding(WRONG, f"{job.path.name} takes SWEEP alone, and {len(arguments)} arguments are given", str(job.path), "settings are those of the plan")
+        yield Finding(
+            WRONG,
+            f"{job.path.name} takes SWEEP alone, and {len(arguments)} arguments are given",
+            str(job.path),
+            "settings are those of the plan",
+        )
         return
     try:
         sweep = read_sweep(Path(where))
@@ -73,31 +89,56 @@ def _sweep(job, arguments, gpu, environment):
     except (ValueError, OSError) as error:
         yield finding_of(error, where)
         return
-    waiting = [row for row in sweep.rows if not is_done(outcome_of(sweep, row)) and outcome_of(sweep, row).status != IMPOSSIBLE]
+    waiting = [
+        row for row in sweep.rows if not is_done(outcome_of(sweep, row)) and outcome_of(sweep, row).status != IMPOSSIBLE
+    ]
     most = max((row.num_gpus for row in waiting), default=0)
     if most > job.num_tasks:
-        yield Finding(WRONG, f"a row of {where} takes {most} tasks, and the job has {job.num_tasks}", where,
-                      f"submit with --nodes={-(-most // job.tasks_per_node)}")  # fmt: skip
+        yield Finding(
+            WRONG,
+            f"a row of {where} takes {most} tasks, and the job has {job.num_tasks}",
+            where,
+            f"submit with --nodes={-(-most // job.tasks_per_node)}",
+        )
     last = len(sweep.rows) - 1
     if tasks is None:
-        yield Finding(WRONG, "the job is no array, and each task measures one row", str(job.path), f"submit with --array=0-{last}")
+        yield Finding(
+            WRONG, "the job is no array, and each task measures one row", str(job.path), f"submit with --array=0-{last}"
+        )
     elif beyond := sorted(task for task in tasks if task > last):
-        yield Finding(WRONG, f"--array={job.options['array']} has task {beyond[0]}, and {where} has rows 0 to {last}", where, f"submit with --array=0-{last}")
+        yield Finding(
+            WRONG,
+            f"--array={job.options['array']} has task {beyond[0]}, and {where} has rows 0 to {last}",
+            where,
+            f"submit with --array=0-{last}",
+        )
     else:
         left_out = sorted(row.number for row in waiting if row.number not in tasks)
         if left_out:
-            yield Finding(NOTE, f"rows {', '.join(map(str, left_out))} of {where} are not in --array={job.options['array']}", where)
+            yield Finding(
+                NOTE,
+                f"rows {', '.join(map(str, left_out))} of {where} are not in --array={job.options['array']}",
+                where,
+            )
     yield Finding(OK, f"{counted(len(sweep.rows), 'row')}, {len(waiting)} of them to be measured", where)
     yield from check_mounts([Path(where)], where, environment)
 
 
 def _shards(job, arguments, gpu, environment):
     if "array" not in job.options:
-        yield Finding(WRONG, "the job is no array, and each task encodes a part of the shards", str(job.path),
-                      "submit it through launch/build_dataset.sh, or with --array=0-15")  # fmt: skip
+        yield Finding(
+            WRONG,
+            "the job is no array, and each task encodes a part of the shards",
+            str(job.path),
+            "submit it through launch/build_dataset.sh, or with --array=0-15",
+        )
     elif min(job.array_tasks) != 0 or len(job.array_tasks) != max(job.array_tasks) + 1:
-        yield Finding(WRONG, f"--array={job.options['array']} is not counted from 0 in ones, and some shards would have no task", str(job.path),
-                      f"submit with --array=0-{len(job.array_tasks) - 1}")  # fmt: skip
+        yield Finding(
+            WRONG,
+            f"--array={job.options['array']} is not counted from 0 in ones, and some shards would have no task",
+            str(job.path),
+            f"submit with --array=0-{len(job.array_tasks) - 1}",
+        )
     yield from _planned(job, arguments, environment)
 
 
@@ -109,12 +150,22 @@ def _planned(job: Job, arguments: Sequence[str], environment: Mapping[str, str])
     """OUT, a dataset that was planned."""
     where = arguments[0]
     if len(arguments) != 1:
-        yield Finding(WRONG, f"{job.path.name} takes OUT alone, and {len(arguments)} arguments are given", str(job.path), "options are those of the plan")
+        yield Finding(
+            WRONG,
+            f"{job.path.name} takes OUT alone, and {len(arguments)} arguments are given",
+            str(job.path),
+            "options are those of the plan",
+        )
         return
     if (Path(where) / "report.json").is_file():
         yield Finding(NOTE, f"{where} is finished: there is nothing left to build", where)
     elif not (building_folder(where) / PLAN_FILE).is_file():
-        yield Finding(WRONG, f"{where} is not planned", where, "run launch/build_dataset.sh, which plans and submits, or megatron-music build plan")
+        yield Finding(
+            WRONG,
+            f"{where} is not planned",
+            where,
+            "run launch/build_dataset.sh, which plans and submits, or megatron-music build plan",
+        )
     else:
         yield Finding(OK, f"planned in {building_folder(where)}", where)
     yield from check_new_folder("OUT", where, where)
@@ -145,7 +196,12 @@ def _build_plan(job, arguments, gpu, environment):
     """build_dataset.sh, which is no job itself: it plans here and submits two."""
     where = str(job.path)
     if len(arguments) < 3 or not re.fullmatch(r"[1-9]\d*", arguments[0]):
-        yield Finding(WRONG, "JOBS, OUT and at least one SOURCE are taken, JOBS a number", where, "bash launch/build_dataset.sh 16 OUT midi.tar.gz")
+        yield Finding(
+            WRONG,
+            "JOBS, OUT and at least one SOURCE are taken, JOBS a number",
+            where,
+            "bash launch/build_dataset.sh 16 OUT midi.tar.gz",
+        )
         return
     output, *rest = arguments[1:]
     parsed, said = _parsed(add_build_options, [*rest, "-o", output])

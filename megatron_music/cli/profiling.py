@@ -1,4 +1,7 @@
-"""The commands of performance, one function each: what a step costs and how well it uses the machine. Imports when it runs."""
+"""The commands of performance, one function each: what a step costs and how well it uses the machine.
+
+Imports when it runs.
+"""
 
 import json
 from pathlib import Path
@@ -11,15 +14,26 @@ from megatron_music.config.log import print_text
 def add_table_form(parser) -> None:
     form = parser.add_mutually_exclusive_group()
     for name in ("json", "csv", "markdown"):
-        form.add_argument(f"--{name}", dest="form", action="store_const", const=name, default="text", help=f"print {name.upper() if name != 'markdown' else 'a Markdown table'}")
+        form.add_argument(
+            f"--{name}",
+            dest="form",
+            action="store_const",
+            const=name,
+            default="text",
+            help=f"print {name.upper() if name != 'markdown' else 'a Markdown table'}",
+        )
 
 
 def add_memory(parser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a name from `recipes`, or a YAML file")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="section.field=value", help="optional changes to the recipe")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.field=value", help="optional changes to the recipe"
+    )
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="GPUs of the run")
     parser.add_argument("--gpu", default=None, metavar="NAME", help="say whether it fits, e.g. a100 (80 GB)")
-    parser.add_argument("--gpu-memory", type=float, default=None, metavar="GB", help="of one GPU, in place of what is known of it")
+    parser.add_argument(
+        "--gpu-memory", type=float, default=None, metavar="GB", help="of one GPU, in place of what is known of it"
+    )
     add_table_form(parser)
 
 
@@ -45,7 +59,10 @@ def memory(options) -> None:
     answer = fit(stages, capacity)
     if options.form == "json":
         rows = [stage._asdict() | {"total": stage.total} for stage in stages]
-        more = {"host_bytes_of_async_save": host_copy(stages, run, options.num_gpus), "gb_with_transformer_engine": with_engine / 1e9}
+        more = {
+            "host_bytes_of_async_save": host_copy(stages, run, options.num_gpus),
+            "gb_with_transformer_engine": with_engine / 1e9,
+        }
         print(json.dumps({"stages": rows, "num_gpus": options.num_gpus, **answer._asdict(), **more}, indent=1))
         return
     parts = ("weights", "gradients", "optimizer", "activations", "total")
@@ -56,10 +73,16 @@ def memory(options) -> None:
     ]
     print(format_table(columns, rows, options.form))
     if options.form != "csv":
-        print_text(f"\nGB (10^9 bytes) of one rank of each pipeline stage, {counted(options.num_gpus, 'GPU')}; {answer.sentence}")
+        print_text(
+            f"\nGB (10^9 bytes) of one rank of each pipeline stage, {counted(options.num_gpus, 'GPU')}; "
+            f"{answer.sentence}"
+        )
         print_text(checkpoint_memory(stages, run, options.num_gpus))
         if with_engine < max(stage.total for stage in stages):
-            print_text(f"with Transformer Engine's layers, by what their code keeps and not measured: {with_engine / 1e9:.2f} GB")
+            print_text(
+                f"with Transformer Engine's layers, by what their code keeps and not measured: "
+                f"{with_engine / 1e9:.2f} GB"
+            )
 
 
 def capacity_gb(options) -> float | None:
@@ -71,15 +94,26 @@ def capacity_gb(options) -> float | None:
         return None
     found = peak_of(options.gpu, "fp16")
     if found is None:
-        raise ValueError(f"the memory of {options.gpu!r} is not known; use one of {', '.join(PEAKS)}, or --gpu-memory GB")
+        raise ValueError(
+            f"the memory of {options.gpu!r} is not known; use one of {', '.join(PEAKS)}, or --gpu-memory GB"
+        )
     return float(found.memory_gb)
 
 
 def add_compare(parser) -> None:
     for name in ("first", "second"):
-        parser.add_argument(name, metavar="RUN|LOG|SWEEP",
-                            help="a run's folder, a metrics.jsonl or a host's log; or both folders of sweeps")  # fmt: skip
-    parser.add_argument("--warmup", type=int, default=10, metavar="N", help="iterations left out after each start; a sweep's are out already")
+        parser.add_argument(
+            name,
+            metavar="RUN|LOG|SWEEP",
+            help="a run's folder, a metrics.jsonl or a host's log; or both folders of sweeps",
+        )
+    parser.add_argument(
+        "--warmup",
+        type=int,
+        default=10,
+        metavar="N",
+        help="iterations left out after each start; a sweep's are out already",
+    )
     add_table_form(parser)
 
 
@@ -105,8 +139,17 @@ def compare(options) -> None:
         where = {"iteration": losses[0], "share": losses[1]} if losses else None
         print(json.dumps({"step_seconds": found._asdict(), "largest_loss_difference": where}, indent=1))
         return
-    columns = {"quantity": "", "first": ".4g", "second": ".4g", "share": "+.2%", "low": "+.2%", "high": "+.2%", "num_first": "",
-               "num_second": "", "verdict": ""}  # fmt: skip
+    columns = {
+        "quantity": "",
+        "first": ".4g",
+        "second": ".4g",
+        "share": "+.2%",
+        "low": "+.2%",
+        "high": "+.2%",
+        "num_first": "",
+        "num_second": "",
+        "verdict": "",
+    }
     print(format_table(columns, [found._asdict()], options.form))
     if options.form == "csv":
         return
@@ -122,21 +165,35 @@ def _compare_sweeps(options) -> None:
     from megatron_music.reports.tables import format_table
 
     found, left_out = compare_sweeps(*(read_sweep(Path(source)) for source in (options.first, options.second)))
-    rows = [{"gpus": row.num_gpus} | {short_name(name): value for name, value in row.settings.items()} | outcome._asdict()
-            for row, outcome in found]  # fmt: skip
+    rows = [
+        {"gpus": row.num_gpus} | {short_name(name): value for name, value in row.settings.items()} | outcome._asdict()
+        for row, outcome in found
+    ]
     if options.form == "json":
         answer = [{"num_gpus": row.num_gpus, "settings": row.settings, **outcome._asdict()} for row, outcome in found]
         print(json.dumps({"rows": answer, "left_out": left_out}, indent=1))
         return
     names = dict.fromkeys(short_name(name) for row, _ in found for name in row.settings)
-    columns = dict.fromkeys(("gpus", *names), "") | {"first": ".4g", "second": ".4g", "share": "+.2%", "low": "+.2%", "high": "+.2%", "verdict": ""}
+    columns = dict.fromkeys(("gpus", *names), "") | {
+        "first": ".4g",
+        "second": ".4g",
+        "share": "+.2%",
+        "low": "+.2%",
+        "high": "+.2%",
+        "verdict": "",
+    }
     print(format_table(columns, rows, options.form))
     if options.form != "csv":
-        print_text(f"\nseconds of a step, {_noise(CONFIDENCE)}; left out, since measured in one alone or in none: {left_out}")
+        print_text(
+            f"\nseconds of a step, {_noise(CONFIDENCE)}; left out, since measured in one alone or in none: {left_out}"
+        )
 
 
 def _noise(confidence: float) -> str:
-    return f"medians; {confidence:.0%} of redrawn runs lie from low to high: the noise within these two runs, not from day to day"
+    return (
+        f"medians; {confidence:.0%} of redrawn runs lie from low to high: the noise within these two runs, not from "
+        f"day to day"
+    )
 
 
 def check_warmup(options) -> None:

@@ -19,10 +19,14 @@ _HOLDERS, _GPU = 10, "h100"
 
 def add_rehearse(parser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a name from `recipes`, or a YAML file")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="section.field=value", help="optional changes to the recipe")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.field=value", help="optional changes to the recipe"
+    )
     parser.add_argument("--num-gpus", type=int, required=True, metavar="N", help="GPUs of the job")
     parser.add_argument("--gpu", default=_GPU, metavar="NAME", help="which must have room, e.g. h100 (80 GB)")
-    parser.add_argument("--gpu-memory", type=float, default=None, metavar="GB", help="of one GPU, in place of what is known of it")
+    parser.add_argument(
+        "--gpu-memory", type=float, default=None, metavar="GB", help="of one GPU, in place of what is known of it"
+    )
     parser.add_argument(
         "--rank",
         type=int,
@@ -31,10 +35,16 @@ def add_rehearse(parser) -> None:
         metavar="R",
         help="a rank to rehearse; may be repeated (default: one of each role)",
     )
-    parser.add_argument("--every-micro-batch", action="store_true", help="run all of them, not the schedule's steady state twice")
+    parser.add_argument(
+        "--every-micro-batch", action="store_true", help="run all of them, not the schedule's steady state twice"
+    )
     parser.add_argument("--workers", type=int, default=None, help="processes; by default one for each CPU core")
-    parser.add_argument("--html", default=None, metavar="PAGE.html", help="write one self-contained page: time, and memory over time")
-    parser.add_argument("--trace", default=None, metavar="FILE.json", help="write a Chrome trace, for Perfetto or `trace`")
+    parser.add_argument(
+        "--html", default=None, metavar="PAGE.html", help="write one self-contained page: time, and memory over time"
+    )
+    parser.add_argument(
+        "--trace", default=None, metavar="FILE.json", help="write a Chrome trace, for Perfetto or `trace`"
+    )
     add_table_form(parser)
 
 
@@ -109,14 +119,16 @@ def _print_tables(options, job) -> None:
     print(format_table(report.WAIT_COLUMNS, report.wait_rows(busiest), options.form, shorten="where"))
     saving = max((rank.saving for rank in job.ranks), key=lambda saving: saving.written)
     print_text(
-        f"\na save writes at most {saving.written / 1e9:.4g} GB per rank, over {saving.host_of_save / 1e9:.4g} GB of host memory "
+        f"\na save writes at most {saving.written / 1e9:.4g} GB per rank, over {saving.host_of_save / 1e9:.4g} GB of "
+        f"host memory "
         f"({saving.host_of_async_save / 1e9:.4g} GB with checkpoint.async_save=true) and "
         f"{saving.gpu_of_save / 1e9:.4g} GB more of the GPU; "
         f"a resume takes {saving.gpu_of_resume / 1e9:.4g} GB more of the GPU"
     )
     steps = job.ranks[0].num_microbatches
     print_text(
-        f"\n{counted(len(job.ranks), 'rank')} of {job.num_gpus:,}, {counted(steps, 'micro batch', 'micro batches')} per step; "
+        f"\n{counted(len(job.ranks), 'rank')} of {job.num_gpus:,}, {counted(steps, 'micro batch', 'micro batches')} "
+        f"per step; "
         "GB are 10^9 bytes"
     )
     found = report.operations(job)
@@ -127,7 +139,10 @@ def _print_tables(options, job) -> None:
             f"gives {found.formula:.6g}"
         )
     elif found:
-        print_text(f"{found.model:.6g} floating-point operations in a step of all GPUs ({found.hardware:.6g} with what is recomputed)")
+        print_text(
+            f"{found.model:.6g} floating-point operations in a step of all GPUs ({found.hardware:.6g} with what is "
+            f"recomputed)"
+        )
 
 
 def _print_findings(findings) -> None:

@@ -1,7 +1,9 @@
-"""What a job asks of Slurm: the options of its script, of sbatch's environment and of its command line, as Slurm reads them.
+"""What a job asks of Slurm: the options of its script, of sbatch's environment and of its command line, as Slurm reads
+them.
 
-The command line goes before the environment (``SBATCH_...``), and that before the script's ``#SBATCH`` lines, which end at the first
-command. A line may hold several options, quotes and a comment. Of a heterogeneous job the first part counts: srun starts tasks there.
+The command line goes before the environment (``SBATCH_...``), and that before the script's ``#SBATCH`` lines, which end
+at the first command. A line may hold several options, quotes and a comment. Of a heterogeneous job the first part
+counts: srun starts tasks there.
 """
 
 import math
@@ -15,20 +17,86 @@ from megatron_music.config.errors import counted
 from megatron_music.storage.reading import read_text, reason_of
 
 SCRIPT_BYTES = 1 << 20  # of a job script
-_SHORT = {"J": "job-name", "N": "nodes", "n": "ntasks", "c": "cpus-per-task", "t": "time", "p": "partition", "o": "output",
-          "A": "account", "G": "gpus", "a": "array", "d": "dependency", "e": "error", "q": "qos", "C": "constraint", "w": "nodelist",
-          "x": "exclude", "D": "chdir", "M": "clusters", "L": "licenses", "m": "distribution", "b": "begin", "i": "input", "B": "extra-node-info",
-          "F": "nodefile", "S": "core-spec"}  # fmt: skip
-_SHORT_FLAGS = {"H": "hold", "O": "overcommit", "s": "oversubscribe", "W": "wait", "Q": "quiet", "v": "verbose", "k": "no-kill", "h": "help",
-                "V": "version"}  # fmt: skip
+_SHORT = {
+    "J": "job-name",
+    "N": "nodes",
+    "n": "ntasks",
+    "c": "cpus-per-task",
+    "t": "time",
+    "p": "partition",
+    "o": "output",
+    "A": "account",
+    "G": "gpus",
+    "a": "array",
+    "d": "dependency",
+    "e": "error",
+    "q": "qos",
+    "C": "constraint",
+    "w": "nodelist",
+    "x": "exclude",
+    "D": "chdir",
+    "M": "clusters",
+    "L": "licenses",
+    "m": "distribution",
+    "b": "begin",
+    "i": "input",
+    "B": "extra-node-info",
+    "F": "nodefile",
+    "S": "core-spec",
+}
+_SHORT_FLAGS = {
+    "H": "hold",
+    "O": "overcommit",
+    "s": "oversubscribe",
+    "W": "wait",
+    "Q": "quiet",
+    "v": "verbose",
+    "k": "no-kill",
+    "h": "help",
+    "V": "version",
+}
 # Options without a value, or with one behind "=" alone.
-_FLAGS = frozenset((
-    "hold", "overcommit", "oversubscribe", "wait", "quiet", "verbose", "no-kill", "help", "version", "requeue", "no-requeue", "exclusive", "contiguous",
-    "parsable", "ignore-pbs", "spread-job", "use-min-nodes", "reboot", "test-only", "get-user-env", "nice", "propagate", "usage", "disable-stdout-job-summary",
-))  # fmt: skip
-_ENVIRONMENT = {"SBATCH_PARTITION": "partition", "SBATCH_TIMELIMIT": "time", "SBATCH_EXPORT": "export", "SBATCH_GPUS": "gpus",
-                "SBATCH_GPUS_PER_NODE": "gpus-per-node", "SBATCH_GPUS_PER_TASK": "gpus-per-task", "SBATCH_GRES": "gres", "SBATCH_SIGNAL": "signal",
-                "SBATCH_ARRAY_INX": "array", "SBATCH_OPEN_MODE": "open-mode", "SBATCH_REQUEUE": "requeue"}  # fmt: skip
+_FLAGS = frozenset(
+    (
+        "hold",
+        "overcommit",
+        "oversubscribe",
+        "wait",
+        "quiet",
+        "verbose",
+        "no-kill",
+        "help",
+        "version",
+        "requeue",
+        "no-requeue",
+        "exclusive",
+        "contiguous",
+        "parsable",
+        "ignore-pbs",
+        "spread-job",
+        "use-min-nodes",
+        "reboot",
+        "test-only",
+        "get-user-env",
+        "nice",
+        "propagate",
+        "usage",
+        "disable-stdout-job-summary",
+    )
+)
+_ENVIRONMENT = {
+    "SBATCH_PARTITION": "partition",
+    "SBATCH_TIMELIMIT": "time",
+    "SBATCH_EXPORT": "export",
+    "SBATCH_GPUS": "gpus",
+    "SBATCH_GPUS_PER_NODE": "gpus-per-node",
+    "SBATCH_GPUS_PER_TASK": "gpus-per-task",
+    "SBATCH_GRES": "gres",
+    "SBATCH_SIGNAL": "signal",
+    "SBATCH_ARRAY_INX": "array",
+    "SBATCH_OPEN_MODE": "open-mode",
+    "SBATCH_REQUEUE": "requeue",
+}
 _NO_LIMIT = ("unlimited", "infinite", "-1")
 _NUMBERS = ("nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "ntasks-per-gpu", "time", "array")
 _GPU_COUNTS = ("gpus", "gpus-per-node", "gpus-per-task", "gres")
@@ -170,7 +238,10 @@ def read_job(path: Path, command_line: Sequence[str] = (), environment: Mapping[
     try:
         text = read_text(path, SCRIPT_BYTES)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({reason_of(error)}); name an sbatch script; `megatron-music launch -o DIR` copies those of this package") from None
+        raise ValueError(
+            f"{path} cannot be read ({reason_of(error)}); name an sbatch script; `megatron-music launch -o DIR` "
+            f"copies those of this package"
+        ) from None
     options: dict[str, str] = {}
     num_parts = 1
     for words in _directives(text):
@@ -196,11 +267,14 @@ def split_command_line(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def heading(text: str) -> list[str]:
     """The lines before the first command, which alone Slurm reads for options."""
     lines = text.splitlines()
-    return lines[: next((number for number, line in enumerate(lines) if line.strip() and not line.startswith("#")), len(lines))]
+    return lines[
+        : next((number for number, line in enumerate(lines) if line.strip() and not line.startswith("#")), len(lines))
+    ]
 
 
 def seconds_of(time: str) -> int | None:
-    """Slurm's time limits: minutes, minutes:seconds, hours:minutes:seconds, days-hours and so on; None: no limit, which 0 means as well.
+    """Slurm's time limits: minutes, minutes:seconds, hours:minutes:seconds, days-hours and so on; None: no limit, which
+    0 means as well.
 
     Raises:
         ValueError: it is none of these.
@@ -212,7 +286,7 @@ def seconds_of(time: str) -> int | None:
     if len(parts) > 3 or any(part < 0 for part in parts):
         raise ValueError(f"{time} is no time limit of Slurm")
     if dash:
-        hours, minutes, seconds = (parts + [0, 0])[:3]
+        hours, minutes, seconds = ([*parts, 0, 0])[:3]
     elif len(parts) == 3:
         hours, minutes, seconds = parts
     else:

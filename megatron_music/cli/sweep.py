@@ -30,23 +30,56 @@ from megatron_music.storage.writing import no_links
 
 
 def add_sweep(parser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE|SWEEP", help="a name from `recipes`, a YAML file; or a sweep's folder, to go on with it")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="section.field=value", help="of every row; without data.path a GPT is fed random ids")
-    parser.add_argument("-o", "--output", default=None, metavar="SWEEP", help="a folder for the plan and what comes of it")
-    parser.add_argument("--vary", action="append", default=[], type=_field_and_values, metavar="section.field=A,B",
-                        help="a row for each value; repeated: for each combination")  # fmt: skip
-    parser.add_argument("--num-gpus", type=numbers, default=[1], metavar="N,N", help="processes of a row; without GPUs, on the CPU")
-    parser.add_argument("--sequences-per-gpu", type=numbers, default=[], metavar="B,B",
-                        help="for train.global_batch_size: so many for each GPU")  # fmt: skip
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE|SWEEP",
+        help="a name from `recipes`, a YAML file; or a sweep's folder, to go on with it",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="section.field=value",
+        help="of every row; without data.path a GPT is fed random ids",
+    )
+    parser.add_argument(
+        "-o", "--output", default=None, metavar="SWEEP", help="a folder for the plan and what comes of it"
+    )
+    parser.add_argument(
+        "--vary",
+        action="append",
+        default=[],
+        type=_field_and_values,
+        metavar="section.field=A,B",
+        help="a row for each value; repeated: for each combination",
+    )
+    parser.add_argument(
+        "--num-gpus", type=numbers, default=[1], metavar="N,N", help="processes of a row; without GPUs, on the CPU"
+    )
+    parser.add_argument(
+        "--sequences-per-gpu",
+        type=numbers,
+        default=[],
+        metavar="B,B",
+        help="for train.global_batch_size: so many for each GPU",
+    )
     parser.add_argument("--steps", type=int, default=10, metavar="N", help="measured, of each row")
     parser.add_argument("--warmup", type=int, default=3, metavar="N", help="steps before them")
     parser.add_argument("--time-limit", type=float, default=600, metavar="SECONDS", help="of a row")
-    parser.add_argument("--gpu", default=None, metavar="NAME", help="by whose peak the shares are; by default the one measured on")
-    parser.add_argument("--peak", type=float, default=None, metavar="TFLOPS", help="of one GPU, dense, in place of what is known of it")
+    parser.add_argument(
+        "--gpu", default=None, metavar="NAME", help="by whose peak the shares are; by default the one measured on"
+    )
+    parser.add_argument(
+        "--peak", type=float, default=None, metavar="TFLOPS", help="of one GPU, dense, in place of what is known of it"
+    )
     parser.add_argument("--plot", default=None, metavar="SWEEP.png", help="draw what was measured")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--plan", action="store_true", help="write the plan and measure nothing: for launch/benchmark_sweep.sbatch")
-    what.add_argument("--row", type=int, default=None, metavar="K", help="measure this one here, as one process of its launcher")
+    what.add_argument(
+        "--plan", action="store_true", help="write the plan and measure nothing: for launch/benchmark_sweep.sbatch"
+    )
+    what.add_argument(
+        "--row", type=int, default=None, metavar="K", help="measure this one here, as one process of its launcher"
+    )
     what.add_argument("--report", action="store_true", help="measure nothing: show what came of a sweep so far")
     add_table_form(parser)
 
@@ -83,7 +116,9 @@ def sweep(options) -> int:
     if options.row is not None:
         return _measure_row(planned, options.row)
     if "RANK" in os.environ:
-        raise ValueError("sweep starts the processes of each row itself; start it once, without torchrun or srun, or with --row K")
+        raise ValueError(
+            "sweep starts the processes of each row itself; start it once, without torchrun or srun, or with --row K"
+        )
     if options.plan:
         _tell_plan(planned)
         return OK
@@ -108,7 +143,10 @@ def _planned(options):
         if not (folder / PLAN).is_file():
             raise ValueError(f"{options.recipe} is no sweep's folder; give one, or a recipe and -o SWEEP")
         if options.overrides or options.vary or options.plan:
-            raise ValueError(f"{folder} is planned already, and its settings stay; plan others in another folder: RECIPE ... -o OTHER")
+            raise ValueError(
+                f"{folder} is planned already, and its settings stay; plan others in another folder: RECIPE ... -o "
+                f"OTHER"
+            )
         return read_sweep(folder)
     if options.row is not None or options.report:
         raise ValueError(f"--row and --report are of a planned sweep; give its folder alone: sweep {options.output}")
@@ -133,9 +171,13 @@ def _planned(options):
 def _tell_plan(planned) -> None:
     impossible = sum(row.impossible is not None for row in planned.rows)
     most = max(row.num_gpus for row in planned.rows)
-    print_text(f"{counted(len(planned.rows), 'row')} in {planned.folder}, {impossible} of them impossible; on one machine: "
-          f"{command_line('sweep', planned.folder)}\non a cluster, with at least {counted(most, 'task')} in a job: sbatch --array=0-{len(planned.rows) - 1} "
-          f"launch/benchmark_sweep.sbatch {shlex.quote(str(planned.folder))}" + ("" if Path("launch").is_dir() else "\nmegatron-music launch -o . copies the job scripts here"))  # fmt: skip
+    print_text(
+        f"{counted(len(planned.rows), 'row')} in {planned.folder}, {impossible} of them impossible; on one machine: "
+        f"{command_line('sweep', planned.folder)}\non a cluster, with at least {counted(most, 'task')} in a job: "
+        f"sbatch --array=0-{len(planned.rows) - 1} "
+        f"launch/benchmark_sweep.sbatch {shlex.quote(str(planned.folder))}"
+        + ("" if Path("launch").is_dir() else "\nmegatron-music launch -o . copies the job scripts here")
+    )
 
 
 def _measure_row(planned, number: int) -> int:
@@ -151,14 +193,17 @@ def _measure_row(planned, number: int) -> int:
     )
 
     if not 0 <= number < len(planned.rows):
-        raise ValueError(f"--row is {number}, and {planned.folder} has rows 0 to {len(planned.rows) - 1}; use one of them")
+        raise ValueError(
+            f"--row is {number}, and {planned.folder} has rows 0 to {len(planned.rows) - 1}; use one of them"
+        )
     row = planned.rows[number]
     if is_done(outcome_of(planned, row)):
         return OK
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if size < row.num_gpus:
         raise ValueError(
-            f"row {number} is of {counted(row.num_gpus, 'process', 'processes')}, and the launcher started {size}; start as many, or give `sweep {planned.folder}` alone"
+            f"row {number} is of {counted(row.num_gpus, 'process', 'processes')}, and the launcher started {size}; "
+            f"start as many, or give `sweep {planned.folder}` alone"
         )
     if rank >= row.num_gpus:
         return OK
@@ -197,7 +242,10 @@ def _measure_all(planned, time_limit: float) -> None:
     """Every row that is not done yet, one after another, each under a launcher of its own."""
     from megatron_music.profiling.sweep import is_done, outcome_of
 
-    busy = f"{planned.folder} is being measured by another process{{owner}}; wait for it, or give --report to see its rows so far"
+    busy = (
+        f"{planned.folder} is being measured by another process{{owner}}; wait for it, or give --report to see its "
+        f"rows so far"
+    )
     with hold(planned.folder / LOCK, busy):
         waiting = [row for row in planned.rows if not is_done(outcome_of(planned, row))]
         if waiting:
@@ -220,15 +268,28 @@ def _launch(planned, row, time_limit: float) -> None:
         write_outcome,
     )
 
-    launcher = [] if row.num_gpus == 1 else ["torch.distributed.run", "--standalone", f"--nproc_per_node={row.num_gpus}", "-m"]
-    command = [sys.executable, "-m", *launcher, "megatron_music", "sweep", str(planned.folder), "--row", str(row.number)]
+    launcher = (
+        [] if row.num_gpus == 1 else ["torch.distributed.run", "--standalone", f"--nproc_per_node={row.num_gpus}", "-m"]
+    )
+    command = [
+        sys.executable,
+        "-m",
+        *launcher,
+        "megatron_music",
+        "sweep",
+        str(planned.folder),
+        "--row",
+        str(row.number),
+    ]
     log = planned.path(row, "log")
     planned.path(row, "json").unlink(missing_ok=True)  # of a failure before
     with open(log, "w", encoding="utf-8", opener=no_links) as file:
         try:
             status = run_to_end(command, file, time_limit)
         except subprocess.TimeoutExpired:
-            write_outcome(planned, row, Outcome(NOT_MEASURED, f"no end within {time_limit:g} s; raise --time-limit, or see {log}"))
+            write_outcome(
+                planned, row, Outcome(NOT_MEASURED, f"no end within {time_limit:g} s; raise --time-limit, or see {log}")
+            )
             return
     if outcome_of(planned, row).status == WAITING:
         write_outcome(planned, row, Outcome(NOT_MEASURED, f"{_how_it_ended(status, log)}; see {log}"))
@@ -253,36 +314,80 @@ def _show(options, planned, figures: list) -> None:
 
     scaled = scaling(figures)
     if options.form == "json":
-        print(json.dumps({"rows": [row._asdict() for row in figures], "scaling": [row._asdict() for row in scaled]}, indent=1))
+        print(
+            json.dumps(
+                {"rows": [row._asdict() for row in figures], "scaling": [row._asdict() for row in scaled]}, indent=1
+            )
+        )
         return
     names = list(dict.fromkeys(name for row in figures for name in row.settings))
     columns = {"row": "", "gpus": ""} | {short_name(name): "" for name in names}
-    columns |= {"seconds": ".4g", "tokens_per_second": ",.0f", "memory_gb": ".2f", "estimated_gb": ".2f", "TFLOP/s": ".3g", "MFU": ".1%",
-                "HFU": ".1%", "eq3 TFLOP/s": ".3g", "eq3": ".1%", "gpu_busy": ".0%", "watts": ".0f", "": ""}  # fmt: skip
+    columns |= {
+        "seconds": ".4g",
+        "tokens_per_second": ",.0f",
+        "memory_gb": ".2f",
+        "estimated_gb": ".2f",
+        "TFLOP/s": ".3g",
+        "MFU": ".1%",
+        "HFU": ".1%",
+        "eq3 TFLOP/s": ".3g",
+        "eq3": ".1%",
+        "gpu_busy": ".0%",
+        "watts": ".0f",
+        "": "",
+    }
     rows = [
         {short_name(name): value for name, value in row.settings.items()}
-        | {"row": row.row, "gpus": row.num_gpus, "seconds": row.seconds, "tokens_per_second": row.tokens_per_second,
-           "memory_gb": row.memory_gb, "estimated_gb": row.estimated_gb, "TFLOP/s": row.tflops, "MFU": row.mfu, "HFU": row.hfu,
-           "eq3 TFLOP/s": row.eq3_tflops, "eq3": row.eq3_share, "gpu_busy": row.gpu_utilization, "watts": row.power_w,
-           "": "best" if row.is_best else row.status if row.reason else ""}
+        | {
+            "row": row.row,
+            "gpus": row.num_gpus,
+            "seconds": row.seconds,
+            "tokens_per_second": row.tokens_per_second,
+            "memory_gb": row.memory_gb,
+            "estimated_gb": row.estimated_gb,
+            "TFLOP/s": row.tflops,
+            "MFU": row.mfu,
+            "HFU": row.hfu,
+            "eq3 TFLOP/s": row.eq3_tflops,
+            "eq3": row.eq3_share,
+            "gpu_busy": row.gpu_utilization,
+            "watts": row.power_w,
+            "": "best" if row.is_best else row.status if row.reason else "",
+        }
         for row in figures
-    ]  # fmt: skip
-    used = {key: how for key, how in columns.items() if options.form == "csv" or not key or any(row.get(key) is not None for row in rows)}
+    ]
+    used = {
+        key: how
+        for key, how in columns.items()
+        if options.form == "csv" or not key or any(row.get(key) is not None for row in rows)
+    }
     print(format_table(used, rows, options.form))
     if options.form == "csv":
         return
     _tell_reasons(figures)
     if scaled:
-        heads = {"what": "", "precision": "", "sequences_per_gpu": ",g", "num_gpus": ",", "tokens_per_second": ",.0f", "efficiency": ".1%", "row": ""}
+        heads = {
+            "what": "",
+            "precision": "",
+            "sequences_per_gpu": ",g",
+            "num_gpus": ",",
+            "tokens_per_second": ",.0f",
+            "efficiency": ".1%",
+            "row": "",
+        }
         heads = {key: how for key, how in heads.items() if any(getattr(row, key) != "" for row in scaled)}
         print("\n" + format_table(heads, [row._asdict() for row in scaled], options.form))
     devices = sorted({row.device for row in figures if row.device})
     if not devices:
         return
     where = f"on {' and '.join(devices)}" + (", where each process counts as a GPU" if devices == ["CPU"] else "")
-    print_text(f"\n{planned.name}; medians of {counted(planned.steps, 'step')} {where}; best: the most TFLOP/s per GPU by the formula "
-          "mcore (of flow models: flow); eq3: equation 3 of arXiv:2104.04473, which counts full recomputation whatever was done"
-          + ("; MFU and HFU are shares of the peak in each row's precision" if any(row.mfu for row in figures) else ""))  # fmt: skip
+    print_text(
+        f"\n{planned.name}; medians of {counted(planned.steps, 'step')} {where}; best: the most TFLOP/s per GPU by "
+        f"the formula "
+        "mcore (of flow models: flow); eq3: equation 3 of arXiv:2104.04473, which counts full recomputation whatever "
+        "was done"
+        + ("; MFU and HFU are shares of the peak in each row's precision" if any(row.mfu for row in figures) else "")
+    )
 
 
 def _tell_reasons(figures: list) -> None:

@@ -10,7 +10,12 @@ from megatron_music.config.log import print_text
 
 
 def add_trace(parser) -> None:
-    parser.add_argument("files", nargs="+", metavar="FILE", help="torch.profiler's Chrome trace (.json, .json.gz) or nsys's .sqlite; one a rank")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="torch.profiler's Chrome trace (.json, .json.gz) or nsys's .sqlite; one a rank",
+    )
     parser.add_argument("--html", default=None, metavar="PAGE.html", help="write one self-contained page")
     add_table_form(parser)
 
@@ -45,7 +50,12 @@ def trace(options) -> None:
     if options.form == "csv":
         return
     if ranges:
-        print("\n" + format_table({"range": "", "times": "", "seconds": ".4g", "skew": ".1%"}, ranges, options.form, shorten="range"))
+        print(
+            "\n"
+            + format_table(
+                {"range": "", "times": "", "seconds": ".4g", "skew": ".1%"}, ranges, options.form, shorten="range"
+            )
+        )
     print("\n" + format_table({"kernel": "", "kind": "", "seconds": ".4g"}, kernels, options.form, shorten="kernel"))
     for note in _notes(timelines):
         print_text(f"\n{note}")
@@ -57,8 +67,11 @@ def _notes(timelines) -> list[str]:
     if any(timeline.device == "CPU" for timeline in timelines):
         notes.append("no GPU in the trace: the innermost operators on the CPU stand in for kernels")
     if graphs := sum(timeline.num_graphs for timeline in timelines):
-        notes.append(f"CUDA graphs traced as a whole, which count as other: {graphs}; `nsys profile --cuda-graph-trace=node` shows "
-                     "their kernels")  # fmt: skip
+        notes.append(
+            f"CUDA graphs traced as a whole, which count as other: {graphs}; `nsys profile --cuda-graph-trace=node` "
+            f"shows "
+            "their kernels"
+        )
     if left_out := sum(timeline.num_left_out for timeline in timelines):
         notes.append(f"left out, without a name, a start or a length: {counted(left_out, 'event')}")
     return notes

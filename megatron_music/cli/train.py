@@ -32,7 +32,8 @@ def train(options) -> int:
     run = load_run(options.recipe, options.overrides)
     if options.profile_steps and options.profile_steps[0] > run.train.train_iters:
         raise ValueError(
-            f"--profile-steps begins at iteration {options.profile_steps[0]}, and train.train_iters is {run.train.train_iters}; use a window "
+            f"--profile-steps begins at iteration {options.profile_steps[0]}, and train.train_iters is "
+            f"{run.train.train_iters}; use a window "
             "within it, or more iterations"
         )
     announce(LOADING)
@@ -43,5 +44,7 @@ def train(options) -> int:
     except KeyboardInterrupt:  # before the first step, or a second signal: else the loop ends the step and saves
         if run.checkpoint.save is None:
             raise
-        logger.warning(f"stopped before a checkpoint was saved; the same command goes on from what {run.checkpoint.save} holds")
+        logger.warning(
+            f"stopped before a checkpoint was saved; the same command goes on from what {run.checkpoint.save} holds"
+        )
         return REQUEUE

@@ -11,13 +11,35 @@ from megatron_music.config.sections import Run
 
 # Compute capabilities, from https://developer.nvidia.com/cuda-gpus and its page of legacy GPUs.
 COMPUTE_CAPABILITY = {
-    "K80": (3, 7), "M60": (5, 2), "P100": (6, 0), "P40": (6, 1), "P4": (6, 1),
-    "V100": (7, 0), "V100S": (7, 0), "T4": (7, 5), "RTX 6000": (7, 5), "RTX 8000": (7, 5),
-    "A100": (8, 0), "A30": (8, 0), "A800": (8, 0), "A10": (8, 6), "A10G": (8, 6), "A16": (8, 6), "A40": (8, 6),
-    "L4": (8, 9), "L40": (8, 9), "L40S": (8, 9),
-    "H100": (9, 0), "H200": (9, 0), "H800": (9, 0), "GH200": (9, 0),
-    "B200": (10, 0), "GB200": (10, 0), "B300": (10, 3), "GB300": (10, 3),
-}  # fmt: skip
+    "K80": (3, 7),
+    "M60": (5, 2),
+    "P100": (6, 0),
+    "P40": (6, 1),
+    "P4": (6, 1),
+    "V100": (7, 0),
+    "V100S": (7, 0),
+    "T4": (7, 5),
+    "RTX 6000": (7, 5),
+    "RTX 8000": (7, 5),
+    "A100": (8, 0),
+    "A30": (8, 0),
+    "A800": (8, 0),
+    "A10": (8, 6),
+    "A10G": (8, 6),
+    "A16": (8, 6),
+    "A40": (8, 6),
+    "L4": (8, 9),
+    "L40": (8, 9),
+    "L40S": (8, 9),
+    "H100": (9, 0),
+    "H200": (9, 0),
+    "H800": (9, 0),
+    "GH200": (9, 0),
+    "B200": (10, 0),
+    "GB200": (10, 0),
+    "B300": (10, 3),
+    "GB300": (10, 3),
+}
 BF16_CAPABILITY = (8, 0)
 
 
@@ -51,7 +73,8 @@ def check_flow_run(config: Run) -> None:
         _check_divides(name, value, parallel.tensor_model_parallel_size)
     refuse_unless(
         parallel.context_parallel_size == 1,
-        f"parallel.context_parallel_size is {parallel.context_parallel_size}, which model.kind={config.model.kind} does not "
+        f"parallel.context_parallel_size is {parallel.context_parallel_size}, which model.kind={config.model.kind} "
+        f"does not "
         "have; set parallel.context_parallel_size=1",
     )
     _check_layers(config)
@@ -83,7 +106,8 @@ def check_world_size(config: Run, world_size: int) -> None:
         sizes, names = f"{sizes} x {parallel.context_parallel_size}", "tensor x pipeline x context"
     refuse_unless(
         world_size % model_size == 0,
-        f"{counted(world_size, 'process', 'processes')} cannot be divided by {names} parallel size {sizes}; start a multiple of {model_size} "
+        f"{counted(world_size, 'process', 'processes')} cannot be divided by {names} parallel size {sizes}; start a "
+        f"multiple of {model_size} "
         f"processes, such as torchrun --nproc_per_node {model_size}",
     )
     data_size = parallel.data_parallel_size(world_size)
@@ -99,7 +123,8 @@ def check_world_size(config: Run, world_size: int) -> None:
         num_microbatches, stages = config.num_microbatches(world_size), parallel.pipeline_model_parallel_size
         refuse_unless(
             num_microbatches % stages == 0,
-            f"train.global_batch_size {train.global_batch_size} is {num_microbatches} micro batches for each process, no "
+            f"train.global_batch_size {train.global_batch_size} is {num_microbatches} micro batches for each process, "
+            f"no "
             f"multiple of parallel.pipeline_model_parallel_size {stages}, as "
             "parallel.virtual_pipeline_model_parallel_size needs; set train.global_batch_size to a multiple of "
             f"{portion * stages}",
@@ -152,7 +177,8 @@ def _check_data(config: Run) -> None:
     )
     refuse_unless(
         not (config.data.reset_attention_mask and config.parallel.context_parallel_size > 1),
-        f"data.reset_attention_mask is true with parallel.context_parallel_size {config.parallel.context_parallel_size}, "
+        f"data.reset_attention_mask is true with parallel.context_parallel_size "
+        f"{config.parallel.context_parallel_size}, "
         "whose attention takes no mask; set data.reset_attention_mask=false or parallel.context_parallel_size=1",
     )
 
@@ -172,13 +198,17 @@ def _check_sizes(config: Run) -> None:
 def _check_divides(name: str, value: int, tensor: int) -> None:
     refuse_unless(
         value % tensor == 0,
-        f"{name} {value} is not divisible by parallel.tensor_model_parallel_size {tensor}; use one of {divisors(value)}",
+        f"{name} {value} is not divisible by parallel.tensor_model_parallel_size {tensor}; use one of "
+        f"{divisors(value)}",
     )
 
 
 def _check_layers(config: Run) -> None:
     model = config.model
-    pipeline, virtual = config.parallel.pipeline_model_parallel_size, config.parallel.virtual_pipeline_model_parallel_size
+    pipeline, virtual = (
+        config.parallel.pipeline_model_parallel_size,
+        config.parallel.virtual_pipeline_model_parallel_size,
+    )
     refuse_unless(
         model.num_layers % pipeline == 0,
         f"model.num_layers {model.num_layers} is not divisible by parallel.pipeline_model_parallel_size {pipeline}; "
@@ -187,7 +217,8 @@ def _check_layers(config: Run) -> None:
     layers = model.num_layers // pipeline
     refuse_unless(
         virtual is None or layers % virtual == 0,
-        f"a pipeline stage's {counted(layers, 'layer')} cannot be divided by parallel.virtual_pipeline_model_parallel_size {virtual}; "
+        f"a pipeline stage's {counted(layers, 'layer')} cannot be divided by "
+        f"parallel.virtual_pipeline_model_parallel_size {virtual}; "
         f"use one of {divisors(layers)}, or a model.num_layers that is divisible by {pipeline} x {virtual}",
     )
 
@@ -201,12 +232,14 @@ def _check_sequence(config: Run) -> None:
         f"parallel.sequence_parallel needs; use a multiple of {tensor} or parallel.sequence_parallel=false",
     )
     if context > 1:
-        # Every process takes one part from the front and one from the back, so that causal attention costs all the same.
+        # Every process takes one part from the front and one from the back, so that causal attention costs all the
+        # same.
         part = 2 * context * (tensor if parallel.sequence_parallel else 1)
         refuse_unless(
             length % part == 0,
             f"model.seq_length {length} does not divide into the 2 x {context} parts of parallel.context_parallel_size "
-            f"{context}{f' on {tensor} sequence-parallel processes' if parallel.sequence_parallel else ''}; use a multiple of "
+            f"{context}{f' on {tensor} sequence-parallel processes' if parallel.sequence_parallel else ''}; use a "
+            f"multiple of "
             f"{part}",
         )
 
@@ -215,12 +248,15 @@ def _check_attention_backend(config: Run) -> None:
     backend, context = config.model.attention_backend, config.parallel.context_parallel_size
     refuse_unless(
         backend in ("auto", "local") or not config.data.reset_attention_mask,
-        f"model.attention_backend is {backend}, a kernel of Transformer Engine, and data.reset_attention_mask is true, whose "
-        "masks Transformer Engine's causal attention ignores; set model.attention_backend=auto or data.reset_attention_mask=false",
+        f"model.attention_backend is {backend}, a kernel of Transformer Engine, and data.reset_attention_mask is "
+        f"true, whose "
+        "masks Transformer Engine's causal attention ignores; set model.attention_backend=auto or "
+        "data.reset_attention_mask=false",
     )
     refuse_unless(
         backend != "local" or context == 1,
-        f"model.attention_backend is local and parallel.context_parallel_size is {context}, which needs Transformer Engine's "
+        f"model.attention_backend is local and parallel.context_parallel_size is {context}, which needs Transformer "
+        f"Engine's "
         "attention; set model.attention_backend=auto or parallel.context_parallel_size=1",
     )
 
@@ -237,6 +273,7 @@ def _check_recompute(config: Run) -> None:
     layers = config.model.num_layers // config.parallel.num_model_chunks
     refuse_unless(
         config.train.recompute_num_layers is None or config.train.recompute_num_layers <= layers,
-        f"train.recompute_num_layers {config.train.recompute_num_layers} is more than one part of the model has ({counted(layers, 'layer')}"
+        f"train.recompute_num_layers {config.train.recompute_num_layers} is more than one part of the model has "
+        f"({counted(layers, 'layer')}"
         f"); use 1 to {layers}",
     )

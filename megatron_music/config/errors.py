@@ -8,7 +8,8 @@ from collections.abc import Sequence
 REQUEUE = 75  # exit status: stopped, and the same command goes on; EX_TEMPFAIL of sysexits.h
 
 _LOST = re.compile(
-    r"connection (was )?(closed|reset|refused)|broken pipe|socket timeout|timed? ?out waiting|remote process (exited|has)|"
+    r"connection (was )?(closed|reset|refused)|broken pipe|socket timeout|timed? ?out waiting|remote process "
+    r"(exited|has)|"
     r"ncclRemoteError|ncclSystemError",
     re.IGNORECASE,
 )
@@ -23,7 +24,9 @@ class LostProcessError(RuntimeError):
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Whether torch.distributed says that another process has ended: it has no type for it that all its backends raise."""
+    """Whether torch.distributed says that another process has ended: it has no type for it that all its
+    backends raise.
+    """
     if isinstance(error, LostProcessError) or type(error).__name__ in ("DistNetworkError", "DistStoreError"):
         return True
     return isinstance(error, RuntimeError | OSError) and bool(_LOST.search(str(error)))

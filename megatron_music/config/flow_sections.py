@@ -42,11 +42,13 @@ class FlowModelConfig:
     """The model. A field left out comes from ``size``; the last four are of the data, and a run takes theirs."""
 
     kind: str = setting(
-        "dit", "text2muq (stage 1: words to an embedding of music) or dit (stage 2: words and embedding to latents of audio)"
+        "dit",
+        "text2muq (stage 1: words to an embedding of music) or dit (stage 2: words and embedding to latents of audio)",
     )
     size: str = setting("tiny", f"a named shape of this kind ({SIZE_NAMES})")
     conditions: str = setting(
-        "music", "of a dit: music (words, an embedding of music, seconds) or stable-audio (words and seconds, as published)"
+        "music",
+        "of a dit: music (words, an embedding of music, seconds) or stable-audio (words and seconds, as published)",
     )
     global_conditioning: str = setting(
         "prepend", "of a dit: prepend (a position before the latents) or adaln (adaptive norms)"
@@ -58,7 +60,9 @@ class FlowModelConfig:
     text_size: int | None = setting(
         None, "width of a word's state, as the text encoder gives it; if omitted: that of the data", at_most=WIDE
     )
-    embedding_size: int | None = setting(None, "width of an embedding of music; if omitted: that of the data", at_most=WIDE)
+    embedding_size: int | None = setting(
+        None, "width of an embedding of music; if omitted: that of the data", at_most=WIDE
+    )
     latent_channels: int | None = setting(None, "channels of the latents; if omitted: those of the data", at_most=WIDE)
     latent_length: int | None = setting(None, "latent frames of a sample; if omitted: those of the data", at_most=2**24)
 
@@ -93,7 +97,8 @@ class FlowModelConfig:
         modulations = MODULATIONS * self.hidden_size
         refuse_unless(
             not self.shape.is_modulated or modulations % self.shape.context_size == 0,
-            f"model.global_conditioning=adaln needs a context that divides {MODULATIONS} x model.hidden_size, and model.size "
+            f"model.global_conditioning=adaln needs a context that divides {MODULATIONS} x model.hidden_size, and "
+            f"model.size "
             f"{self.size} has one of {self.shape.context_size}; use a model.hidden_size that is a multiple of it",
         )
 
@@ -124,7 +129,9 @@ class FlowConfig:
     """The objective, and the random choices of training."""
 
     objective: str = setting(
-        "flow", "flow (velocity from noise to data), v (as Stable Audio Open 1.0), or regression (the data at once, to compare with)"
+        "flow",
+        "flow (velocity from noise to data), v (as Stable Audio Open 1.0), or regression (the data at once, to "
+        "compare with)",
     )
     sigma: str = setting(
         "uniform", "noise levels drawn in training: uniform, or logit_normal, mostly in the middle of the path"
@@ -145,7 +152,6 @@ class FlowConfig:
             value = getattr(self, name)
             refuse_unless(0 <= value <= 1, f"flow.{name} is {value}; use a share from 0 to 1")
         refuse_unless(
-            0 <= self.ema_decay < 1, f"flow.ema_decay is {self.ema_decay}; use 0 (no average) up to, not with, 1, such as 0.999"
+            0 <= self.ema_decay < 1,
+            f"flow.ema_decay is {self.ema_decay}; use 0 (no average) up to, not with, 1, such as 0.999",
         )
-
-

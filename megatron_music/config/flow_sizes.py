@@ -14,8 +14,9 @@ MODULATIONS = 6  # scale, shift and gate, of self-attention and of the feed-forw
 class DiTSize:
     """The shape of a diffusion transformer like that of Stable Audio Open 1.0.
 
-    Its layers are self-attention, attention to the context with fewer heads for keys and values, and a gated feed-forward
-    layer. Attention has no biases, the feed-forward layer has; half of each head is rotated by its position.
+    Its layers are self-attention, attention to the context with fewer heads for keys and values, and a gated
+    feed-forward layer. Attention has no biases, the feed-forward layer has; half of each head is rotated by its
+    position.
     """
 
     num_layers: int
@@ -28,8 +29,8 @@ class DiTSize:
     context_size: int  # ... and as the layers attend to it
     global_size: int  # of the one vector of a sample
     time_features: int  # random frequencies, and as many sines as cosines
-    # How sigma and the global vector are heard. prepend: as a position before the latents. adaln: they scale, shift and gate what
-    # self-attention and the feed-forward layer do, as in later versions of stable-audio-tools.
+    # How sigma and the global vector are heard. prepend: as a position before the latents. adaln: they scale, shift and
+    # gate what self-attention and the feed-forward layer do, as in later versions of stable-audio-tools.
     global_conditioning: str = "prepend"
 
     has_self_attention: ClassVar[bool] = True
@@ -117,40 +118,87 @@ def num_tokens(size: FlowSize, words: int, *, hears_music: bool) -> int:
 DIT_SIZES: dict[str, DiTSize] = {
     # For tests: heads of 16, of which two layers and two groups can be split over two processes.
     "tiny": DiTSize(
-        num_layers=2, hidden_size=64, num_attention_heads=4, ffn_hidden_size=256, latent_channels=8, latent_length=16,
-        context_input_size=24, context_size=32, global_size=48, time_features=16,
+        num_layers=2,
+        hidden_size=64,
+        num_attention_heads=4,
+        ffn_hidden_size=256,
+        latent_channels=8,
+        latent_length=16,
+        context_input_size=24,
+        context_size=32,
+        global_size=48,
+        time_features=16,
     ),
     # For `make demo-audio`: minutes on two CPU cores.
     "demo": DiTSize(
-        num_layers=4, hidden_size=192, num_attention_heads=3, ffn_hidden_size=512, latent_channels=64, latent_length=128,
-        context_input_size=64, context_size=64, global_size=128, time_features=64,
+        num_layers=4,
+        hidden_size=192,
+        num_attention_heads=3,
+        ffn_hidden_size=512,
+        latent_channels=64,
+        latent_length=128,
+        context_input_size=64,
+        context_size=64,
+        global_size=128,
+        time_features=64,
     ),
     # The DiT of Stable Audio Open 1.0 (Evans et al. 2024, arXiv:2407.14358): 1,056,939,136 parameters, 47.55 s of 64
     # channels at 21.53 frames a second, T5's words of 768 and two embeddings of seconds.
     "stable-audio-open": DiTSize(
-        num_layers=24, hidden_size=1536, num_attention_heads=24, ffn_hidden_size=6144, latent_channels=64,
-        latent_length=1024, context_input_size=768, context_size=768, global_size=1536, time_features=256,
+        num_layers=24,
+        hidden_size=1536,
+        num_attention_heads=24,
+        ffn_hidden_size=6144,
+        latent_channels=64,
+        latent_length=1024,
+        context_input_size=768,
+        context_size=768,
+        global_size=1536,
+        time_features=256,
     ),
-}  # fmt: skip
+}
 
 TEXT2MUQ_SIZES: dict[str, Text2MuQSize] = {
     "tiny": Text2MuQSize(
-        num_layers=2, hidden_size=64, num_attention_heads=4, ffn_hidden_size=256, embedding_size=12, context_size=24,
+        num_layers=2,
+        hidden_size=64,
+        num_attention_heads=4,
+        ffn_hidden_size=256,
+        embedding_size=12,
+        context_size=24,
         time_features=16,
     ),
     # For `make demo-audio`.
     "demo": Text2MuQSize(
-        num_layers=3, hidden_size=512, num_attention_heads=8, ffn_hidden_size=1024, embedding_size=512, context_size=64,
-        time_features=64, has_self_attention=False,
+        num_layers=3,
+        hidden_size=512,
+        num_attention_heads=8,
+        ffn_hidden_size=1024,
+        embedding_size=512,
+        context_size=64,
+        time_features=64,
+        has_self_attention=False,
     ),
-    # The published figures, 271 M parameters in 16 layers of 1024, leave the layers' insides open; these give 271,109,632.
+    # The published figures, 271 M parameters in 16 layers of 1024, leave the layers' insides open; these give
+    # 271,109,632.
     "text2muq": Text2MuQSize(
-        num_layers=16, hidden_size=1024, num_attention_heads=16, ffn_hidden_size=4096, embedding_size=512,
-        context_size=1024, time_features=256,
+        num_layers=16,
+        hidden_size=1024,
+        num_attention_heads=16,
+        ffn_hidden_size=4096,
+        embedding_size=512,
+        context_size=1024,
+        time_features=256,
     ),
     # As large, with what attention to itself would hold in a wider feed-forward layer.
     "text2muq-wide": Text2MuQSize(
-        num_layers=16, hidden_size=1024, num_attention_heads=16, ffn_hidden_size=6144, embedding_size=512,
-        context_size=1024, time_features=256, has_self_attention=False,
+        num_layers=16,
+        hidden_size=1024,
+        num_attention_heads=16,
+        ffn_hidden_size=6144,
+        embedding_size=512,
+        context_size=1024,
+        time_features=256,
+        has_self_attention=False,
     ),
-}  # fmt: skip
+}

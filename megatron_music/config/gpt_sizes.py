@@ -33,20 +33,45 @@ SIZES: dict[str, GPTSize] = {
     ),
     # GPT-3 Small, Medium and XL (Brown et al. 2020, arXiv:2005.14165, table 2.1; XL with 16 heads of 128).
     "125m": GPTSize(
-        num_layers=12, hidden_size=768, num_attention_heads=12, num_query_groups=12, ffn_hidden_size=3072, seq_length=2048
+        num_layers=12,
+        hidden_size=768,
+        num_attention_heads=12,
+        num_query_groups=12,
+        ffn_hidden_size=3072,
+        seq_length=2048,
     ),
     "350m": GPTSize(
-        num_layers=24, hidden_size=1024, num_attention_heads=16, num_query_groups=16, ffn_hidden_size=4096, seq_length=2048
+        num_layers=24,
+        hidden_size=1024,
+        num_attention_heads=16,
+        num_query_groups=16,
+        ffn_hidden_size=4096,
+        seq_length=2048,
     ),
     "1.3b": GPTSize(
-        num_layers=24, hidden_size=2048, num_attention_heads=16, num_query_groups=16, ffn_hidden_size=8192, seq_length=2048
+        num_layers=24,
+        hidden_size=2048,
+        num_attention_heads=16,
+        num_query_groups=16,
+        ffn_hidden_size=8192,
+        seq_length=2048,
     ),
     # GPT-3 2.7B and 6.7B, of the same table.
     "2.7b": GPTSize(
-        num_layers=32, hidden_size=2560, num_attention_heads=32, num_query_groups=32, ffn_hidden_size=10240, seq_length=2048
+        num_layers=32,
+        hidden_size=2560,
+        num_attention_heads=32,
+        num_query_groups=32,
+        ffn_hidden_size=10240,
+        seq_length=2048,
     ),
     "6.7b": GPTSize(
-        num_layers=32, hidden_size=4096, num_attention_heads=32, num_query_groups=32, ffn_hidden_size=16384, seq_length=2048
+        num_layers=32,
+        hidden_size=4096,
+        num_attention_heads=32,
+        num_query_groups=32,
+        ffn_hidden_size=16384,
+        seq_length=2048,
     ),
 }
 
@@ -77,7 +102,9 @@ def gpt_parameter_count(
     bias = 1 if add_bias_linear else 0
     key_value_size = hidden_size // num_attention_heads * num_query_groups
     attention = (hidden_size + bias) * (hidden_size + 2 * key_value_size) + (hidden_size + bias) * hidden_size
-    feed_forward = (hidden_size + bias) * ffn_hidden_size * (2 if swiglu else 1) + (ffn_hidden_size + bias) * hidden_size
+    feed_forward = (hidden_size + bias) * ffn_hidden_size * (2 if swiglu else 1) + (
+        ffn_hidden_size + bias
+    ) * hidden_size
     embedding = vocab_size * hidden_size * (1 if share_embeddings_and_output_weights else 2)
     positions = seq_length * hidden_size if position_embedding_type == "learned_absolute" else 0
     return num_layers * (attention + feed_forward + 2 * norm) + norm + embedding + positions

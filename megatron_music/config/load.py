@@ -1,6 +1,7 @@
 """Named runs as YAML files, and reading a run: a recipe first, ``section.field=value`` on top.
 
-`megatron-music recipes` lists the files of this folder. Knows the names and types of the fields; ``reference.py`` their meaning.
+`megatron-music recipes` lists the files of this folder. Knows the names and types of the fields; ``reference.py`` their
+meaning.
 """
 
 import contextlib
@@ -45,7 +46,8 @@ def load_run(recipe: str, overrides: Sequence[str] = ()) -> Run:
         names = list(recipe_names())
         refuse_unless(
             path.is_file(),
-            f"recipe {recipe!r} is neither a recipe nor a YAML file; use {either(names)}{closest(recipe, names)} or a path",
+            f"recipe {recipe!r} is neither a recipe nor a YAML file; use {either(names)}{closest(recipe, names)} or a "
+            f"path",
         )
     tree = _read_yaml(path)
     tree.pop("description", None)
@@ -54,13 +56,16 @@ def load_run(recipe: str, overrides: Sequence[str] = ()) -> Run:
         section, dot, key = name.partition(".")
         meant = "" if dot else _hint("", name, _kinds_of(tree, overrides))
         refuse_unless(
-            bool(equals and dot and key), f"override {override!r} is not section.field=value{meant}; write it as in train.train_iters=100"
+            bool(equals and dot and key),
+            f"override {override!r} is not section.field=value{meant}; write it as in train.train_iters=100",
         )
         _check_section(section, SECTIONS | FLOW_SECTIONS, "the overrides")
         try:
             value = parse_yaml(text)
         except (yaml.YAMLError, ValueError):  # no number of so many digits, no such date, too deep
-            raise ConfigError(f"the value of override {override!r} is no YAML; quote it, as in {name}='\"text\"'") from None
+            raise ConfigError(
+                f"the value of override {override!r} is no YAML; quote it, as in {name}='\"text\"'"
+            ) from None
         tree.setdefault(section, {})[key] = value
     return _run_of(tree, str(path))
 
@@ -101,10 +106,10 @@ def _read_yaml(path: Path) -> dict:
         raise ConfigError(f"{path} is missing; name a run's folder or a recipe") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{path} cannot be read as YAML ({reason}); compare it with megatron_music/recipes/tiny.yaml") from None
-    refuse_unless(
-        isinstance(tree, dict), f"{path} holds no sections; compare it with megatron_music/recipes/tiny.yaml"
-    )
+        raise ConfigError(
+            f"{path} cannot be read as YAML ({reason}); compare it with megatron_music/recipes/tiny.yaml"
+        ) from None
+    refuse_unless(isinstance(tree, dict), f"{path} holds no sections; compare it with megatron_music/recipes/tiny.yaml")
     for section, content in tree.items():
         refuse_unless(
             section == "description" or isinstance(content, dict),
@@ -129,12 +134,15 @@ def _kinds_of(tree: dict, overrides: Sequence[str] = ()) -> dict[str, type]:
 def _hint(section: str, key: str, kinds: dict[str, type]) -> str:
     """Which field of any section a name may have been meant to be, in brackets; empty if nothing is near.
 
-    A field of that very name in another section goes first, then one that is the name with its section's in front, such as
+    A field of that very name in another section goes first, then one that is the name with its section's in front, such
+    as
     train_iters for iters, then one that is spelt alike: of the same section, or of any.
     """
     known = {name: [item.name for item in fields(kind)] for name, kind in kinds.items()}
     found = [f"{name}.{key}" for name, names in known.items() if key in names]
-    found += [f"{name}.{name}_{key}" for name, names in known.items() if f"{name}_{key}" in names and section in ("", name)]
+    found += [
+        f"{name}.{name}_{key}" for name, names in known.items() if f"{name}_{key}" in names and section in ("", name)
+    ]
     if not found:
         near = closest(key, known.get(section, ()))
         if near:
@@ -173,7 +181,7 @@ def _run_of(tree: dict, source: str) -> Run:
 def _coerced(value, item, name: str):
     """``value`` as the field's type; YAML reads 1e-3 as text, and 1 where 1.0 is meant."""
     kinds = typing.get_args(item.type) if isinstance(item.type, types.UnionType) else (item.type,)
-    if value is None and (type(None) in kinds or item.default is not MISSING and item.default is None):
+    if value is None and (type(None) in kinds or (item.default is not MISSING and item.default is None)):
         return None
     if isinstance(value, str) and str not in kinds:
         with contextlib.suppress(ValueError):

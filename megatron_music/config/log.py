@@ -1,6 +1,7 @@
 """What a command prints: its result on stdout, messages on stderr. ``-q`` and ``-v`` set how much of it.
 
-Messages go through the logger ``megatron_music``, so that a program that imports the package can filter or redirect them.
+Messages go through the logger ``megatron_music``, so that a program that imports the package can filter or redirect
+them.
 """
 
 import logging
@@ -16,7 +17,9 @@ LOADING = "loading PyTorch and megatron-core"
 
 
 def shown(text: str) -> str:
-    """A text of any number of lines for a terminal: names in it are strangers' words, and what would steer a terminal is escaped."""
+    """A text of any number of lines for a terminal: names in it are strangers' words, and what would steer a terminal
+    is escaped.
+    """
     return "\n".join(line if line.isprintable() else printable(line) for line in text.split("\n"))
 
 
@@ -44,13 +47,17 @@ if not logger.handlers:
 
 
 def quiet_cuda_search() -> None:
-    """Keep torch from reporting that a CUDA toolkit is installed and no GPU is visible: layers then run on the CPU, as `doctor` says."""
+    """Keep torch from reporting that a CUDA toolkit is installed and no GPU is visible: layers then run on the CPU, as
+    `doctor` says.
+    """
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 def quiet_dependencies() -> None:
     """Keep torch's and megatron-core's warnings about their own code off the terminal; `doctor` says what is absent."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler writes its own probes (USDT) above every other level
+    os.environ.setdefault(
+        "KINETO_LOG_LEVEL", "6"
+    )  # torch's profiler writes its own probes (USDT) above every other level
     for options in (
         {"module": r"torch\.|megatron\."},
         {"message": r"Please use DTensor instead", "category": FutureWarning},
@@ -80,15 +87,14 @@ def announce(text: str) -> None:
         logger.info(text)
 
 
-
-
 def print_text(text: str) -> None:
-    """Print text for a person at once, with what would steer a terminal escaped. JSON and tables are printed as they are."""
+    """Print text for a person at once, with what would steer a terminal escaped.
+
+    JSON and tables are printed as they are.
+    """
     print(shown(text), flush=True)
 
 
 def command_line(*words: object) -> str:
     """A ``megatron-music`` command that a shell takes as it stands, names with spaces in quotes."""
     return shlex.join(["megatron-music", *map(str, words)])
-
-

@@ -1,7 +1,7 @@
 """The fields of a run in words: as YAML that can be edited and trained, and as the page docs/configuration.md.
 
-Meanings are those in the fields of ``sections.py`` and ``flow_sections.py``. ``python -m megatron_music.config.reference > docs/configuration.md``
-writes the page.
+Meanings are those in the fields of ``sections.py`` and ``flow_sections.py``. ``python -m
+megatron_music.config.reference > docs/configuration.md`` writes the page.
 """
 
 import dataclasses
@@ -41,7 +41,9 @@ def as_yaml(run: Run, description: str = "") -> str:
 
 def _scalar(value) -> str:
     """A value as YAML on one line."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("\n...\n").strip()
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("\n...\n").strip()
+    )
 
 
 def _first_line(kind: type) -> str:
@@ -66,7 +68,18 @@ def _table(name: str, kind: type, of: str) -> str:
         f"| `{name}.{item.name}` | `{_scalar(item.default)}` | {meaning_of(item).replace('|', chr(92) + '|')} |"
         for item in dataclasses.fields(kind)
     ]
-    return "\n".join([f"## `{name}`{of}", "", kind.__doc__.strip(), "", "| field | default | meaning |", "| --- | --- | --- |", *rows, ""])
+    return "\n".join(
+        [
+            f"## `{name}`{of}",
+            "",
+            kind.__doc__.strip(),
+            "",
+            "| field | default | meaning |",
+            "| --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )
 
 
 _HEAD = """# The fields of a run

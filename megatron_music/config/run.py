@@ -54,7 +54,8 @@ class FlowRunConfig(Run):
     def __post_init__(self):
         refuse_unless(
             self.logging.sample_pieces == 0,
-            f"logging.sample_pieces is {self.logging.sample_pieces} with model.kind={self.model.kind}, which writes no MIDI; "
+            f"logging.sample_pieces is {self.logging.sample_pieces} with model.kind={self.model.kind}, which writes "
+            f"no MIDI; "
             f"set logging.sample_pieces=0: {either(('generate audio',))} makes sounds from a checkpoint",
         )
         check_flow_run(self)

@@ -21,7 +21,13 @@ from megatron_music.config.gpt_sizes import SIZES, gpt_parameter_count
 from megatron_music.tokens import vocabulary
 
 MANY = 2**40  # of steps, samples or seconds: the most that a whole number may be, where its field sets no lower limit
-ATTENTION_BACKENDS = ("auto", "flash", "fused", "unfused", "local")  # Transformer Engine's kernels under megatron-core's names; PyTorch's attention
+ATTENTION_BACKENDS = (
+    "auto",
+    "flash",
+    "fused",
+    "unfused",
+    "local",
+)  # Transformer Engine's kernels under megatron-core's names; PyTorch's attention
 WIDE = 2**20  # of a model's widths, its vocabulary and the processes of a run
 
 
@@ -69,7 +75,9 @@ class ModelConfig:
     num_query_groups: int | None = setting(
         None, "key/value heads, fewer for grouped-query attention; if omitted: num_attention_heads", at_most=WIDE
     )
-    ffn_hidden_size: int | None = setting(None, "width of the feed-forward layer; if omitted: 4 x hidden_size", at_most=4 * WIDE)
+    ffn_hidden_size: int | None = setting(
+        None, "width of the feed-forward layer; if omitted: 4 x hidden_size", at_most=4 * WIDE
+    )
     seq_length: int | None = setting(None, "tokens of a training sequence", at_most=2**24)
     position_embedding_type: str = setting("rope", "rope or learned_absolute")
     rotary_base: int = setting(10000, "base of the rotary frequencies, of rope")
@@ -83,7 +91,9 @@ class ModelConfig:
         "auto", "of Transformer Engine: auto, flash, fused or unfused; local: PyTorch's attention"
     )
     vocab_size: int = setting(
-        vocabulary.SIZE, "token ids; a run takes that of its data, which is larger where tokens are merged", at_most=WIDE
+        vocabulary.SIZE,
+        "token ids; a run takes that of its data, which is larger where tokens are merged",
+        at_most=WIDE,
     )
 
     def __post_init__(self):
@@ -94,7 +104,14 @@ class ModelConfig:
             shape["ffn_hidden_size"] = 4 * self.hidden_size
         if self.num_attention_heads is not None:
             shape["num_query_groups"] = self.num_attention_heads
-        for name in ("num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "ffn_hidden_size", "seq_length"):
+        for name in (
+            "num_layers",
+            "hidden_size",
+            "num_attention_heads",
+            "num_query_groups",
+            "ffn_hidden_size",
+            "seq_length",
+        ):
             if getattr(self, name) is None:
                 refuse_unless(
                     name in shape,
@@ -118,7 +135,8 @@ class ModelConfig:
         )
         for name in ("attention_dropout", "hidden_dropout"):
             refuse_unless(
-                0 <= getattr(self, name) < 1, f"model.{name} is {getattr(self, name)}; use a share from 0 up to, not with, 1"
+                0 <= getattr(self, name) < 1,
+                f"model.{name} is {getattr(self, name)}; use a share from 0 up to, not with, 1",
             )
 
     @property
@@ -141,16 +159,23 @@ class DataConfig:
     eod_mask_loss: bool = setting(
         True, "no loss where the input is a document end: the next document cannot be predicted"
     )
-    cache_path: str | None = setting(None, "folder of the index cache; if omitted: `cache` in checkpoint.save, for a run that is not saved ~/.cache/megatron-music")
+    cache_path: str | None = setting(
+        None,
+        "folder of the index cache; if omitted: `cache` in checkpoint.save, for a run that is not saved "
+        "~/.cache/megatron-music",
+    )
 
     def __post_init__(self):
         if isinstance(self.path, list):
             lawful = len(self.path) >= 2 and len(self.path) % 2 == 0
-            numbers = [weight for weight in self.path[::2] if isinstance(weight, int | float) and not isinstance(weight, bool)]
+            numbers = [
+                weight for weight in self.path[::2] if isinstance(weight, int | float) and not isinstance(weight, bool)
+            ]
             lawful = lawful and len(numbers) == len(self.path[::2]) and all(0 < weight <= MANY for weight in numbers)
             refuse_unless(
                 lawful and all(isinstance(folder, str) for folder in self.path[1::2]),
-                f"data.path is {self.path}; use one folder, or [weight, folder, weight, folder, ...] with weights above 0 and finite",
+                f"data.path is {self.path}; use one folder, or [weight, folder, weight, folder, ...] with weights "
+                f"above 0 and finite",
             )
 
     @property
@@ -184,23 +209,29 @@ class ParallelConfig:
     ddp_bucket_size: int | None = setting(
         None, "parameters reduced at once where it is overlapped; if omitted: megatron-core's"
     )
-    distributed_timeout_minutes: int = setting(10, "a process that waits this long for another ends the run", at_most=365 * 24 * 60)
+    distributed_timeout_minutes: int = setting(
+        10, "a process that waits this long for another ends the run", at_most=365 * 24 * 60
+    )
 
     def __post_init__(self):
         check_numbers("parallel", self)
-        positive("parallel", self, "tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+        positive(
+            "parallel", self, "tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"
+        )
         positive("parallel", self, "distributed_timeout_minutes")
         if self.ddp_bucket_size is not None:
             positive("parallel", self, "ddp_bucket_size")
         virtual = self.virtual_pipeline_model_parallel_size
         refuse_unless(
             virtual is None or virtual > 1,
-            f"parallel.virtual_pipeline_model_parallel_size is {virtual}, where nothing is interleaved; set 2 or more, or "
+            f"parallel.virtual_pipeline_model_parallel_size is {virtual}, where nothing is interleaved; set 2 or "
+            f"more, or "
             "omit it",
         )
         refuse_unless(
             virtual is None or self.pipeline_model_parallel_size > 1,
-            f"parallel.virtual_pipeline_model_parallel_size is {virtual} with parallel.pipeline_model_parallel_size=1, where "
+            f"parallel.virtual_pipeline_model_parallel_size is {virtual} with "
+            f"parallel.pipeline_model_parallel_size=1, where "
             "there is no pipeline; set parallel.pipeline_model_parallel_size=2 or more, or omit it",
         )
         refuse_unless(
@@ -248,11 +279,14 @@ class OptimizerConfig:
         choice("optimizer", self, "lr_decay_style", ("cosine", "constant"))
         refuse_unless(
             0 <= self.min_lr <= self.lr,
-            f"optimizer.min_lr {self.min_lr} is not between 0 and optimizer.lr {self.lr}; lower it or raise optimizer.lr",
+            f"optimizer.min_lr {self.min_lr} is not between 0 and optimizer.lr {self.lr}; lower it or raise "
+            f"optimizer.lr",
         )
         for name in ("adam_beta1", "adam_beta2"):
             value = getattr(self, name)
-            refuse_unless(0 <= value < 1, f"optimizer.{name} is {value}; use a decay from 0 up to, not with, 1, such as 0.9")
+            refuse_unless(
+                0 <= value < 1, f"optimizer.{name} is {value}; use a decay from 0 up to, not with, 1, such as 0.9"
+            )
         for name in ("weight_decay", "clip_grad", "lr_warmup_iters"):
             value = getattr(self, name)
             refuse_unless(value >= 0, f"optimizer.{name} is {value}, below 0; set optimizer.{name}=0 to do without")
@@ -294,13 +328,17 @@ class TrainConfig:
         positive("train", self, "train_iters", "micro_batch_size", "global_batch_size", "max_skipped_steps")
         refuse_unless(
             self.loss_spike_factor == 0 or self.loss_spike_factor > 1,
-            f"train.loss_spike_factor is {self.loss_spike_factor}; use a factor above 1, such as 3, or 0 to skip only what "
+            f"train.loss_spike_factor is {self.loss_spike_factor}; use a factor above 1, such as 3, or 0 to skip only "
+            f"what "
             "is no number",
         )
         for name in ("seed", "eval_interval", "eval_iters", "max_starts_without_progress"):
             value = getattr(self, name)
             refuse_unless(value >= 0, f"train.{name} is {value}, below 0; set train.{name}=0 or more")
-        refuse_unless(self.seed < 2**32, f"train.seed is {self.seed}, and random generators take 32 bits; set train.seed below {2**32}")
+        refuse_unless(
+            self.seed < 2**32,
+            f"train.seed is {self.seed}, and random generators take 32 bits; set train.seed below {2**32}",
+        )
         choice("train", self, "float32_matmul_precision", ("highest", "high", "medium"))
         if self.recompute_granularity is not None:
             choice("train", self, "recompute_granularity", ("full", "selective"))
@@ -310,7 +348,8 @@ class TrainConfig:
             value = getattr(self, name)
             refuse_unless(
                 value is None or self.recompute_granularity == "full",
-                f"train.{name} is {value} with train.recompute_granularity={self.recompute_granularity or 'null'}, which does "
+                f"train.{name} is {value} with train.recompute_granularity={self.recompute_granularity or 'null'}, "
+                f"which does "
                 f"not read it; set train.recompute_granularity=full or omit train.{name}",
             )
         if self.recompute_granularity == "full":

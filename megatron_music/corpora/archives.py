@@ -21,7 +21,17 @@ ZIP_SUFFIX = ".zip"
 MAX_MEMBERS = 10_000_000  # of one archive
 
 # The last four: what tarfile makes of numbers that are none, and of a chain of headers that has no end.
-_TAR_FAULTS = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError, OverflowError, LookupError, RecursionError)
+_TAR_FAULTS = (
+    tarfile.TarError,
+    EOFError,
+    OSError,
+    zlib.error,
+    lzma.LZMAError,
+    ValueError,
+    OverflowError,
+    LookupError,
+    RecursionError,
+)
 _HEADER_BYTES = 512  # of a member of a tar; its data follow
 _ZIP_HEADER_BYTES = 30  # before a zip member's name, extra field and data
 _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
@@ -192,10 +202,21 @@ def zip_entries(path: str, source: int) -> Iterator[Entry]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OSError, OverflowError, LookupError, struct.error) as error:
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        ValueError,
+        EOFError,
+        OSError,
+        OverflowError,
+        LookupError,
+        struct.error,
+    ) as error:
         raise _unopened(path, error) from None
     if len(members) > MAX_MEMBERS:
-        raise ValueError(f"{path} has {len(members):,} members, where up to {MAX_MEMBERS:,} are read; split it into smaller archives")
+        raise ValueError(
+            f"{path} has {len(members):,} members, where up to {MAX_MEMBERS:,} are read; split it into smaller archives"
+        )
     taken = _sharing(members)
     for number, member in enumerate(members):
         kind = stat.S_IFMT(member.external_attr >> 16)
@@ -234,7 +255,8 @@ def _sharing(members: Sequence[zipfile.ZipInfo]) -> set[int]:
 
 
 def tar_entries(path: str, source: int) -> Iterator[Entry]:
-    """The MIDI files in a tar, compressed or not, as they lie there; if it is damaged further on, the last entry says so.
+    """The MIDI files in a tar, compressed or not, as they lie there; if it is damaged further on, the last entry says
+    so.
 
     Raises:
         ValueError: it cannot be opened.
@@ -255,7 +277,9 @@ def tar_entries(path: str, source: int) -> Iterator[Entry]:
                 if number == MAX_MEMBERS and member is not None:
                     raise tarfile.ReadError(f"more than {MAX_MEMBERS:,} are not read")
             except _TAR_FAULTS as error:
-                yield Entry(path, source, number=number, damage=f"is damaged after {number} members ({_one_line(error)})")
+                yield Entry(
+                    path, source, number=number, damage=f"is damaged after {number} members ({_one_line(error)})"
+                )
                 return
             if member is None:
                 return
@@ -263,7 +287,13 @@ def tar_entries(path: str, source: int) -> Iterator[Entry]:
                 offset = member.offset_data if stream.is_plain and member.sparse is None else -1
                 yield Entry(path, source, member.name, member.size, number, offset)
             elif member.islnk() and is_midi(member.name):
-                yield Entry(path, source, member.name, number=number, damage=f"is a hard link to {member.linkname} of the archive")
+                yield Entry(
+                    path,
+                    source,
+                    member.name,
+                    number=number,
+                    damage=f"is a hard link to {member.linkname} of the archive",
+                )
             number += 1
 
 
@@ -283,7 +313,9 @@ def _open_tar(stream: TarStream) -> tarfile.TarFile:
 
 
 def _unopened(path: str, error: Exception) -> ValueError:
-    return ValueError(f"{path} cannot be opened as an archive ({_one_line(error)}); download it again, or remove it from the sources")
+    return ValueError(
+        f"{path} cannot be opened as an archive ({_one_line(error)}); download it again, or remove it from the sources"
+    )
 
 
 def _one_line(error: Exception) -> str:

@@ -31,8 +31,8 @@ def write_chorales(folder: str | os.PathLike, workers: int | None = None) -> Ite
     """Write every four-voice chorale to ``folder`` as ``<name>.mid``; files already there are kept.
 
     Yields:
-        How many scores are done, and how many there are. Several scores have other voices, or bars that are not whole (see
-        ``chorale_score``), and give no file.
+        How many scores are done, and how many there are. Several scores have other voices, or bars that are not whole
+        (see ``chorale_score``), and give no file.
 
     Raises:
         ValueError: the folder holds other MIDI files.
@@ -41,7 +41,9 @@ def write_chorales(folder: str | os.PathLike, workers: int | None = None) -> Ite
     paths = sorted(path for path in music21.corpus.getComposer("bach") if path.suffix in (".mxl", ".xml"))
     foreign = {path.stem for path in folder.glob("*.mid")} - {path.stem for path in paths}
     if foreign:
-        raise ValueError(f"{folder} holds other MIDI files, such as {min(foreign)}.mid; name a folder for the chorales alone")
+        raise ValueError(
+            f"{folder} holds other MIDI files, such as {min(foreign)}.mid; name a folder for the chorales alone"
+        )
     tasks = [(path, folder / f"{path.stem}.mid") for path in paths if not (folder / f"{path.stem}.mid").exists()]
     done = len(paths) - len(tasks)
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,8 +67,9 @@ def _write_chorale(path: Path, target: Path) -> bool:
 def chorale_score(stream: music21.stream.Score) -> Score | None:
     """The four voices of a music21 score on 480 ticks a quarter.
 
-    None where it has not exactly these four, or where bar lines could not fall where the edition has them: a measure is longer
-    or shorter than its meter, and is neither the upbeat, nor the last, nor one half of a bar with the measure after it.
+    None where it has not exactly these four, or where bar lines could not fall where the edition has them: a measure is
+    longer or shorter than its meter, and is neither the upbeat, nor the last, nor one half of a bar with the measure
+    after it.
 
     An opening upbeat is moved to the end of a first full bar, so that bar lines fall where the edition has them.
     """
@@ -83,7 +86,9 @@ def chorale_score(stream: music21.stream.Score) -> Score | None:
         for position, signature in _signatures(parts["SOPRANO"])
     }
     return Score(
-        tracks=tuple(Track(_notes(parts[voice], offset), VOICE_PROGRAM, voice=voice, name=voice) for voice in VOICE_NAMES),
+        tracks=tuple(
+            Track(_notes(parts[voice], offset), VOICE_PROGRAM, voice=voice, name=voice) for voice in VOICE_NAMES
+        ),
         steps_per_quarter=TICKS_PER_QUARTER,
         time_signatures=tuple(
             TimeSignature(step, signature.numerator, signature.denominator)

@@ -1,12 +1,14 @@
 """Folders of sound with captions, and how three kinds of them say which caption is whose.
 
-- ``captions.csv`` or ``captions.jsonl`` beside the sounds: ``path`` (or ``file_name``) with ``caption``, or ``captions`` (a
-  list, JSONL alone), and ``group``: sounds of a group come into one split, as renders of one piece should.
+- ``captions.csv`` or ``captions.jsonl`` beside the sounds: ``path`` (or ``file_name``) with ``caption``, or
+  ``captions`` (a list, JSONL alone), and ``group``: sounds of a group come into one split, as renders of one piece
+  should.
 - MusicBench: its ``MusicBench*.json``, one object a line, with ``location``, ``main_caption`` and ``alt_caption``.
-- Music4All: ``audios/<id>.mp3``, and genres and tags in ``id_genres.csv`` and ``id_tags.csv``, of which a caption is made.
+- Music4All: ``audios/<id>.mp3``, and genres and tags in ``id_genres.csv`` and ``id_tags.csv``, of which a caption is
+  made.
 
-A CSV is UTF-8 with commas, a header in any case, and quotes around captions that have commas. What would lose a caption is
-refused with its line. Reads no audio.
+A CSV is UTF-8 with commas, a header in any case, and quotes around captions that have commas. What would lose a caption
+is refused with its line. Reads no audio.
 """
 
 import csv
@@ -51,7 +53,8 @@ def read_captioned(folder: Path) -> list[Captioned]:
     if (folder / "id_tags.csv").is_file() and (folder / "id_genres.csv").is_file():
         return _by_path(_music4all(folder))
     raise ValueError(
-        f"{folder} holds no {' or '.join(LISTS)}, and is neither MusicBench nor Music4All; write a captions.csv with the "
+        f"{folder} holds no {' or '.join(LISTS)}, and is neither MusicBench nor Music4All; write a captions.csv with "
+        f"the "
         "columns path and caption"
     )
 
@@ -59,8 +62,8 @@ def read_captioned(folder: Path) -> list[Captioned]:
 def with_names_on_disk(folder: Path, sounds: Iterable[Captioned]) -> list[Captioned]:
     """The sounds under the names that their files have, where a listing writes an accent as another Unicode sequence.
 
-    Archives made on a Mac hold decomposed names (NFD), most editors write composed ones (NFC). Sounds that turn out to be one
-    file are merged; groups, hence splits, stay those of the listing.
+    Archives made on a Mac hold decomposed names (NFD), most editors write composed ones (NFC). Sounds that turn out to
+    be one file are merged; groups, hence splits, stay those of the listing.
     """
     names: dict[Path, dict[str, str]] = {}
 
@@ -104,7 +107,11 @@ def _own(path: Path) -> Iterator[Captioned]:
         where = row.get("path") or row.get("file_name")
         captions = row.get("captions") or row.get("caption") or ""
         captions = [captions] if isinstance(captions, str) else captions
-        if not isinstance(where, str) or not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
+        if (
+            not isinstance(where, str)
+            or not isinstance(captions, list)
+            or not all(isinstance(text, str) for text in captions)
+        ):
             raise ValueError(f"{path}, line {line}, has no path and caption; give each line both")
         yield _sound(f"{path}, line {line},", where.strip(), captions, row.get("group"))
 
@@ -119,7 +126,9 @@ def _musicbench(path: Path, folder: Path) -> Iterator[Captioned]:
             raise ValueError(f"{path}, line {line}, has a caption that is no text; is it MusicBench's?")
         # Augmented copies are named <clip>_<number>.wav and stay with their clip.
         stem = Path(row["location"]).stem
-        yield _sound(f"{path}, line {line},", below + row["location"], captions, stem.rsplit("_", 1)[0] if "_" in stem else stem)
+        yield _sound(
+            f"{path}, line {line},", below + row["location"], captions, stem.rsplit("_", 1)[0] if "_" in stem else stem
+        )
 
 
 def _music4all(folder: Path) -> Iterator[Captioned]:
@@ -166,7 +175,10 @@ def _rows(path: Path, delimiter: str = ",", columns: Columns = ()) -> Iterator[t
         row = {name.strip().casefold(): value for name, value in row.items()}
         for names in columns:
             if not row.keys() & set(names):
-                raise ValueError(f"{path}, line {line}, has no {names[0]}; give each line {' and '.join(each[0] for each in columns)}")
+                raise ValueError(
+                    f"{path}, line {line}, has no {names[0]}; give each line "
+                    f"{' and '.join(each[0] for each in columns)}"
+                )
         yield line, row
 
 
@@ -193,7 +205,8 @@ def _csv_rows(path: Path, text: str, delimiter: str, columns: Columns) -> Iterat
             row = next(reader, None)
         except csv.Error as error:
             raise ValueError(
-                f"{path}, line {line}, opens a quote that is not closed where its cell ends ({error}); close it, or write a "
+                f"{path}, line {line}, opens a quote that is not closed where its cell ends ({error}); close it, or "
+                f"write a "
                 "quote within quotes twice"
             ) from None
         if row is None:
@@ -222,10 +235,15 @@ def _header(path: Path, row: list[str], delimiter: str, columns: Columns) -> lis
     for names in columns:
         if not set(names) & set(header):
             _refuse_other_separator(str(path), delimiter.join(row), delimiter, len(columns))
-            raise ValueError(f"{path} has no column {' or '.join(names)}; its header has {', '.join(header)}: name the columns in line 1")
+            raise ValueError(
+                f"{path} has no column {' or '.join(names)}; its header has {', '.join(header)}: name the columns in "
+                f"line 1"
+            )
     twice = [name for name in header if name and header.count(name) > 1]
     if twice:
-        raise ValueError(f"{path} has two columns named {twice[0]}; keep one, and give a sound with two captions two lines")
+        raise ValueError(
+            f"{path} has two columns named {twice[0]}; keep one, and give a sound with two captions two lines"
+        )
     return header
 
 
@@ -233,4 +251,7 @@ def _refuse_other_separator(where: str, text: str, delimiter: str, count: int) -
     """Refuse a line that falls into columns by another separator than the one that is read."""
     for separator, plural in _SEPARATORS.items():
         if separator != delimiter and len(text.split(separator)) >= count > 1:
-            raise ValueError(f"{where} is separated by {plural}, where {_SEPARATORS[delimiter]} are read; save it with {_SEPARATORS[delimiter]}")
+            raise ValueError(
+                f"{where} is separated by {plural}, where {_SEPARATORS[delimiter]} are read; save it with "
+                f"{_SEPARATORS[delimiter]}"
+            )

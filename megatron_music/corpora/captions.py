@@ -1,7 +1,7 @@
 """What a score says of itself in words: instruments, tempo, key, density, register, mood, and captions made of them.
 
-A caption tells some of the facts in one of many ways, so that one caption is true of many pieces and one piece has many true
-captions. Sources: the key's profiles are those of Krumhansl and Kessler 1982.
+A caption tells some of the facts in one of many ways, so that one caption is true of many pieces and one piece has many
+true captions. Sources: the key's profiles are those of Krumhansl and Kessler 1982.
 """
 
 import math
@@ -14,9 +14,23 @@ from megatron_music.music.score import Score
 from megatron_music.music.tempo import seconds_at
 
 FAMILIES = (
-    "piano", "bells", "organ", "guitar", "bass", "strings", "choir", "brass",
-    "reeds", "flute", "synth lead", "synth pad", "synth effects", "plucked folk strings", "percussion", "sound effects",
-)  # fmt: skip
+    "piano",
+    "bells",
+    "organ",
+    "guitar",
+    "bass",
+    "strings",
+    "choir",
+    "brass",
+    "reeds",
+    "flute",
+    "synth lead",
+    "synth pad",
+    "synth effects",
+    "plucked folk strings",
+    "percussion",
+    "sound effects",
+)
 DRUMS = "drums"
 NOTE_NAMES = ("C", "C sharp", "D", "E flat", "E", "F", "F sharp", "G", "A flat", "A", "B flat", "B")
 _MAJOR = np.array([6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88])
@@ -92,9 +106,22 @@ _TEMPO_PHRASES = {
     "moderate": ("moderate", "at a walking pace", "at a moderate tempo"),
     "fast": ("fast", "quick", "at a fast tempo"),
 }
-_DENSITY_PHRASES = {"sparse": ("sparse", "with few notes"), "flowing": ("flowing",), "dense": ("dense", "with many notes")}
-_REGISTER_PHRASES = {"low": ("low", "in a low register"), "middle": ("in the middle register",), "high": ("high", "in a high register")}
-_FRAMES = ("{before} {who} music {after}", "a {before} piece for {who} {after}", "{who}, {before} {after}", "{before} {who} {after}")
+_DENSITY_PHRASES = {
+    "sparse": ("sparse", "with few notes"),
+    "flowing": ("flowing",),
+    "dense": ("dense", "with many notes"),
+}
+_REGISTER_PHRASES = {
+    "low": ("low", "in a low register"),
+    "middle": ("in the middle register",),
+    "high": ("high", "in a high register"),
+}
+_FRAMES = (
+    "{before} {who} music {after}",
+    "a {before} piece for {who} {after}",
+    "{who}, {before} {after}",
+    "{before} {who} {after}",
+)
 
 
 def _caption(facts: Facts, chance: random.Random) -> str:
@@ -126,7 +153,7 @@ def _median_tempo(score: Score) -> float:
     limits = seconds_at(score, np.array([*starts, max(score.last_end_step, starts[-1] + 1)]))
     spans = sorted(zip([tempo.quarters_per_minute for tempo in score.tempos], np.diff(limits), strict=True))
     half, passed = sum(span for _, span in spans) / 2, 0.0
-    for tempo, span in spans:
+    for tempo, span in spans:  # noqa: B007 (the last one is what is wanted)
         passed += span
         if passed >= half:
             break
@@ -139,9 +166,12 @@ def _key(score: Score) -> tuple[str, bool]:
         if len(track) and not track.is_drum:
             np.add.at(weights, track.notes[:, 2] % 12, track.notes[:, 1] - track.notes[:, 0])
     best = max(
-        ((_likeness(np.roll(weights, -tonic), profile), is_major, tonic)
-         for is_major, profile in ((True, _MAJOR), (False, _MINOR)) for tonic in range(12))
-    )  # fmt: skip
+        (
+            (_likeness(np.roll(weights, -tonic), profile), is_major, tonic)
+            for is_major, profile in ((True, _MAJOR), (False, _MINOR))
+            for tonic in range(12)
+        )
+    )
     return f"{NOTE_NAMES[best[2]]} {'major' if best[1] else 'minor'}", best[1]
 
 

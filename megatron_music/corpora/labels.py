@@ -1,5 +1,4 @@
-"""Labels of files from a CSV: GENRE, STYLE and any others, keyed by path or by hash. Never imports torch.
-"""
+"""Labels of files from a CSV: GENRE, STYLE and any others, keyed by path or by hash. Never imports torch."""
 
 import csv
 import hashlib
@@ -66,7 +65,9 @@ class Labels:
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is no UTF-8 text ({error}); save it as CSV in UTF-8") from None
         except csv.Error as error:
-            raise ValueError(f'{path}, line {reader.line_num} is no CSV ({error}); part by commas, quote with "') from None
+            raise ValueError(
+                f'{path}, line {reader.line_num} is no CSV ({error}); part by commas, quote with "'
+            ) from None
 
         found = {label: sorted({values[label] for values in rows.values() if label in values}) for label in labels}
         names = tuple((label, tuple(found[label])) for label in labels if found[label])
@@ -104,13 +105,16 @@ def _columns(header: list[str], path: str) -> tuple[int, dict[str, int]]:
     keys = [number for number, name in enumerate(header) if name.lower() in KEY_COLUMNS]
     if len(keys) != 1:
         raise ValueError(
-            f"{path} has the columns {', '.join(header) or 'none'}, where one must be the key; name it path, file, md5, sha256 "
+            f"{path} has the columns {', '.join(header) or 'none'}, where one must be the key; name it path, file, "
+            f"md5, sha256 "
             "or hash"
         )
     labels = {name.upper(): number for number, name in enumerate(header) if number != keys[0]}
     wrong = [name for name in labels if not re.fullmatch("[A-Z_]+", name)]
     if wrong:
-        raise ValueError(f"{path} has the column {wrong[0]!r}; a label's name is of letters and underscores, such as GENRE")
+        raise ValueError(
+            f"{path} has the column {wrong[0]!r}; a label's name is of letters and underscores, such as GENRE"
+        )
     if not labels or len(labels) != len(header) - 1:
         raise ValueError(f"{path} has the columns {', '.join(header)}; give each label one, at least one such as GENRE")
     first = [label for label in _FIRST_LABELS if label in labels]
@@ -127,11 +131,15 @@ def _add_row(
     where: str,
 ) -> None:
     if len(row) != width:
-        raise ValueError(f"{where} has {len(row)} columns and the header {width}; write a value for each, empty for no label")
+        raise ValueError(
+            f"{where} has {len(row)} columns and the header {width}; write a value for each, empty for no label"
+        )
     values = {}
     for label, column in labels.items():
         if any(mark in row[column] for mark in ",;|"):
-            raise ValueError(f"{where} gives {label} as {row[column]!r}; a file has one value of each label, so choose one")
+            raise ValueError(
+                f"{where} gives {label} as {row[column]!r}; a file has one value of each label, so choose one"
+            )
         name = "_".join(row[column].upper().split())
         if name:
             values[label] = name

@@ -48,14 +48,18 @@ class SourceFile(NamedTuple):
 
 def find_midi_files(sources: Sequence[str | os.PathLike]) -> list[Path]:
     """As ``find_files``, without the archives: for code that reads files by path."""
-    return [Path(file.path) for file in find_files(sources) if not file.path.lower().endswith((*TAR_SUFFIXES, ZIP_SUFFIX))]
+    return [
+        Path(file.path) for file in find_files(sources) if not file.path.lower().endswith((*TAR_SUFFIXES, ZIP_SUFFIX))
+    ]
 
 
 def find_files(sources: Sequence[str | os.PathLike]) -> list[SourceFile]:
-    """MIDI files and archives named in ``sources``, and the MIDI files in their folders; each once, in the order of paths.
+    """MIDI files and archives named in ``sources``, and the MIDI files in their folders; each once, in the order of
+    paths.
 
-    A source is a folder (searched at any depth; links are followed, each folder once), an archive, a list (``.txt``: one
-    path a line, relative to the list's folder; empty lines and lines beginning with ``#`` are skipped) or a MIDI file.
+    A source is a folder (searched at any depth; links are followed, each folder once), an archive, a list (``.txt``:
+    one path a line, relative to the list's folder; empty lines and lines beginning with ``#`` are skipped) or a MIDI
+    file.
 
     Raises:
         ValueError: a source is missing, a list names a list, or there is nothing to read.
@@ -75,10 +79,16 @@ def find_files(sources: Sequence[str | os.PathLike]) -> list[SourceFile]:
             elif os.path.isfile(path):
                 loose.setdefault(os.path.realpath(path), SourceFile(path, number))
             elif os.path.lexists(path):
-                kind = "a link that leads nowhere" if os.path.islink(path) and not os.path.exists(path) else "neither a file nor a folder"
+                kind = (
+                    "a link that leads nowhere"
+                    if os.path.islink(path) and not os.path.exists(path)
+                    else "neither a file nor a folder"
+                )
                 raise ValueError(f"{path} is {kind}; name a folder of MIDI files, an archive, a list or a MIDI file")
             else:
-                raise ValueError(f"{path} does not exist; name a folder of MIDI files, an archive, a list or a MIDI file")
+                raise ValueError(
+                    f"{path} does not exist; name a folder of MIDI files, an archive, a list or a MIDI file"
+                )
     for real, file in loose.items():
         if not (os.path.dirname(real) in folders and is_midi(real)):  # else it was found in its folder
             found.append(file)
@@ -90,7 +100,10 @@ def find_files(sources: Sequence[str | os.PathLike]) -> list[SourceFile]:
 def no_midi_files(sources: Sequence[str | os.PathLike]) -> ValueError:
     """The error for sources with nothing to read."""
     named, suffixes = ", ".join(map(str, sources)), ", ".join(MIDI_SUFFIXES)
-    return ValueError(f"no MIDI files in {named}; files ending in {suffixes} are read: export scores (MusicXML, ABC, MuseScore) as MIDI first")
+    return ValueError(
+        f"no MIDI files in {named}; files ending in {suffixes} are read: export scores (MusicXML, ABC, MuseScore) as "
+        f"MIDI first"
+    )
 
 
 def find_entries(files: Iterable[SourceFile]) -> Iterator[Entry]:
@@ -142,7 +155,8 @@ class Reader:
         Raises:
             EntryError: it cannot be read, for a reason of its own.
             ChangedSource: it is not the file that was planned.
-            OSError: it is no longer there, or the system has no room for open files: the shard must be done again later.
+            OSError: it is no longer there, or the system has no room for open files: the shard must be done again
+                later.
         """
         if entry.damage:
             raise EntryError(entry.damage)
@@ -165,7 +179,9 @@ class Reader:
 
 def _read_file(entry: Entry) -> bytes:
     """The content, by the system's own calls: a file object costs more than a small file."""
-    descriptor = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe of this name is not waited for
+    descriptor = os.open(
+        entry.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    )  # a pipe of this name is not waited for
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
@@ -236,5 +252,3 @@ def _walk(top: str, folders: set[str]) -> Iterator[tuple[str, bool]]:
                     yield item.path, item.is_symlink()
             except OSError:  # a link in a circle
                 continue
-
-

@@ -1,6 +1,7 @@
 """Captioned sounds made of MIDI files: pieces in other instruments, tempos and keys, rendered, with true captions.
 
-A file's music thus comes with many answers to one caption. What is drawn depends on the seed and the sound's number alone.
+A file's music thus comes with many answers to one caption. What is drawn depends on the seed and the sound's number
+alone.
 """
 
 import hashlib
@@ -50,12 +51,15 @@ class SoundOptions:
     def __post_init__(self):
         if self.num < 1 or not 0 < self.seconds <= 600 or not 4000 <= self.sample_rate <= 192000:
             raise ValueError(
-                f"{self.num} sounds of {self.seconds} s at {self.sample_rate} Hz cannot be made; use 1 or more, up to 600 s, "
+                f"{self.num} sounds of {self.seconds} s at {self.sample_rate} Hz cannot be made; use 1 or more, up to "
+                f"600 s, "
                 "and 4000 to 192000 Hz"
             )
 
 
-def write_sounds(midi_dir: str | os.PathLike, out: str | os.PathLike, options: SoundOptions) -> Iterator[tuple[int, int]]:
+def write_sounds(
+    midi_dir: str | os.PathLike, out: str | os.PathLike, options: SoundOptions
+) -> Iterator[tuple[int, int]]:
     """Render sounds to FLAC, and write ``captions.jsonl`` when all are there.
 
     The same call in the same folder makes what is missing; ``corpus.json`` keeps what the folder is made with.
@@ -64,15 +68,20 @@ def write_sounds(midi_dir: str | os.PathLike, out: str | os.PathLike, options: S
         How many are done, and of how many.
 
     Raises:
-        ValueError: no MIDI files that can be read, or a folder of other options, of other MIDI files or of something else.
+        ValueError: no MIDI files that can be read, or a folder of other options, of other MIDI files or of something
+            else.
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder for the audio files")
-    paths = sorted(path for path in Path(midi_dir).rglob("*") if path.suffix.lower() in (".mid", ".midi") and path.is_file())
+    paths = sorted(
+        path for path in Path(midi_dir).rglob("*") if path.suffix.lower() in (".mid", ".midi") and path.is_file()
+    )
     pieces = [(path, score) for path in paths if (score := _read(path)) is not None]
     if not pieces:
-        raise ValueError(f"{midi_dir} holds no MIDI file with music; write some with `megatron-music corpus bach -o {midi_dir}`")
+        raise ValueError(
+            f"{midi_dir} holds no MIDI file with music; write some with `megatron-music corpus bach -o {midi_dir}`"
+        )
     _claim(out, options, [path for path, _ in pieces], Path(midi_dir))
     lines = []
     for number in range(options.num):
@@ -116,8 +125,15 @@ def _claim(out: Path, options: SoundOptions, paths: list[Path], midi_dir: Path) 
     """
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(f"{path.relative_to(midi_dir).as_posix()}\0{hash_of_file(path)}\n".encode(errors="surrogateescape"))
-    wanted = {"version": __version__, **asdict(options), "synthesiser": synthesiser(own=options.own), "MIDI files": digest.hexdigest()}
+        digest.update(
+            f"{path.relative_to(midi_dir).as_posix()}\0{hash_of_file(path)}\n".encode(errors="surrogateescape")
+        )
+    wanted = {
+        "version": __version__,
+        **asdict(options),
+        "synthesiser": synthesiser(own=options.own),
+        "MIDI files": digest.hexdigest(),
+    }
     path = out / MADE_WITH
     if path.exists():
         try:
@@ -126,16 +142,25 @@ def _claim(out: Path, options: SoundOptions, paths: list[Path], midi_dir: Path) 
             raise ValueError(f"{path} cannot be used ({error}); remove {out}, or name another folder") from None
         differ = [name for name in wanted if found.get(name) != wanted[name]]
         if differ:
-            was = ", ".join(name if name == "MIDI files" else f"{name} {found.get(name)} instead of {wanted[name]}" for name in differ)
-            raise ValueError(f"{out} holds sounds made with other settings ({was}); use those, name another folder, or remove it")
+            was = ", ".join(
+                name if name == "MIDI files" else f"{name} {found.get(name)} instead of {wanted[name]}"
+                for name in differ
+            )
+            raise ValueError(
+                f"{out} holds sounds made with other settings ({was}); use those, name another folder, or remove it"
+            )
     elif out.is_dir() and any(name.suffix in (".flac", ".jsonl") for name in out.iterdir()):
-        raise ValueError(f"{out} holds files, and no {MADE_WITH} that says what they were made with; name another folder")
+        raise ValueError(
+            f"{out} holds files, and no {MADE_WITH} that says what they were made with; name another folder"
+        )
     out.mkdir(parents=True, exist_ok=True)
     write_whole(path, (json.dumps(wanted, indent=1) + "\n").encode())
 
 
 def _arranged(score: Score, seconds: float, chance: random.Random) -> Score:
-    """Some bars of a piece that have notes, as long as is asked or to its end, with one program, one tempo and a key of chance's."""
+    """Some bars of a piece that have notes, as long as is asked or to its end, with one program, one tempo and a key of
+    chance's.
+    """
     for _ in range(TRIES):
         found = _excerpt(score, seconds, chance, None)
         if found.num_notes:
@@ -162,6 +187,10 @@ def _excerpt(score: Score, seconds: float, chance: random.Random, first: int | N
         if len(notes):
             tracks.append(Track(notes, 0 if track.is_drum else program, track.is_drum))
     return replace(
-        score, tracks=tracks, tempos=(Tempo(0, round(tempo, 1)),), time_signatures=score.time_signatures[:1],
-        length_steps=-1, quantization=None,
-    )  # fmt: skip
+        score,
+        tracks=tracks,
+        tempos=(Tempo(0, round(tempo, 1)),),
+        time_signatures=score.time_signatures[:1],
+        length_steps=-1,
+        quantization=None,
+    )

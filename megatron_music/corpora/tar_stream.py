@@ -1,7 +1,7 @@
 """The bytes of a tar, packed or not, read forward, with bounds that no archive can lift.
 
-tarfile reads the headers of a member, among them long names and pax records, into memory whole, however large the archive says they
-are, and follows them wherever they lead. Here their size is bounded, and they lead forward.
+tarfile reads the headers of a member, among them long names and pax records, into memory whole, however large the
+archive says they are, and follows them wherever they lead. Here their size is bounded, and they lead forward.
 """
 
 import bz2
@@ -45,7 +45,9 @@ class TarStream:
             self._content = self._file
         self._beat = beat
         self._at = 0
-        self._header_bytes: int | None = HEADER_BYTES  # that may still be read; None: of the data of a member, as many as are asked for
+        self._header_bytes: int | None = (
+            HEADER_BYTES  # that may still be read; None: of the data of a member, as many as are asked for
+        )
 
     @property
     def is_plain(self) -> bool:

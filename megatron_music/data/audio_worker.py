@@ -1,7 +1,8 @@
-"""A process that decodes and cuts audio: ``python -m megatron_music.data.audio_worker DESCRIPTOR``, started by ``worker_pool.py``.
+"""A process that decodes and cuts audio: ``python -m megatron_music.data.audio_worker DESCRIPTOR``, started by
+``worker_pool.py``.
 
-It may use 1 GiB and no more, and is replaced when it is silent for too long. Excerpts go through the file of that descriptor,
-float32 [frames, channels] one behind the other, a part at a time.
+It may use 1 GiB and no more, and is replaced when it is silent for too long. Excerpts go through the file of that
+descriptor, float32 [frames, channels] one behind the other, a part at a time.
 """
 
 import json
@@ -36,7 +37,9 @@ def main(descriptor: str) -> None:
         try:
             if asked["skip"]:
                 (reason,) = asked["skip"].values()
-                raise LeftOut("unreadable", f"{asked['path']} cannot be used: {reason}; convert it to WAV or FLAC, or remove it")
+                raise LeftOut(
+                    "unreadable", f"{asked['path']} cannot be used: {reason}; convert it to WAV or FLAC, or remove it"
+                )
             say(channel, str(number))
             _refuse_change(asked)
             _send(asked, int(descriptor), channel, requests)
@@ -49,12 +52,19 @@ def main(descriptor: str) -> None:
             answer |= {"left_out": {"kind": error.kind, "reason": str(error)}}
         except MemoryError:
             reason = "it needs more memory than a worker may use"
-            answer |= {"left_out": {"kind": "unreadable", "reason": f"{asked['path']} cannot be used: {reason}; convert it to WAV or FLAC"}}
+            answer |= {
+                "left_out": {
+                    "kind": "unreadable",
+                    "reason": f"{asked['path']} cannot be used: {reason}; convert it to WAV or FLAC",
+                }
+            }
         except OSError as error:  # no room for the excerpts
             answer = {"error": error.strerror or str(error), "errno": error.errno, "filename": error.filename}
         except Exception as error:  # a fault of ours, or of a decoder
             reason = f"cannot be decoded ({type(error).__name__}: {error})"
-            answer |= {"left_out": {"kind": "unreadable", "reason": f"{asked['path']} {reason}; convert it to WAV or FLAC"}}
+            answer |= {
+                "left_out": {"kind": "unreadable", "reason": f"{asked['path']} {reason}; convert it to WAV or FLAC"}
+            }
         say(channel, json.dumps(answer))
 
 
@@ -65,7 +75,9 @@ def _refuse_change(asked: dict) -> None:
     """
     path = Path(asked["folder"], asked["path"])
     if "state" in asked and state_of(path) != asked["state"]:
-        raise ChangedSource(f"{path} was changed while the build was under way; restore it, or build into another folder")
+        raise ChangedSource(
+            f"{path} was changed while the build was under way; restore it, or build into another folder"
+        )
 
 
 def _send(asked: dict, descriptor: int, channel: int, requests: BinaryIO) -> None:
@@ -121,7 +133,13 @@ class _Part:
 
     def message(self) -> str:
         """The record that is sent to the parent."""
-        found = {"part": self._number, "is_first": self._is_first, "starts": self.starts, "frames": self._frames, "total": self._total}
+        found = {
+            "part": self._number,
+            "is_first": self._is_first,
+            "starts": self.starts,
+            "frames": self._frames,
+            "total": self._total,
+        }
         return json.dumps(found)
 
 

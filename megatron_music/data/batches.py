@@ -44,15 +44,18 @@ def build_datasets(
 ) -> tuple:
     """The train, valid and test datasets of a run.
 
-    Every process must call this, in the same order. The main process verifies the index cache, or builds it, and all read it.
+    Every process must call this, in the same order. The main process verifies the index cache, or builds it, and all
+    read it.
 
     Args:
         seq_length: S; a sample holds S inputs and S labels.
         seed: of the shuffling.
         num_samples: of each split; 0 leaves a split out.
         is_needed: False on processes that read no batches; they get None.
-        run_folder: keeps the index cache, where ``data.cache_path`` names no place for it; the caller keeps other runs out of it.
-        on_main: does some work on the main process alone; every process gets what it returned, or raises what it raised.
+        run_folder: keeps the index cache, where ``data.cache_path`` names no place for it; the caller keeps other runs
+            out of it.
+        on_main: does some work on the main process alone; every process gets what it returned, or raises what it
+            raised.
 
     Returns:
         One dataset a split. None for a split that was left out, that is no part of every folder, or that holds no
@@ -60,13 +63,13 @@ def build_datasets(
         hides) where ``data.reset_attention_mask`` asks for it.
 
     Raises:
-        ValueError: a folder is missing, holds no training tokens, or was made with another vocabulary or grid, or the samples are more than
-            this machine could hold an index of.
+        ValueError: a folder is missing, holds no training tokens, or was made with another vocabulary or grid, or the
+            samples are more than this machine could hold an index of.
         OSError: the index cache cannot be written; the message is a sentence.
     """
     on_main(lambda: check_folders(data) and None)
     blends, sizes = [], []
-    for split, size in zip(SPLITS, num_samples):
+    for split, size in zip(SPLITS, num_samples, strict=True):
         if size and has_tokens(data, split):
             prefixes = [str(folder / split) for folder in data.folders]
             blends.append((prefixes, data.weights if len(prefixes) > 1 else None))
@@ -76,7 +79,8 @@ def build_datasets(
             sizes.append(0)
     if num_samples[0] and blends[0] is None:
         raise ConfigError(
-            f"{' '.join(map(str, data.folders))}: train.bin holds no tokens; build it with `megatron-music build tokens`"
+            f"{' '.join(map(str, data.folders))}: train.bin holds no tokens; build it with `megatron-music build "
+            f"tokens`"
         )
     if not any(blends):
         # megatron-core would make up random data.
@@ -101,7 +105,7 @@ def build_datasets(
     key = cache_key(data, megatron.core.__version__, tokenizer.unique_description, seq_length, seed, sizes)
     cache = IndexCache(
         on_main(lambda: cache_folder(data, run_folder)) / key,
-        Indexed({split: blend[0] for split, blend in zip(SPLITS, blends) if blend}, seq_length, seed),
+        Indexed({split: blend[0] for split, blend in zip(SPLITS, blends, strict=True) if blend}, seq_length, seed),
         is_held=run_folder is not None and not data.cache_path,
     )
     built = on_main(lambda: None if cache.is_whole() else _begin(cache, data, sizes, seq_length))
@@ -123,7 +127,7 @@ def _is_main() -> bool:
 def _begin(cache: IndexCache, data: DataConfig, sizes: list[int], seq_length: int) -> Path:
     """A folder for a new index, if there is memory and room on the disk for it."""
     room = 0
-    for split, size in zip(SPLITS, sizes):
+    for split, size in zip(SPLITS, sizes, strict=True):
         if size:
             documents, samples = _index_size(data, split, size, seq_length)
             _check_memory(16 * documents + 12 * samples, split, size)
@@ -152,7 +156,8 @@ def _check_memory(needed: float, split: str, num_samples: int) -> None:
     steps = "train.train_iters" if split == "train" else "train.eval_iters"
     refuse_unless(
         needed <= memory,
-        f"{steps} x train.global_batch_size is {num_samples:,} samples of {split}, whose index takes {needed / 2**30:,.0f} GiB, and this "
+        f"{steps} x train.global_batch_size is {num_samples:,} samples of {split}, whose index takes "
+        f"{needed / 2**30:,.0f} GiB, and this "
         f"machine has {memory / 2**30:,.0f} GiB of memory; lower {steps} or train.global_batch_size",
     )
 
@@ -205,4 +210,7 @@ def _tell_outside(dataset, vocab_size: int) -> None:
             check_ids(part.dataset_path, vocab_size, whole=True)
     except ValueError as error:
         raise OSError(str(error)) from None  # on this rank alone, which therefore has to tell it
-    raise OSError(f"a sample has an id outside the vocabulary of {vocab_size}, and its file has none; the files were changed while they were read")
+    raise OSError(
+        f"a sample has an id outside the vocabulary of {vocab_size}, and its file has none; the files were changed "
+        f"while they were read"
+    )

@@ -36,8 +36,8 @@ def build_tokens(
     """Build a dataset and return its report.
 
     The work lies in ``OUT.building`` until OUT appears, whole. Stopped in whatever way, by a signal, a full disk or the
-    power, the same call goes on from the finished shards, and the dataset's bytes are those of an undisturbed build. The
-    same call on the same files when the dataset is there finds the work done and returns its report.
+    power, the same call goes on from the finished shards, and the dataset's bytes are those of an undisturbed build.
+    The same call on the same files when the dataset is there finds the work done and returns its report.
 
     A file goes to train, valid or test by the hash of its notes and the seed, so all its windows, its copies and near
     copies are in one split. A split that would stay empty takes the music of the smallest hash from train, if train

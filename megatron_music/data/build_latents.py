@@ -1,8 +1,8 @@
 """Builds a folder of latents from captioned audio: ``build latents``.
 
-Everything is made in ``OUT.building/out``, shard by shard, and gets its name in one rename when it is whole. Stopped at any
-moment, the same command goes on. Several processes may share the shards: each encodes ``shards[rank::world_size]``, and the one
-that finishes last puts the dataset together.
+Everything is made in ``OUT.building/out``, shard by shard, and gets its name in one rename when it is whole. Stopped at
+any moment, the same command goes on. Several processes may share the shards: each encodes ``shards[rank::world_size]``,
+and the one that finishes last puts the dataset together.
 """
 
 import hashlib
@@ -73,16 +73,16 @@ def build_latents(
     Args:
         progress: wraps the sounds of this rank.
         say: receives a line on each part of the work as it begins.
-        rank, world_size: this process, from 0, of those that share the work in one ``OUT.building``. Any of them may start at
-            any time; one that was stopped is started again.
+        rank, world_size: this process, from 0, of those that share the work in one ``OUT.building``. Any of them may
+            start at any time; one that was stopped is started again.
         device: of the autoencoder and of the text encoder.
 
     Returns:
         The report, as in ``report.json``; None where another rank puts the dataset together.
 
     Raises:
-        ValueError: no captions, no sound for training, another build in the same folder, one of other options, or a file that
-            changed meanwhile.
+        ValueError: no captions, no sound for training, another build in the same folder, one of other options, or a
+            file that changed meanwhile.
     """
     folder, out = Path(audio_dir), Path(os.path.realpath(out))
     if not 0 <= rank < world_size:
@@ -102,40 +102,44 @@ def build_latents(
         return report
     if not out.parent.is_dir():
         raise ValueError(f"{out.parent} does not exist; make the folder first")
-    with _shared(building, rank, world_size):
-        with Crops(folder, options, states) as crops, ExitStack() as at_end:
-            with _locked(building / _FIT):
-                if out.exists():  # other ranks were quicker
-                    return None
-                _check_plan(building, fingerprint)
-                made = building / "out"
-                made.mkdir(exist_ok=True)
-                splits = _splits(sounds, options)
-                encoders = encoders_of(made / ENCODERS, [sounds[n] for n in splits["train"]], crops, options, say, device)
-                at_end.callback(close, encoders.music)
-                keep_hashes(building, made / ENCODERS)
-            shards = [
-                Shard(split, number, [sounds[n] for n in files[first : first + options.files_per_shard]])
-                for split, files in splits.items()
-                for number, first in enumerate(range(0, len(files), options.files_per_shard))
-            ]
-            texts = ["", *dict.fromkeys(encoders.text.cut(caption) for sound in sounds for caption in sound.captions)]
-            encode_shards(building, shards[rank::world_size], texts, crops, encoders, options, device, progress, say)
-            with _locked(building / _MERGE):
-                if out.exists() or not all(shard.record(building).exists() for shard in shards):
-                    return None
-                report = _merge(building, sounds, shards, texts, folder, encoders, options, fingerprint, say)
-                os.rename(made, out)
-                sync(out.parent)
-                _clear(building)
+    with _shared(building, rank, world_size), Crops(folder, options, states) as crops, ExitStack() as at_end:
+        with _locked(building / _FIT):
+            if out.exists():  # other ranks were quicker
+                return None
+            _check_plan(building, fingerprint)
+            made = building / "out"
+            made.mkdir(exist_ok=True)
+            splits = _splits(sounds, options)
+            encoders = encoders_of(made / ENCODERS, [sounds[n] for n in splits["train"]], crops, options, say, device)
+            at_end.callback(close, encoders.music)
+            keep_hashes(building, made / ENCODERS)
+        shards = [
+            Shard(split, number, [sounds[n] for n in files[first : first + options.files_per_shard]])
+            for split, files in splits.items()
+            for number, first in enumerate(range(0, len(files), options.files_per_shard))
+        ]
+        texts = ["", *dict.fromkeys(encoders.text.cut(caption) for sound in sounds for caption in sound.captions)]
+        encode_shards(building, shards[rank::world_size], texts, crops, encoders, options, device, progress, say)
+        with _locked(building / _MERGE):
+            if out.exists() or not all(shard.record(building).exists() for shard in shards):
+                return None
+            report = _merge(building, sounds, shards, texts, folder, encoders, options, fingerprint, say)
+            os.rename(made, out)
+            sync(out.parent)
+            _clear(building)
     if world_size > 1:
-        with suppress(ValueError), held(building):  # which removes what holds nothing but its lock; another rank may be in it still
+        with (
+            suppress(ValueError),
+            held(building),
+        ):  # which removes what holds nothing but its lock; another rank may be in it still
             pass
     return report
 
 
 def _clear(building: Path) -> None:
-    """Remove by name what a build that is over leaves in its working folder; ``held`` removes the folder where nothing stays."""
+    """Remove by name what a build that is over leaves in its working folder; ``held`` removes the folder where nothing
+    stays.
+    """
     records = building / RECORDS
     for path in records.iterdir() if records.is_dir() and not records.is_symlink() else ():
         if _RECORD.fullmatch(path.name) or is_temporary(path.name):
@@ -167,10 +171,14 @@ def _locked(path: Path, waits: bool = True) -> AbstractContextManager:
     Raises:
         ValueError: another process holds it, where ``waits`` is False.
     """
-    return hold(path, f"another process works as {path.stem} of {path.parent}{{owner}}; give each its own --rank", waits=waits)
+    return hold(
+        path, f"another process works as {path.stem} of {path.parent}{{owner}}; give each its own --rank", waits=waits
+    )
 
 
-def _fingerprint(folder: Path, sounds: Sequence[Captioned], states: Mapping[str, list[int] | None], options: LatentsOptions) -> str:
+def _fingerprint(
+    folder: Path, sounds: Sequence[Captioned], states: Mapping[str, list[int] | None], options: LatentsOptions
+) -> str:
     found = hashlib.sha256(json.dumps([str(folder.resolve()), asdict(options)]).encode())
     for sound in sounds:
         found.update(json.dumps([*sound, states[sound.path]]).encode())
@@ -196,9 +204,12 @@ def _check_plan(building: Path, fingerprint: str) -> None:
             raise ValueError(f"{path} cannot be used ({error}); remove {building} and build again") from None
         if found != fingerprint:
             raise ValueError(f"{building} was begun with other sounds or options; go on with those, or remove it")
-    elif foreign := [file.name for file in building.iterdir() if not _LOCKS.fullmatch(file.name) and not is_temporary(file.name)]:
+    elif foreign := [
+        file.name for file in building.iterdir() if not _LOCKS.fullmatch(file.name) and not is_temporary(file.name)
+    ]:
         raise ValueError(
-            f"{building} is the working folder of this build and holds {min(foreign)}, which is not of a build; move it away, or name "
+            f"{building} is the working folder of this build and holds {min(foreign)}, which is not of a build; move "
+            f"it away, or name "
             "another output"
         )
     write_whole(path, sealed(json.dumps({"fingerprint": fingerprint}) + "\n"))
@@ -230,14 +241,17 @@ def _merge(
             path.unlink()
     found = {(shard.split, shard.number): shard.read_record(building) for shard in shards_made}
     shards = {
-        split: [record["shard"] for (of, _), record in found.items() if of == split and record["shard"]] for split in SPLITS
+        split: [record["shard"] for (of, _), record in found.items() if of == split and record["shard"]]
+        for split in SPLITS
     }
     left_out = [entry for record in found.values() for entry in record["left_out"]]
     if not shards["train"]:
         why = left_out[0]["reason"] if left_out else "there is none"
         raise ValueError(f"no sound of {folder} can be trained on ({why}); mend the folder and remove {building}")
     say(f"encoding {counted(len(texts) - 1, 'caption')}")
-    states, keeps = zip(*(encoders.text.encode(texts[first : first + 256]) for first in range(0, len(texts), 256)), strict=True)
+    states, keeps = zip(
+        *(encoders.text.encode(texts[first : first + 256]) for first in range(0, len(texts), 256)), strict=True
+    )
     lengths = torch.cat(keeps).sum(1).cpu().numpy()
     files = write_texts(made, texts, torch.cat([part.cpu() for part in states]).numpy(), lengths)
     info = LatentsInfo(

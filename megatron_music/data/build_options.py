@@ -68,24 +68,34 @@ class BuildOptions:
     permute_tracks: bool = False
     infill: float = 0.0
     drop_duplicates: bool = False
-    filters: Filters = Filters()  # noqa: RUF009 (frozen)
+    filters: Filters = Filters()
     sanitize: bool = True
     seconds_per_file: float = 60.0
     labels: str = ""
     formats: tuple[str, ...] = ("megatron",)
 
     def __post_init__(self):
-        if not all(map(math.isfinite, self.fractions)) or min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
-            raise ValueError(f"the split {self.fractions} does not add up to 1; give three fractions such as 0.9,0.05,0.05")
+        if (
+            not all(map(math.isfinite, self.fractions))
+            or min(self.fractions) < 0
+            or abs(sum(self.fractions) - 1) > 1e-6
+        ):
+            raise ValueError(
+                f"the split {self.fractions} does not add up to 1; give three fractions such as 0.9,0.05,0.05"
+            )
         if self.copies < 1:
             raise ValueError(f"copies is {self.copies}; use 1 (the windows alone) or more")
         if self.transpose[0] > self.transpose[1] or max(map(abs, self.transpose)) > 127:
-            raise ValueError(f"transpose is {self.transpose}; give the lowest and highest number of semitones, such as -5 and 6")
+            raise ValueError(
+                f"transpose is {self.transpose}; give the lowest and highest number of semitones, such as -5 and 6"
+            )
         augments = self.transpose != (0, 0) or self.permute_tracks
         if augments and self.copies == 1:
             raise ValueError("transpose and permute_tracks are for copies of a window; ask for copies of 2 or more")
         if self.copies > 1 and not augments:
-            raise ValueError(f"copies is {self.copies} and all would be the same; ask for transpose or permute_tracks too")
+            raise ValueError(
+                f"copies is {self.copies} and all would be the same; ask for transpose or permute_tracks too"
+            )
         if not 0 <= self.infill <= 1:
             raise ValueError(f"infill is {self.infill}; use a share of the windows from 0 to 1")
         if self.infill and not self.encoding.bars:
@@ -94,7 +104,9 @@ class BuildOptions:
             if getattr(self.encoding, name) == 1:
                 raise ValueError(f"{name} is 1, which says nothing; use 0 for none, or 2 to 10 levels")
         if (self.infill > 0) != self.encoding.infill:
-            raise ValueError(f"infill is {self.infill} while the encoding says infill={self.encoding.infill}; set both or neither")
+            raise ValueError(
+                f"infill is {self.infill} while the encoding says infill={self.encoding.infill}; set both or neither"
+            )
         if not 0 < self.seconds_per_file < math.inf:
             raise ValueError(f"seconds_per_file is {self.seconds_per_file}; use more than 0")
         if not self.formats or set(self.formats) - set(FORMATS):
@@ -112,7 +124,11 @@ class BuildOptions:
             TypeError, AttributeError: a field is unknown or of another type.
             ValueError: they cannot be.
         """
-        values = {**values, "encoding": encoding_of_json(values["encoding"]), "filters": Filters(**_typed(Filters, values["filters"]))}
+        values = {
+            **values,
+            "encoding": encoding_of_json(values["encoding"]),
+            "filters": Filters(**_typed(Filters, values["filters"])),
+        }
         return BuildOptions(**_typed(BuildOptions, values))
 
 
@@ -134,7 +150,9 @@ def _is_like(value, default, is_open: bool) -> bool:
     if isinstance(default, tuple) and default and isinstance(value, tuple):
         if isinstance(default[0], str):
             return all(isinstance(part, str) for part in value)
-        return len(value) == len(default) and all(_is_like(part, wanted, is_open) for part, wanted in zip(value, default, strict=True))
+        return len(value) == len(default) and all(
+            _is_like(part, wanted, is_open) for part, wanted in zip(value, default, strict=True)
+        )
     if default is None:
         return is_open and (value is None or type(value) in (int, float))
     return type(value) is type(default) or (type(default) is float and type(value) is int)

@@ -1,6 +1,7 @@
 """``OUT.building``: the working folder of a build, the lock on it, and which names in it are a build's own.
 
-A folder that holds anything else is refused, and what goes is removed by name: the folder may have been there before the build.
+A folder that holds anything else is refused, and what goes is removed by name: the folder may have been there before
+the build.
 """
 
 import os
@@ -16,7 +17,9 @@ from megatron_music.storage.writing import is_temporary, remove_tree, token
 BUILDING_SUFFIX = ".building"
 PLAN_FILE, ENTRIES_FILE, LOCK_FILE, SHARDS_FOLDER = "plan.json", "entries.jsonl", "lock", "shards"
 _OWN_FILES = {PLAN_FILE, ENTRIES_FILE}
-_SHARD_FILE = re.compile(r"\d{5,}\.(bin|lengths|json)|\.\d{5,}\.(bin|lengths|json)\.[\w.-]+\.tmp")  # temporary ones, of earlier versions too
+_SHARD_FILE = re.compile(
+    r"\d{5,}\.(bin|lengths|json)|\.\d{5,}\.(bin|lengths|json)\.[\w.-]+\.tmp"
+)  # temporary ones, of earlier versions too
 _TEMPORARY_SHARD = re.compile(r"\.\d{5,}\.(bin|lengths|json)\.([0-9a-f]{16})-[0-9a-f]{16}\.tmp")
 _MERGE_FOLDER = re.compile(r"merge-[0-9a-f]{16}")
 
@@ -31,8 +34,8 @@ def building_folder(out: str | os.PathLike) -> Path:
 def held(building: str | os.PathLike, shared: bool = False) -> Iterator[None]:
     """Hold the lock of ``OUT.building``: alone, or shared with others who ask for it shared.
 
-    It is let go when the process dies, however it dies. A thread may hold again what it holds. Held alone, the folder is made
-    where it is missing, and goes at the end if nothing but the lock is in it.
+    It is let go when the process dies, however it dies. A thread may hold again what it holds. Held alone, the folder
+    is made where it is missing, and goes at the end if nothing but the lock is in it.
 
     Raises:
         ValueError: another holds it, or there is no such folder to share.
@@ -58,7 +61,10 @@ def check_sources(building: Path, sources: Sequence[str | os.PathLike]) -> None:
     for source in sources:
         path = Path(os.path.realpath(source))
         if path == building or building in path.parents:
-            raise ValueError(f"{source} lies in {building}, the working folder of this build, which goes at its end; name another output")
+            raise ValueError(
+                f"{source} lies in {building}, the working folder of this build, which goes at its end; name another "
+                f"output"
+            )
 
 
 def check_building(building: Path) -> None:
@@ -75,13 +81,15 @@ def check_building(building: Path) -> None:
             foreign = path
         if foreign is not None:
             raise ValueError(
-                f"{building} is the working folder of this build and holds {foreign.relative_to(building)}, which is not of a build; "
+                f"{building} is the working folder of this build and holds {foreign.relative_to(building)}, which is "
+                f"not of a build; "
                 "move it away, or name another output"
             )
 
 
 def remove_building(building: Path) -> None:
-    """Remove from the working folder what a build has made, by name; ``held`` removes the folder with the lock if nothing stays.
+    """Remove from the working folder what a build has made, by name; ``held`` removes the folder with the lock if
+    nothing stays.
 
     The plan goes last: shards without their plan would be taken for those of the next one.
     """
@@ -146,7 +154,11 @@ def _is_folder(path: Path) -> bool:
 
 def _is_own_file(path: Path) -> bool:
     name = path.name
-    own = name in _OWN_FILES or is_of_lock(LOCK_FILE, name) or (is_temporary(name) and name.startswith(tuple(f".{own}." for own in _OWN_FILES)))
+    own = (
+        name in _OWN_FILES
+        or is_of_lock(LOCK_FILE, name)
+        or (is_temporary(name) and name.startswith(tuple(f".{own}." for own in _OWN_FILES)))
+    )
     return own and not _is_folder(path)
 
 

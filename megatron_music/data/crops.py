@@ -1,7 +1,7 @@
 """Audio files of a listing as samples of one length, or the reason why a file gives none.
 
-Files are decoded in a worker process of 1 GiB, which is replaced when a file crashes it or keeps it silent for a minute: that
-costs the file, and nothing else.
+Files are decoded in a worker process of 1 GiB, which is replaced when a file crashes it or keeps it silent for a
+minute: that costs the file, and nothing else.
 """
 
 import os
@@ -75,7 +75,14 @@ class Crops:
         os.close(self._room)
 
     def read(
-        self, sounds: Sequence[Captioned], sample_rate: int, channels: int, length: int, at_most: int = 0, *, pads: bool = True
+        self,
+        sounds: Sequence[Captioned],
+        sample_rate: int,
+        channels: int,
+        length: int,
+        at_most: int = 0,
+        *,
+        pads: bool = True,
     ) -> Iterator[Read]:
         """The crops of files, one file after the other; close it before another is begun.
 
@@ -89,7 +96,11 @@ class Crops:
             OSError: the disk is full or gone, or workers die outside of any file.
         """
         cut = asdict(Cut(sample_rate, channels, length, self.options.min_seconds, at_most))
-        tasks = [Task(number, number, 1, self._request(number, sound) | {"cut": cut}) for number, sound in enumerate(sounds) if sound.captions]
+        tasks = [
+            Task(number, number, 1, self._request(number, sound) | {"cut": cut})
+            for number, sound in enumerate(sounds)
+            if sound.captions
+        ]
         named, next_task = {task.number for task in tasks}, 0
         for number, answer in self._workers.run(tasks):
             while next_task < number:  # those without captions, in their order
@@ -101,7 +112,9 @@ class Crops:
                 yield Read(number, crops, is_first=answer["is_first"])
             elif answer is not None:
                 left_out = answer.get("left_out")
-                yield Read(number, (), ends=True, left_out=LeftOut(left_out["kind"], left_out["reason"]) if left_out else None)
+                yield Read(
+                    number, (), ends=True, left_out=LeftOut(left_out["kind"], left_out["reason"]) if left_out else None
+                )
                 next_task = number + 1
         for number in range(next_task, len(sounds)):
             yield _without_caption(number, sounds[number])
@@ -123,7 +136,12 @@ class Crops:
         return tuple(crops)
 
     def some(
-        self, sounds: Sequence[Captioned], make: Callable[[Captioned, Crop], Made], is_enough: Callable[[list[Made]], bool], *cut, **options
+        self,
+        sounds: Sequence[Captioned],
+        make: Callable[[Captioned, Crop], Made],
+        is_enough: Callable[[list[Made]], bool],
+        *cut,
+        **options,
     ) -> list[Made]:
         """What ``make`` makes of crops, of files from all over, until there is enough; what is left out says so later.
 
@@ -150,7 +168,9 @@ class Crops:
 
 
 def _without_caption(number: int, sound: Captioned) -> Read:
-    return Read(number, (), ends=True, left_out=LeftOut("no caption", f"{sound.path} has an empty caption; describe it"))
+    return Read(
+        number, (), ends=True, left_out=LeftOut("no caption", f"{sound.path} has an empty caption; describe it")
+    )
 
 
 def _room() -> int:

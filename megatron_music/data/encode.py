@@ -1,4 +1,5 @@
-"""One MIDI file to token ids: read, find the stretches in the wanted meters, quantise, cut into windows, encode, augment.
+"""One MIDI file to token ids: read, find the stretches in the wanted meters, quantise, cut into windows, encode,
+augment.
 """
 
 import hashlib
@@ -28,7 +29,11 @@ from megatron_music.tokens.infill import infill_documents
 from megatron_music.tokens.windows import EncodedStretch, Windows
 
 _NUM_COUNTS = 6  # the first fields of a QuantizationReport, which count notes
-NOTE_COLUMNS = (*QuantizationReport._fields[:_NUM_COUNTS], "onset_error_sum", "max_onset_error")  # of ``EncodedFile.notes``
+NOTE_COLUMNS = (
+    *QuantizationReport._fields[:_NUM_COUNTS],
+    "onset_error_sum",
+    "max_onset_error",
+)  # of ``EncodedFile.notes``
 _MAX_DENSITY = 127
 NO_FILTERS = Filters()
 
@@ -40,7 +45,8 @@ class EncodedFile:
     Args:
         digest: SHA-256 of the bytes, hexadecimal.
         content: hash of its music (``likeness.content_hash``); empty if the file could not be read.
-        ids: all documents one after another, each with its DOCUMENT_END (uint16). DENSITY is open where bins are not known.
+        ids: all documents one after another, each with its DOCUMENT_END (uint16). DENSITY is open where bins are not
+            known.
         lengths: tokens in each document (int32): the windows of copy 0 first, then those of copy 1, ...
         copies: documents of copy 0, 1, ...; empty if there are none.
         damage: why the file goes to quarantine, or empty.
@@ -117,7 +123,10 @@ def encode_content(content: bytes, options: BuildOptions, label_ids: tuple[int, 
 
 
 def _read(content: bytes, sanitize: bool, encoding: Encoding) -> tuple[Score, bool]:
-    """The score, and whether its bytes had to be clamped for it. What stopped the second try is the reason, not the first."""
+    """The score, and whether its bytes had to be clamped for it.
+
+    What stopped the second try is the reason, not the first.
+    """
     read = fastest_engine().read_midi
     try:
         return read(content, False, encoding.voices, encoding.pedal), False
@@ -153,7 +162,9 @@ def _encode(digest: str, score: Score, rescued: bool, options: BuildOptions, lab
     )
 
 
-def _copies(digest: str, found: "EncodedScore", options: BuildOptions) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+def _copies(
+    digest: str, found: "EncodedScore", options: BuildOptions
+) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
     """The documents of every copy: ids, lengths, and how many there are of each."""
     key = int.from_bytes(hashlib.sha256(f"{options.seed}:{digest}".encode()).digest()[:8], "big")
     all_ids, all_lengths = [], []
@@ -189,8 +200,13 @@ def encode_score(
     engine: Engine = ARRAYS,
 ) -> EncodedScore:
     """Every window of every stretch in the encoding's meters; whole stretches where the encoding has no windows."""
-    meters, unknown = _meters_on_grid(encoding.meters, encoding.steps_per_quarter), encoding.undeclared(score.time_signatures)
-    stretches = [stretch for stretch in sections(score, meters, unknown, encoding.steps_per_quarter) if stretch.num_notes]
+    meters, unknown = (
+        _meters_on_grid(encoding.meters, encoding.steps_per_quarter),
+        encoding.undeclared(score.time_signatures),
+    )
+    stretches = [
+        stretch for stretch in sections(score, meters, unknown, encoding.steps_per_quarter) if stretch.num_notes
+    ]
     dropped: Counter = Counter()
     made, numbers, reports = [], [], []
     for place, stretch in enumerate(stretches):
@@ -229,7 +245,9 @@ def encode_score(
 @cache
 def _meters_on_grid(names: tuple[str, ...], steps_per_quarter: int) -> frozenset[tuple[int, int]]:
     """The meters of an encoding whose bars are a whole number of steps."""
-    return frozenset(meter for meter in Encoding(meters=names).meter_set if 4 * steps_per_quarter * meter[0] % meter[1] == 0)
+    return frozenset(
+        meter for meter in Encoding(meters=names).meter_set if 4 * steps_per_quarter * meter[0] % meter[1] == 0
+    )
 
 
 def meters_of(score: Score, unknown: Sequence[tuple[int, int]]) -> "MetersOfFile":
@@ -316,7 +334,11 @@ def _pitches_within(written: Windows, bounds: tuple) -> np.ndarray | bool:
 
 
 def _summed(reports: list[QuantizationReport]) -> dict[str, float]:
-    counts = reports[0] if len(reports) == 1 else [sum(column) for column in zip(*(report[:_NUM_COUNTS] for report in reports), strict=True)]
+    counts = (
+        reports[0]
+        if len(reports) == 1
+        else [sum(column) for column in zip(*(report[:_NUM_COUNTS] for report in reports), strict=True)]
+    )
     sums = dict(zip(NOTE_COLUMNS, counts or [0] * _NUM_COUNTS, strict=False))
     sums["onset_error_sum"] = sum([report.mean_onset_error * report.notes_in for report in reports])
     sums["max_onset_error"] = max([report.max_onset_error for report in reports], default=0)

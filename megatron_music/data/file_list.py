@@ -20,10 +20,10 @@ from megatron_music.reports.dataset import FILES_FILE
 def write_file_list(plan: Plan, tally: Tally, folder: Path) -> None:
     """Write the list into a dataset in the making.
 
-    Each line has ``path``, ``split`` (null: the file gives no document), ``first_document`` and ``documents`` (its documents
-    are ``first_document`` to ``first_document + documents - 1`` of the split, from 0) and ``reason`` (null where there is
-    none). ``meter`` is the one in force longest, ``same_notes_as`` the line, from 1, of the first file with the same notes,
-    ``group`` what ``--split-by`` found.
+    Each line has ``path``, ``split`` (null: the file gives no document), ``first_document`` and ``documents`` (its
+    documents are ``first_document`` to ``first_document + documents - 1`` of the split, from 0) and ``reason`` (null
+    where there is none). ``meter`` is the one in force longest, ``same_notes_as`` the line, from 1, of the first file
+    with the same notes, ``group`` what ``--split-by`` found.
     """
     kept = tally.kept_documents()
     firsts = np.zeros(len(kept), np.int64)

@@ -36,7 +36,8 @@ class Tokenizer(NamedTuple):
 
 
 def check_folders(data: DataConfig) -> Tokenizer:
-    """Refuse folders that cannot be trained on, alone or together: their indices are read whole, of their tokens a sample.
+    """Refuse folders that cannot be trained on, alone or together: their indices are read whole, of their tokens a
+    sample.
 
     Returns:
         The encoding of all folders together, and their merged tokens.
@@ -46,14 +47,18 @@ def check_folders(data: DataConfig) -> Tokenizer:
         ValueError: a tokenizer folder is missing or damaged.
     """
     if data.path is None:
-        raise ConfigError("data.path is not set; name the folder made by `megatron-music build tokens`, as in data.path=OUT")
+        raise ConfigError(
+            "data.path is not set; name the folder made by `megatron-music build tokens`, as in data.path=OUT"
+        )
     encodings, merges = {}, {}
     for folder in data.folders:
         if not _is_begun(folder, "train"):
             raise ConfigError(
-                f"{folder} is a dataset of latents, of a text-to-music model; a GPT is trained on one of `megatron-music build tokens`"
+                f"{folder} is a dataset of latents, of a text-to-music model; a GPT is trained on one of "
+                f"`megatron-music build tokens`"
                 if (Path(folder) / INDEX).is_file()
-                else f"{folder} holds no train.bin and train.idx; make it with `megatron-music build tokens MIDI_DIR -o {folder}`"
+                else f"{folder} holds no train.bin and train.idx; make it with `megatron-music build tokens MIDI_DIR "
+                f"-o {folder}`"
             )
         encodings[str(folder)], merges[folder], _ = read_wording(folder / "tokenizer")
         for split in filter(lambda split: _is_begun(folder, split), SPLITS):
@@ -69,7 +74,9 @@ def check_folders(data: DataConfig) -> Tokenizer:
     first = data.folders[0]
     for folder in data.folders:
         if merges[folder] != merges[first]:
-            raise ConfigError(f"{first} and {folder} differ in merged tokens; build them as one dataset, or without --bpe")
+            raise ConfigError(
+                f"{first} and {folder} differ in merged tokens; build them as one dataset, or without --bpe"
+            )
     return Tokenizer(encoding, merges[first])
 
 
@@ -83,7 +90,11 @@ def check_report(folder: Path) -> None:
     """
     path = folder / REPORT_FILE
     try:
-        rows = {split: row for split, row in read_json_object(path)["splits"].items() if split in SPLITS and _is_begun(folder, split)}
+        rows = {
+            split: row
+            for split, row in read_json_object(path)["splits"].items()
+            if split in SPLITS and _is_begun(folder, split)
+        }
         counted = {split: (row["documents"], row["bytes"]) for split, row in rows.items()}
     except FileNotFoundError:
         return
@@ -93,7 +104,8 @@ def check_report(folder: Path) -> None:
         found = check_index(folder / split), os.path.getsize(folder / f"{split}.bin")
         if found != (documents, size):
             raise ConfigError(
-                f"{folder / split}.bin and .idx have {found[0]:,} documents in {found[1]:,} bytes, and {path} counts {documents} in "
+                f"{folder / split}.bin and .idx have {found[0]:,} documents in {found[1]:,} bytes, and {path} counts "
+                f"{documents} in "
                 f"{size}; {REMEDY}"
             )
 
@@ -126,13 +138,18 @@ def files_below(folder: Path, name: str) -> dict[str, bytes]:
     """
     paths = sorted((folder / name).rglob("*"))
     for path in (folder / name, *paths):
-        refuse_unless(not path.is_symlink(), f"{path} is a link, which is not followed into checkpoints; put what it leads to in its place")
+        refuse_unless(
+            not path.is_symlink(),
+            f"{path} is a link, which is not followed into checkpoints; put what it leads to in its place",
+        )
     found = {}
     for path in filter(Path.is_file, paths):
         try:
             found[path.relative_to(folder).as_posix()] = read_bytes(path, follow_links=False)
         except ValueError as error:
-            raise ConfigError(f"{path} cannot go into checkpoints ({error}); remove it, or build the dataset again") from None
+            raise ConfigError(
+                f"{path} cannot go into checkpoints ({error}); remove it, or build the dataset again"
+            ) from None
     return found
 
 
@@ -153,8 +170,9 @@ def num_tokens(data: DataConfig, split: str) -> int:
 
 def without_tokens(data: DataConfig, split: str) -> list[Path]:
     """The folders that have nothing in a split."""
-    return [folder for folder in data.folders
-            if not is_split(folder, split) or not os.path.getsize(folder / f"{split}.bin")]  # fmt: skip
+    return [
+        folder for folder in data.folders if not is_split(folder, split) or not os.path.getsize(folder / f"{split}.bin")
+    ]
 
 
 def has_tokens(data: DataConfig, split: str) -> bool:
@@ -171,7 +189,8 @@ def cache_folder(data: DataConfig, run_folder: str | os.PathLike | None = None) 
 
 
 def cache_key(data: DataConfig, *identity: object) -> str:
-    """The name of an index cache, of these very files: megatron-core's own key knows their paths, not whether they were replaced.
+    """The name of an index cache, of these very files: megatron-core's own key knows their paths, not whether they were
+    replaced.
 
     Args:
         identity: what else an index depends on.
@@ -187,18 +206,25 @@ def cache_key(data: DataConfig, *identity: object) -> str:
 def user_cache() -> Path:
     """A folder of this user's own for index caches.
 
-    ``megatron-music`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; where that cannot be written, in the system's folder of temporary files.
+    ``megatron-music`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; where that cannot be written, in the system's folder of
+    temporary files.
 
     Raises:
-        ConfigError: neither can be used, or the run has processes on several machines, which do not share temporary files.
+        ConfigError: neither can be used, or the run has processes on several machines, which do not share temporary
+            files.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "megatron-music")
     if _made_own(home):
         return home
     spare = Path(tempfile.gettempdir(), f"megatron-music-cache-{os.getuid()}")
-    several = int(os.environ.get("WORLD_SIZE", "1")) > int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+    several = int(os.environ.get("WORLD_SIZE", "1")) > int(
+        os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1"))
+    )
     if several or not _made_own(spare):
-        raise ConfigError(f"no folder for the index cache: {home} cannot be used; set data.cache_path to a folder of yours that all machines see")
+        raise ConfigError(
+            f"no folder for the index cache: {home} cannot be used; set data.cache_path to a folder of yours that all "
+            f"machines see"
+        )
     return spare
 
 
@@ -214,11 +240,14 @@ def _made_own(folder: Path) -> bool:
 
 
 def record_of(data: DataConfig) -> dict:
-    """What a run's data are, by content: a moved dataset has the same record, a dataset built again of other files has not.
+    """What a run's data are, by content: a moved dataset has the same record, a dataset built again of other files has
+    not.
 
     The ``.idx`` are read whole, of each ``.bin`` 16 pieces of 64 KiB.
     """
-    folders = [{split: _split_record(folder / split) for split in SPLITS if is_split(folder, split)} for folder in data.folders]
+    folders = [
+        {split: _split_record(folder / split) for split in SPLITS if is_split(folder, split)} for folder in data.folders
+    ]
     total = sum(data.weights or [1.0])
     weights = [weight / total for weight in data.weights or [1.0]]
     return {"format": RECORD_FORMAT, "folders": folders, "weights": weights}
@@ -230,7 +259,12 @@ def _split_record(prefix: Path) -> dict:
     for _, piece in pieces(f"{prefix}.bin"):
         sample.update(piece)
     size = os.path.getsize(f"{prefix}.bin")
-    return {"documents": check_index(prefix), "bin_bytes": size, "idx_sha256": digest, "bin_sample_sha256": sample.hexdigest()}
+    return {
+        "documents": check_index(prefix),
+        "bin_bytes": size,
+        "idx_sha256": digest,
+        "bin_sample_sha256": sample.hexdigest(),
+    }
 
 
 def record_bytes(record: dict) -> bytes:

@@ -1,7 +1,8 @@
 """``--split-by``: which files stay in one split beside those of equal notes, or which split a file was given to.
 
-Three ways to say it: ``folder``, ``FILE.csv:COLUMN`` and a regular expression with a group. Where every value found is the name
-of a split, as in MAESTRO's column ``split``, files go to the splits named; else files of one value stay together.
+Three ways to say it: ``folder``, ``FILE.csv:COLUMN`` and a regular expression with a group. Where every value found is
+the name of a split, as in MAESTRO's column ``split``, files go to the splits named; else files of one value stay
+together.
 """
 
 import csv
@@ -20,10 +21,15 @@ from megatron_music.storage.reading import TABLE_BYTES, read_bytes, reason_of
 FOLDER = "folder"
 # As data sets spell them.
 SPLIT_NAMES = {
-    "train": 0, "training": 0,
-    "valid": 1, "validation": 1, "val": 1, "dev": 1,
-    "test": 2, "testing": 2,
-}  # fmt: skip
+    "train": 0,
+    "training": 0,
+    "valid": 1,
+    "validation": 1,
+    "val": 1,
+    "dev": 1,
+    "test": 2,
+    "testing": 2,
+}
 KEY_COLUMNS = ("path", "file", "filename", "file_name", "midi_filename", "midi_file", "midi_path", "midi")
 _CSV = re.compile(r"(?P<path>.+\.csv):(?P<column>[^:]+)", re.IGNORECASE | re.DOTALL)
 
@@ -110,7 +116,9 @@ def _read_column(path: str, column: str) -> tuple[dict[Key, str], str]:
     try:
         content = read_bytes(path, TABLE_BYTES)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({reason_of(error)}); name a CSV file as in --split-by FILE.csv:COLUMN") from None
+        raise ValueError(
+            f"{path} cannot be read ({reason_of(error)}); name a CSV file as in --split-by FILE.csv:COLUMN"
+        ) from None
     try:
         reader = csv.reader(io.StringIO(normal(content.decode("utf-8-sig")), newline=""), strict=True)
         header = [name.strip() for name in next(reader, [])]
@@ -118,7 +126,9 @@ def _read_column(path: str, column: str) -> tuple[dict[Key, str], str]:
         keys = [lowered.index(name) for name in KEY_COLUMNS if name in lowered and name != column.lower()]
         if not keys or column.lower() not in lowered:
             missing = f"no column {column!r}" if keys else f"no column of paths ({', '.join(KEY_COLUMNS)})"
-            raise ValueError(f"{path} has {missing} among {', '.join(header) or 'none'}; mend --split-by, or the header line")
+            raise ValueError(
+                f"{path} has {missing} among {', '.join(header) or 'none'}; mend --split-by, or the header line"
+            )
         key, place = keys[0], lowered.index(column.lower())
         values: dict[Key, str] = {}
         for row in filter(None, reader):
@@ -157,4 +167,7 @@ def grouped(entries: Iterable[Entry], split_by: str, sources: Sequence[str | os.
         raise ValueError(f"--split-by {split_by} finds nothing in {counted(files, 'file')}; correct it, or omit it")
     if len(splits) > 1 and others:
         named = " and ".join(splits[split] for split in sorted(splits))
-        raise ValueError(f"--split-by {split_by} finds the splits {named}, and {others!r}, which is none; use train, valid and test alone")
+        raise ValueError(
+            f"--split-by {split_by} finds the splits {named}, and {others!r}, which is none; use train, valid and "
+            f"test alone"
+        )

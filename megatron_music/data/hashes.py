@@ -38,9 +38,13 @@ def damaged_files(
     """
     path, hashes = Path(folder, REPORT_FILE), report.get(HASHES)
     if hashes is None:
-        raise ValueError(f"{path} has no hashes to verify the files with: an older version wrote it; build the dataset again")
+        raise ValueError(
+            f"{path} has no hashes to verify the files with: an older version wrote it; build the dataset again"
+        )
     if not isinstance(hashes, dict) or not hashes or not all(_is_entry(*entry) for entry in hashes.items()):
-        raise ValueError(f"{path} is damaged (its {HASHES} is not a table of files); build the dataset again, or copy it again whole")
+        raise ValueError(
+            f"{path} is damaged (its {HASHES} is not a table of files); build the dataset again, or copy it again whole"
+        )
 
     def wrong(name: str) -> str:
         try:

@@ -1,10 +1,14 @@
-"""The index cache of a run: megatron-core's arrays of which tokens each sample holds, built whole and verified before they are read.
+"""The index cache of a run: megatron-core's arrays of which tokens each sample holds, built whole and verified before
+they are read.
 
-megatron-core takes a file that exists for whole and loads it with ``allow_pickle=True``. So it never writes where it reads, and
-reads nothing that was not verified: ``IndexCache.begin`` makes a folder of an unpredictable name, which megatron-core fills;
-``publish`` waits for the disk and renames it into place; ``is_whole`` verifies what is in place, and removes what is not whole.
+megatron-core takes a file that exists for whole and loads it with ``allow_pickle=True``. So it never writes where it
+reads, and
+reads nothing that was not verified: ``IndexCache.begin`` makes a folder of an unpredictable name, which megatron-core
+fills; ``publish`` waits for the disk and renames it into place; ``is_whole`` verifies what is in place, and removes
+what is not whole.
 
-Files of a dataset of D sequences, n samples of S tokens and E epochs, as megatron-core 0.16 to 0.19 writes them (HASH is the MD5
+Files of a dataset of D sequences, n samples of S tokens and E epochs, as megatron-core 0.16 to 0.19 writes them (HASH
+is the MD5
 of the description)::
 
     HASH-GPTDataset-SPLIT-document_index.npy            [E * D]     int32, every sequence E times
@@ -41,13 +45,17 @@ ARRAYS = {
     "BlendedDataset": {"dataset_index": ("<i2",), "dataset_sample_index": ("<i8",)},
 }
 DESCRIPTION = "description.txt"
-_NAMES = "|".join(f"{kind}-SPLIT-(?:{DESCRIPTION}|{'|'.join(f'{name}.npy' for name in arrays)})" for kind, arrays in ARRAYS.items())
+_NAMES = "|".join(
+    f"{kind}-SPLIT-(?:{DESCRIPTION}|{'|'.join(f'{name}.npy' for name in arrays)})" for kind, arrays in ARRAYS.items()
+)
 _FILE = re.compile(f"[0-9a-f]{{32}}-(?:{_NAMES})".replace("SPLIT", "(?:train|valid|test)").replace(".", r"\."))
 _UNFINISHED = re.compile(r"\.[0-9a-f]{16}-\w+\.building")
 _ABANDONED_SECONDS = 24 * 3600
 # As numpy writes it; numpy itself evaluates what stands there.
 MAGIC = b"\x93NUMPY\1\0"  # and the length of the header, two bytes
-_HEADER = re.compile(rb"\{'descr': '(<[iu]\d)', 'fortran_order': False, 'shape': \((\d{1,15}),(?: (\d{1,15}))?\), \} *\n")
+_HEADER = re.compile(
+    rb"\{'descr': '(<[iu]\d)', 'fortran_order': False, 'shape': \((\d{1,15}),(?: (\d{1,15}))?\), \} *\n"
+)
 _HEADER_BYTES = 512
 _AT_ONCE = 1 << 20  # rows of an array
 _DESCRIPTION_BYTES = 1 << 20
@@ -85,7 +93,8 @@ class IndexCache:
         self.folder, self.indexed, self._is_held = folder, indexed, is_held
 
     def is_whole(self) -> bool:
-        """Whether the cache can be read as it is. One that cannot is removed, by the names of its files, with a message.
+        """Whether the cache can be read as it is. One that cannot is removed, by the names of its files, with a
+        message.
 
         Raises:
             ConfigError: it cannot be removed, or holds other files.
@@ -101,17 +110,19 @@ class IndexCache:
             _remove(self.folder)
         except OSError as error:
             raise ConfigError(
-                f"{self.folder} is no whole index cache and cannot be removed ({error.strerror}); remove it, or set data.cache_path to "
+                f"{self.folder} is no whole index cache and cannot be removed ({error.strerror}); remove it, or set "
+                f"data.cache_path to "
                 "another folder"
             ) from None
         return False
 
     def begin(self, size: int) -> Path:
-        """A new folder beside it, for megatron-core to build in, which this user alone can read; and what killed starts left is removed.
+        """A new folder beside it, for megatron-core to build in, which this user alone can read; and what killed starts
+        left is removed.
 
         Args:
-            size: bytes that the cache will have; they are reserved for a moment, since a disk that turns out to be full while the
-                processes build is found by one of them alone.
+            size: bytes that the cache will have; they are reserved for a moment, since a disk that turns out to be full
+                while the processes build is found by one of them alone.
 
         Raises:
             OSError: there is no place for it; the message is a sentence.
@@ -148,7 +159,9 @@ class IndexCache:
 
     @contextmanager
     def naming_failures(self) -> Iterator[None]:
-        """Failures of the system while a cache is built, which megatron-core wraps, become a sentence with the folder."""
+        """Failures of the system while a cache is built, which megatron-core wraps, become a sentence with the
+        folder.
+        """
         try:
             yield
         except Exception as error:
@@ -156,7 +169,8 @@ class IndexCache:
             if cause is None:
                 raise
             raise OSError(
-                f"the index cache cannot be written to {self.folder.parent} ({cause.strerror or cause}); make room there or check its "
+                f"the index cache cannot be written to {self.folder.parent} ({cause.strerror or cause}); make room "
+                f"there or check its "
                 "permissions, then give the same command again, or set data.cache_path to another folder"
             ) from None
 
@@ -166,7 +180,9 @@ class IndexCache:
             _remove(built)
 
     def _sweep(self, made: Path) -> None:
-        """Remove what starts that were killed have left; where others may be building, only what is a day older than ``made``."""
+        """Remove what starts that were killed have left; where others may be building, only what is a day older than
+        ``made``.
+        """
         now = made.stat().st_mtime
         for path in made.parent.iterdir():
             if _UNFINISHED.fullmatch(path.name) and path != made:
@@ -201,7 +217,8 @@ def _remove(folder: Path) -> None:
     for name in sorted(os.listdir(folder)):
         if not _FILE.fullmatch(name):
             raise ConfigError(
-                f"{folder} holds {name!r}, which is no part of an index cache; move it away, or set data.cache_path to another folder"
+                f"{folder} holds {name!r}, which is no part of an index cache; move it away, or set data.cache_path "
+                f"to another folder"
             )
     for name in os.listdir(folder):
         (folder / name).unlink()
@@ -226,7 +243,9 @@ def verify(folder: Path, indexed: Indexed) -> None:
         if not _FILE.fullmatch(name):
             raise NotWhole(f"{name!r} is no part of it")
     stems = [name.removesuffix(DESCRIPTION) for name in names if name.endswith(DESCRIPTION)]
-    due = {f"{stem}{name}" for stem in stems for name in (DESCRIPTION, *(f"{array}.npy" for array in ARRAYS[_kind(stem)]))}
+    due = {
+        f"{stem}{name}" for stem in stems for name in (DESCRIPTION, *(f"{array}.npy" for array in ARRAYS[_kind(stem)]))
+    }
     if due != set(names):
         raise NotWhole(f"{min(due ^ set(names))} is {'missing' if due - set(names) else 'without a description'}")
     if {stem.split("-")[2] for stem in stems} != set(indexed.prefixes):
@@ -292,7 +311,12 @@ def _check_dataset(folder: Path, stem: str, described: dict, indexed: Indexed) -
 
     documents = _array(folder, stem, "document_index", 1)
     epochs, rest = divmod(len(documents), len(lengths)) if len(lengths) else (0, 1)
-    if rest or documents.min() < 0 or documents.max() >= len(lengths) or (np.bincount(documents, minlength=len(lengths)) != epochs).any():
+    if (
+        rest
+        or documents.min() < 0
+        or documents.max() >= len(lengths)
+        or (np.bincount(documents, minlength=len(lengths)) != epochs).any()
+    ):
         raise NotWhole(f"{stem}document_index.npy does not hold each of {len(lengths):,} sequences equally often")
     ends = np.cumsum(lengths[documents], dtype=np.int64)
 
@@ -323,7 +347,12 @@ def _check_blend(folder: Path, stem: str, described: dict, samples: list[tuple[d
     if not known or not all(known):
         raise NotWhole(f"{stem}{DESCRIPTION} is of other datasets")
     numbers, places = (_array(folder, stem, name, 1) for name in ("dataset_index", "dataset_sample_index"))
-    if len(numbers) != len(places) or len(numbers) != described.get("size") or numbers.min() < 0 or numbers.max() >= len(known):
+    if (
+        len(numbers) != len(places)
+        or len(numbers) != described.get("size")
+        or numbers.min() < 0
+        or numbers.max() >= len(known)
+    ):
         raise NotWhole(f"{stem}dataset_index.npy is not of {len(known)} datasets and {described.get('size')} samples")
     for number, (count, *_) in enumerate(known):
         own = places[numbers == number]

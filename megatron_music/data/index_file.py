@@ -1,4 +1,5 @@
-"""megatron-core's ``.idx``: written in bounded memory, and checked against its ``.bin``; reading documents is megatron-core's.
+"""megatron-core's ``.idx``: written in bounded memory, and checked against its ``.bin``; reading documents is
+megatron-core's.
 
 Layout of megatron-core 0.16.1 (``IndexedDataset``), little-endian; n sequences, each of them a document::
 
@@ -24,7 +25,16 @@ HEADER = b"MMIDIDX\0\0"
 VERSION = 1
 UINT16 = 8
 HEADER_BYTES = len(HEADER) + struct.calcsize("<QBQQ")
-TOKEN_TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f4", 8: "<u2"}  # by megatron-core's code of a dtype
+TOKEN_TYPES = {
+    1: "u1",
+    2: "i1",
+    3: "<i2",
+    4: "<i4",
+    5: "<i8",
+    6: "<f8",
+    7: "<f4",
+    8: "<u2",
+}  # by megatron-core's code of a dtype
 REMEDY = "build the dataset again, or copy it again whole"
 _AT_ONCE = 1 << 20  # rows of a table
 _PIECES, _PIECE_BYTES, _WHOLE_BYTES = 16, 64 << 10, 8 << 20
@@ -85,7 +95,8 @@ def check_index(prefix: str | os.PathLike) -> int:
         The number of sequences.
 
     Raises:
-        DamagedIndex: a file is missing, cut short or altered, or they are not of one dataset. The sentence names the file.
+        DamagedIndex: a file is missing, cut short or altered, or they are not of one dataset. The sentence names the
+            file.
     """
     index, tokens = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
     try:
@@ -113,7 +124,9 @@ def _opened(path: str | os.PathLike) -> BinaryIO:
 
 @functools.lru_cache(maxsize=256)
 def _read_tables(index: Path, state: tuple[int, int, int]) -> tuple[int, int]:
-    """The sequences of an ``.idx`` and the bytes of their tokens; ``state`` is what tells two files of one path apart."""
+    """The sequences of an ``.idx`` and the bytes of their tokens; ``state`` is what tells two files of one path
+    apart.
+    """
 
     def refuse(reason: str):
         raise DamagedIndex(f"{index} is damaged ({reason}); {REMEDY}")
@@ -135,7 +148,9 @@ def _read_tables(index: Path, state: tuple[int, int, int]) -> tuple[int, int]:
 
         def rows(kind: str, start: int, first: int, count: int) -> np.ndarray:
             item = np.dtype(kind)
-            return np.frombuffer(os.pread(file.fileno(), item.itemsize * count, HEADER_BYTES + start + item.itemsize * first), item)
+            return np.frombuffer(
+                os.pread(file.fileno(), item.itemsize * count, HEADER_BYTES + start + item.itemsize * first), item
+            )
 
         item_bytes, end = np.dtype(TOKEN_TYPES[dtype]).itemsize, 0
         for first in range(0, sequences, _AT_ONCE):
@@ -166,11 +181,15 @@ def _read_tables(index: Path, state: tuple[int, int, int]) -> tuple[int, int]:
 
 
 def pieces(tokens: str | os.PathLike, *, whole: bool = False) -> Iterator[tuple[int, bytes]]:
-    """Bytes of a ``.bin`` and where they begin: 16 pieces of 64 KiB, evenly from its first byte to its last, or all of it."""
+    """Bytes of a ``.bin`` and where they begin: 16 pieces of 64 KiB, evenly from its first byte to its last, or all of
+    it.
+    """
     with _opened(tokens) as file:
         size = os.fstat(file.fileno()).st_size
         last = max(size - _PIECE_BYTES, 0)
-        starts = range(0, size, _WHOLE_BYTES) if whole else [last * number // (_PIECES - 1) for number in range(_PIECES)]
+        starts = (
+            range(0, size, _WHOLE_BYTES) if whole else [last * number // (_PIECES - 1) for number in range(_PIECES)]
+        )
         for start in starts:
             yield start, os.pread(file.fileno(), _WHOLE_BYTES if whole else _PIECE_BYTES, start)
 
@@ -178,11 +197,12 @@ def pieces(tokens: str | os.PathLike, *, whole: bool = False) -> Iterator[tuple[
 def check_ids(prefix: str | os.PathLike, vocab_size: int, *, whole: bool = False) -> None:
     """Refuse a ``PREFIX.bin`` with ids outside a vocabulary.
 
-    A file of at most 1 GiB is read whole, once a process: 10 GiB per second from memory. Of a larger one a sample is read, or all
-    of it where ``whole``.
+    A file of at most 1 GiB is read whole, once a process: 10 GiB per second from memory. Of a larger one a sample is
+    read, or all of it where ``whole``.
 
     Raises:
-        DamagedIndex: a file is missing or damaged, or an id is outside. The sentence names the file and the first such id.
+        DamagedIndex: a file is missing or damaged, or an id is outside. The sentence names the file and the first such
+            id.
     """
     check_index(prefix)
     tokens = Path(f"{prefix}.bin")
@@ -196,12 +216,15 @@ def check_ids(prefix: str | os.PathLike, vocab_size: int, *, whole: bool = False
         raise DamagedIndex(f"{error.filename or tokens} cannot be read ({error.strerror}); {REMEDY}") from None
     if outside is not None:
         raise DamagedIndex(
-            f"{tokens} is damaged (token {outside[0]} is {outside[1]}, and its tokenizer's ids are below {vocab_size}); {REMEDY}"
+            f"{tokens} is damaged (token {outside[0]} is {outside[1]}, and its tokenizer's ids are below "
+            f"{vocab_size}); {REMEDY}"
         )
 
 
 @functools.lru_cache(maxsize=256)
-def _first_outside(tokens: Path, kind: str, vocab_size: int, whole: bool, state: tuple[int, int, int]) -> tuple[int, int] | None:
+def _first_outside(
+    tokens: Path, kind: str, vocab_size: int, whole: bool, state: tuple[int, int, int]
+) -> tuple[int, int] | None:
     """The place and value of the first id outside a vocabulary; ``state`` is what tells two files of one path apart."""
     size = np.dtype(kind).itemsize
     for start, piece in pieces(tokens, whole=whole):

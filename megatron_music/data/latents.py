@@ -1,8 +1,9 @@
-"""A dataset of captioned sound as training reads it: embeddings of music, latents of the autoencoder, states of the captions.
+"""A dataset of captioned sound as training reads it: embeddings of music, latents of the autoencoder, states of the
+captions.
 
-``OUT/index.json`` says what they are and of which encoders; ``texts.safetensors`` has the states of each caption once, row 0
-those of the empty one; ``train``, ``valid`` and ``test`` hold shards of samples. Nothing is decoded or encoded here, and shards
-are read where they lie on the disk. Shapes: C channels, T frames, L words, E embedding.
+``OUT/index.json`` says what they are and of which encoders; ``texts.safetensors`` has the states of each caption once,
+row 0 those of the empty one; ``train``, ``valid`` and ``test`` hold shards of samples. Nothing is decoded or encoded
+here, and shards are read where they lie on the disk. Shapes: C channels, T frames, L words, E embedding.
 """
 
 import hashlib
@@ -72,9 +73,7 @@ class LatentDataset:
         for shard in self._shards:
             path = self.folder / split / shard["name"]
             if not path.is_file() or path.stat().st_size != shard["bytes"]:
-                raise DamagedLatents(
-                    f"{path} is missing or has another size than {self.folder / INDEX} says; {REMEDY}"
-                )
+                raise DamagedLatents(f"{path} is missing or has another size than {self.folder / INDEX} says; {REMEDY}")
 
     def __len__(self) -> int:
         return int(self._limits[-1])
@@ -125,12 +124,22 @@ class LatentDataset:
 
     def _open(self, shard: int):
         if shard not in self._files:
-            path, count, info = self.folder / self.split / self._shards[shard]["name"], self._shards[shard]["count"], self.info
-            file = _opened(path, {
-                "latents": ("F32", (count, info.latent_channels, info.latent_length)), "embeddings": ("F32", (count, info.embedding_size)),
-                "seconds_start": ("F32", (count,)), "seconds_total": ("F32", (count,)),
-                "caption_starts": ("I64", (count + 1,)), "caption_numbers": ("I64", (None,)),
-            })  # fmt: skip
+            path, count, info = (
+                self.folder / self.split / self._shards[shard]["name"],
+                self._shards[shard]["count"],
+                self.info,
+            )
+            file = _opened(
+                path,
+                {
+                    "latents": ("F32", (count, info.latent_channels, info.latent_length)),
+                    "embeddings": ("F32", (count, info.embedding_size)),
+                    "seconds_start": ("F32", (count,)),
+                    "seconds_total": ("F32", (count,)),
+                    "caption_starts": ("I64", (count + 1,)),
+                    "caption_numbers": ("I64", (None,)),
+                },
+            )
             starts, numbers = file.get_tensor("caption_starts"), file.get_tensor("caption_numbers")
             is_sorted = starts[0] == 0 and starts[-1] == len(numbers) and (np.diff(starts) > 0).all()
             if not is_sorted or not ((numbers >= 0) & (numbers < len(self._lengths))).all():
@@ -177,7 +186,9 @@ def check_before_training(folder: str | os.PathLike) -> None:
             pass
 
 
-def verify(folder: str | os.PathLike, progress: Callable[[Iterable, int], Iterable] = lambda items, total: items) -> int:
+def verify(
+    folder: str | os.PathLike, progress: Callable[[Iterable, int], Iterable] = lambda items, total: items
+) -> int:
     """Compare every file of a dataset with the hashes of its index: encoders, captions and shards.
 
     Args:
@@ -232,9 +243,13 @@ def _opened(path: Path, tensors: dict[str, tuple[str, tuple]]):
         for name, (kind, shape) in tensors.items():
             part = file.get_slice(name)
             found = tuple(part.get_shape())
-            is_it = len(found) == len(shape) and all(wanted in (None, size) for wanted, size in zip(shape, found, strict=True))
+            is_it = len(found) == len(shape) and all(
+                wanted in (None, size) for wanted, size in zip(shape, found, strict=True)
+            )
             if part.get_dtype() != kind or not is_it:
-                raise ValueError(f"its tensor {name} is {part.get_dtype()} {list(found)}, where the index says {kind} {list(shape)}")
+                raise ValueError(
+                    f"its tensor {name} is {part.get_dtype()} {list(found)}, where the index says {kind} {list(shape)}"
+                )
     except (OSError, ValueError, SafetensorError) as error:
         raise DamagedLatents(f"{path} cannot be read ({str(error).splitlines()[0]}); {REMEDY}") from None
     return file
@@ -283,9 +298,13 @@ def write_texts(folder: Path, captions: Sequence[str], states: np.ndarray, lengt
     if not captions or captions[0] != "" or int(lengths.min()) < 1:
         raise ValueError("caption 0 must be the empty one, and every caption needs at least one state")
     files = {
-        TEXTS: save({"states": np.ascontiguousarray(states, np.float32), "lengths": np.ascontiguousarray(lengths, np.int32)}),
+        TEXTS: save(
+            {"states": np.ascontiguousarray(states, np.float32), "lengths": np.ascontiguousarray(lengths, np.int32)}
+        ),
         CAPTIONS: "".join(json.dumps(caption) + "\n" for caption in captions).encode(),
     }
     for name, content in files.items():
         write_whole(folder / name, content)
-    return {name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()}
+    return {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()
+    }

@@ -47,7 +47,12 @@ class Encoders(NamedTuple):
 
 
 def encoders_of(
-    folder: Path, sounds: Sequence[Captioned], crops: Crops, options: LatentsOptions, say: Callable, device: torch.device | str
+    folder: Path,
+    sounds: Sequence[Captioned],
+    crops: Crops,
+    options: LatentsOptions,
+    say: Callable,
+    device: torch.device | str,
 ) -> Encoders:
     """The encoders on a device, those to be fitted fitted once; what is in the folder is whole."""
     folder.mkdir(exist_ok=True)
@@ -59,9 +64,14 @@ def encoders_of(
     def learned(of: Callable[[Waveform], np.ndarray]) -> tuple[np.ndarray, list[tuple[str, ...]]]:
         """What crops give, one row each, and their captions."""
         found = crops.some(
-            sounds, lambda sound, crop: (of(crop.waveform), sound.captions), lambda found: len(found) >= FITTED_CROPS,
-            autoencoder.sample_rate, autoencoder.channels, length, FITTED_CROPS_OF_ONE,
-        )[:FITTED_CROPS]  # fmt: skip
+            sounds,
+            lambda sound, crop: (of(crop.waveform), sound.captions),
+            lambda found: len(found) >= FITTED_CROPS,
+            autoencoder.sample_rate,
+            autoencoder.channels,
+            length,
+            FITTED_CROPS_OF_ONE,
+        )[:FITTED_CROPS]
         rows, captions = zip(*found, strict=True) if found else ((), ())
         return np.stack(rows) if rows else np.zeros((0, 1), np.float32), list(captions)
 
@@ -89,7 +99,9 @@ def encoders_of(
                 else:
                     embeddings, captions = learned(lambda waveform: music.embed_audio([waveform])[0])
                 owners = [number for number, texts in enumerate(captions) for _ in texts]
-                text = fit_words([caption for texts in captions for caption in texts], embeddings[owners], seed=options.seed)
+                text = fit_words(
+                    [caption for texts in captions for caption in texts], embeddings[owners], seed=options.seed
+                )
             else:
                 text = load_text_encoder(options.text_encoder)
             _keep(text, folder / "text")
@@ -121,7 +133,9 @@ def keep_hashes(building: Path, folder: Path) -> dict[str, str]:
         raise ValueError(f"{path} cannot be used ({error}); remove {building} and build again") from None
     for name, digest in found.items():
         if wanted.get(name) != digest:
-            raise ValueError(f"{folder / name} was changed since the shards were made with it; remove {building} and build again")
+            raise ValueError(
+                f"{folder / name} was changed since the shards were made with it; remove {building} and build again"
+            )
     return found
 
 
@@ -133,9 +147,15 @@ def _autoencoder(
 
     def learned(sample_rate: int, channels: int) -> list[np.ndarray]:
         return crops.some(
-            sounds, lambda sound, crop: crop.waveform.samples, lambda found: len(found) >= FITTED_SOUNDS or _bytes(found) >= FITTED_BYTES,
-            sample_rate, channels, FITTED_SECONDS * sample_rate, 1, pads=False,
-        )  # fmt: skip
+            sounds,
+            lambda sound, crop: crop.waveform.samples,
+            lambda found: len(found) >= FITTED_SOUNDS or _bytes(found) >= FITTED_BYTES,
+            sample_rate,
+            channels,
+            FITTED_SECONDS * sample_rate,
+            1,
+            pads=False,
+        )
 
     if wanted == SPECTRAL:
         say("fitting the spectral autoencoder")

@@ -1,4 +1,6 @@
-"""``index.json`` of a dataset of latents: what it may hold, and the hashes of its encoders compared with what lies there."""
+"""``index.json`` of a dataset of latents: what it may hold, and the hashes of its encoders compared with what lies
+there.
+"""
 
 import hashlib
 import json
@@ -8,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from megatron_music.config.sections import SPLITS
 from megatron_music.storage.reading import (
     hash_of_file,
     open_regular,
@@ -18,7 +21,6 @@ from megatron_music.storage.writing import write_whole
 
 FORMAT = 1
 INDEX, ENCODERS = "index.json", "encoders"
-from megatron_music.config.sections import SPLITS
 
 PARTS = ("autoencoder", "music", "text")  # the encoders
 _MOST = 1 << 31  # of any number in an index but bytes
@@ -75,9 +77,14 @@ def read_index(folder: str | os.PathLike) -> dict:
         return index
     except FileNotFoundError:
         if (Path(folder) / "train.idx").is_file():
-            what = "a dataset of tokens, of a GPT; a text-to-music model is trained on one of `megatron-music build latents`"
+            what = (
+                "a dataset of tokens, of a GPT; a text-to-music model is trained on one of `megatron-music build "
+                "latents`"
+            )
             raise DamagedLatents(f"{folder} is {what}") from None
-        raise DamagedLatents(f"{folder} holds no {INDEX}; make it with `megatron-music build latents AUDIO_DIR -o {folder}`") from None
+        raise DamagedLatents(
+            f"{folder} holds no {INDEX}; make it with `megatron-music build latents AUDIO_DIR -o {folder}`"
+        ) from None
     except (OSError, ValueError) as error:
         raise DamagedLatents(f"{path} is no index of latents ({error}); build the dataset again") from None
 
@@ -150,10 +157,13 @@ def encoder_files(folder: str | os.PathLike, *, keeps: bool = True) -> Iterator[
                 else:
                     hashes[path.name] = hash_of_file(path, follow_links=False)
         except (OSError, ValueError) as error:
-            raise DamagedLatents(f"{where} cannot be read ({reason_of(error)}); copy the folder again, or build the dataset again") from None
+            raise DamagedLatents(
+                f"{where} cannot be read ({reason_of(error)}); copy the folder again, or build the dataset again"
+            ) from None
         if _hash_of(hashes) != wanted["sha256"]:
             raise DamagedLatents(
-                f"{where} is not the encoder that {folder / INDEX} names: its SHA-256 is another; copy the folder again, or build "
+                f"{where} is not the encoder that {folder / INDEX} names: its SHA-256 is another; copy the folder "
+                f"again, or build "
                 "the dataset again"
             )
         yield from ((f"{ENCODERS}/{name}/{file}", content) for file, content in contents.items())
@@ -194,7 +204,9 @@ def _check_splits(splits) -> None:
 
 
 def _check_files(files) -> None:
-    if not isinstance(files, dict) or not all(isinstance(found, dict) and re.fullmatch(r"\w+\.\w+", name) for name, found in files.items()):
+    if not isinstance(files, dict) or not all(
+        isinstance(found, dict) and re.fullmatch(r"\w+\.\w+", name) for name, found in files.items()
+    ):
         raise ValueError("its files are not an object of names")
     for name, found in files.items():
         _check_number(found.get("bytes"), f"bytes of {name}", 1, 1 << 62)

@@ -39,6 +39,10 @@ class LatentsOptions:
         if self.seconds > MAX_SECONDS:
             raise ValueError(f"seconds is {self.seconds}; use {MAX_SECONDS} or less")
         if self.crops_per_file < 0 or not 0 <= self.min_seconds < float("inf"):
-            raise ValueError(f"crops_per_file is {self.crops_per_file} and min_seconds {self.min_seconds}; use 0 or more")
+            raise ValueError(
+                f"crops_per_file is {self.crops_per_file} and min_seconds {self.min_seconds}; use 0 or more"
+            )
         if min(self.valid_fraction, self.test_fraction) < 0 or self.valid_fraction + self.test_fraction >= 1:
-            raise ValueError(f"valid and test take {self.valid_fraction} and {self.test_fraction}; leave a share for training")
+            raise ValueError(
+                f"valid and test take {self.valid_fraction} and {self.test_fraction}; leave a share for training"
+            )

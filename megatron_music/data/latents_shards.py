@@ -101,7 +101,8 @@ def encode_shards(
 def _return_freed_memory() -> None:
     """Have blocks of 1 MiB and more returned to the system when they are freed.
 
-    glibc puts them on its heap once some were freed, between the latents that are kept: six hours of audio took 1.4 GiB more.
+    glibc puts them on its heap once some were freed, between the latents that are kept: six hours of audio took 1.4 GiB
+    more.
     """
     if sys.platform == "linux":
         with suppress(AttributeError, OSError):  # another C library
@@ -170,7 +171,9 @@ def _finite(items: list[LatentItem], spans: list[tuple[Captioned, slice]]) -> tu
     return kept, left_out
 
 
-def _fill_in(items: list[LatentItem], samples: list[np.ndarray], autoencoder: Autoencoder, device: torch.device | str) -> None:
+def _fill_in(
+    items: list[LatentItem], samples: list[np.ndarray], autoencoder: Autoencoder, device: torch.device | str
+) -> None:
     """Give the last items the latents of their audio [channels, N] each, in batches that the device's memory holds."""
     batch_size = _BATCH if torch.device(device).type == "cpu" else _CUDA_BATCH
     first = 0

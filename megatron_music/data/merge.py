@@ -64,8 +64,8 @@ def merge_shards(
     Args:
         out: the dataset's name, as ``plan_build`` was given it.
         progress: wraps the iteration over input files, given their number; once for each pass.
-        workers, started: what the report's rates speak of: processes, and ``time.perf_counter()`` at the start of a build
-            that was done without a stop; by default they speak of the merge alone.
+        workers, started: what the report's rates speak of: processes, and ``time.perf_counter()`` at the start of a
+            build that was done without a stop; by default they speak of the merge alone.
 
     Raises:
         BuildError: no file gave a document (``OUT.building`` is removed then), or OUT was filled meanwhile.
@@ -243,10 +243,15 @@ def _nothing_left(tally: Tally, encoding: Encoding) -> str:
     found = Counter({tally.a_damage: 1} if tally.a_damage else {}) + tally.left_out
     reason, _ = found.most_common(1)[0]
     way_out = reasons.remedy(reason, encoding)
-    meters = f", mostly in {', '.join(meter for meter, _ in tally.meters_left_out.most_common(3))}" if tally.meters_left_out else ""
+    meters = (
+        f", mostly in {', '.join(meter for meter, _ in tally.meters_left_out.most_common(3))}"
+        if tally.meters_left_out
+        else ""
+    )
     return (
         f"no document in {counted(len(tally.splits), 'file')} ({tally.quarantined} damaged, "
-        f"{sum(tally.left_out.values())} left out{meters}; for one: {reason}); {way_out or 'try other options'}, or name another folder"
+        f"{sum(tally.left_out.values())} left out{meters}; for one: {reason}); {way_out or 'try other options'}, or "
+        f"name another folder"
     )
 
 
@@ -256,5 +261,7 @@ def _take_name(folder: Path, out: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
-        raise BuildError(f"{out} was filled while this build ran; move that away and run the same command again") from None
+        raise BuildError(
+            f"{out} was filled while this build ran; move that away and run the same command again"
+        ) from None
     sync(out.parent)

@@ -1,4 +1,6 @@
-"""The passes of a merge over its shards, in their order: count ids, learn merges from, copy documents to their splits."""
+"""The passes of a merge over its shards, in their order: count ids, learn merges from, copy documents to their
+splits.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat

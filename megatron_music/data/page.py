@@ -1,7 +1,7 @@
 """``inspect --html``: a dataset on one self-contained page that needs no network, no script and no font of its own.
 
-Reads the ``.bin`` through its ``.idx`` with numpy, so that the page is there at once: never imports torch, megatron-core
-or matplotlib.
+Reads the ``.bin`` through its ``.idx`` with numpy, so that the page is there at once: never imports torch,
+megatron-core or matplotlib.
 """
 
 import os
@@ -128,8 +128,10 @@ def page(folder: str | os.PathLike, documents: int = 4) -> str:
         _pair(_chart(drawn, "exclusions"), _files(report), _chart(drawn, "meters")),
         _unheld(report),
         _quarantine(folder),
-        _section("Encoding", _table(["setting", "value"], encoding_in_words(report["encoding"])), _training_words(report)),
-        f'</main><footer><p>Fingerprint of files and options: <code>{text(report["fingerprint"])}</code></p></footer>',
+        _section(
+            "Encoding", _table(["setting", "value"], encoding_in_words(report["encoding"])), _training_words(report)
+        ),
+        f"</main><footer><p>Fingerprint of files and options: <code>{text(report['fingerprint'])}</code></p></footer>",
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -181,7 +183,10 @@ def _built(report: dict) -> str:
 
 def _settings(report: dict) -> str:
     """The encoding and the other options of the build, as a row of labels."""
-    said = [f"{what}: {how}" if what not in ("windows", "grid") else how for what, how in encoding_in_words(report["encoding"])]
+    said = [
+        f"{what}: {how}" if what not in ("windows", "grid") else how
+        for what, how in encoding_in_words(report["encoding"])
+    ]
     asked = report.get("options", {})
     said += [
         words
@@ -203,7 +208,11 @@ def _warnings(report: dict) -> str:
 
 
 def _list_words(report: dict) -> str:
-    return f"{FILES_FILE} has a line for every file: its split, its documents, and why it was left out." if "meters" in report else ""
+    return (
+        f"{FILES_FILE} has a line for every file: its split, its documents, and why it was left out."
+        if "meters" in report
+        else ""
+    )
 
 
 def _facts(report: dict) -> str:
@@ -216,7 +225,11 @@ def _facts(report: dict) -> str:
         (f"{files['used']:,}", f"of {files['found']:,} MIDI files used"),
         (f"{files['quarantined']:,}", "damaged files in quarantine"),
     ]
-    return '<ul class="facts">' + "".join(f"<li><b>{text(number)}</b>{text(word)}</li>" for number, word in facts) + "</ul>"
+    return (
+        '<ul class="facts">'
+        + "".join(f"<li><b>{text(number)}</b>{text(word)}</li>" for number, word in facts)
+        + "</ul>"
+    )
 
 
 def _training_words(report: dict) -> str:
@@ -225,7 +238,10 @@ def _training_words(report: dict) -> str:
         words.append(f"Merged tokens (BPE): {bpe_in_words(report['bpe'])}.")
     if report.get("unigram_entropy_nats"):
         entropy = f"{report['unigram_entropy_nats']:.3f} nats"
-        words.append(f"Unigram entropy of train: {entropy} per token. A model that learns anything about token order reaches a lower loss.")
+        words.append(
+            f"Unigram entropy of train: {entropy} per token. A model that learns anything about token order reaches a "
+            f"lower loss."
+        )
     return " ".join(words)
 
 
@@ -254,13 +270,19 @@ def _notes(report: dict) -> str:
 
 def _unheld(report: dict) -> str:
     rows = unheld_in_words(report)
-    return _section("Not represented in the tokens", _table(["content of the files", "count", "in files"], rows)) if rows else ""
+    return (
+        _section("Not represented in the tokens", _table(["content of the files", "count", "in files"], rows))
+        if rows
+        else ""
+    )
 
 
 def _quarantine(folder: Path) -> str:
     try:
         with open_regular(folder / QUARANTINE_FILE) as file:
-            lines = [parse_json(line) for line in islice(iter(partial(file.readline, LINE_BYTES), b""), QUARANTINE_LINES)]
+            lines = [
+                parse_json(line) for line in islice(iter(partial(file.readline, LINE_BYTES), b""), QUARANTINE_LINES)
+            ]
             more = sum(block.count(b"\n") for block in iter(partial(file.read, LINE_BYTES), b""))
         rows = "".join(
             f'<tr><td class="path">{text(line["path"])}</td><td>{text(line["reason"])}</td></tr>' for line in lines
@@ -271,7 +293,9 @@ def _quarantine(folder: Path) -> str:
         raise ValueError(f"{folder / QUARANTINE_FILE} is damaged ({error!r}); build the dataset again") from None
     if not rows:
         return ""
-    rest = f"The first {len(lines)}; {more:,} more are in {QUARANTINE_FILE}." if more else f"All, from {QUARANTINE_FILE}."
+    rest = (
+        f"The first {len(lines)}; {more:,} more are in {QUARANTINE_FILE}." if more else f"All, from {QUARANTINE_FILE}."
+    )
     head = '<thead><tr><th scope="col">file</th><th scope="col">reason</th></tr></thead>'
     table = f'<div class="wide"><table class="data stack">{head}<tbody>{rows}</tbody></table></div>'
     return _section("Damaged files", table, rest)
@@ -285,8 +309,7 @@ def _table(heads: list[str], rows: list) -> str:
     body = "".join(
         f'<tr><th scope="row">{text(row[0])}</th>'
         + "".join(
-            f"<td {mark}>{text(number_in_words(value))}</td>"
-            for mark, value in zip(marks[1:], row[1:], strict=True)
+            f"<td {mark}>{text(number_in_words(value))}</td>" for mark, value in zip(marks[1:], row[1:], strict=True)
         )
         + "</tr>"
         for row in rows

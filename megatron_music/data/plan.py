@@ -43,7 +43,9 @@ _WANTED_SHARDS = 8  # of a small corpus, so that several workers have work
 
 
 class Shard(NamedTuple):
-    """A run of input files: the first one's number, how many, and where their lines lie in ``entries.jsonl``, with their hash."""
+    """A run of input files: the first one's number, how many, and where their lines lie in ``entries.jsonl``, with
+    their hash.
+    """
 
     first: int
     files: int
@@ -91,7 +93,9 @@ class Plan:
             raise ChangedSource(f"{path} was changed since it was planned; remove {self.building} and plan again")
         with refusing(path, f"remove {self.building} and plan again"):
             found = [Entry(**json.loads(line)) for line in content.splitlines()]
-            if len(found) != shard.files or not all(type(getattr(entry, item.name)) is item.type for entry in found for item in _ENTRY):
+            if len(found) != shard.files or not all(
+                type(getattr(entry, item.name)) is item.type for entry in found for item in _ENTRY
+            ):
                 raise ValueError(f"the lines of shard {number} are not those of {shard.files} files")
             return found
 
@@ -110,9 +114,13 @@ class Plan:
         try:
             found = labels.digest if labels else hash_of_file(path)
         except (OSError, ValueError) as error:
-            raise ChangedSource(f"{path} cannot be read ({reason_of(error)}); restore the labels that were planned") from None
+            raise ChangedSource(
+                f"{path} cannot be read ({reason_of(error)}); restore the labels that were planned"
+            ) from None
         if found != self.labels_sha256 or (labels and labels.names != self.options.encoding.labels):
-            raise ChangedSource(f"{path} was changed since it was planned; restore it, or remove {self.building} and plan again")
+            raise ChangedSource(
+                f"{path} was changed since it was planned; restore it, or remove {self.building} and plan again"
+            )
 
 
 def settle(options: BuildOptions) -> BuildOptions:
@@ -154,7 +162,8 @@ def plan_build(
     files_per_shard: int | None = None,
     files: Sequence[SourceFile] | None = None,
 ) -> Plan:
-    """Write ``OUT.building/plan.json`` and ``entries.jsonl``; if the same plan is there, use it with its finished shards.
+    """Write ``OUT.building/plan.json`` and ``entries.jsonl``; if the same plan is there, use it with its finished
+    shards.
 
     The dataset does not depend on how the files are cut into shards.
 
@@ -198,7 +207,15 @@ def plan_build(
                 raise no_midi_files(sources)
             (building / SHARDS_FOLDER).mkdir()
             digest = Labels.read(options.labels).digest if options.labels else ""
-            plan = Plan(building, __version__, wanted, options, tuple(os.path.abspath(source) for source in sources), shards, digest)
+            plan = Plan(
+                building,
+                __version__,
+                wanted,
+                options,
+                tuple(os.path.abspath(source) for source in sources),
+                shards,
+                digest,
+            )
             _write_plan(plan)
         except BaseException:
             (building / ENTRIES_FILE).unlink(missing_ok=True)
@@ -232,12 +249,24 @@ def read_plan(out: str | os.PathLike) -> Plan:
             tuple(Shard(**shard) for shard in values["shards"]),
             values.get("labels_sha256", ""),
         )
-        texts = (plan.version, plan.fingerprint, plan.labels_sha256, *plan.sources, *(shard.sha256 for shard in plan.shards))
+        texts = (
+            plan.version,
+            plan.fingerprint,
+            plan.labels_sha256,
+            *plan.sources,
+            *(shard.sha256 for shard in plan.shards),
+        )
         numbers = [number for shard in plan.shards for number in shard[:4]]
-        if not all(isinstance(text, str) for text in texts) or not all(type(number) is int and number >= 0 for number in numbers):
+        if not all(isinstance(text, str) for text in texts) or not all(
+            type(number) is int and number >= 0 for number in numbers
+        ):
             raise ValueError("a value is not of its type")
         files = [shard.files for shard in plan.shards]
-        if not plan.shards or 0 in files or [shard.first for shard in plan.shards] != list(accumulate(files, initial=0))[:-1]:
+        if (
+            not plan.shards
+            or 0 in files
+            or [shard.first for shard in plan.shards] != list(accumulate(files, initial=0))[:-1]
+        ):
             raise ValueError("its shards are not one after another")
         return plan
 

@@ -72,7 +72,9 @@ def assemble_report(
         "splits": {split: _split(tally, number, writers[number]) for number, split in enumerate(SPLITS)},
         "sources": [_source(tally, number, name, options) for number, name in enumerate(sources)],
         "quantization": _quantization(tally),
-        "unheld": {kind: {"events": tally.unheld[kind], "files": tally.unheld_files[kind]} for kind in sorted(tally.unheld)},
+        "unheld": {
+            kind: {"events": tally.unheld[kind], "files": tally.unheld_files[kind]} for kind in sorted(tally.unheld)
+        },
         "histograms": {
             "document_tokens": histogram([writer.documents_of_length for writer in writers]),
             "instruments": _instruments(id_counts),

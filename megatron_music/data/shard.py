@@ -59,7 +59,8 @@ def encode_shard(
         ``shards`` of this rank, ``found`` finished among them, and ``files`` encoded now.
 
     Raises:
-        ValueError: there is no plan, a build works there alone, or a file or the labels are not those that were planned.
+        ValueError: there is no plan, a build works there alone, or a file or the labels are not those that were
+            planned.
         OSError: the disk is full, or workers cannot live. Finished shards stay, and the same call goes on.
     """
     if not 0 <= rank < world_size:
@@ -114,8 +115,8 @@ def write_shard(
     Args:
         skip: entries not to touch, and why: they go to quarantine.
         tell: called with the number of each entry before it is touched, and with None after the last.
-        owner: by what the hold of the folder is known (``storage.holding.token_of``): others remove the temporary files of
-            those that are dead.
+        owner: by what the hold of the folder is known (``storage.holding.token_of``): others remove the temporary files
+            of those that are dead.
 
     Raises:
         ChangedSource: a file is not the one that was planned.
@@ -199,10 +200,12 @@ def _file_record(file: EncodedFile) -> dict:
 
 
 class _Part:
-    """One file of a shard in the making: hashed as it is written, under the name of its owner: a sweep takes those of the dead only.
+    """One file of a shard in the making: hashed as it is written, under the name of its owner: a sweep takes those of
+    the dead only.
 
     Attributes:
-        counts: how often each id occurs in what is written (int64, [NUM_IDS]); of ``.bin`` alone, and complete when finished.
+        counts: how often each id occurs in what is written (int64, [NUM_IDS]); of ``.bin`` alone, and complete when
+            finished.
     """
 
     def __init__(self, building: Path, number: int, name: str, owner: str):

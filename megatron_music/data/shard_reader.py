@@ -43,9 +43,14 @@ def read_record(plan: Plan, number: int) -> dict:
         if not all(isinstance(file, dict) for file in record["files"]):
             raise ValueError("a file in it is not an object")
         record["notes"], record["density"], record["onset_error"], record["ids"]
-        is_ours = record["fingerprint"] == plan.fingerprint and (record["first"], len(record["files"])) == (first, files)
+        is_ours = record["fingerprint"] == plan.fingerprint and (record["first"], len(record["files"])) == (
+            first,
+            files,
+        )
     except FileNotFoundError:
-        raise DamagedShard(f"{path} is missing: the shard is not finished; run `megatron-music build shard` again") from None
+        raise DamagedShard(
+            f"{path} is missing: the shard is not finished; run `megatron-music build shard` again"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedShard(f"{path} is no completion record ({error!r}); {REMEDY}") from None
     if not is_ours:
@@ -87,7 +92,9 @@ class ShardReader:
 
     def _compare(self, part: str, found: str) -> None:
         if found != self._hashes[part]:
-            raise DamagedShard(f"{self._paths[part]} was changed since it was written: its SHA-256 is another; {REMEDY}")
+            raise DamagedShard(
+                f"{self._paths[part]} was changed since it was written: its SHA-256 is another; {REMEDY}"
+            )
 
     def pieces(self, groups: np.ndarray, documents: np.ndarray) -> Iterator[Piece]:
         """Runs of whole documents, at most PIECE_TOKENS tokens at a time unless one document is longer.
@@ -105,7 +112,11 @@ class ShardReader:
         lengths = np.fromfile(self._paths["lengths"], "<i4")
         self._compare("lengths", hashlib.sha256(lengths).hexdigest())
         starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        if len(lengths) != documents.sum() or (lengths < 0).any() or 2 * starts[-1] != self._paths["bin"].stat().st_size:
+        if (
+            len(lengths) != documents.sum()
+            or (lengths < 0).any()
+            or 2 * starts[-1] != self._paths["bin"].stat().st_size
+        ):
             raise DamagedShard(f"{self._paths['lengths']} does not fit its .bin and its record; {REMEDY}")
         room = np.empty(PIECE_TOKENS, "<u2")
         with open(self._paths["bin"], "rb") as file:

@@ -33,7 +33,8 @@ class Tally:
         sources: int32 [files], the source each file came from.
         splits: int8 [files], set by ``assign``: 0 train, 1 valid, 2 test, DROPPED also for files without documents.
         kept_tokens: int64 [files]: of each file in the dataset, set as it is written.
-        first: int64 [files], set by ``assign``: the first file with the same notes, DROPPED for files without documents.
+        first: int64 [files], set by ``assign``: the first file with the same notes, DROPPED for files without
+            documents.
         group_of: int32 [files], the number of each file's value of ``--split-by``, -1 for none.
         groups: the numbers of these values.
         meters: files by the meter in force longest; ``meters_left_out`` those without a part in the wanted meters,
@@ -79,11 +80,13 @@ class Tally:
     @staticmethod
     def of(files: int) -> "Tally":
         """Room for so many files."""
-        counts = lambda: np.zeros((files, 2), np.int64)  # noqa: E731
-        keys = lambda: np.zeros((files, KEY_BYTES), np.uint8)  # noqa: E731
+        counts = lambda: np.zeros((files, 2), np.int64)
+        keys = lambda: np.zeros((files, KEY_BYTES), np.uint8)
         splits, kept_tokens = np.full(files, DROPPED, np.int8), np.zeros(files, np.int64)
         first, group_of = np.full(files, DROPPED, np.int64), np.full(files, DROPPED, np.int32)
-        return Tally(counts(), counts(), np.zeros(files, np.int32), keys(), keys(), splits, kept_tokens, first, group_of)
+        return Tally(
+            counts(), counts(), np.zeros(files, np.int32), keys(), keys(), splits, kept_tokens, first, group_of
+        )
 
     def add(self, files: slice, record: dict, entries: Sequence[Entry] | None, quarantine: TextIO) -> None:
         """Take in the record of a shard; its damaged files are written to the quarantine list.
@@ -143,10 +146,14 @@ class Tally:
     def _add_notes(self, notes: dict[str, list]) -> None:
         for name in NOTE_COUNTS:
             self.notes[name] += sum(notes[name])
-        for one in notes["onset_error_sum"]:  # one by one: a sum of fractions taken shard by shard would depend on the shards
+        for one in notes[
+            "onset_error_sum"
+        ]:  # one by one: a sum of fractions taken shard by shard would depend on the shards
             self.onset_error_sum += one
         self.max_onset_error = max(self.max_onset_error, *notes["max_onset_error"], 0)
-        for count, exact, error in zip(notes["notes_in"], notes["onsets_on_grid"], notes["onset_error_sum"], strict=True):
+        for count, exact, error in zip(
+            notes["notes_in"], notes["onsets_on_grid"], notes["onset_error_sum"], strict=True
+        ):
             if count >= CHANCE_NOTES:
                 self.judged_files += 1
                 self.chance_files += is_chance(error / count, exact / count)
@@ -180,7 +187,7 @@ class Tally:
             return self.group_of[files], None
         return None, np.array([*named, DROPPED], np.int8)[self.group_of[files]]
 
-    def kept_documents(self, files: slice = slice(None)) -> np.ndarray:  # noqa: B008 (immutable)
+    def kept_documents(self, files: slice = slice(None)) -> np.ndarray:
         """int64 [files]: documents in the dataset; augmented ones only train."""
         splits, (first, others) = self.splits[files], self.documents[files].T
         return np.where(splits == DROPPED, 0, first) + np.where(splits == TRAIN, others, 0)

@@ -1,6 +1,7 @@
 """One split of a dataset in the making: ``.bin`` and ``.idx``, ``.txt``, and the figures that are known on the way."""
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -64,7 +65,9 @@ class SplitWriter:
 
     @property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of what was written, by the name of the file; an ``.idx``, not written from front to back, has none."""
+        """SHA-256 of what was written, by the name of the file; an ``.idx``, not written from front to back,
+        has none.
+        """
         return {Path(file.name).name: hasher.hexdigest() for file, hasher in self._hashers.items()}
 
     def finish(self) -> None:
@@ -80,7 +83,5 @@ class SplitWriter:
         for way in self._ways.values():
             way.stop()
         for file in filter(None, (self._bin, self._index, self._text)):
-            try:
+            with suppress(OSError):  # what could not be written cannot be written now either
                 file.close()
-            except OSError:  # what could not be written cannot be written now either
-                pass

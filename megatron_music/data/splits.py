@@ -1,7 +1,7 @@
 """Which split each file goes to, and which files are copies of others.
 
-Decided by the hash of a file's notes, so that byte-identical files and near copies (the same music in other bytes) share
-a split, and by the groups that ``--split-by`` gives. Knows hashes and numbers, not files.
+Decided by the hash of a file's notes, so that byte-identical files and near copies (the same music in other bytes)
+share a split, and by the groups that ``--split-by`` gives. Knows hashes and numbers, not files.
 """
 
 import hashlib
@@ -23,7 +23,8 @@ class Assignment:
         near_copies: other files of the same notes as an earlier one.
         first: int64 [files], the first file of the same notes; a file's own number where it is the first.
         joined: groups that share notes with another group, so that both are in one split.
-        contradictions: pieces of music whose files were given to more than one split; each file is where it was given to.
+        contradictions: pieces of music whose files were given to more than one split; each file is where it was given
+            to.
     """
 
     splits: np.ndarray
@@ -46,17 +47,17 @@ def assign_splits(
     """Assign files, given in canonical order.
 
     The place of a set of files that stay together is a number in [0, 1) from SHA-256 of ``seed:content``, of the lowest
-    content in it; the fractions cut [0, 1) into train, valid and test. A wanted split that would stay empty takes the set
-    of the lowest place from train, if train keeps one. Files stay together that have one content or one group, and those
-    that are linked by a chain of both.
+    content in it; the fractions cut [0, 1) into train, valid and test. A wanted split that would stay empty takes the
+    set of the lowest place from train, if train keeps one. Files stay together that have one content or one group, and
+    those that are linked by a chain of both.
 
     Args:
         contents: hashes of the notes, uint8 [files, KEY_BYTES].
         digests: hashes of the bytes, likewise.
         drop_duplicates: whether all but the first file of a content are dropped.
         groups: int [files], the number of the group each file is of; negative for none.
-        given: int8 [files], the split that each file was given to; negative for none. A file that was given to none follows
-            the first of its notes that was.
+        given: int8 [files], the split that each file was given to; negative for none. A file that was given to none
+            follows the first of its notes that was.
     """
     piece, first = _groups(contents)
     group_of_bytes, first_of_bytes = _groups(digests)
@@ -138,7 +139,9 @@ def _split_groups(
     return np.where(given < 0, splits[together], given).astype(np.int8)
 
 
-def _split_heads(contents: np.ndarray, seed: int, fractions: tuple[float, float, float], filled: set[int]) -> np.ndarray:
+def _split_heads(
+    contents: np.ndarray, seed: int, fractions: tuple[float, float, float], filled: set[int]
+) -> np.ndarray:
     """The split of each set of files; those that are ``filled`` have files already."""
     places = _places(contents, seed)
     bounds = np.cumsum(fractions)

@@ -1,4 +1,5 @@
-"""A process that parses and encodes: ``python -m megatron_music.data.worker OUT.building [OWNER]``, started by ``worker_pool.py``.
+"""A process that parses and encodes: ``python -m megatron_music.data.worker OUT.building [OWNER]``, started by
+``worker_pool.py``.
 
 It may use 1 GiB and no more; a file that needs more goes to quarantine.
 """
@@ -49,7 +50,10 @@ def main(building: str, owner: str = "") -> None:
         except OSError as error:
             answer = {"error": error.strerror or str(error), "errno": error.errno, "filename": error.filename}
         except Exception as error:  # a fault of ours: all that is wrong with a file is in its record
-            answer = {"error": f"a worker failed on shard {asked['shard']} ({type(error).__name__}: {error})", "errno": None}
+            answer = {
+                "error": f"a worker failed on shard {asked['shard']} ({type(error).__name__}: {error})",
+                "errno": None,
+            }
         say(channel, json.dumps(answer))
 
 

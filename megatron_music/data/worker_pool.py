@@ -1,10 +1,10 @@
 """Worker processes that read strangers' files, and what happens when one hangs or dies.
 
-A worker is asked for a task by a line of JSON on its standard input, and answers in lines: the number of each file before it is
-touched, ``.`` while it passes over others on the way, ``-`` after the last, then an object: ``{"done": 3, ...}``,
-``{"refused": ...}``, or ``{"error": ...}``. Before it is done it may give parts, ``{"part": 3, ...}``; after each it waits for
-another line, until the part was taken. ``python -m megatron_music.data.worker OUT.building`` encodes shards of MIDI files, and
-``megatron_music.data.audio_worker`` decodes audio.
+A worker is asked for a task by a line of JSON on its standard input, and answers in lines: the number of each file
+before it is touched, ``.`` while it passes over others on the way, ``-`` after the last, then an object: ``{"done": 3,
+...}``, ``{"refused": ...}``, or ``{"error": ...}``. Before it is done it may give parts, ``{"part": 3, ...}``; after
+each it waits for another line, until the part was taken. ``python -m megatron_music.data.worker OUT.building`` encodes
+shards of MIDI files, and ``megatron_music.data.audio_worker`` decodes audio.
 """
 
 import errno
@@ -17,6 +17,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,9 @@ from megatron_music.corpora.midi_files import ChangedSource
 from megatron_music.data.plan import Plan
 
 _POLL_SECONDS = 1.0
-_REST_SECONDS = 0.01  # between two looks: hearing of every file at once would take a tenth of a processor from the workers
+_REST_SECONDS = (
+    0.01  # between two looks: hearing of every file at once would take a tenth of a processor from the workers
+)
 _STDERR_BYTES = 2000
 # Not a fault of the parser, unless it happens again: the system is short of memory, or somebody stops processes.
 _OUTSIDE_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -41,7 +44,9 @@ def worker_command(building: Path, owner: str = "") -> list[str]:
     return [sys.executable, "-P", "-m", "megatron_music.data.worker", str(building), *filter(None, [owner])]
 
 
-def run_shards(plan: Plan, numbers: Sequence[int], workers: int, command: Sequence[str] | None = None, *, owner: str = "") -> Iterator[int]:
+def run_shards(
+    plan: Plan, numbers: Sequence[int], workers: int, command: Sequence[str] | None = None, *, owner: str = ""
+) -> Iterator[int]:
     """Have shards written by worker processes; yields the number of a shard once for each of its files.
 
     A file on which a worker dies or spends more than ``options.seconds_per_file`` is put into quarantine: the worker is
@@ -56,8 +61,13 @@ def run_shards(plan: Plan, numbers: Sequence[int], workers: int, command: Sequen
         ChangedSource: a file is not the one that was planned.
         WorkerError: a fault of this package's own.
     """
-    tasks = [Task(number, plan.shards[number].first, plan.shards[number].files, {"shard": number}) for number in sorted(numbers)]
-    with Supervisor(command or worker_command(plan.building, owner), workers, plan.options.seconds_per_file) as supervisor:
+    tasks = [
+        Task(number, plan.shards[number].first, plan.shards[number].files, {"shard": number})
+        for number in sorted(numbers)
+    ]
+    with Supervisor(
+        command or worker_command(plan.building, owner), workers, plan.options.seconds_per_file
+    ) as supervisor:
         for number, answer in supervisor.run(tasks):
             if answer is None:
                 yield number
@@ -83,9 +93,14 @@ class _Worker:
 
     def __init__(self, command: Sequence[str], descriptors: Sequence[int]):
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, env=_environment(),
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            env=_environment(),
             pass_fds=descriptors,
-        )  # fmt: skip
+        )
         self.stdout, self.stderr = self._process.stdout, self._process.stderr
         os.set_blocking(self.stderr.fileno(), False)
         self.task: Task | None = None
@@ -105,10 +120,8 @@ class _Worker:
         self._write(b"\n")
 
     def _write(self, line: bytes) -> None:
-        try:
+        with suppress(BrokenPipeError):  # it is dead; the end of its output says so too
             self._process.stdin.write(line)
-        except BrokenPipeError:  # it is dead; the end of its output says so too
-            pass
 
     def read_lines(self) -> list[bytes] | None:
         """Whole lines of what it has said; None when there will be no more."""
@@ -144,8 +157,8 @@ class _Worker:
 class Supervisor:
     """Workers of one kind, and the tasks they are given.
 
-    A file on which a worker dies or is silent for too long is left out: the worker is replaced, and the task done again without
-    that file.
+    A file on which a worker dies or is silent for too long is left out: the worker is replaced, and the task done again
+    without that file.
 
     Args:
         command: what a worker is started with.
@@ -155,7 +168,12 @@ class Supervisor:
     """
 
     def __init__(self, command: Sequence[str], workers: int, seconds_per_file: float, descriptors: Sequence[int] = ()):
-        self._command, self._max_workers, self._limit, self._descriptors = command, workers, seconds_per_file, descriptors
+        self._command, self._max_workers, self._limit, self._descriptors = (
+            command,
+            workers,
+            seconds_per_file,
+            descriptors,
+        )
         self._crew: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
         self._deaths: Counter[tuple[int, int | None]] = Counter()  # by task and file
@@ -174,8 +192,8 @@ class Supervisor:
         """Have tasks done, the first ones first; one run at a time.
 
         Yields:
-            The number of a task, and None for each of its files that was begun, or what a worker says of it: a part, or that it
-            is done. A worker that gave a part goes on when the next is asked for.
+            The number of a task, and None for each of its files that was begun, or what a worker says of it: a part, or
+            that it is done. A worker that gave a part goes on when the next is asked for.
 
         Raises:
             As ``run_shards``.
@@ -297,7 +315,9 @@ class Supervisor:
             self._leave_out(task, entry, f"the parser crashed ({cause})")
         elif entry is None and again:
             last = worker.complaints.decode(errors="replace").strip().rpartition("\n")[2]
-            raise ChildProcessError(errno.ECHILD, f"worker processes die outside of any file ({cause}{last and ': '}{last})")
+            raise ChildProcessError(
+                errno.ECHILD, f"worker processes die outside of any file ({cause}{last and ': '}{last})"
+            )
         else:
             self._waiting.appendleft(task)
 

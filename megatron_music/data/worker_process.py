@@ -1,4 +1,6 @@
-"""What every worker process that ``worker_pool.py`` starts does first: it lives within bounds, and keeps its channel to itself."""
+"""What every worker process that ``worker_pool.py`` starts does first: it lives within bounds, and keeps its channel to
+itself.
+"""
 
 import ctypes
 import os
@@ -29,7 +31,7 @@ def private_channel() -> tuple[int, BinaryIO]:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
-    return channel, open(requests, "rb", closefd=True)  # noqa: SIM115 (as long as the process)
+    return channel, open(requests, "rb", closefd=True)
 
 
 def say(channel: int, line: str) -> None:

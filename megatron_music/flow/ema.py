@@ -13,8 +13,8 @@ from torch import Tensor
 class WeightAverage:
     """The exponential moving average of named parameters.
 
-    Float32 whatever the parameters are: in bfloat16 an average with decay 0.999 would not move at all, since what is added
-    is below its rounding.
+    Float32 whatever the parameters are: in bfloat16 an average with decay 0.999 would not move at all, since what is
+    added is below its rounding.
 
     Args:
         named_parameters: as ``module.named_parameters()`` gives them.
@@ -27,7 +27,9 @@ class WeightAverage:
 
     def __init__(self, named_parameters: Iterable[tuple[str, Tensor]], *, decay: float = 0.9999, warmup: bool = True):
         if not 0 <= decay < 1:
-            raise ValueError(f"the average's decay is {decay}, where at least 0 and less than 1 is needed; 0.9999 is usual")
+            raise ValueError(
+                f"the average's decay is {decay}, where at least 0 and less than 1 is needed; 0.9999 is usual"
+            )
         self.decay, self.warmup, self.step = decay, warmup, 0
         self.weights = {name: parameter.detach().float().clone() for name, parameter in named_parameters}
 
@@ -51,7 +53,7 @@ class WeightAverage:
             yield
         finally:
             with torch.no_grad():
-                for (_, parameter), value in zip(parameters, own):
+                for (_, parameter), value in zip(parameters, own, strict=True):
                     parameter.copy_(value)
 
     def state_dict(self) -> dict:

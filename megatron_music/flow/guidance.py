@@ -37,8 +37,8 @@ class Guided:
         condition: of B rows.
         null: the condition's absence, or a negative prompt: of B rows, or of one for all.
         scale: 1 is the condition alone, and one forward pass over B samples; larger leans further.
-        interval: guided where sigma is within, the ends included; elsewhere the condition alone, and where all samples are
-            elsewhere, at half the cost (Kynkaanniemi et al. 2024, arXiv:2404.07724).
+        interval: guided where sigma is within, the ends included; elsewhere the condition alone, and where all samples
+            are elsewhere, at half the cost (Kynkaanniemi et al. 2024, arXiv:2404.07724).
         rescale: how far the guided velocity gets back the deviation of the conditional one, 0 not at all to 1 wholly
             (Lin et al. 2023, arXiv:2305.08891, section 3.4).
 

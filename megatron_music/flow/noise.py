@@ -1,7 +1,7 @@
 """What is drawn at random: noise, sigma, and whether a sample keeps its condition.
 
-Each sample has generators of its own, on the CPU: what it draws depends on the seed and its index alone, never on the batch it
-is in, on the number of processes, or on the machine.
+Each sample has generators of its own, on the CPU: what it draws depends on the seed and its index alone, never on the
+batch it is in, on the number of processes, or on the machine.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ def generator_of(seed: int, index: int, purpose: str) -> torch.Generator:
         purpose: what is drawn, e.g. ``noise``.
     """
     digest = hashlib.blake2b(f"{seed} {purpose}".encode(), digest_size=4).digest()
-    # torch seeds its CPU generator with 32 bits. A one-to-one scramble of them (Murmur3's) keeps all indices apart, where a
-    # digest of seed and index would make two of 77,000 samples equal as often as not.
+    # torch seeds its CPU generator with 32 bits. A one-to-one scramble of them (Murmur3's) keeps all indices apart,
+    # where a digest of seed and index would make two of 77,000 samples equal as often as not.
     word = (int.from_bytes(digest, "little") + index) & _WORD
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
         word = (word ^ (word >> shift)) * factor & _WORD
@@ -87,4 +87,6 @@ def sample_keeps(seed: int, indices: Sequence[int], drop_chance: float) -> Tenso
     """
     if not 0 <= drop_chance <= 1:
         raise ValueError(f"drop_chance is {drop_chance}, where a chance, 0 to 1, is needed; 0.1 is usual")
-    return torch.stack([torch.rand((), generator=generator_of(seed, index, "keep")) >= drop_chance for index in indices])
+    return torch.stack(
+        [torch.rand((), generator=generator_of(seed, index, "keep")) >= drop_chance for index in indices]
+    )

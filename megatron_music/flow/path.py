@@ -1,8 +1,8 @@
 """The straight path between data and noise, what is learned on it, and the loss. The one home of the sign convention.
 
-sigma = 1 is noise, sigma = 0 is data, and ``velocity = noise - latents``, as in Megatron-Bridge, FLUX, SD3 and diffusers. Other
-conventions are converted at the border, by ``from_rising_time``. Tensors are [B, ...]; sigma is [B] and float32: in bfloat16 it
-has 256 values in each octave.
+sigma = 1 is noise, sigma = 0 is data, and ``velocity = noise - latents``, as in Megatron-Bridge, FLUX, SD3 and
+diffusers. Other conventions are converted at the border, by ``from_rising_time``. Tensors are [B, ...]; sigma is [B]
+and float32: in bfloat16 it has 256 values in each octave.
 """
 
 import torch
@@ -92,7 +92,8 @@ def loss_per_sample(predicted: Tensor, velocity: Tensor, mask: Tensor | None = N
     Args:
         predicted: the model's velocity, [B, ...].
         velocity: ``noise - latents``, of the same shape.
-        mask: bool, True where it counts; broadcast to the shape of ``velocity``. What it hides may be anything, NaN too.
+        mask: bool, True where it counts; broadcast to the shape of ``velocity``. What it hides may be anything, NaN
+            too.
 
     Returns:
         [B]; 0 for a sample of which the mask keeps nothing.

@@ -1,9 +1,10 @@
 """From noise to data along a velocity: an ordinary differential equation in sigma, from 1 down to 0.
 
-Fixed steps cost a known number of evaluations and can be captured in a graph; ``solve_adaptive`` chooses its steps for each
-sample by itself.
+Fixed steps cost a known number of evaluations and can be captured in a graph; ``solve_adaptive`` chooses its steps for
+each sample by itself.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -95,12 +96,13 @@ def solve(
         raise ValueError(f"the solver is {kind!r}; use one of {', '.join(SOLVERS)}")
     sigmas = sigma_schedule(num_steps, shift=shift, start=start).tolist()
     latents = noise
-    for sigma, next_sigma in zip(sigmas, sigmas[1:]):
+    for sigma, next_sigma in itertools.pairwise(sigmas):
         latents = SOLVERS[kind].step(velocity, latents, sigma, next_sigma - sigma)
     return latents.to(noise.dtype)
 
 
-# Dormand and Prince 1980, "A family of embedded Runge-Kutta formulae", table 2: RK5(4)7M. The last row is also the step.
+# Dormand and Prince 1980, "A family of embedded Runge-Kutta formulae", table 2: RK5(4)7M. The last row is also the
+# step.
 _PLACES = (0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1)
 _WEIGHTS = (
     (1 / 5,),
@@ -126,9 +128,9 @@ def solve_adaptive(
 ) -> Adaptive:
     """Latents from noise by Dormand and Prince's method (dopri5), with steps chosen from the error it makes.
 
-    Each sample has steps of its own, which its neighbours in the batch do not change; the batch goes on until the last of
-    them has arrived. (Where a library takes one step for the whole batch, as torchdiffeq does, a sample changes with its
-    neighbours by far more than rounding.)
+    Each sample has steps of its own, which its neighbours in the batch do not change; the batch goes on until the last
+    of them has arrived. (Where a library takes one step for the whole batch, as torchdiffeq does, a sample changes with
+    its neighbours by far more than rounding.)
 
     Args:
         noise: [B, ...], at sigma = ``start``.
@@ -148,13 +150,14 @@ def solve_adaptive(
     while bool((sigma_B > 0).any()):
         if evaluations + 6 > max_evaluations:
             raise ValueError(
-                f"a tolerance of {tolerance:g} needs more than {max_evaluations} evaluations of the velocity; raise it, or "
+                f"a tolerance of {tolerance:g} needs more than {max_evaluations} evaluations of the velocity; raise "
+                f"it, or "
                 "take fixed steps"
             )
         step_B = torch.minimum(step_B, sigma_B)
         step = expand(step_B.to(dtype), latents)
         slopes = [first]
-        for place, weights in zip(_PLACES[1:], _WEIGHTS):
+        for place, weights in zip(_PLACES[1:], _WEIGHTS, strict=True):
             latents_there = latents - step * _weighted(weights, slopes)
             slopes.append(velocity(latents_there, (sigma_B - place * step_B).float()))
         evaluations += 6
@@ -167,13 +170,14 @@ def solve_adaptive(
         latents = torch.where(expand(accepted_B, latents), latents_there, latents)
         first = torch.where(expand(accepted_B, first), slopes[-1], first)
         steps_B += accepted_B
-        # The error falls with the fifth power of the step; ten times longer or five times shorter at most, a tenth to spare.
+        # The error falls with the fifth power of the step; ten times longer or five times shorter at most, a tenth to
+        # spare.
         step_B = torch.where(step_B > 0, step_B, 1.0) * (0.9 * error_B.clamp(min=1e-10) ** -0.2).clamp(0.2, 10)
     return Adaptive(latents, evaluations, steps_B)
 
 
 def _weighted(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
-    return sum(weight * slope for weight, slope in zip(weights, slopes) if weight)
+    return sum(weight * slope for weight, slope in zip(weights, slopes, strict=True) if weight)
 
 
 def _at(sigma: float, latents: Tensor) -> Tensor:

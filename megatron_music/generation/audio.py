@@ -1,7 +1,8 @@
 """Words to sound: prompts through both stages and the autoencoder, in batches that memory allows.
 
-Takes models and encoders that are loaded. Sample i of a prompt depends on the prompt, the seed and i alone, but for rounding: sums
-over another batch size are rounded in another order, and the phases of the spectral autoencoder make a little more of it. Shapes: B samples, C latent channels, T frames.
+Takes models and encoders that are loaded. Sample i of a prompt depends on the prompt, the seed and i alone, but for
+rounding: sums over another batch size are rounded in another order, and the phases of the spectral autoencoder make a
+little more of it. Shapes: B samples, C latent channels, T frames.
 """
 
 import math
@@ -92,7 +93,8 @@ class SoundMaker:
             known = self.music_encoder.reads(prompt).known  # which then embeds the prompt itself
         if not known:
             raise ValueError(
-                f"no word of the prompt {prompt[:60]!r} is known to this model's text encoder ({self.text_encoder.name}); use words "
+                f"no word of the prompt {prompt[:60]!r} is known to this model's text encoder "
+                f"({self.text_encoder.name}); use words "
                 "of the captions that it was trained on"
             )
         return unknown
@@ -105,7 +107,9 @@ class SoundMaker:
     def embed(
         self, prompts: Sequence[str], seed: int, indices: Sequence[int], sampler: FlowSampler, negative: str = ""
     ) -> tuple[Tensor, Tensor]:
-        """An embedding of music for each prompt, and the length it had before it was brought to 1; empty if none is heard."""
+        """An embedding of music for each prompt, and the length it had before it was brought to 1; empty if none is
+        heard.
+        """
         if not self.dit.hears_music:
             return torch.zeros(len(prompts), 0, device=self.device), torch.zeros(len(prompts))
         if self.text2muq is None:
@@ -151,14 +155,14 @@ class SoundMaker:
             seconds: how long; left out: as stage 2 was trained, or as the given sound.
             negative: what the sound should not be, in the place of no words at all.
             towards, share: an embedding this share of the way to that of another prompt.
-            batch_size: of stage 2; left out: from an estimate of what fits into half of ``free_bytes``. It is among each
-                sample's facts.
-            missing: places of the samples to make, from 0; None: all. Batches are as if all were made, so that sample for sample
-                the audio is the same.
+            batch_size: of stage 2; left out: from an estimate of what fits into half of ``free_bytes``. It is among
+                each sample's facts.
+            missing: places of the samples to make, from 0; None: all. Batches are as if all were made, so that sample
+                for sample the audio is the same.
 
         Raises:
-            ValueError: no samples, no length or one beyond memory, a prompt of unknown words alone, or a given sound that does
-                not fit.
+            ValueError: no samples, no length or one beyond memory, a prompt of unknown words alone, or a given sound
+                that does not fit.
         """
         if num < 1:
             raise ValueError(f"the number of samples is {num}; use 1 or more")
@@ -190,15 +194,25 @@ class SoundMaker:
         if not self.dit.hears_music and not negative:
             null["keeps_BL"] = torch.zeros_like(null["keeps_BL"])  # of the published model: no words at all
         settings = self.models | {
-            "seed": seed, "seconds": self._num_samples(frames, seconds, given) / self.autoencoder.sample_rate, "negative": negative,
-            "towards": towards, "share": share,
-            "steps": stage2.num_steps, "solver": stage2.solver, "guidance_scale": stage2.guidance_scale, "shift": stage2.shift,
-            "embedding_steps": stage1.num_steps, "embedding_solver": stage1.solver,
-            "embedding_guidance_scale": stage1.guidance_scale, "batch_size": batch_size,
-        }  # fmt: skip
+            "seed": seed,
+            "seconds": self._num_samples(frames, seconds, given) / self.autoencoder.sample_rate,
+            "negative": negative,
+            "towards": towards,
+            "share": share,
+            "steps": stage2.num_steps,
+            "solver": stage2.solver,
+            "guidance_scale": stage2.guidance_scale,
+            "shift": stage2.shift,
+            "embedding_steps": stage1.num_steps,
+            "embedding_solver": stage1.solver,
+            "embedding_guidance_scale": stage1.guidance_scale,
+            "batch_size": batch_size,
+        }
         for first in range(0, len(wanted), batch_size):
             part = slice(first, first + batch_size)
-            if missing is not None and not any(place in missing for place in range(first, min(first + batch_size, len(wanted)))):
+            if missing is not None and not any(
+                place in missing for place in range(first, min(first + batch_size, len(wanted)))
+            ):
                 continue
             condition = self._condition(texts[part], embeddings_BE[part], frames)
             latents_BCT = sample_latents(
@@ -217,9 +231,20 @@ class SoundMaker:
                 if missing is not None and place not in missing:
                     continue
                 prompt, number = wanted[place]
-                facts = {"prompt": prompt, "sample": number, **settings, "embedding_length": round(float(lengths_B[place]), 4)}
+                facts = {
+                    "prompt": prompt,
+                    "sample": number,
+                    **settings,
+                    "embedding_length": round(float(lengths_B[place]), 4),
+                }
                 embedding = embeddings_BE[place].cpu().numpy()
-                yield Sound(prompt, number, self._decoded(latents_CT, self._num_samples(frames, seconds, given)), embedding, facts)
+                yield Sound(
+                    prompt,
+                    number,
+                    self._decoded(latents_CT, self._num_samples(frames, seconds, given)),
+                    embedding,
+                    facts,
+                )
 
     def _num_samples(self, frames: int, seconds: float | None, given: Given | None) -> int:
         """Samples of audio in each channel: as many as were asked for or given, not rounded to latent frames."""
@@ -243,7 +268,8 @@ class SoundMaker:
             middle = (least + most) // 2
             least, most = (middle, most) if needed(middle) <= free_bytes else (least, middle)
         raise ValueError(
-            f"{seconds:g} s of audio take about {needed(frames) / 2**30:,.0f} GiB and {free_bytes / 2**30:,.1f} GiB are free; use "
+            f"{seconds:g} s of audio take about {needed(frames) / 2**30:,.0f} GiB and {free_bytes / 2**30:,.1f} GiB "
+            f"are free; use "
             f"{least * self.seconds_per_frame:,.0f} s or less"
         )
 
@@ -253,7 +279,9 @@ class SoundMaker:
         """Latent frames to make, the given latents [C, T] filled up to them, and which of them are known [T]."""
         if seconds is not None and not 0 < seconds < float("inf"):
             raise ValueError(f"the length is {seconds} seconds; use more than 0")
-        wanted = given.samples.shape[1] / self.autoencoder.sample_rate if given is not None and seconds is None else seconds
+        wanted = (
+            given.samples.shape[1] / self.autoencoder.sample_rate if given is not None and seconds is None else seconds
+        )
         if wanted is not None:
             self._check_memory(wanted, stage2, free_bytes)
         own = self.latent_length
@@ -272,7 +300,9 @@ class SoundMaker:
             known_T[round(begin / self.seconds_per_frame) : min(round(end / self.seconds_per_frame), own)] = True
         if not known_T.any() or known_T.all():
             kept = "nothing" if not known_T.any() else "everything"
-            raise ValueError(f"of the given sound {kept} is kept in {frames * self.seconds_per_frame:.1f} s; give other seconds")
+            raise ValueError(
+                f"of the given sound {kept} is kept in {frames * self.seconds_per_frame:.1f} s; give other seconds"
+            )
         return frames, latents_CT, known_T
 
     def _condition(self, prompts: Sequence[str], embeddings_BE: Tensor, frames: int) -> Condition:

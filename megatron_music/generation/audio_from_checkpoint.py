@@ -32,8 +32,8 @@ def load_sound_maker(checkpoints: Sequence[str | os.PathLike], *, averaged: bool
         averaged: with the averages of their weights, where the runs kept them.
 
     Raises:
-        ValueError: no dit, two of a kind, a GPT, stages that learned from other encoders, or encoders that are not those of
-            the index or do not go with the models.
+        ValueError: no dit, two of a kind, a GPT, stages that learned from other encoders, or encoders that are not
+            those of the index or do not go with the models.
     """
     found = {}
     for named in checkpoints:
@@ -41,19 +41,26 @@ def load_sound_maker(checkpoints: Sequence[str | os.PathLike], *, averaged: bool
         run = read_run(checkpoint / CONFIG)
         kind = run.model.kind if isinstance(run, FlowRunConfig) else "gpt"
         if kind in found or kind == "gpt":
-            raise ConfigError(f"{named} is of a {kind}; name one run of a dit, and one of a text2muq beside it if you like")
+            raise ConfigError(
+                f"{named} is of a {kind}; name one run of a dit, and one of a text2muq beside it if you like"
+            )
         found[kind] = checkpoint, run
     if "dit" not in found:
         raise ConfigError("no checkpoint of a dit was named, which makes the sound; name one run of model.kind=dit")
     indices = [read_index(checkpoint) for checkpoint, _ in found.values()]
     if any(index["encoders"] != indices[0]["encoders"] for index in indices):
         named = " and ".join(str(checkpoint) for checkpoint, _ in found.values())
-        raise ConfigError(f"{named} learned from latents of other encoders than each other; train both on one folder of latents")
+        raise ConfigError(
+            f"{named} learned from latents of other encoders than each other; train both on one folder of latents"
+        )
     checkpoint, folder = found["dit"][0], found["dit"][0] / ENCODERS
     index, model = read_index(checkpoint), found["dit"][1].model
     missing = {"autoencoder", "text", *(["music"] if model.conditions == "music" else [])} - index["encoders"].keys()
     if missing:
-        raise ConfigError(f"{checkpoint} names no encoder of {' and '.join(sorted(missing))}, which its model needs; copy the run again")
+        raise ConfigError(
+            f"{checkpoint} names no encoder of {' and '.join(sorted(missing))}, which its model needs; copy the run "
+            f"again"
+        )
     check_encoders(checkpoint)
     autoencoder, text_encoder = load_autoencoder(folder / "autoencoder"), load_text_encoder(folder / "text")
     _check_sizes(checkpoint, model, index, autoencoder, text_encoder)
@@ -76,12 +83,19 @@ def load_sound_maker(checkpoints: Sequence[str | os.PathLike], *, averaged: bool
     )
 
 
-def _check_sizes(checkpoint: Path, model: FlowModelConfig, index: dict, autoencoder: Autoencoder, text: TextEncoder) -> None:
+def _check_sizes(
+    checkpoint: Path, model: FlowModelConfig, index: dict, autoencoder: Autoencoder, text: TextEncoder
+) -> None:
     """Refuse encoders that do not go with the model or with the index of its checkpoint."""
-    found = {name: getattr(autoencoder, name) for name in ("latent_channels", "sample_rate", "channels", "downsampling")}
+    found = {
+        name: getattr(autoencoder, name) for name in ("latent_channels", "sample_rate", "channels", "downsampling")
+    }
     found |= {"text_size": text.size, "text_length": text.length}
     for name, value in found.items():
         wanted = getattr(model, name, None) or index[name]
         if value != wanted:
             part = "text encoder" if name.startswith("text") else "autoencoder"
-            raise ConfigError(f"the {part} in {checkpoint / ENCODERS} has {name}={value}, where its model takes {wanted}; copy the run again")
+            raise ConfigError(
+                f"the {part} in {checkpoint / ENCODERS} has {name}={value}, where its model takes {wanted}; copy the "
+                f"run again"
+            )

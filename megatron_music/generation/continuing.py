@@ -24,13 +24,14 @@ class Continuation:
     Args:
         score: as read from a file, on its own ticks; it is not changed.
         encoding: of the model.
-        sounding: the same piece with notes as long as the model's data have them, where the sustain pedal holds them longer.
+        sounding: the same piece with notes as long as the model's data have them, where the sustain pedal holds them
+            longer.
 
     Attributes:
         opening: the last bars that are in the model's meters, on its grid, with the tracks that sound in them: what
             ``Composer.continue_scores`` goes on from.
-        join: the tick at which new bars begin: the end of the last bar with notes, or a bar line after the last change of
-            meter or tempo where that comes later.
+        join: the tick at which new bars begin: the end of the last bar with notes, or a bar line after the last change
+            of meter or tempo where that comes later.
 
     Raises:
         ValueError: the piece ends in a meter that the model does not know, or in a bar that is cut short.
@@ -46,7 +47,8 @@ class Continuation:
         numerator, denominator = bars.meters[after - 1]
         if first == after and (numerator, denominator) in encoding.meter_set:
             raise ValueError(
-                f"the piece ends in bar {after}, which the next time signature cuts short; remove that time signature, or end the piece "
+                f"the piece ends in bar {after}, which the next time signature cuts short; remove that time "
+                f"signature, or end the piece "
                 "with a whole bar"
             )
         if first == after:
@@ -57,7 +59,9 @@ class Continuation:
         opening = bars.on_grid(sounding or score, first, after)
         self._tracks = [number for number, track in enumerate(opening.tracks) if len(track)]
         if not self._tracks:
-            raise ValueError(f"the last {after - first} bars of the piece have no notes on the model's grid; shorten the piece")
+            raise ValueError(
+                f"the last {after - first} bars of the piece have no notes on the model's grid; shorten the piece"
+            )
         self.opening = replace(opening, tracks=[opening.tracks[number] for number in self._tracks])
         self._bar = int(bars.lines[after] - bars.lines[after - 1])
         self.join = int(bars.lines[after])

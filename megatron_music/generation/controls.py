@@ -37,7 +37,9 @@ def density_ids(levels: Sequence[int], instruments: Sequence[int] | None, encodi
     ids = [_density_id(level, encoding.density_levels("density"), "--density") for level in levels]
     if len(ids) != 1 and len(ids) != len(instruments or ()):
         tracks = counted(len(instruments), "instrument") if instruments else "instruments that are the model's choice"
-        raise ValueError(f"there are {len(ids)} densities for {tracks}; give one for all, or one for each instrument named")
+        raise ValueError(
+            f"there are {len(ids)} densities for {tracks}; give one for all, or one for each instrument named"
+        )
     return ids
 
 

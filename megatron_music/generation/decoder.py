@@ -1,10 +1,11 @@
 """A GPT read token by token at speed: a megatron-core GPTModel's own parameters, a KV cache and few operations a layer.
 
 megatron-core's modules serve training and every architecture, and cost more than the arithmetic when one token is read.
-``Decoder`` makes the same numbers with a dozen operations a layer on buffers made once. ``reads`` says which models it knows,
-and ``next_logits_of`` takes megatron-core's own way for all others.
+``Decoder`` makes the same numbers with a dozen operations a layer on buffers made once. ``reads`` says which models it
+knows, and ``next_logits_of`` takes megatron-core's own way for all others.
 
-Shapes: B pieces, S new tokens, H hidden, G query groups of this rank, R query heads a group, D head size, L tokens that are
+Shapes: B pieces, S new tokens, H hidden, G query groups of this rank, R query heads a group, D head size, L tokens that
+    are
 looked back at, V vocabulary.
 """
 
@@ -82,10 +83,11 @@ def next_logits_of(model: torch.nn.Module, batch_size: int, max_tokens: int) -> 
 class Decoder:
     """A GPTModel as ``NextLogits``, with a KV cache.
 
-    Under tensor parallelism every rank of the group makes the same calls; under pipeline parallelism every stage does, and
-    hidden states go from stage to stage. All ranks get the same logits. The model must not change meanwhile.
+    Under tensor parallelism every rank of the group makes the same calls; under pipeline parallelism every stage does,
+    and hidden states go from stage to stage. All ranks get the same logits. The model must not change meanwhile.
 
-    On CUDA the reading of one token is captured as a CUDA graph and replayed; elsewhere the same function runs as it is.
+    On CUDA the reading of one token is captured as a CUDA graph and replayed; elsewhere the same function runs as it
+    is.
 
     Args:
         model: this rank's GPTModel, in eval mode, that it ``reads``.
@@ -189,9 +191,15 @@ class Decoder:
         return self._gathered(self._output(self._normalized(hidden_BSH[:, -1], self._final_norm)), -1)
 
     def _attended(
-        self, qkv: Tensor, cache: Tensor, positions_S: Tensor, limit: int, is_exact: bool, turn: list[Tensor] | None,
+        self,
+        qkv: Tensor,
+        cache: Tensor,
+        positions_S: Tensor,
+        limit: int,
+        is_exact: bool,
+        turn: list[Tensor] | None,
         visible: Tensor | None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """What the queries gather from the cache, [B, S, heads of this rank x D], once keys and values are in it."""
         batch, length, _ = qkv.shape
         heads = self._heads_per_group
@@ -290,7 +298,7 @@ def _linear(weight: Tensor, bias: Tensor | None, batch_size: int, gelu: bool = F
         return (lambda x: F.gelu(F.linear(x, weight, bias))) if gelu else (lambda x: F.linear(x, weight, bias))
     # Of one row oneDNN is faster only in a large matrix that has more inputs than outputs, or a GELU behind it.
     can_pack = weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    if can_pack and (batch_size > 1 or weight.numel() >= _LARGE and (gelu or not grows)):
+    if can_pack and (batch_size > 1 or (weight.numel() >= _LARGE and (gelu or not grows))):
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, batch_size)
         return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "gelu" if gelu else "none", [], "none")
     if batch_size > 1 or grows:

@@ -58,7 +58,9 @@ class FlowSampler:
             raise ValueError(f"the guidance scale is {self.guidance_scale}; use a number, such as 3, or 1 for none")
 
     def as_trained(self, objective: str) -> "FlowSampler":
-        """This, by the solver of ``v``; or for ``regression`` one step from no noise, which gives the mean that was learned."""
+        """This, by the solver of ``v``; or for ``regression`` one step from no noise, which gives the mean that was
+        learned.
+        """
         if objective == "regression":
             return FlowSampler(num_steps=1, guidance_scale=1.0, noise_scale=0.0)
         return replace(self, solver=V_SOLVER) if objective == "v" else self
@@ -75,7 +77,9 @@ class Embeddings(NamedTuple):
     """What stage 1 gives."""
 
     embeddings_BE: Tensor  # of length 1, float32
-    lengths_B: Tensor  # as they were before; far from 1, that of the data, the model was asked for what it does not know
+    lengths_B: (
+        Tensor  # as they were before; far from 1, that of the data, the model was asked for what it does not know
+    )
 
 
 @torch.no_grad()
@@ -140,7 +144,9 @@ def sample_latents(
         if given.shape[-2:] != noise.shape[-2:]:
             raise ValueError(f"the given latents are {list(given.shape[-2:])}, where {list(noise.shape[-2:])} are made")
         if sampler.solver == V_SOLVER:
-            raise ValueError("a model of the v objective makes sounds from noise alone; give it no sound to keep something of")
+            raise ValueError(
+                "a model of the v objective makes sounds from noise alone; give it no sound to keep something of"
+            )
         given = given.to(noise).expand_as(noise)
 
     def velocity(noisy_BCT: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:
@@ -187,13 +193,17 @@ def between(first_E: Tensor, last_E: Tensor, share: float) -> Tensor:
     first_E, last_E = (each / each.norm() for each in (first_E, last_E))
     angle = torch.atan2((first_E - last_E).norm(), (first_E + last_E).norm()) * 2
     if angle > math.pi - 1e-4:
-        raise ValueError("the two embeddings are opposite, so no way between them is the shortest; change one of the prompts")
+        raise ValueError(
+            "the two embeddings are opposite, so no way between them is the shortest; change one of the prompts"
+        )
     if angle < 1e-6:
         return first_E
     return (torch.sin((1 - share) * angle) * first_E + torch.sin(share * angle) * last_E) / torch.sin(angle)
 
 
-def batch_size_within(free_bytes: int, size: DiTSize, frames: int, tokens: int, *, guided: bool, bytes_per_number: int) -> int:
+def batch_size_within(
+    free_bytes: int, size: DiTSize, frames: int, tokens: int, *, guided: bool, bytes_per_number: int
+) -> int:
     """How many samples stage 2 makes at a time, from an estimate of what one takes beside the weights; at least 1."""
     return max(1, int(_SHARE_OF_MEMORY * free_bytes) // sample_bytes(size, frames, tokens, guided, bytes_per_number))
 
@@ -201,10 +211,12 @@ def batch_size_within(free_bytes: int, size: DiTSize, frames: int, tokens: int, 
 def sample_bytes(
     size: DiTSize, frames: int, tokens: int, guided: bool, bytes_per_number: int, *, scores: bool = True
 ) -> int:
-    """The most memory that one sample of stage 2 takes at a time, beside the weights: in its feed-forward layer or attention.
+    """The most memory that one sample of stage 2 takes at a time, beside the weights: in its feed-forward layer or
+    attention.
 
-    Per position: the residual stream, its norm, and there the gate, the value, their product and the output; or queries, keys,
-    values, and the scores of attention, where no fused kernel spares them (``scores=False``: where one does).
+    Per position: the residual stream, its norm, and there the gate, the value, their product and the output; or
+    queries, keys, values, and the scores of attention, where no fused kernel spares them (``scores=False``: where one
+    does).
     """
     positions = frames + size.num_extra_positions
     stream = 3 * size.hidden_size

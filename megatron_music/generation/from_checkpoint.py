@@ -21,12 +21,12 @@ def load_composer(
 ) -> Composer:
     """The model of a run's folder, or of one of its checkpoints, ready to compose.
 
-    Starts megatron-core's process groups; ``distributed.stop()`` ends them. Under torchrun every process must call this, and
-    make the same calls of the composer; all get the same pieces.
+    Starts megatron-core's process groups; ``distributed.stop()`` ends them. Under torchrun every process must call
+    this, and make the same calls of the composer; all get the same pieces.
 
     Args:
-        tensor_model_parallel_size: over how many processes each layer is split; None: over all. The layers are shared out
-            over what remains as pipeline stages.
+        tensor_model_parallel_size: over how many processes each layer is split; None: over all. The layers are shared
+            out over what remains as pipeline stages.
 
     Raises:
         ValueError: no checkpoint, another vocabulary, or a size that does not divide the model or the processes.
@@ -34,10 +34,16 @@ def load_composer(
     world_size = distributed.launched_size()
     tensor = world_size if tensor_model_parallel_size is None else tensor_model_parallel_size
     if tensor < 1 or world_size % tensor:
-        raise ValueError(f"tensor-parallel size {tensor} does not divide {counted(world_size, 'process', 'processes')}; use a divisor of them")
+        raise ValueError(
+            f"tensor-parallel size {tensor} does not divide {counted(world_size, 'process', 'processes')}; use a "
+            f"divisor of them"
+        )
     checkpoint = find_checkpoint(checkpoint)
     encoding = read_encoding(checkpoint / "tokenizer")
     model, run = load_model(checkpoint, tensor, world_size // tensor)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    made_with = {"checkpoint": checkpoint.name, "checkpoint_sha256": distributed.on_main(lambda: fingerprint(checkpoint))}
+    made_with = {
+        "checkpoint": checkpoint.name,
+        "checkpoint_sha256": distributed.on_main(lambda: fingerprint(checkpoint)),
+    }
     return Composer(model, encoding, run.model.seq_length, sampler, device, made_with=made_with)

@@ -48,17 +48,23 @@ class GivenBars:
         self.steps = _steps_of_bars(self.lines, self.meters, score.steps_per_quarter, encoding)
 
     def on_grid(self, score: Score, first: int, after: int) -> Score:
-        """The bars from ``first`` up to ``after`` of a score with these bars, on the model's grid; silent tracks stay."""
+        """The bars from ``first`` up to ``after`` of a score with these bars, on the model's grid; silent
+        tracks stay.
+        """
         encoding = self.encoding
         lines = np.append(0, np.cumsum(self.steps[first:after]))
         part = slice_steps(score, int(self.lines[first]), int(self.lines[after]))
         columns = part.columns
         if columns.shape[1]:
-            columns, _ = quantize_columns(columns, encoding.steps_per_quarter, score.steps_per_quarter, encoding.velocity)
+            columns, _ = quantize_columns(
+                columns, encoding.steps_per_quarter, score.steps_per_quarter, encoding.velocity
+            )
             columns[2] = np.minimum(columns[2], lines[-1])
             columns = columns[:, columns[1] < lines[-1]]  # what the grid moves into the next bar is not here
         starts, ticks = lines[:-1].tolist(), self.lines[first:after].tolist()
-        signatures = [TimeSignature(start, *meter) for start, meter in zip(starts, self.meters[first:after], strict=True)]
+        signatures = [
+            TimeSignature(start, *meter) for start, meter in zip(starts, self.meters[first:after], strict=True)
+        ]
         tempos = list(DEFAULT_TEMPO)
         if encoding.tempo:
             bins = [tempo_bin(_tempo_at(score, tick)) for tick in ticks]

@@ -1,7 +1,9 @@
-"""Bars of a person's piece to be written anew: which ones, what a model is shown of the piece, and how its fills come back.
+"""Bars of a person's piece to be written anew: which ones, what a model is shown of the piece, and how its fills come
+back.
 
-The piece stays on its own ticks and all of it that is not in the chosen bars stays as it is; only what the model is shown is
-quantised. Tracks are counted as a person hears them: one without notes (a file's lyrics, say) is not among them.
+The piece stays on its own ticks and all of it that is not in the chosen bars stays as it is; only what the model is
+shown is quantised. Tracks are counted as a person hears them: one without notes (a file's lyrics, say) is not among
+them.
 """
 
 import re
@@ -39,7 +41,9 @@ def parse_bars(text: str) -> list[Place]:
     for part in (part.strip() for part in text.lower().split(";")):
         words = _WORDS.fullmatch(part)
         if not words or not part:
-            raise ValueError(f'--infill {text!r} is not understood; write e.g. "track 2 bars 3-4", "track 2" or "bar 3"')
+            raise ValueError(
+                f'--infill {text!r} is not understood; write e.g. "track 2 bars 3-4", "track 2" or "bar 3"'
+            )
         track = None if words[1] is None else int(words[1]) - 1
         spans = [(None, None)]
         if words[2]:
@@ -60,18 +64,24 @@ class Filling:
 
     Args:
         score: as read from a file, on its own ticks; it is not changed.
-        bars: (track, bar) of each chosen bar, from 0, of the tracks that have notes; None for every one of them, or for every
-            bar in a meter of the encoding.
+        bars: (track, bar) of each chosen bar, from 0, of the tracks that have notes; None for every one of them, or for
+            every bar in a meter of the encoding.
         encoding: of the model.
         labels: label ids to say of the piece.
-        sounding: the same piece with notes as long as the model's data have them, where the sustain pedal holds them longer.
+        sounding: the same piece with notes as long as the model's data have them, where the sustain pedal holds them
+            longer.
 
     Raises:
         ValueError: a track or bar is not in the piece, or a bar is in no meter of the encoding; counted from 1.
     """
 
     def __init__(
-        self, score: Score, bars: Iterable[Place], encoding: Encoding, labels: Sequence[int] = (), sounding: Score | None = None
+        self,
+        score: Score,
+        bars: Iterable[Place],
+        encoding: Encoding,
+        labels: Sequence[int] = (),
+        sounding: Score | None = None,
     ):
         self._encoding = encoding
         self._labels = tuple(labels)
@@ -145,7 +155,8 @@ class Filling:
         }
         if not chosen:
             raise ValueError(
-                f"there is no bar to fill; name one of the piece, in a meter of the model: {self._encoding.meters_in_words}"
+                f"there is no bar to fill; name one of the piece, in a meter of the model: "
+                f"{self._encoding.meters_in_words}"
             )
         for bar in sorted({bar for _, bar in chosen}):
             if not 0 <= bar < len(self._meters):
@@ -153,7 +164,8 @@ class Filling:
             if not self._steps[bar]:
                 numerator, denominator = self._meters[bar]
                 raise ValueError(
-                    f"bar {bar + 1} is in {numerator}/{denominator} or not a whole bar of it, and cannot be filled by a "
+                    f"bar {bar + 1} is in {numerator}/{denominator} or not a whole bar of it, and cannot be filled by "
+                    f"a "
                     f"model of {self._encoding.meters_in_words}; choose other bars"
                 )
         return chosen
@@ -185,17 +197,23 @@ class Filling:
         while run_after < len(self._steps) and self._steps[run_after]:
             run_after += 1
         last = max(bar for _, bar in self.left if bar < min(hole + size, run_after))
-        before = max((size - (last - hole + 1)) // 2, size // 4)  # of a region as long as the window some are left for later
+        before = max(
+            (size - (last - hole + 1)) // 2, size // 4
+        )  # of a region as long as the window some are left for later
         first = max(min(hole - before, run_after - size), run_first)
         return first, min(first + size, run_after)
 
     def _prompt(self, first: int, after: int, holes: Collection[tuple[int, int]]) -> tuple[np.ndarray, list[int]]:
-        """The window's ids up to the fills, and the numbers of the tracks in it: those that sound or are to be filled."""
+        """The window's ids up to the fills, and the numbers of the tracks in it: those that sound or are to be
+        filled.
+        """
         now, before = (self._bars.on_grid(score, first, after) for score in (self._shown, self._sounding))
         to_fill = {track for track, _ in holes}
         tracks = [number for number, track in enumerate(now.tracks) if len(track) or number in to_fill]
         ids, wanted = (
-            encode_piece(replace(score, tracks=[score.tracks[number] for number in tracks]), self._encoding, self._labels)
+            encode_piece(
+                replace(score, tracks=[score.tracks[number] for number in tracks]), self._encoding, self._labels
+            )
             for score in (now, before)
         )
         places = [(tracks.index(track), bar - first) for track, bar in holes]

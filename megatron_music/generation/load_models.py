@@ -51,6 +51,7 @@ def load_model(checkpoint: Path, tp: int = 1, pp: int = 1, *, own_layers: bool =
     Raises:
         ValueError: another vocabulary, or a ``tp`` or ``pp`` that does not divide the model.
     """
+
     def build(config, dtype):
         if not isinstance(config, RunConfig):
             raise ConfigError(f"{checkpoint} is of a {config.model.kind}, not of a GPT; name a run that writes MIDI")
@@ -73,6 +74,7 @@ def load_flow_model(checkpoint: Path, tp: int = 1, *, averaged: bool = True):
     Raises:
         ValueError: a GPT's checkpoint, or a ``tp`` that does not divide the model.
     """
+
     def build(config, dtype):
         if not isinstance(config, FlowRunConfig):
             raise ConfigError(f"{checkpoint} is of a GPT; `megatron-music generate midi` writes its music")
@@ -105,6 +107,7 @@ def _check_held(config: Run, checkpoint: Path) -> None:
     held = sum(path.stat().st_size for path in checkpoint.glob("*.distcp"))
     refuse_unless(
         parameters * BYTES_PER_PARAMETER <= held,
-        f"{checkpoint / CONFIG} describes a model of {parameters:,} parameters, and the tensors beside it have {held:,} bytes; "
+        f"{checkpoint / CONFIG} describes a model of {parameters:,} parameters, and the tensors beside it have "
+        f"{held:,} bytes; "
         "name another checkpoint",
     )

@@ -1,8 +1,8 @@
 """New pieces from a GPT: from nothing, going on from a given one, or with bars of a given one written anew.
 
-Pieces longer than the model's window are written window by window: the last bars are given, new ones follow. A window ends all
-its notes at its end; so where more is to come its last bar is written only for the notes that are held into it, and left out.
-Takes a model (ids to logits) that is loaded.
+Pieces longer than the model's window are written window by window: the last bars are given, new ones follow. A window
+ends all its notes at its end; so where more is to come its last bar is written only for the notes that are held into
+it, and left out. Takes a model (ids to logits) that is loaded.
 """
 
 import hashlib
@@ -50,10 +50,10 @@ class Composer:
         next_logits: makes the model's ``NextLogits`` for a batch size and a length; by default with a KV cache.
         made_with: which checkpoint the model is of, for the record of what pieces were made with.
 
-    In all that it does ``seeds`` has a seed for each piece, which decides that piece alone; the pieces are written in one
-    batch; and ``on_token`` receives the length of the longest draft at every step. ``on_failure`` receives the place of a piece
-    that cannot be written to its end, from 0, and the reason; None stands in its place then, and the others are written. If
-    omitted, the first such piece is a ValueError.
+    In all that it does ``seeds`` has a seed for each piece, which decides that piece alone; the pieces are written in
+    one batch; and ``on_token`` receives the length of the longest draft at every step. ``on_failure`` receives the
+    place of a piece that cannot be written to its end, from 0, and the reason; None stands in its place then, and the
+    others are written. If omitted, the first such piece is a ValueError.
     """
 
     def __init__(
@@ -69,7 +69,9 @@ class Composer:
         if encoding.bars < 1:
             raise ValueError("this model was trained on whole pieces; train on windows (--bars 4) to generate")
         if encoding.bpe:
-            raise ValueError("models of merged tokens cannot be sampled under the grammar yet; train on data without --bpe")
+            raise ValueError(
+                "models of merged tokens cannot be sampled under the grammar yet; train on data without --bpe"
+            )
         self.model = model
         self.encoding = encoding
         self.max_tokens = max_tokens
@@ -99,8 +101,8 @@ class Composer:
             instruments: the tracks, as values of INST (``0``..``127``, ``DRUMS``, ``SOPRANO`` ...); None: the model's.
             meter: of all bars, such as ``3/4``; None: the model's.
             tempo: of all bars, in quarters a minute, taken to the nearest the model knows; None: the model's.
-            density: how many notes the tracks have, in levels from 0: one for all, or one for each of the instruments; None:
-                the model's.
+            density: how many notes the tracks have, in levels from 0: one for all, or one for each of the instruments;
+                None: the model's.
             bar_density: the same of every bar; None: the model's.
             labels: such as ``GENRE=JAZZ``; none: the model's.
         """
@@ -132,7 +134,8 @@ class Composer:
         labels: Sequence[str] = (),
         on_failure: OnFailure | None = None,
     ) -> list[Score | None]:
-        """Each quantised score with ``bars`` new bars after its last, for the instruments it has, in its last meter and tempo.
+        """Each quantised score with ``bars`` new bars after its last, for the instruments it has, in its last meter and
+        tempo.
 
         Half a window is given at a time, or all of a shorter score, and the rest of the window is new. A model of
         1-bar windows is given nothing but the meter and tempo.
@@ -157,8 +160,8 @@ class Composer:
 
         Args:
             score: as read from a file.
-            bars: (track, bar) of each, from 0; what starts in them is taken away, what is held into them ends there. None
-                for the track is every track, None for the bar every bar in a meter that the model knows.
+            bars: (track, bar) of each, from 0; what starts in them is taken away, what is held into them ends there.
+                None for the track is every track, None for the bar every bar in a meter that the model knows.
             labels: to say of the piece, such as ``GENRE=JAZZ``.
             sounding: see ``Filling``.
         """
@@ -168,7 +171,9 @@ class Composer:
         pieces = [Filling(score, bars, self.encoding, named, sounding) for _ in seeds]
         turn = 0
         while unfinished := [number for number, piece in enumerate(pieces) if piece is not None and piece.left]:
-            grammars = _possible(unfinished, lambda number: pieces[number].next_window(self.max_tokens), pieces, on_failure)
+            grammars = _possible(
+                unfinished, lambda number: pieces[number].next_window(self.max_tokens), pieces, on_failure
+            )
             documents = self._write(list(grammars.values()), [seeds[number] for number in grammars], turn, on_token)
             for number, document in zip(grammars, documents, strict=True):
                 pieces[number].put(document)
@@ -190,11 +195,16 @@ class Composer:
             wishes: what is asked of each in the words of ``Grammar``; labels that the model chooses stay.
         """
         scores, wishes, turn = list(scores), list(wishes), 0
-        while unfinished := [number for number, score in enumerate(scores) if score is not None and score.num_bars < lengths[number]]:
+        while unfinished := [
+            number for number, score in enumerate(scores) if score is not None and score.num_bars < lengths[number]
+        ]:
             turn += 1
             may_be_empty = turn > 1
             openings = _possible(
-                unfinished, lambda number: self._opening(scores[number], may_be_empty, **wishes[number]), scores, on_failure
+                unfinished,
+                lambda number: self._opening(scores[number], may_be_empty, **wishes[number]),  # noqa: B023 (called within this turn)
+                scores,
+                on_failure,
             )
             grammars = [grammar for grammar, _ in openings.values()]
             documents = self._write(grammars, [seeds[number] for number in openings], turn, on_token)
@@ -225,7 +235,8 @@ class Composer:
                 return grammar, bars
         raise ValueError(
             f"the last bar of the piece has too many notes or tracks for a model that reads {self.max_tokens} tokens; "
-            "ask for fewer bars or another seed, continue a piece with fewer notes, or train with a longer model.seq_length"
+            "ask for fewer bars or another seed, continue a piece with fewer notes, or train with a longer "
+            "model.seq_length"
         )
 
     def _last_said(self, score: Score) -> dict[str, list[int]]:
@@ -242,10 +253,7 @@ class Composer:
         """One document for each grammar."""
         if not grammars:
             return []
-        drafts = [
-            Draft(grammar, _stream(seed, turn))
-            for grammar, seed in zip(grammars, seeds, strict=True)
-        ]
+        drafts = [Draft(grammar, _stream(seed, turn)) for grammar, seed in zip(grammars, seeds, strict=True)]
         next_logits = self._next_logits(self.model, len(drafts), self.max_tokens)
         for tokens in write_drafts(drafts, next_logits, self.sampler, self.device):
             on_token(tokens)
@@ -255,7 +263,9 @@ class Composer:
         return decode_piece(document, self.encoding.steps_per_quarter)
 
 
-def _possible(numbers: Sequence[int], begin: Callable[[int], Any], pieces: list, on_failure: OnFailure | None) -> dict[int, Any]:
+def _possible(
+    numbers: Sequence[int], begin: Callable[[int], Any], pieces: list, on_failure: OnFailure | None
+) -> dict[int, Any]:
     """What ``begin`` makes of each number; a piece for which it is a ValueError becomes None."""
     found = {}
     for number in numbers:
@@ -312,7 +322,7 @@ def _append(score: Score, window: Score, given_bars: int, kept_bars: int) -> Sco
     new = slice_steps(window, line, window.length_steps)
     tracks = []
     for old, more in zip(score.tracks, window.tracks, strict=True):
-        notes, moved = old.notes.copy(), more.notes + (end - line, end - line, 0, 0)
+        notes, moved = old.notes.copy(), (*more.notes, end - line, end - line, 0, 0)
         ends = {pitch: stop for start, stop, pitch, _ in moved.tolist() if start < end < stop}
         for note in np.flatnonzero(notes[:, 1] > end):
             notes[note, 1] = ends.get(int(notes[note, 2]), end)

@@ -20,8 +20,8 @@ class Markov:
     """Probabilities of the next id after the last ``order`` ids, backing off to fewer.
 
     Each order is mixed with the one below it in Witten and Bell's proportion: a context that was seen n times with t
-    different ids after it has the weight n / (n + t), what was counted below it the rest; below all, every id is equally
-    likely, so that none is impossible. Witten and Bell 1991, as interpolated by Chen and Goodman 1998.
+    different ids after it has the weight n / (n + t), what was counted below it the rest; below all, every id is
+    equally likely, so that none is impossible. Witten and Bell 1991, as interpolated by Chen and Goodman 1998.
 
     Args:
         documents: ids of each; contexts do not reach over a document's start.

@@ -1,7 +1,7 @@
 """A folder of generated files that can be gone on with: ``made-with.json`` beside them says what they are made with.
 
-A file there is whole, as files are written, and follows from the settings and its own number alone. So the same command makes the
-files that are missing, and one of other settings is refused.
+A file there is whole, as files are written, and follows from the settings and its own number alone. So the same command
+makes the files that are missing, and one of other settings is refused.
 """
 
 import json
@@ -66,7 +66,9 @@ class OutputFolder:
             self._compare({name: None for name in self.found if name != "batch_size"} | self.settings)
             self.left_out = dict(self._found["left_out"])
         return [
-            number for number, name in enumerate(self.names) if not (self.folder / name).is_file() and name not in self.left_out
+            number
+            for number, name in enumerate(self.names)
+            if not (self.folder / name).is_file() and name not in self.left_out
         ]
 
     def keep_record(self) -> None:
@@ -94,7 +96,9 @@ class OutputFolder:
             found["left_out"] = {str(name): str(reason) for name, reason in found["left_out"].items()}
             return found
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{path} does not tell what the files beside it are made with; name another folder") from None
+            raise ValueError(
+                f"{path} does not tell what the files beside it are made with; name another folder"
+            ) from None
 
     def _compare(self, settings: dict) -> None:
         there = self._found["settings"]
@@ -107,7 +111,9 @@ class OutputFolder:
 
 
 @contextmanager
-def output_folder(folder: str | os.PathLike, what: str, names: Sequence[str], settings: dict, *, holds: bool = True) -> Iterator[OutputFolder]:
+def output_folder(
+    folder: str | os.PathLike, what: str, names: Sequence[str], settings: dict, *, holds: bool = True
+) -> Iterator[OutputFolder]:
     """Hold a folder while a command fills it; made where it is missing, and gone at the end if nothing came of it.
 
     Args:

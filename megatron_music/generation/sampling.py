@@ -2,7 +2,8 @@
 
 Takes a model that turns ids into logits.
 
-Shapes: B pieces, S tokens, V vocabulary, K ids that one of the pieces may draw, G query groups of this rank, D head size.
+Shapes: B pieces, S tokens, V vocabulary, K ids that one of the pieces may draw, G query groups of this rank, D head
+    size.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,6 @@ class NextLogits(Protocol):
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows of the batch alone, in this order."""
-
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ class Sampler:
         if self.temperature == 0:
             return ids_K[logits_BK.argmax(axis=1)].tolist()
         with np.errstate(over="ignore"):  # what is infinitely less likely than the likeliest has no weight
-            weights_BK = np.exp((logits_BK - logits_BK.max(axis=1, keepdims=True)) / np.float32(max(self.temperature, 1e-30)))
+            weights_BK = np.exp(
+                (logits_BK - logits_BK.max(axis=1, keepdims=True)) / np.float32(max(self.temperature, 1e-30))
+            )
         if self.top_k or self.top_p < 1:
             weights_BK = self._without_the_unlikely(weights_BK)
         cumulative_BK = weights_BK.cumsum(axis=1, dtype=np.float64)
@@ -77,7 +79,9 @@ class Sampler:
         return ids_K[np.minimum(places_B, last_B)].tolist()
 
     def _without_the_unlikely(self, weights_BK: np.ndarray) -> np.ndarray:
-        """The weights, zero but for those of the ``top_k`` and ``top_p`` likeliest; of equals the lower id comes first."""
+        """The weights, zero but for those of the ``top_k`` and ``top_p`` likeliest; of equals the lower id
+        comes first.
+        """
         order_BK = np.argsort(-weights_BK, axis=1, kind="stable")
         sorted_BK = np.take_along_axis(weights_BK, order_BK, axis=1)
         if self.top_k:
@@ -187,9 +191,9 @@ def write_drafts(
 ) -> Iterator[int]:
     """Write all drafts to their ends, one token each a step.
 
-    The batch shrinks as drafts end. The draws of a draft depend on its seed alone; its logits are the same numbers in any
-    batch up to rounding (matrix products of other sizes add in another order), which changes a piece only where a draw
-    falls on the very edge between two tokens.
+    The batch shrinks as drafts end. The draws of a draft depend on its seed alone; its logits are the same numbers in
+    any batch up to rounding (matrix products of other sizes add in another order), which changes a piece only where a
+    draw falls on the very edge between two tokens.
 
     Args:
         next_logits: of as many rows as there are drafts.

@@ -1,4 +1,5 @@
-"""Documents sampled without the grammar, and whether the grammar accepts them: how well a model has learned the rules.
+"""Documents sampled without the grammar, and whether the grammar accepts them: how well a model has learned the
+rules.
 """
 
 from collections.abc import Sequence

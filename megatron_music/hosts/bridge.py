@@ -114,7 +114,8 @@ class MusicGPTProvider(MusicFlops, GPTModelProvider):
     # megatron-core's fused loss rounds the gradient of the logits to bfloat16, whatever the model's precision.
     cross_entropy_loss_fusion: bool = False
     explicit_attention_mask: bool = False
-    # Bridge turns it on wherever Transformer Engine is; megatron-core then demands apex's extension for the output layer.
+    # Bridge turns it on wherever Transformer Engine is; megatron-core then demands apex's extension for the output
+    # layer.
     gradient_accumulation_fusion: bool = field(default_factory=has_gradient_fusion)
 
 
@@ -138,7 +139,11 @@ class MusicGPTModelBuilder(GPTModelBuilder):
     """Builds stages of a ``MusicGPTModelConfig``."""
 
     def build_model(
-        self, pg_collection, pre_process: bool | None = None, post_process: bool | None = None, vp_stage: int | None = None
+        self,
+        pg_collection,
+        pre_process: bool | None = None,
+        post_process: bool | None = None,
+        vp_stage: int | None = None,
     ) -> GPTModel:
         """One pipeline stage, unwrapped; stages and groups as in Bridge's own builder."""
         config = self._model_config
@@ -154,11 +159,27 @@ class MusicGPTModelBuilder(GPTModelBuilder):
 
 
 _TRANSFORMER = (
-    "num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "ffn_hidden_size", "normalization",
-    "gated_linear_unit", "activation_func", "add_bias_linear", "attention_backend", "attention_dropout", "hidden_dropout",
-    "tensor_model_parallel_size", "pipeline_model_parallel_size", "sequence_parallel", "params_dtype", "pipeline_dtype",
-    "bf16", "calculate_per_token_loss", "use_cpu_initialization",
-)  # fmt: skip
+    "num_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "ffn_hidden_size",
+    "normalization",
+    "gated_linear_unit",
+    "activation_func",
+    "add_bias_linear",
+    "attention_backend",
+    "attention_dropout",
+    "hidden_dropout",
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "sequence_parallel",
+    "params_dtype",
+    "pipeline_dtype",
+    "bf16",
+    "calculate_per_token_loss",
+    "use_cpu_initialization",
+)
 _SHAPE = ("vocab_size", "seq_length", "position_embedding_type", "rotary_base", "share_embeddings_and_output_weights")
 
 
@@ -265,9 +286,7 @@ def container_of(run: RunConfig) -> ConfigContainer:
             skip_getting_attention_mask_from_dataset=not run.data.reset_attention_mask,
             dataloader_type="single",
         ),
-        tokenizer=TokenizerConfig(
-            tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(folders[0] / "tokenizer")
-        ),
+        tokenizer=TokenizerConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(folders[0] / "tokenizer")),
         logger=LoggerConfig(log_interval=run.logging.log_interval),
         checkpoint=CheckpointConfig(
             save=run.checkpoint.save,
@@ -309,16 +328,27 @@ def music_gpt_article_pretrain_config(data_path: str | list, **named) -> ConfigC
 def _gpt3(size: str) -> Callable[..., ConfigContainer]:
     lr, global_batch_size = _GPT3[size]
     defaults = {
-        "size": size, "position_embedding_type": "rope", "attention_dropout": 0.0, "hidden_dropout": 0.0,
-        "lr": lr, "min_lr": lr / 10, "weight_decay": 0.1, "lr_warmup_iters": 500, "micro_batch_size": 4,
-        "global_batch_size": global_batch_size, "bf16": True, "use_distributed_optimizer": True,
-    }  # fmt: skip
+        "size": size,
+        "position_embedding_type": "rope",
+        "attention_dropout": 0.0,
+        "hidden_dropout": 0.0,
+        "lr": lr,
+        "min_lr": lr / 10,
+        "weight_decay": 0.1,
+        "lr_warmup_iters": 500,
+        "micro_batch_size": 4,
+        "global_batch_size": global_batch_size,
+        "bf16": True,
+        "use_distributed_optimizer": True,
+    }
 
     def config(data_path: str | list, **named) -> ConfigContainer:
         return _pretrain("article", defaults, data_path, named)
 
     config.__name__ = config.__qualname__ = f"music_gpt_{size.replace('.', 'p')}_pretrain_config"
-    config.__doc__ = f"The size {size} with the learning rate and batch of GPT-3; as ``music_gpt_article_pretrain_config``."
+    config.__doc__ = (
+        f"The size {size} with the learning rate and batch of GPT-3; as ``music_gpt_article_pretrain_config``."
+    )
     return config
 
 

@@ -1,7 +1,8 @@
 """Converts checkpoints to folders that transformers loads, and such folders to runs.
 
 Owns transformers, huggingface_hub and safetensors. Weights are read from safetensors alone, never from a pickle, and no
-code that lies in a folder is run. Which model is which, and how tensors are cut, is known to models/huggingface_weights.py.
+code that lies in a folder is run. Which model is which, and how tensors are cut, is known to
+models/huggingface_weights.py.
 """
 
 import json
@@ -63,8 +64,8 @@ def convert_to_huggingface(checkpoint: str | os.PathLike, folder: str | os.PathL
 
     Args:
         checkpoint: a run's folder or one of its checkpoints, saved in any layout.
-        folder: a new one, or an empty one; it appears whole or not at all. The weights are float32, or bfloat16 where the
-            run's are.
+        folder: a new one, or an empty one; it appears whole or not at all. The weights are float32, or bfloat16 where
+            the run's are.
 
     Returns:
         The form that the model has there.
@@ -102,8 +103,8 @@ def convert_to_megatron(
         The form that the model had there.
 
     Raises:
-        ValueError: no such folder, weights that are pickled, damaged or of other names and shapes, a model that is none of
-            ours, another vocabulary, or a folder that holds something.
+        ValueError: no such folder, weights that are pickled, damaged or of other names and shapes, a model that is none
+            of ours, another vocabulary, or a folder that holds something.
     """
     source = Path(source)
     tokenizer = Path(tokenizer or source)
@@ -113,7 +114,8 @@ def convert_to_megatron(
     held = sum(tensor.numel() for tensor in tensors.values())
     refuse_unless(
         model.parameter_count <= 2 * held,  # a tensor that is missing is named below
-        f"{source / CONFIG} describes a model of {model.parameter_count:,} parameters, and the tensors beside it have {held:,} elements; "
+        f"{source / CONFIG} describes a model of {model.parameter_count:,} parameters, and the tensors beside it have "
+        f"{held:,} elements; "
         "save the whole model again",
     )
     dtype = torch.bfloat16 if {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16} else torch.float32
@@ -175,7 +177,11 @@ class GrammarLogits(transformers.LogitsProcessor):
 
 
 def _write_config(model: ModelConfig, form: Form, dtype: torch.dtype, folder: Path) -> None:
-    ids = {"bos_token_id": vocabulary.PIECE_START, "eos_token_id": vocabulary.DOCUMENT_END, "pad_token_id": vocabulary.PAD}
+    ids = {
+        "bos_token_id": vocabulary.PIECE_START,
+        "eos_token_id": vocabulary.DOCUMENT_END,
+        "pad_token_id": vocabulary.PAD,
+    }
     fields, earlier = config_fields(model, form)
     config = transformers.CONFIG_MAPPING[form.model_type](**fields, **ids, dtype=dtype, architectures=[form.class_name])
     content = json.dumps({**config.to_dict(), **earlier}, indent=2, sort_keys=True)
@@ -194,7 +200,9 @@ def _read_config(folder: Path) -> tuple[Form, ModelConfig]:
     try:
         content = read_json_object(path)
         form = form_named(content["model_type"], str(folder))
-        refuse_unless("quantization_config" not in content, f"{folder} is quantized; save the model as it was before that")
+        refuse_unless(
+            "quantization_config" not in content, f"{folder} is quantized; save the model as it was before that"
+        )
         config = transformers.CONFIG_MAPPING[form.model_type].from_dict(content)
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing; name a folder written by save_pretrained") from None
@@ -215,7 +223,9 @@ def _check_vocabulary(source: Path, tokenizer: Path, vocab_size: int) -> None:
     )
     _, _, wording = read_wording(tokenizer)
     size = len(wording.words)
-    refuse_unless(vocab_size == size, f"{source} has vocab_size={vocab_size}, and the tokenizer {size} tokens; {remedy}")
+    refuse_unless(
+        vocab_size == size, f"{source} has vocab_size={vocab_size}, and the tokenizer {size} tokens; {remedy}"
+    )
     theirs = source / TOKENIZER_JSON
     if theirs.is_file():
         try:
@@ -232,7 +242,10 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
             with refusing(folder / INDEX, "save the model again with save_pretrained"):
                 names = set(read_json_object(folder / INDEX)["weight_map"].values())
                 is_beside = all(Path(name).name == name and name.endswith(".safetensors") for name in names)
-            refuse_unless(is_beside, f"{folder / INDEX} names files outside of the folder; save the model again with save_pretrained")
+            refuse_unless(
+                is_beside,
+                f"{folder / INDEX} names files outside of the folder; save the model again with save_pretrained",
+            )
         elif (folder / WEIGHTS).is_file():
             names = {WEIGHTS}
         else:
@@ -241,7 +254,9 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
             raise ConfigError(f"{folder} cannot be read: {reason}; save the model as safetensors with save_pretrained")
         return {name: tensor for file in sorted(names) for name, tensor in load_file(regular(folder / file)).items()}
     except (SafetensorError, FileNotFoundError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"the weights in {folder} cannot be read ({error}); save the model with save_pretrained") from None
+        raise ConfigError(
+            f"the weights in {folder} cannot be read ({error}); save the model with save_pretrained"
+        ) from None
 
 
 def _checked(tensors: dict[str, Tensor], wanted: dict[str, Tensor], form: Form, folder: Path) -> dict[str, Tensor]:
@@ -251,10 +266,9 @@ def _checked(tensors: dict[str, Tensor], wanted: dict[str, Tensor], form: Form, 
         ConfigError: one is missing, is too many, or has another shape or a type that is no floating-point number.
     """
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(_BUFFERS)}
-    if form.output_name in tensors.keys() - wanted.keys() and form.embedding_name in tensors:
-        # The output layer is the embedding, and was written all the same.
-        if torch.equal(tensors[form.output_name], tensors[form.embedding_name]):
-            del tensors[form.output_name]
+    has_both = form.output_name in tensors.keys() - wanted.keys() and form.embedding_name in tensors
+    if has_both and torch.equal(tensors[form.output_name], tensors[form.embedding_name]):
+        del tensors[form.output_name]  # the output layer is the embedding, and was written all the same
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     for names, word in ((missing, "lacks"), (extra, "has, besides its own,")):
         if names:

@@ -37,12 +37,19 @@ def tokenizer_arguments(folder, tokenizer: str = "huggingface") -> list[str]:
         return ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(folder)]
     if tokenizer == "null":
         return [
-            "--tokenizer-type", "NullTokenizer", "--vocab-size", str(encoding.vocab_size),
-            "--null-tokenizer-eod-id", str(vocabulary.DOCUMENT_END), "--null-tokenizer-pad-id", str(vocabulary.PAD),
-        ]  # fmt: skip
+            "--tokenizer-type",
+            "NullTokenizer",
+            "--vocab-size",
+            str(encoding.vocab_size),
+            "--null-tokenizer-eod-id",
+            str(vocabulary.DOCUMENT_END),
+            "--null-tokenizer-pad-id",
+            str(vocabulary.PAD),
+        ]
     refuse_unless(
         encoding.bpe == 0,
-        f"{folder} has {encoding.bpe} merged tokens, and the NullTokenizer of core 0.16 ends documents with the last id; "
+        f"{folder} has {encoding.bpe} merged tokens, and the NullTokenizer of core 0.16 ends documents with the last "
+        f"id; "
         "use huggingface",
     )
     return ["--tokenizer-type", "NullTokenizer", "--vocab-size", str(vocabulary.DOCUMENT_END)]
@@ -56,7 +63,8 @@ def _check_attention_backend(backend: str, local: bool) -> None:
     )
     refuse_unless(
         local or backend != "local",
-        "model.attention_backend is local, and the flags take Transformer Engine's layers; set model.attention_backend=auto, or "
+        "model.attention_backend is local, and the flags take Transformer Engine's layers; set "
+        "model.attention_backend=auto, or "
         "call pretrain_gpt_arguments(run) for our own layers",
     )
 
@@ -65,18 +73,22 @@ def pretrain_gpt_arguments(run: RunConfig, *, tokenizer: str = "huggingface", lo
     """All flags of a run.
 
     Args:
-        local: take ``gpt_layer`` of models/specs.py; else Transformer Engine's layers, which Megatron-LM chooses itself.
-            These fuse the accumulation of gradients where apex's extension for it can be imported on this machine.
+        local: take ``gpt_layer`` of models/specs.py; else Transformer Engine's layers, which Megatron-LM chooses
+            itself. These fuse the accumulation of gradients where apex's extension for it can be imported on this
+            machine.
 
     Raises:
         ValueError: the run names no data, or Megatron-LM has no flag for what it asks.
     """
     model, train, optimizer, data, parallel = run.model, run.train, run.optimizer, run.data, run.parallel
     if data.path is None:
-        raise ConfigError("data.path is not set; name the folder made by `megatron-music build tokens`, as in data.path=OUT")
+        raise ConfigError(
+            "data.path is not set; name the folder made by `megatron-music build tokens`, as in data.path=OUT"
+        )
     refuse_unless(
         len(data.folders) == 1,
-        f"data.path names {len(data.folders)} folders, and the splits of a blend have no weights in Megatron-LM; use one",
+        f"data.path names {len(data.folders)} folders, and the splits of a blend have no weights in Megatron-LM; use "
+        f"one",
     )
     _check_attention_backend(model.attention_backend, local)
     folder = data.folders[0]

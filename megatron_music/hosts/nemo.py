@@ -80,7 +80,8 @@ class MusicTokenizerSpec(TokenizerSpec):
 def as_nemo_vector_field(velocity: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """A velocity of ours as the estimator of NeMo's flow samplers.
 
-    Ours points from data to noise, and sigma counts from data (0) to noise (1). NeMo's points from noise to data, and its
+    Ours points from data to noise, and sigma counts from data (0) to noise (1). NeMo's points from noise to data, and
+    its
     time counts that way: sigma = 1 - time, and the velocity changes its sign.
 
     Args:

@@ -2,8 +2,8 @@
 
     nemorun music pretrain --factory article data.path=OUT run.executor=torchrun run.executor.ntasks_per_node=8
 
-The sections and fields are those of our recipes. NeMo-Run finds this module through the entry-point group `nemo_run.cli`.
-A run is handed to ``training/loop.py``.
+The sections and fields are those of our recipes. NeMo-Run finds this module through the entry-point group
+`nemo_run.cli`. A run is handed to ``training/loop.py``.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Converts Stable Audio Open: diffusers' folder to a run, and such a run back to the parts that training changes.
 
-Weights are read from safetensors alone. Which tensor is which is known to models/diffusers_weights.py; how such a model is asked,
-to models/conditioners.py (``stable-audio``) and generation/dpm_solver.py.
+Weights are read from safetensors alone. Which tensor is which is known to models/diffusers_weights.py; how such a model
+is asked, to models/conditioners.py (``stable-audio``) and generation/dpm_solver.py.
 """
 
 import inspect
@@ -89,14 +89,21 @@ def convert_from_stable_audio(source: str | os.PathLike, folder: str | os.PathLi
     dtype = torch.float32 if {value.dtype for value in transformer.parameters()} == {torch.float32} else torch.bfloat16
     config = FlowRunConfig(
         model=FlowModelConfig(
-            kind="dit", size=name, conditions="stable-audio", num_layers=size.num_layers, hidden_size=size.hidden_size,
-            num_attention_heads=size.num_attention_heads, ffn_hidden_size=size.ffn_hidden_size,
-            text_size=size.context_input_size, latent_channels=size.latent_channels, latent_length=size.latent_length,
+            kind="dit",
+            size=name,
+            conditions="stable-audio",
+            num_layers=size.num_layers,
+            hidden_size=size.hidden_size,
+            num_attention_heads=size.num_attention_heads,
+            ffn_hidden_size=size.ffn_hidden_size,
+            text_size=size.context_input_size,
+            latent_channels=size.latent_channels,
+            latent_length=size.latent_length,
         ),
         flow=FlowConfig(objective="v", ema_decay=0.0),
         train=TrainConfig(bf16=dtype == torch.bfloat16),
         logging=LoggingConfig(sample_pieces=0),
-    )  # fmt: skip
+    )
     with new_folder(folder) as unfinished, one_process():
         parts = unfinished / ENCODERS
         _copy_encoders(source, parts)
@@ -117,7 +124,8 @@ def convert_from_stable_audio(source: str | os.PathLike, folder: str | os.PathLi
 
 
 def convert_to_stable_audio(checkpoint: str | os.PathLike, folder: str | os.PathLike) -> None:
-    """Write a run with ``model.conditions=stable-audio`` as transformer/ and projection_model/, for their places in a pipeline.
+    """Write a run with ``model.conditions=stable-audio`` as transformer/ and projection_model/, for their places in a
+    pipeline.
 
     What else a pipeline has, training does not change. The averages of the weights are written where there are some.
 
@@ -133,18 +141,25 @@ def convert_to_stable_audio(checkpoint: str | os.PathLike, folder: str | os.Path
         refuse_unless(
             run.model.kind == "dit" and run.model.conditions == "stable-audio" and run.flow.objective == "v",
             f"{checkpoint} is of model.kind={run.model.kind}, model.conditions={run.model.conditions} and "
-            f"flow.objective={run.flow.objective}, which diffusers' {PIPELINE} cannot ask; it needs dit, stable-audio and v",
+            f"flow.objective={run.flow.objective}, which diffusers' {PIPELINE} cannot ask; it needs dit, stable-audio "
+            f"and v",
         )
         size: DiTSize = run.model.shape
         weights = {name: value.detach().float().cpu() for name, value in module.named_parameters()}
         embedders = {theirs: weights.pop(ours) for ours, theirs in _EMBEDDERS.items()}
         transformer = StableAudioDiTModel(
-            sample_size=size.latent_length, in_channels=size.latent_channels, out_channels=size.latent_channels,
-            num_layers=size.num_layers, attention_head_dim=size.hidden_size // size.num_attention_heads,
-            num_attention_heads=size.num_attention_heads, num_key_value_attention_heads=size.num_context_groups,
-            cross_attention_dim=size.context_size, time_proj_dim=size.time_features,
-            global_states_input_dim=size.global_size, cross_attention_input_dim=size.context_input_size,
-        )  # fmt: skip
+            sample_size=size.latent_length,
+            in_channels=size.latent_channels,
+            out_channels=size.latent_channels,
+            num_layers=size.num_layers,
+            attention_head_dim=size.hidden_size // size.num_attention_heads,
+            num_attention_heads=size.num_attention_heads,
+            num_key_value_attention_heads=size.num_context_groups,
+            cross_attention_dim=size.context_size,
+            time_proj_dim=size.time_features,
+            global_states_input_dim=size.global_size,
+            cross_attention_input_dim=size.context_input_size,
+        )
         width = size.context_input_size
         projection = StableAudioProjectionModel(width, width, 0, int(LONGEST_SECONDS))
         transformer.load_state_dict(to_diffusers(size, weights), strict=True)
@@ -162,7 +177,10 @@ def _check_pipeline(source: Path) -> None:
         refuse_unless((source / name).is_dir(), f"{source / name} is missing; copy the whole pipeline")
     path = source / "scheduler" / "scheduler_config.json"
     found = _json(path).get("prediction_type", "v_prediction")
-    refuse_unless(found == "v_prediction", f"{path} says {found}, where v_prediction is known here; use the published model's form")
+    refuse_unless(
+        found == "v_prediction",
+        f"{path} says {found}, where v_prediction is known here; use the published model's form",
+    )
 
 
 def _json(path: Path) -> dict:
@@ -179,13 +197,16 @@ def _config(source: Path, name: str, kind: type) -> SimpleNamespace:
         ConfigError: it cannot be read, or holds no whole numbers where sizes are wanted.
     """
     path = source / name / "config.json"
-    defaults = {key: value.default for key, value in inspect.signature(kind.__init__).parameters.items() if key != "self"}
+    defaults = {
+        key: value.default for key, value in inspect.signature(kind.__init__).parameters.items() if key != "self"
+    }
     found = defaults | _json(path)
     for key, default in defaults.items():
         is_whole = isinstance(found[key], int) and not isinstance(found[key], bool)
         refuse_unless(
             not isinstance(default, int) or isinstance(default, bool) or (is_whole and 1 <= found[key] <= LARGEST_SIZE),
-            f"{path} says {key}={str(found[key])[:40]}, where a whole number up to {LARGEST_SIZE:,} is wanted; copy the whole pipeline",
+            f"{path} says {key}={str(found[key])[:40]}, where a whole number up to {LARGEST_SIZE:,} is wanted; copy "
+            f"the whole pipeline",
         )
     return SimpleNamespace(**{key: found[key] for key in defaults})
 
@@ -195,7 +216,8 @@ def _check_held(parameters: int, folder: Path) -> None:
     held = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     refuse_unless(
         parameters * BYTES_PER_PARAMETER <= held,
-        f"{folder / 'config.json'} describes a model of {parameters:,} parameters, and the tensors beside it have {held:,} bytes; "
+        f"{folder / 'config.json'} describes a model of {parameters:,} parameters, and the tensors beside it have "
+        f"{held:,} bytes; "
         "copy the whole pipeline",
     )
 
@@ -203,14 +225,22 @@ def _check_held(parameters: int, folder: Path) -> None:
 def _part(source: Path, name: str, kind: type) -> torch.nn.Module:
     try:
         found, told = kind.from_pretrained(
-            source / name, local_files_only=True, use_safetensors=True, torch_dtype="auto", output_loading_info=True,
+            source / name,
+            local_files_only=True,
+            use_safetensors=True,
+            torch_dtype="auto",
+            output_loading_info=True,
             low_cpu_mem_usage=False,
-        )  # fmt: skip
+        )
     except Exception as error:  # diffusers has many kinds for a folder that is wrong
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{source / name} cannot be read ({reason}); copy the whole pipeline, with safetensors") from None
+        raise ConfigError(
+            f"{source / name} cannot be read ({reason}); copy the whole pipeline, with safetensors"
+        ) from None
     wrong = [*told["missing_keys"], *told["unexpected_keys"]]
-    refuse_unless(not wrong, f"{source / name} lacks, or has too many, the tensor {wrong[0] if wrong else ''}; copy it again")
+    refuse_unless(
+        not wrong, f"{source / name} lacks, or has too many, the tensor {wrong[0] if wrong else ''}; copy it again"
+    )
     return found.requires_grad_(False)
 
 
@@ -218,19 +248,29 @@ def _size_of(config, source: Path) -> tuple[str, DiTSize]:
     """The named size that says what a run's fields do not, and the size itself."""
     width = config.num_attention_heads * config.attention_head_dim
     size = DiTSize(
-        num_layers=config.num_layers, hidden_size=width, num_attention_heads=config.num_attention_heads,
-        ffn_hidden_size=4 * width, latent_channels=config.in_channels, latent_length=config.sample_size,
-        context_input_size=config.cross_attention_input_dim, context_size=config.cross_attention_dim,
-        global_size=config.global_states_input_dim, time_features=config.time_proj_dim,
-    )  # fmt: skip
+        num_layers=config.num_layers,
+        hidden_size=width,
+        num_attention_heads=config.num_attention_heads,
+        ffn_hidden_size=4 * width,
+        latent_channels=config.in_channels,
+        latent_length=config.sample_size,
+        context_input_size=config.cross_attention_input_dim,
+        context_size=config.cross_attention_dim,
+        global_size=config.global_states_input_dim,
+        time_features=config.time_proj_dim,
+    )
     names = [
-        name for name, known in DIT_SIZES.items()
+        name
+        for name, known in DIT_SIZES.items()
         if (known.context_size, known.time_features) == (size.context_size, size.time_features)
-    ]  # fmt: skip
-    has_its_form = config.num_key_value_attention_heads == size.num_context_groups and config.out_channels == config.in_channels
+    ]
+    has_its_form = (
+        config.num_key_value_attention_heads == size.num_context_groups and config.out_channels == config.in_channels
+    )
     refuse_unless(
         bool(names) and has_its_form,
-        f"{source / 'transformer'} attends to {size.context_size} numbers a word by {config.num_key_value_attention_heads} heads, "
+        f"{source / 'transformer'} attends to {size.context_size} numbers a word by "
+        f"{config.num_key_value_attention_heads} heads, "
         f"with {size.time_features} features of time, as no size here does; use the published model's form",
     )
     return names[-1], size
@@ -240,22 +280,29 @@ def _check_projection(config, size: DiTSize, source: Path) -> None:
     width, path = size.context_input_size, source / "projection_model"
     refuse_unless(
         (config.min_value, config.max_value) == (0, LONGEST_SECONDS),
-        f"{path} counts seconds from {config.min_value} to {config.max_value}, where 0 to {LONGEST_SECONDS:g} are known here",
+        f"{path} counts seconds from {config.min_value} to {config.max_value}, where 0 to {LONGEST_SECONDS:g} are "
+        f"known here",
     )
     refuse_unless(
         config.text_encoder_dim == config.conditioning_dim == width and size.global_size == 2 * width,
-        f"{path} maps words of {config.text_encoder_dim} to {config.conditioning_dim}, where the transformer takes {width} as they "
+        f"{path} maps words of {config.text_encoder_dim} to {config.conditioning_dim}, where the transformer takes "
+        f"{width} as they "
         "are; use the published model's form",
     )
 
 
 def _copy_encoders(source: Path, folder: Path) -> None:
-    load_oobleck(source / "vae").save(folder / "autoencoder")  # as `build latents` saves it, so that both are known as one
+    load_oobleck(source / "vae").save(
+        folder / "autoencoder"
+    )  # as `build latents` saves it, so that both are known as one
     (folder / "text").mkdir()
     for part in ("text_encoder", "tokenizer"):
         for path in sorted((source / part).iterdir()):
             if path.is_file() and path.suffix not in (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5"):
-                refuse_unless(not is_outward_link(path), f"{path} is a link that leads out of its folder; copy the file in its place")
+                refuse_unless(
+                    not is_outward_link(path),
+                    f"{path} is a link that leads out of its folder; copy the file in its place",
+                )
                 copy_regular(path, folder / "text" / path.name, follow_links=True)
     path = source / "tokenizer" / "tokenizer_config.json"
     length = _json(path).get("model_max_length")
@@ -271,12 +318,19 @@ def _info(folder: Path, size: DiTSize) -> tuple[LatentsInfo, dict[str, dict]]:
     autoencoder, text = load_oobleck(folder / "autoencoder"), load_text_encoder(folder / "text")
     refuse_unless(
         (autoencoder.latent_channels, text.size) == (size.latent_channels, size.context_input_size),
-        f"the transformer takes {size.latent_channels} channels and words of {size.context_input_size}, where the autoencoder "
+        f"the transformer takes {size.latent_channels} channels and words of {size.context_input_size}, where the "
+        f"autoencoder "
         f"gives {autoencoder.latent_channels} and the text encoder {text.size}; copy the parts of one pipeline",
     )
     info = LatentsInfo(
-        size.latent_channels, size.latent_length, autoencoder.sample_rate, autoencoder.channels, autoencoder.downsampling,
-        0, text.length, text.size,
-    )  # fmt: skip
+        size.latent_channels,
+        size.latent_length,
+        autoencoder.sample_rate,
+        autoencoder.channels,
+        autoencoder.downsampling,
+        0,
+        text.length,
+        text.size,
+    )
     parts = {"autoencoder": autoencoder, "text": text}
     return info, {name: {"name": part.name, "sha256": encoder_hash(folder / name)} for name, part in parts.items()}

@@ -1,7 +1,7 @@
 """What a sample of sound is conditioned on, as the DiT hears it: tokens to attend to, and one global vector.
 
-Words from a text encoder, an embedding of music, and which seconds of how many a sample is. Shapes: B samples, L words, C the
-width of a token, E the embedding of music.
+Words from a text encoder, an embedding of music, and which seconds of how many a sample is. Shapes: B samples, L words,
+C the width of a token, E the embedding of music.
 """
 
 import math
@@ -88,8 +88,8 @@ class AudioConditions(torch.nn.Module):
 class StableAudioConditions(torch.nn.Module):
     """The conditions of the published Stable Audio Open 1.0: words and seconds, and no music.
 
-    Filling is attended to, as zeros, as that model was trained. A sample of no words at all is one without a condition: all it
-    attends to is zeros. Parameters have the names they have in AudioConditions.
+    Filling is attended to, as zeros, as that model was trained. A sample of no words at all is one without a condition:
+    all it attends to is zeros. Parameters have the names they have in AudioConditions.
 
     Raises:
         ConfigError: see AudioConditions.
@@ -125,7 +125,9 @@ class ConditionedDiT(AudioDiT):
     def __init__(self, config: FlowTransformerConfig, size: DiTSize, *, music_size: int | None = MUSIC_SIZE, **options):
         super().__init__(config, size, **options)
         self.hears_music = music_size is not None
-        conditions = AudioConditions(config, size, music_size) if self.hears_music else StableAudioConditions(config, size)
+        conditions = (
+            AudioConditions(config, size, music_size) if self.hears_music else StableAudioConditions(config, size)
+        )
         self.copied_on_stages("conditions", conditions)
 
     def forward(self, noisy_BCT: Tensor, *, sigma_B: Tensor, **conditions: Tensor) -> Tensor:

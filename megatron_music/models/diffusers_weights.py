@@ -2,8 +2,8 @@
 
 Tensors are cut, joined and turned, never computed with. Knows names and shapes alone: neither files nor diffusers.
 
-Of our tensors ``linear_qkv`` has the query, key and value of one head after another, ``linear_kv`` the key and value, and
-``linear_fc1`` the gate before what it gates; theirs lie apart, and the gate after.
+Of our tensors ``linear_qkv`` has the query, key and value of one head after another, ``linear_kv`` the key and value,
+and ``linear_fc1`` the gate before what it gates; theirs lie apart, and the gate after.
 """
 
 from collections.abc import Callable, Iterator
@@ -94,7 +94,9 @@ def from_diffusers(size: DiTSize, tensors: dict[str, Tensor]) -> dict[str, Tenso
     Raises:
         ConfigError: a tensor is missing, is one too many, or has another shape.
     """
-    refuse_unless(not size.is_modulated, "diffusers' StableAudioDiTModel has no adaptive norms; use global_conditioning=prepend")
+    refuse_unless(
+        not size.is_modulated, "diffusers' StableAudioDiTModel has no adaptive norms; use global_conditioning=prepend"
+    )
     _check(size, tensors)
     found = {}
     for name, theirs in _names(size):
@@ -135,8 +137,11 @@ def to_diffusers(size: DiTSize, tensors: dict[str, Tensor]) -> dict[str, Tensor]
     return found
 
 
-def pieces(module, of: Callable[[Parameter], Tensor] = lambda parameter: parameter) -> Iterator[tuple[str, tuple, Tensor]]:
-    """What this rank holds of a model: each parameter's whole name, the slices of the whole tensor, and this piece of it.
+def pieces(
+    module, of: Callable[[Parameter], Tensor] = lambda parameter: parameter
+) -> Iterator[tuple[str, tuple, Tensor]]:
+    """What this rank holds of a model: each parameter's whole name, the slices of the whole tensor, and this piece of
+    it.
 
     Args:
         module: a model of megatron-core; ``module.sharded_state_dict`` says which piece of what this rank has.
@@ -194,7 +199,9 @@ def _check(size: DiTSize, tensors: dict[str, Tensor]) -> None:
     for name, shape in shapes.items():
         found = tuple(tensors[name].shape)
         if found != shape:
-            raise ConfigError(f"{name} is {list(found)}, and in a model of this size it is {list(shape)}; use another size")
+            raise ConfigError(
+                f"{name} is {list(found)}, and in a model of this size it is {list(shape)}; use another size"
+            )
 
 
 def _compare(expected: set[str], found: set[str], model: str) -> None:
@@ -202,4 +209,6 @@ def _compare(expected: set[str], found: set[str], model: str) -> None:
     if missing or extra:
         kinds = ((missing, "missing"), (extra, "too many"))
         parts = [f"{len(names)} {word}, first {names[0]}" for names, word in kinds if names]
-        raise ConfigError(f"the tensors are not those of {model}: {' and '.join(parts)}; use the weights of such a model")
+        raise ConfigError(
+            f"the tensors are not those of {model}: {' and '.join(parts)}; use the weights of such a model"
+        )

@@ -1,7 +1,7 @@
 """Stage 2: the diffusion transformer over latents of sound, in the shape of Stable Audio Open 1.0.
 
-sigma and one global vector become a position before the latents, or modulate the layers; these attend to the context. Shapes: B
-samples, C latent channels, T frames; context L tokens. The parallel groups of megatron-core must exist.
+sigma and one global vector become a position before the latents, or modulate the layers; these attend to the context.
+Shapes: B samples, C latent channels, T frames; context L tokens. The parallel groups of megatron-core must exist.
 """
 
 import math

@@ -62,8 +62,8 @@ class OwnAttention(SelfAttention):
 class ContextAttention(Attention):
     """Attention to a context [T, B, C] of another width, with as many heads for its keys and values as it has room for.
 
-    megatron-core's CrossAttention takes neither. The context lies whole on every tensor-parallel rank, also under sequence
-    parallelism, so its length need not be divisible; its gradient is complete on each of them.
+    megatron-core's CrossAttention takes neither. The context lies whole on every tensor-parallel rank, also under
+    sequence parallelism, so its length need not be divisible; its gradient is complete on each of them.
     """
 
     def __init__(
@@ -95,8 +95,12 @@ class ContextAttention(Attention):
             "is_expert": False,
             "tp_group": self.pg_collection.tp,
         }
-        self.linear_q = submodules.linear_q(config.hidden_size, self.query_projection_size, config=config, **linear_options)
-        self.linear_kv = submodules.linear_kv(config.context_size, 2 * self.kv_projection_size, config=whole, **linear_options)
+        self.linear_q = submodules.linear_q(
+            config.hidden_size, self.query_projection_size, config=config, **linear_options
+        )
+        self.linear_kv = submodules.linear_kv(
+            config.context_size, 2 * self.kv_projection_size, config=whole, **linear_options
+        )
 
     def key_values(self, context_TBC: Tensor) -> Tensor:
         """Keys and values of the context, [T, B, both of each head of this rank]."""
@@ -149,7 +153,9 @@ class ModulatedNorm(SequenceParallelNorm):
 
 
 class GatedAdd(torch.nn.Module):
-    """The sum of a branch with what went into it, the branch times sigmoid(1 - gate); in the place of ``get_bias_dropout_add``."""
+    """The sum of a branch with what went into it, the branch times sigmoid(1 - gate); in the place of
+    ``get_bias_dropout_add``.
+    """
 
     gate_BH = None  # ModulatedLayer says which
 
@@ -165,8 +171,8 @@ class GatedAdd(torch.nn.Module):
 class ModulatedLayer(TransformerLayer):
     """The layer with adaptive norms.
 
-    What modulates all layers comes with the context, behind its tokens, in as many further ones as it fills: that is the one
-    input besides positions which recomputation and the schedules of the pipeline hand on with its gradient.
+    What modulates all layers comes with the context, behind its tokens, in as many further ones as it fills: that is
+    the one input besides positions which recomputation and the schedules of the pipeline hand on with its gradient.
     """
 
     def __init__(self, config: FlowTransformerConfig, submodules: TransformerLayerSubmodules, **options):
@@ -189,7 +195,9 @@ def modulation_tokens(config: FlowTransformerConfig) -> int:
 
 
 def flow_layer(has_self_attention: bool, is_modulated: bool) -> ModuleSpec:
-    """The layer: self-attention if asked for, attention to the context, feed-forward; with adaptive norms if asked for."""
+    """The layer: self-attention if asked for, attention to the context, feed-forward; with adaptive norms if
+    asked for.
+    """
     norm, add = (ModulatedNorm, GatedAdd) if is_modulated else (SequenceParallelNorm, get_bias_dropout_add)
     own = {
         "input_layernorm": norm,

@@ -1,6 +1,7 @@
 """The transformer that both text-to-music models are built on: megatron-core's TransformerBlock, in any layout.
 
-Shapes: B samples, S positions, H hidden, T tokens of the context, C their width. Every pipeline stage is given the context
+Shapes: B samples, S positions, H hidden, T tokens of the context, C their width. Every pipeline stage is given the
+    context
 and makes its own copy of what embeds it; the positions enter on the first stage and leave on the last.
 """
 
@@ -135,7 +136,8 @@ class FlowTransformer(MegatronModule):
         self.decoder = TransformerBlock(
             config,
             TransformerBlockSubmodules(
-                layer_specs=[flow_layer(size.has_self_attention, size.is_modulated)] * num_layers, layer_norm=SequenceParallelNorm
+                layer_specs=[flow_layer(size.has_self_attention, size.is_modulated)] * num_layers,
+                layer_norm=SequenceParallelNorm,
             ),
             post_layer_norm=False,
             pre_process=self.pre_process,
@@ -164,8 +166,8 @@ class FlowTransformer(MegatronModule):
         for inner, parameter in module.named_parameters():
             # For finalize_model_grads: add these up over stages.
             parameter.pipeline_parallel = True
-            # For the distributed optimizer: buckets of their own, as for a tied embedding, so that every stage reduces and
-            # cuts them alike before they are added up.
+            # For the distributed optimizer: buckets of their own, as for a tied embedding, so that every stage reduces
+            # and cuts them alike before they are added up.
             parameter.shared_embedding = True
             # For the norm of all gradients: counted on the first stage.
             parameter.shared = not self.pre_process

@@ -1,4 +1,5 @@
-"""The GPT: megatron-core's GPTModel in our sizes, over our vocabulary. The parallel groups of megatron-core must exist.
+"""The GPT: megatron-core's GPTModel in our sizes, over our vocabulary. The parallel groups of megatron-core
+must exist.
 """
 
 import torch
@@ -88,7 +89,8 @@ def build_gpt(
         tensor-parallel rank], and with labels [B, S] to the loss of every token [B, S].
 
     Raises:
-        ConfigError: a ``model.attention_backend`` that cannot be had here, or a Transformer Engine that cannot be imported.
+        ConfigError: a ``model.attention_backend`` that cannot be had here, or a Transformer Engine that cannot be
+            imported.
     """
     config = transformer_config(model, parallel, dtype, train)
     own_layers_because = why_own_layers(config, explicit_attention_mask)

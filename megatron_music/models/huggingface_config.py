@@ -12,14 +12,20 @@ _EPSILON = 1e-5  # megatron-core's, of both norms
 # What must be so for our layers to compute the same.
 _FIXED = {
     "gpt2": {
-        "activation_function": "gelu", "layer_norm_epsilon": _EPSILON, "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
+        "activation_function": "gelu",
+        "layer_norm_epsilon": _EPSILON,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
     },
     "gpt_neox": {
-        "hidden_act": "gelu", "layer_norm_eps": _EPSILON, "use_parallel_residual": False, "attention_bias": True,
+        "hidden_act": "gelu",
+        "layer_norm_eps": _EPSILON,
+        "use_parallel_residual": False,
+        "attention_bias": True,
     },
     "llama": {"hidden_act": "silu", "rms_norm_eps": _EPSILON},
-}  # fmt: skip
+}
 
 
 def config_fields(model: ModelConfig, form: Form) -> tuple[dict, dict]:

@@ -4,8 +4,9 @@ A form is such a model: GPT-2, GPT-NeoX or Llama. Which of them a ModelConfig ha
 cut, joined and turned, never computed with, so that the way there and back changes no bit. Knows names and shapes
 alone: neither files nor transformers.
 
-megatron-core keeps the rows of ``linear_qkv`` group by group: the queries of a group, its key, its value; and those of a
-gated ``linear_fc1`` as the gate's, then the others'. These are the weights of one process, without tensor parallelism.
+megatron-core keeps the rows of ``linear_qkv`` group by group: the queries of a group, its key, its value; and those of
+a gated ``linear_fc1`` as the gate's, then the others'. These are the weights of one process, without tensor
+parallelism.
 """
 
 import re
@@ -64,7 +65,9 @@ FORMS = (
         class_name="GPT2LMHeadModel",
         model_type="gpt2",
         needs={
-            "position_embedding_type": "learned_absolute", "normalization": "LayerNorm", "swiglu": False,
+            "position_embedding_type": "learned_absolute",
+            "normalization": "LayerNorm",
+            "swiglu": False,
             "add_bias_linear": True,
         },
         has_groups=False,
@@ -86,7 +89,12 @@ FORMS = (
     Form(
         class_name="GPTNeoXForCausalLM",
         model_type="gpt_neox",
-        needs={"position_embedding_type": "rope", "normalization": "LayerNorm", "swiglu": False, "add_bias_linear": True},
+        needs={
+            "position_embedding_type": "rope",
+            "normalization": "LayerNorm",
+            "swiglu": False,
+            "add_bias_linear": True,
+        },
         has_groups=False,
         is_grouped=True,
         layers="gpt_neox.layers",
@@ -120,7 +128,7 @@ FORMS = (
             "mlp.linear_fc2": ("mlp.down_proj",),
         },
     ),
-)  # fmt: skip
+)
 
 
 def form_of(model: ModelConfig) -> Form:
@@ -135,7 +143,8 @@ def form_of(model: ModelConfig) -> Form:
         found = " and ".join(f"model.{name}={_word(getattr(model, name))}" for name in against)
         wanted = " ".join(f"model.{name}={_word(value)}" for name, value in against.items())
         raise ConfigError(
-            f"a model with {found} has no form in transformers; the nearest is {nearest.class_name}, for which train one "
+            f"a model with {found} has no form in transformers; the nearest is {nearest.class_name}, for which train "
+            f"one "
             f"with {wanted}"
         )
     return nearest
@@ -150,7 +159,9 @@ def form_named(model_type: str, where: str) -> Form:
     for form in FORMS:
         if form.model_type == model_type:
             return form
-    raise ConfigError(f"{where} is a model of the type {model_type!r}; use {either([form.model_type for form in FORMS])}")
+    raise ConfigError(
+        f"{where} is a model of the type {model_type!r}; use {either([form.model_type for form in FORMS])}"
+    )
 
 
 def to_huggingface(model: ModelConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -180,7 +191,9 @@ def to_huggingface(model: ModelConfig, weights: dict[str, Tensor]) -> dict[str, 
 
 
 def from_huggingface(model: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What ``to_huggingface`` gave, back under our names. The tensors must be those of the form, in number and shape."""
+    """What ``to_huggingface`` gave, back under our names. The tensors must be those of the form, in number and
+    shape.
+    """
     form, found = form_of(model), {}
     for name in _names(model):
         parts = [tensors[their_name] for their_name in _their_names(form, name)]
@@ -247,5 +260,7 @@ def _join(parts: list[Tensor], name: str, model: ModelConfig, form: Form) -> Ten
         if len(parts) == 1:
             parts = parts[0].chunk(3)
         head_size = model.hidden_size // model.num_attention_heads
-        return torch.cat([part.unflatten(0, (model.num_query_groups, -1, head_size)) for part in parts], dim=1).flatten(0, 2)
+        return torch.cat([part.unflatten(0, (model.num_query_groups, -1, head_size)) for part in parts], dim=1).flatten(
+            0, 2
+        )
     return torch.cat(parts) if len(parts) > 1 else parts[0]

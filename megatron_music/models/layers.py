@@ -71,7 +71,9 @@ class SDPACoreAttention(MegatronModule):
         Returns:
             [S, B, N * D].
         """
-        assert attention_bias is None and packed_seq_params is None, "biases and packed sequences need Transformer Engine"
+        assert attention_bias is None and packed_seq_params is None, (
+            "biases and packed sequences need Transformer Engine"
+        )
         query_BNSD, key_BGSD, value_BGSD = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         num_queries, num_keys = query.size(0), key.size(0)
         visible, is_causal = None, False
@@ -130,7 +132,12 @@ class _LinearIntoMainGrad(torch.autograd.Function):
 
 def _linear(input_SBH: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     main_grad = getattr(weight, "main_grad", None)
-    if torch.is_grad_enabled() and weight.requires_grad and main_grad is not None and main_grad.dtype == input_SBH.dtype:
+    if (
+        torch.is_grad_enabled()
+        and weight.requires_grad
+        and main_grad is not None
+        and main_grad.dtype == input_SBH.dtype
+    ):
         return _LinearIntoMainGrad.apply(input_SBH, weight, bias)
     return F.linear(input_SBH, weight, bias)
 
@@ -142,7 +149,9 @@ class ColumnLinear(ColumnParallelLinear):
     Without those each pass costs its memory traffic.
     """
 
-    def forward(self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None, **options):
+    def forward(
+        self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None, **options
+    ):
         """Map [S, B, H] to [S, B, outputs of this rank], and the bias that is still to be added, or None."""
         if options or weight is not None or self.tp_group.size() > 1:
             return super().forward(input_, weight, runtime_gather_output, **options)

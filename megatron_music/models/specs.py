@@ -76,7 +76,8 @@ def gpt_block(
     vp_stage: int | None = None,
     pp_rank: int | None = None,
 ) -> TransformerBlockSubmodules:
-    """The layers of this pipeline stage and the final norm: Transformer Engine's, unless ``why_own_layers`` names a reason.
+    """The layers of this pipeline stage and the final norm: Transformer Engine's, unless ``why_own_layers`` names a
+    reason.
 
     Args:
         config: with ``attention_backend`` local, the layers are ours on every machine.

@@ -1,7 +1,8 @@
 """The names of stable-audio-tools to those of diffusers and back, for the DiT and for what embeds its seconds.
 
-A whole checkpoint of theirs holds the DiT under ``model.model.``, and beside it the autoencoder (``pretransform.``) and the
-conditioners; the text encoder is not in it. Tensors are cut and joined, never computed with. Knows names and shapes alone.
+A whole checkpoint of theirs holds the DiT under ``model.model.``, and beside it the autoencoder (``pretransform.``) and
+the conditioners; the text encoder is not in it. Tensors are cut and joined, never computed with. Knows names and shapes
+alone.
 """
 
 import torch
@@ -15,7 +16,11 @@ DIT, AUTOENCODER, CONDITIONERS = "model.model.", "pretransform.", "conditioner."
 _SECONDS = "conditioner.conditioners.{name}.embedder.embedding."
 _ENDS = {
     "timestep_features.weight": "time_proj.weight",
-    **{f"to_timestep_embed.{place}.{kind}": f"timestep_proj.{place}.{kind}" for place in (0, 2) for kind in ("weight", "bias")},
+    **{
+        f"to_timestep_embed.{place}.{kind}": f"timestep_proj.{place}.{kind}"
+        for place in (0, 2)
+        for kind in ("weight", "bias")
+    },
     **{f"to_global_embed.{place}.weight": f"global_proj.{place}.weight" for place in (0, 2)},
     **{f"to_cond_embed.{place}.weight": f"cross_attention_proj.{place}.weight" for place in (0, 2)},
     "preprocess_conv.weight": "preprocess_conv.weight",
@@ -67,7 +72,11 @@ def seconds_of_checkpoint(size: DiTSize, tensors: dict[str, Tensor]) -> dict[str
             key = _SECONDS.format(name=name) + theirs
             tensor = tensors.get(key)
             if tensor is None or (ours != "frequencies" and tensor.shape[0] != size.context_input_size):
-                what = "is missing" if tensor is None else f"is {list(tensor.shape)}, for tokens of {size.context_input_size}"
+                what = (
+                    "is missing"
+                    if tensor is None
+                    else f"is {list(tensor.shape)}, for tokens of {size.context_input_size}"
+                )
                 raise ConfigError(f"{key} {what}; use the checkpoint of a DiT of this size")
             found[f"{name}.{ours}"] = tensor
     return found
@@ -88,11 +97,15 @@ def to_diffusers_names(size: DiTSize, tensors: dict[str, Tensor]) -> dict[str, T
         tensor = tensors[theirs]
         tensor = tensor[:, 0] if theirs == "timestep_features.weight" and tensor.dim() == 2 else tensor
         if tuple(tensor.shape) != (sum(rows), *shapes[names[0]][1:]):
-            raise ConfigError(f"{theirs} is {list(tensors[theirs].shape)}, which no DiT of this size has; use another size")
+            raise ConfigError(
+                f"{theirs} is {list(tensors[theirs].shape)}, which no DiT of this size has; use another size"
+            )
         found |= {name: part.contiguous() for name, part in zip(names, tensor.split(rows), strict=True)}
     extra = sorted(tensors.keys() - known)
     if extra:
-        raise ConfigError(f"{len(extra)} tensors are unknown, first {extra[0]}; use the weights of Stable Audio Open 1.0")
+        raise ConfigError(
+            f"{len(extra)} tensors are unknown, first {extra[0]}; use the weights of Stable Audio Open 1.0"
+        )
     return found
 
 

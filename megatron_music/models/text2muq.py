@@ -68,16 +68,15 @@ class Text2MuQ(FlowTransformer):
         if self.pre_process:
             time_BF = time_features(sigma_B, self.size.time_features).to(dtype)
             hidden_SBH = (self.input_layer(noisy_BE.to(dtype)) + self.time_embedder(time_BF))[None]
-        if prepared_BNLK is None:
-            context = context_BLC.to(dtype).transpose(0, 1)
-        else:
-            context = prepared_BNLK.permute(1, 2, 0, 3)
+        context = context_BLC.to(dtype).transpose(0, 1) if prepared_BNLK is None else prepared_BNLK.permute(1, 2, 0, 3)
         hidden_SBH = self.transform(hidden_SBH, 1, context, None if keeps_BL is None else ~keeps_BL)
         return self.output_layer(hidden_SBH[0]) if self.post_process else hidden_SBH
 
 
 def to_unit_variance(embedding_BE: Tensor) -> Tensor:
-    """Embeddings of length 1 as the model meets them: of length sqrt(E), so that a number is about as large as noise is."""
+    """Embeddings of length 1 as the model meets them: of length sqrt(E), so that a number is about as large as noise
+    is.
+    """
     return embedding_BE * embedding_BE.shape[-1] ** 0.5
 
 

@@ -157,11 +157,14 @@ def _meters_on_grid(score: Score, steps_per_quarter: int, last_step: int) -> tup
         bar = 4 * steps_per_quarter * numerator
         if bar % denominator:
             raise ValueError(
-                f"a bar of {numerator}/{denominator} is no whole number of steps at {steps_per_quarter} steps a quarter; "
+                f"a bar of {numerator}/{denominator} is no whole number of steps at {steps_per_quarter} steps a "
+                f"quarter; "
                 "leave this meter out, or use a finer grid"
             )
         if kept and (step - kept[-1].start_step) % (4 * steps_per_quarter * kept[-1].numerator // kept[-1].denominator):
-            raise ValueError(f"the meter {numerator}/{denominator} begins inside a bar; cut the piece with `sections` first")
+            raise ValueError(
+                f"the meter {numerator}/{denominator} begins inside a bar; cut the piece with `sections` first"
+            )
         if not kept or kept[-1][1:] != (numerator, denominator):
             kept.append(TimeSignature(step, numerator, denominator))
     return tuple(kept)
@@ -191,14 +194,6 @@ def tempo_places(score: Score, steps: np.ndarray, steps_per_quarter: int) -> np.
 def _by_time(events):
     """The events by time; those of one time stay in their order, so that the last one holds."""
     return sorted(events, key=lambda event: event.start_step)
-
-
-
-
-
-
-
-
 
 
 def cut_at_bar_lines(
@@ -293,13 +288,14 @@ def sections(
     meter within a stretch, one inside a bar begins a new stretch. Before the first event the meter is 4/4, as MIDI
     has it. An event that repeats the meter on a bar line changes nothing.
 
-    A note belongs to the stretch in which its onset lies on the new grid; of one that sounds on into another stretch, what
-    rounds to no step is dropped there.
+    A note belongs to the stretch in which its onset lies on the new grid; of one that sounds on into another stretch,
+    what rounds to no step is dropped there.
 
     Args:
         meters: (numerator, denominator) of those that are wanted.
         unknown: those that are read as if they were not declared.
-        steps_per_quarter: of the grid that the stretches are for: an event nearer to a bar line than half a step is on it.
+        steps_per_quarter: of the grid that the stretches are for: an event nearer to a bar line than half a step is on
+            it.
     """
     if (4, 4) in meters and score.length_steps:
         declared = [signature for signature in score.time_signatures if signature[1:] not in unknown]
@@ -365,7 +361,9 @@ def _stretch(score: Score, start: int, end: int, signatures: list[TimeSignature]
 
 
 def _cut_out(score: Score, start: int, end: int, steps_per_quarter: int) -> Score:
-    """As ``slice_steps``; but notes go where their onset lies on the new grid, and what rounds to no step is dropped."""
+    """As ``slice_steps``; but notes go where their onset lies on the new grid, and what rounds to no step is
+    dropped.
+    """
     old = score.steps_per_quarter
     track, first, last, pitch, velocity = score.columns
     onset = _round_half_up(first - start, steps_per_quarter, old)
@@ -373,9 +371,9 @@ def _cut_out(score: Score, start: int, end: int, steps_per_quarter: int) -> Scor
     is_inside = (onset >= 0) & ((onset < length) | (end == score.length_steps))
     sounds_on = (onset < 0) & (_round_half_up(last - start, steps_per_quarter, old) > 0)
     kept = is_inside | sounds_on
-    columns = np.stack([
-        track, np.clip(first - start, 0, end - start), np.clip(last - start, 0, end - start), pitch, velocity
-    ])[:, kept]  # fmt: skip
+    columns = np.stack(
+        [track, np.clip(first - start, 0, end - start), np.clip(last - start, 0, end - start), pitch, velocity]
+    )[:, kept]
     return Score.from_columns(
         columns,
         [

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from megatron_music.music.names import printable
 from megatron_music.music.score import VOICE_NAMES, Track
 
-# Every colour has a contrast of 3 or more with its background (WCAG 1.4.11), and any two differ for readers with normal, protan
-# and deutan vision; tests/music/test_instruments.py measures both. Voices are green, orange, blue and red; tracks are blue, orange,
-# green, red, teal, violet, sand and grey.
+# Every colour has a contrast of 3 or more with its background (WCAG 1.4.11), and any two differ for readers with
+# normal, protan and deutan vision; tests/music/test_instruments.py measures both. Voices are green, orange, blue and
+# red; tracks are blue, orange, green, red, teal, violet, sand and grey.
 VOICE_COLOURS = {"SOPRANO": "#1e7a5c", "ALTO": "#c77700", "TENOR": "#4a86e8", "BASS": "#8a1f11"}
 TRACK_COLOURS = ("#2b6cb0", "#d97706", "#2f7d4f", "#7f1028", "#4096af", "#4c1d95", "#a58c70", "#525762")
 DARK_VOICE_COLOURS = {"SOPRANO": "#4fd1a0", "ALTO": "#f5b041", "TENOR": "#5a93fe", "BASS": "#d9534a"}
@@ -24,7 +24,8 @@ GENERAL_MIDI = tuple(
         "Drawbar organ, Percussive organ, Rock organ, Church organ, Reed organ, Accordion, Harmonica, Tango accordion",
         "Nylon guitar, Steel guitar, Jazz guitar, Clean guitar, Muted guitar, Overdriven guitar, Distortion guitar, "
         "Guitar harmonics",
-        "Acoustic bass, Fingered bass, Picked bass, Fretless bass, Slap bass 1, Slap bass 2, Synth bass 1, Synth bass 2",
+        "Acoustic bass, Fingered bass, Picked bass, Fretless bass, Slap bass 1, Slap bass 2, Synth bass 1, Synth "
+        "bass 2",
         "Violin, Viola, Cello, Contrabass, Tremolo strings, Pizzicato strings, Harp, Timpani",
         "String ensemble 1, String ensemble 2, Synth strings 1, Synth strings 2, Choir aahs, Voice oohs, Synth voice, "
         "Orchestra hit",
@@ -53,7 +54,8 @@ def instrument_name(value: str) -> str:
 
 
 def track_labels(tracks: Sequence[Track]) -> list[str]:
-    """Names of the tracks of one piece for a legend: the voice, else the file's own name, else the General MIDI instrument.
+    """Names of the tracks of one piece for a legend: the voice, else the file's own name, else the General MIDI
+    instrument.
 
     A name that several tracks share gets a number, so that no two labels are alike.
     """
@@ -89,27 +91,75 @@ def _css_variables(dark: bool) -> str:
 
 
 PALETTE_CSS = (
-    f":root{{{_css_variables(dark=False)}}}\n@media(prefers-color-scheme:dark){{:root{{{_css_variables(dark=True)}}}}}\n"
+    f":root{{{_css_variables(dark=False)}}}\n"
+    f"@media(prefers-color-scheme:dark){{:root{{{_css_variables(dark=True)}}}}}\n"
 )
 
 
 # The names of the standard where they are not those above, by program.
 _STANDARD = {
-    0: "Acoustic grand piano", 1: "Bright acoustic piano", 2: "Electric grand piano", 7: "Clavi", 28: "Electric guitar (muted)",
-    24: "Acoustic guitar (nylon)", 25: "Acoustic guitar (steel)", 26: "Electric guitar (jazz)", 27: "Electric guitar (clean)",
-    33: "Electric bass (finger)", 34: "Electric bass (pick)", 46: "Orchestral harp", 50: "SynthStrings 1", 51: "SynthStrings 2",
-    62: "SynthBrass 1", 63: "SynthBrass 2", 80: "Lead 1 (square)", 81: "Lead 2 (sawtooth)", 82: "Lead 3 (calliope)",
-    83: "Lead 4 (chiff)", 84: "Lead 5 (charang)", 85: "Lead 6 (voice)", 86: "Lead 7 (fifths)", 87: "Lead 8 (bass + lead)",
-    88: "Pad 1 (new age)", 89: "Pad 2 (warm)", 90: "Pad 3 (polysynth)", 91: "Pad 4 (choir)", 92: "Pad 5 (bowed)",
-    93: "Pad 6 (metallic)", 94: "Pad 7 (halo)", 95: "Pad 8 (sweep)", 96: "FX 1 (rain)", 97: "FX 2 (soundtrack)",
-    98: "FX 3 (crystal)", 99: "FX 4 (atmosphere)", 100: "FX 5 (brightness)", 101: "FX 6 (goblins)", 102: "FX 7 (echoes)",
-    103: "FX 8 (sci-fi)", 109: "Bag pipe", 120: "Guitar fret noise",
-}  # fmt: skip
+    0: "Acoustic grand piano",
+    1: "Bright acoustic piano",
+    2: "Electric grand piano",
+    7: "Clavi",
+    28: "Electric guitar (muted)",
+    24: "Acoustic guitar (nylon)",
+    25: "Acoustic guitar (steel)",
+    26: "Electric guitar (jazz)",
+    27: "Electric guitar (clean)",
+    33: "Electric bass (finger)",
+    34: "Electric bass (pick)",
+    46: "Orchestral harp",
+    50: "SynthStrings 1",
+    51: "SynthStrings 2",
+    62: "SynthBrass 1",
+    63: "SynthBrass 2",
+    80: "Lead 1 (square)",
+    81: "Lead 2 (sawtooth)",
+    82: "Lead 3 (calliope)",
+    83: "Lead 4 (chiff)",
+    84: "Lead 5 (charang)",
+    85: "Lead 6 (voice)",
+    86: "Lead 7 (fifths)",
+    87: "Lead 8 (bass + lead)",
+    88: "Pad 1 (new age)",
+    89: "Pad 2 (warm)",
+    90: "Pad 3 (polysynth)",
+    91: "Pad 4 (choir)",
+    92: "Pad 5 (bowed)",
+    93: "Pad 6 (metallic)",
+    94: "Pad 7 (halo)",
+    95: "Pad 8 (sweep)",
+    96: "FX 1 (rain)",
+    97: "FX 2 (soundtrack)",
+    98: "FX 3 (crystal)",
+    99: "FX 4 (atmosphere)",
+    100: "FX 5 (brightness)",
+    101: "FX 6 (goblins)",
+    102: "FX 7 (echoes)",
+    103: "FX 8 (sci-fi)",
+    109: "Bag pipe",
+    120: "Guitar fret noise",
+}
 # A family, and the program that stands for it.
 _FAMILIES = {
-    "piano": 0, "organ": 16, "guitar": 24, "bass guitar": 33, "strings": 48, "ensemble": 48, "choir": 52, "brass": 61,
-    "sax": 65, "saxophone": 65, "reed": 64, "pipe": 73, "synth lead": 80, "synth pad": 88, "percussion": "DRUMS", "drum kit": "DRUMS",
-}  # fmt: skip
+    "piano": 0,
+    "organ": 16,
+    "guitar": 24,
+    "bass guitar": 33,
+    "strings": 48,
+    "ensemble": 48,
+    "choir": 52,
+    "brass": 61,
+    "sax": 65,
+    "saxophone": 65,
+    "reed": 64,
+    "pipe": 73,
+    "synth lead": 80,
+    "synth pad": 88,
+    "percussion": "DRUMS",
+    "drum kit": "DRUMS",
+}
 
 
 def _plain(name: str) -> str:
@@ -126,8 +176,8 @@ def read_instruments(names: Sequence[str]) -> list[str]:
     """The values of ``INST=`` tokens for what a person types.
 
     Args:
-        names: programs 0 to 127, ``DRUMS``, voices, names or families of General MIDI, in any case. ``bass`` is the voice
-            beside voices alone, and a bass guitar beside other instruments; ``BASS`` is always the voice.
+        names: programs 0 to 127, ``DRUMS``, voices, names or families of General MIDI, in any case. ``bass`` is the
+            voice beside voices alone, and a bass guitar beside other instruments; ``BASS`` is always the voice.
 
     Raises:
         ValueError: a name is unknown; with those that are nearest.
@@ -149,5 +199,9 @@ def _read_instrument(name: str, voices_only: bool) -> str:
         return _PROGRAMS[plain]
     known = [*_PROGRAMS, "drums", *map(str.lower, VOICE_NAMES)]
     near = difflib.get_close_matches(plain, known, 3) or [other for other in known if plain and plain in other][:3]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"use a General MIDI name, 0..127, DRUMS or {', '.join(VOICE_NAMES)}"
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else f"use a General MIDI name, 0..127, DRUMS or {', '.join(VOICE_NAMES)}"
+    )
     raise ValueError(f"instrument {name!r} is unknown; {hint}")

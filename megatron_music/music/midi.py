@@ -53,21 +53,35 @@ from megatron_music.music.score import (
 from megatron_music.storage import reading
 from megatron_music.storage.writing import write_whole
 
-MAX_QUARTERS = 40_000  # 10,000 bars of 4/4, five and a half hours at 120 quarters per minute: longer pieces are looked at twice
+MAX_QUARTERS = (
+    40_000  # 10,000 bars of 4/4, five and a half hours at 120 quarters per minute: longer pieces are looked at twice
+)
 MAX_SILENT_QUARTERS = 4_000
 TICKS_PER_QUARTER = 480
 _NONE_LONGER = np.empty(0, np.int64)
 
 # Names of what ``midi_bytes`` counts, in its order.
 CONTENT_COUNTS = (
-    "pitch bends", "pedal", "other controllers", "aftertouch", "key signatures", "lyrics", "texts and markers", "track names",
-    "system exclusive", "silent tracks", "notes never switched off",
-)  # fmt: skip
+    "pitch bends",
+    "pedal",
+    "other controllers",
+    "aftertouch",
+    "key signatures",
+    "lyrics",
+    "texts and markers",
+    "track names",
+    "system exclusive",
+    "silent tracks",
+    "notes never switched off",
+)
 _MELODIC_CHANNELS = [channel for channel in range(16) if channel != DRUM_CHANNEL]
 
 
 def read_midi(
-    source: str | os.PathLike | bytes | miditoolkit.MidiFile, sanitize: bool = False, voices: str = "auto", pedal: str = "ignore"
+    source: str | os.PathLike | bytes | miditoolkit.MidiFile,
+    sanitize: bool = False,
+    voices: str = "auto",
+    pedal: str = "ignore",
 ) -> Score:
     """A score on the file's own ticks, with the four voices named where it is four-voice music.
 
@@ -75,11 +89,11 @@ def read_midi(
 
     Args:
         source: a path, the file's bytes, or a loaded ``miditoolkit.MidiFile`` (left as it is, its pedals ignored).
-        sanitize: instead of refusing a damaged file, clamp its data bytes above 127, leave out meters that cannot be, and do
-            without the last few bytes of its last track.
+        sanitize: instead of refusing a damaged file, clamp its data bytes above 127, leave out meters that cannot be,
+            and do without the last few bytes of its last track.
         voices: which tracks become SOPRANO .. BASS: see ``score.voices_of``.
-        pedal: ``extend`` has notes end as the sustain pedal lets them, ``auto`` those of keyboards (programs 0-7), ``ignore``
-            none.
+        pedal: ``extend`` has notes end as the sustain pedal lets them, ``auto`` those of keyboards (programs 0-7),
+            ``ignore`` none.
 
     Raises:
         MidiError: the file is missing, damaged or not music; the sentence names it.
@@ -99,8 +113,8 @@ def read_midi(
 def write_midi(score: Score, path: str | os.PathLike) -> None:
     """Write a Standard MIDI File, under a temporary name first; ``path`` never holds half a file.
 
-    Every track is an MTrk chunk. Up to 15 tracks that are not drums have a channel each; of more, those of one program share a
-    channel, and more than 15 programs are spread over MIDI ports. Names are UTF-8.
+    Every track is an MTrk chunk. Up to 15 tracks that are not drums have a channel each; of more, those of one program
+    share a channel, and more than 15 programs are spread over MIDI ports. Names are UTF-8.
 
     Raises:
         ValueError: a pitch or velocity is outside 0..127, or a time is before 0.
@@ -139,7 +153,8 @@ def checked(score: Score, where: str) -> Score:
     for _, numerator, denominator in score.time_signatures:
         if not _is_meter(numerator, denominator):
             raise MidiError(
-                f"{where} has the meter {numerator}/{denominator}; the count must be at least 1 and the unit a power of two"
+                f"{where} has the meter {numerator}/{denominator}; the count must be at least 1 and the unit a power "
+                f"of two"
             )
     if score.num_notes == 0:
         raise MidiError(f"{where} has no notes; skip it")
@@ -211,9 +226,16 @@ def _by_time(events: list) -> tuple:
 
 
 def _file_content(
-    columns: np.ndarray, heads: list[list[int]], numbers: Sequence[int], controls: np.ndarray, pedal: str, engine: Engine
+    columns: np.ndarray,
+    heads: list[list[int]],
+    numbers: Sequence[int],
+    controls: np.ndarray,
+    pedal: str,
+    engine: Engine,
 ) -> FileContent:
-    """What else the file holds. Notes that the pedal lengthens get their ends in ``columns``, if they are to have them."""
+    """What else the file holds. Notes that the pedal lengthens get their ends in ``columns``, if they are to
+    have them.
+    """
     counts = {name: number for name, number in zip(CONTENT_COUNTS, numbers[NUM_STATE:], strict=True) if number}
     if not numbers[PEDALS] or not heads:
         return FileContent(counts, _NONE_LONGER, False)
@@ -254,11 +276,16 @@ def to_events(score: Score) -> MidiEvents:
     """
     scale, ticks_per_quarter = _tick_scale(score)
     head = [
-        *((s.start_step, 0, meta(TIME_SIGNATURE, time_signature_data(s.numerator, s.denominator))) for s in score.time_signatures),
+        *(
+            (s.start_step, 0, meta(TIME_SIGNATURE, time_signature_data(s.numerator, s.denominator)))
+            for s in score.time_signatures
+        ),
         *((t.start_step, 1, meta(SET_TEMPO, tempo_data(t.quarters_per_minute))) for t in score.tempos),
     ]
     tracks = []
-    for number, (track, (port, channel)) in enumerate(zip(score.tracks, channels_of(score.tracks), strict=True), start=1):
+    for number, (track, (port, channel)) in enumerate(
+        zip(score.tracks, channels_of(score.tracks), strict=True), start=1
+    ):
         if len(track) and (track.notes.min() < 0 or track.notes[:, 2:].max() > 127):
             raise ValueError(f"track {number} has a pitch or velocity outside 0..127 or a time before 0; mend it first")
         opening = [meta(PORT, bytes((port,)))] if port is not None else []
@@ -271,7 +298,10 @@ def to_events(score: Score) -> MidiEvents:
             *((0, 2, message) for message in opening),
             *((start, 4, bytes((NOTE_ON | channel, pitch, velocity))) for start, _, pitch, velocity in notes),
             # Those that end come before those that begin, but not before their own beginning.
-            *((end, 3 + 2 * (start == end), bytes((NOTE_OFF | channel, pitch, velocity))) for start, end, pitch, velocity in notes),
+            *(
+                (end, 3 + 2 * (start == end), bytes((NOTE_OFF | channel, pitch, velocity)))
+                for start, end, pitch, velocity in notes
+            ),
         ]
         head = []
         events = [Event(tick * scale, message) for tick, _, message in sorted(placed, key=lambda event: event[:2])]

@@ -1,7 +1,9 @@
-"""The bytes of a regular MIDI file to tables by array arithmetic: what the loop of ``music.midi_bytes`` reads, faster where nothing is compiled.
+"""The bytes of a regular MIDI file to tables by array arithmetic: what the loop of ``music.midi_bytes`` reads, faster
+where nothing is compiled.
 
-Regular is nearly every file: whole MTrk chunks of format 0 or 1, data bytes below 128, and nothing but channel, meta and
-system-exclusive events. What is not regular is left to the loop, so its rules and its errors hold; the two are tested equal.
+Regular is nearly every file: whole MTrk chunks of format 0 or 1, data bytes below 128, and nothing but channel, meta
+and system-exclusive events. What is not regular is left to the loop, so its rules and its errors hold; the two are
+tested equal.
 """
 
 from collections.abc import Sequence
@@ -39,7 +41,16 @@ _PAD = bytes([0xFF]) * 16  # more than an event can be too long
 _LENGTHS = bytes([2] * 128 + [3] * 64 + [2] * 32 + [3] * 16 + [_SPECIAL] * 16)
 _NOTE_OFF, _NOTE_ON, _PRESSURE, _CONTROLLER, _PROGRAM, _CHANNEL_PRESSURE, _BEND = 0x8, 0x9, 0xA, 0xB, 0xC, 0xD, 0xE
 _SYSEX_START, _SYSEX_MORE, _META, _SUSTAIN = 0xF0, 0xF7, 0xFF, 64
-_TRACK_NAME, _LYRIC, _LAST_TEXT, _PORT, _END_OF_TRACK, _SET_TEMPO, _TIME_SIGNATURE, _KEY = 3, 5, 15, 0x21, 0x2F, 0x51, 0x58, 0x59
+_TRACK_NAME, _LYRIC, _LAST_TEXT, _PORT, _END_OF_TRACK, _SET_TEMPO, _TIME_SIGNATURE, _KEY = (
+    3,
+    5,
+    15,
+    0x21,
+    0x2F,
+    0x51,
+    0x58,
+    0x59,
+)
 
 
 class _Chunk(NamedTuple):
@@ -145,13 +156,13 @@ def _chunk_bounds(content: bytes, place: int, promised: int) -> list[tuple[int, 
 def _find_events(content: bytes, bounds: Sequence[tuple[int, int]], numbers: list[int]):
     """Follow the events of each chunk.
 
-    The step to the next event is computed for every byte, as if an event began there; the chain from the first event then finds
-    those that do.
+    The step to the next event is computed for every byte, as if an event began there; the chain from the first event
+    then finds those that do.
 
     Returns:
         The places of events (int64, rising), the bytes of the delta time at each byte (uint8), the chunks, and
-        (place, kind, place of the data) of each tempo and meter; None where a file is not regular. ``numbers`` gets the counts
-        of events that are not a channel's.
+        (place, kind, place of the data) of each tempo and meter; None where a file is not regular. ``numbers`` gets the
+        counts of events that are not a channel's.
     """
     padded, count = content + _PAD, len(content) + len(_PAD) - 4
     high = np.frombuffer(padded, np.uint8) >> 7
@@ -161,7 +172,13 @@ def _find_events(content: bytes, bounds: Sequence[tuple[int, int]], numbers: lis
     three = two & high[2 : count + 2]
     delta_lengths = one + two + three + np.uint8(1)
     more = length[1:] - length[:-1]  # modulo 256, as all of it
-    step = delta_lengths + length[1 : count + 1] + one * more[1 : count + 1] + two * more[2 : count + 2] + three * more[3 : count + 3]
+    step = (
+        delta_lengths
+        + length[1 : count + 1]
+        + one * more[1 : count + 1]
+        + two * more[2 : count + 2]
+        + three * more[3 : count + 3]
+    )
     step |= (three & high[3 : count + 3]) << 7
     steps = bytearray(step)
     for _, limit in bounds:
@@ -255,11 +272,15 @@ def _read_events(content: bytes, places: np.ndarray, delta_lengths: np.ndarray, 
     return _Events(time, status, pitch, velocity, chunk), place_times
 
 
-def _marks(content: bytes, specials: Sequence[tuple[int, int, int]], place_times: tuple[np.ndarray, np.ndarray]) -> list[list[int]]:
+def _marks(
+    content: bytes, specials: Sequence[tuple[int, int, int]], place_times: tuple[np.ndarray, np.ndarray]
+) -> list[list[int]]:
     """Tempos and meters, as ``midi_bytes`` has them."""
     places, times = place_times
     marks = []
-    for time, (_, kind, data) in zip(times[places.searchsorted([place for place, _, _ in specials])].tolist(), specials, strict=True):
+    for time, (_, kind, data) in zip(
+        times[places.searchsorted([place for place, _, _ in specials])].tolist(), specials, strict=True
+    ):
         if kind == _SET_TEMPO:
             marks.append([TEMPO, time, number_at(content, data, 3), 0])
         else:
@@ -269,7 +290,9 @@ def _marks(content: bytes, specials: Sequence[tuple[int, int, int]], place_times
 
 
 def _programs_of_notes(events: _Events, kind: np.ndarray, channel: np.ndarray, is_on: np.ndarray) -> np.ndarray | None:
-    """The program of each NOTE_ON (int64); None where the programs of a channel are set in another chunk than its notes are."""
+    """The program of each NOTE_ON (int64); None where the programs of a channel are set in another chunk than its notes
+    are.
+    """
     on, changes = np.flatnonzero(is_on), np.flatnonzero(kind == _PROGRAM)
     if not len(changes):
         return np.zeros(len(on), np.int64)
@@ -289,8 +312,12 @@ def _programs_of_notes(events: _Events, kind: np.ndarray, channel: np.ndarray, i
     return np.where(has_program, events.data[change & 0xFFFFFFFF], 0)
 
 
-def _ends_of_notes(events: _Events, kind: np.ndarray, channel: np.ndarray, on: np.ndarray, is_on: np.ndarray) -> np.ndarray:
-    """When each NOTE_ON is switched off (int64), -1 where it never is: a NOTE_OFF ends the oldest note that sounds on its key."""
+def _ends_of_notes(
+    events: _Events, kind: np.ndarray, channel: np.ndarray, on: np.ndarray, is_on: np.ndarray
+) -> np.ndarray:
+    """When each NOTE_ON is switched off (int64), -1 where it never is: a NOTE_OFF ends the oldest note that sounds on
+    its key.
+    """
     keyed = np.flatnonzero((kind == _NOTE_ON) | (kind == _NOTE_OFF))
     key = events.chunk[keyed] << 11 | channel[keyed] << 7 | events.data[keyed]
     order = np.argsort(key.astype(np.uint16) if not len(key) or key.max() < 1 << 16 else key, kind="stable")
@@ -299,7 +326,9 @@ def _ends_of_notes(events: _Events, kind: np.ndarray, channel: np.ndarray, on: n
     ends = np.full(len(is_on), -1)
     half = len(index) // 2
     if 2 * half == len(index) and begins[::2].all() and not begins[1::2].any() and np.array_equal(key[::2], key[1::2]):
-        ends[index[::2]] = events.time[index[1::2]]  # each note ends before the next of its key begins, as in most files
+        ends[index[::2]] = events.time[
+            index[1::2]
+        ]  # each note ends before the next of its key begins, as in most files
         return ends[on]
     is_new = np.ones(len(key), bool)
     is_new[1:] = key[1:] != key[:-1]
@@ -313,7 +342,10 @@ def _ends_of_notes(events: _Events, kind: np.ndarray, channel: np.ndarray, on: n
     is_void = ~begins & (np.minimum(balance, 0) + base < np.where(is_new, base, np.append(0, lowest[:-1])))
     closes = ~begins & ~is_void
     rank = np.cumsum(begins) - 1  # of a note among all, key after key
-    num_on, num_off = np.bincount(group[begins], minlength=len(firsts)), np.bincount(group[closes], minlength=len(firsts))
+    num_on, num_off = (
+        np.bincount(group[begins], minlength=len(firsts)),
+        np.bincount(group[closes], minlength=len(firsts)),
+    )
     before_on, before_off = np.cumsum(num_on) - num_on, np.cumsum(num_off) - num_off
     of_note = group[begins]
     nth = rank[begins] - before_on[of_note]

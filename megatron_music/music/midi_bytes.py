@@ -1,10 +1,10 @@
 """The bytes of a Standard MIDI File to notes, tempos, meters and controllers: the loop itself.
 
-Plain Python on flat sequences of integers, written so that numba can compile it as it stands: ``music.midi`` runs it as Python,
-``music.midi_numba`` compiled, so that both read the same. Tolerant where players are: system-exclusive packets (F7) and system
-messages are passed over, running status lasts across them and across meta events, chunks of other kinds are skipped, and
-every MTrk is read, whatever number the header gives. A track is the notes of a channel and program in an MTrk; a NOTE_OFF
-ends the oldest note that sounds on its key.
+Plain Python on flat sequences of integers, written so that numba can compile it as it stands: ``music.midi`` runs it as
+Python, ``music.midi_numba`` compiled, so that both read the same. Tolerant where players are: system-exclusive packets
+(F7) and system messages are passed over, running status lasts across them and across meta events, chunks of other kinds
+are skipped, and every MTrk is read, whatever number the header gives. A track is the notes of a channel and program in
+an MTrk; a NOTE_OFF ends the oldest note that sounds on its key.
 """
 
 MTRK = int.from_bytes(b"MTrk", "big")
@@ -20,7 +20,9 @@ NUM_NUMBERS = 18
 
 # Fields of a row in each of the flat tables.
 NOTE_FIELDS = 6  # track, start, end (-1 while it sounds), pitch, velocity, and the next note that sounds on its key
-HEAD_FIELDS = 6  # port * 16 + channel, program, first byte of the name and the one after its last, chunk, number before ordering
+HEAD_FIELDS = (
+    6  # port * 16 + channel, program, first byte of the name and the one after its last, chunk, number before ordering
+)
 MARK_FIELDS = 4  # TEMPO, time, microseconds a quarter, 0; or METER, time, numerator, denominator
 CONTROL_FIELDS = 5  # SET_PROGRAM or SET_PEDAL, time, port * 16 + channel, value, chunk
 TEMPO, METER = 0, 1
@@ -31,7 +33,16 @@ DRUM_CHANNEL = 9  # counted from 0
 MAX_MISSING_BYTES = 64  # that the end of a file may lack to be rescued
 _NOTE_OFF, _NOTE_ON, _PRESSURE, _CONTROLLER, _PROGRAM, _CHANNEL_PRESSURE, _BEND = 0x8, 0x9, 0xA, 0xB, 0xC, 0xD, 0xE
 _SYSEX_START, _SYSEX_MORE, _META = 0xF0, 0xF7, 0xFF
-_TRACK_NAME, _LYRIC, _LAST_TEXT, _PORT, _END_OF_TRACK, _SET_TEMPO, _TIME_SIGNATURE, _KEY = 3, 5, 15, 0x21, 0x2F, 0x51, 0x58, 0x59
+_TRACK_NAME, _LYRIC, _LAST_TEXT, _PORT, _END_OF_TRACK, _SET_TEMPO, _TIME_SIGNATURE, _KEY = (
+    3,
+    5,
+    15,
+    0x21,
+    0x2F,
+    0x51,
+    0x58,
+    0x59,
+)
 _SUSTAIN = 64
 _MANY = -2  # chunks, where the number of one is kept
 
@@ -43,10 +54,11 @@ def read_file(content, place, form, promised, lenient, notes, marks, controls, h
         content: the bytes.
         form: 0, 1 or 2: patterns of format 2 follow one another.
         promised: chunks, by the header.
-        lenient: whether data bytes above 127 are clamped, and up to MAX_MISSING_BYTES may lack at the end of the last chunk.
-        tables: six sequences of integers, all -1: [2048] each for the track of a channel and program, the oldest and the newest
-            note that sounds on a key; [16] each for the program of a channel, the chunk that sets programs on it, and the chunk
-            with notes before any. The last is also what is known of programs from a first reading.
+        lenient: whether data bytes above 127 are clamped, and up to MAX_MISSING_BYTES may lack at the end of the last
+            chunk.
+        tables: six sequences of integers, all -1: [2048] each for the track of a channel and program, the oldest and
+            the newest note that sounds on a key; [16] each for the program of a channel, the chunk that sets programs
+            on it, and the chunk with notes before any. The last is also what is known of programs from a first reading.
 
     Returns:
         0, or what is wrong; ``numbers`` has the place and chunk then.
@@ -55,8 +67,8 @@ def read_file(content, place, form, promised, lenient, notes, marks, controls, h
         content, place, form, promised, lenient, notes, marks, controls, heads, numbers, tables, 0, 0
     )
     if error == 0 and shared and form != 2:
-        # Programs of some channel are set in another chunk than its notes are: they are needed from the beginning. They are copied
-        # behind the rows of this reading, which the second one writes again as they are.
+        # Programs of some channel are set in another chunk than its notes are: they are needed from the beginning. They
+        # are copied behind the rows of this reading, which the second one writes again as they are.
         known = numbers[CONTROLS]
         after = known
         for row in range(0, CONTROL_FIELDS * known, CONTROL_FIELDS):
@@ -107,7 +119,22 @@ def read_chunks(content, place, form, promised, lenient, notes, marks, controls,
                 return SHORT, False
             limit = size
         numbers[CHUNK] = chunks
-        error = read_chunk(content, place + 8, limit, form, lenient, missing > 0, notes, marks, controls, heads, numbers, tables, known, after)
+        error = read_chunk(
+            content,
+            place + 8,
+            limit,
+            form,
+            lenient,
+            missing > 0,
+            notes,
+            marks,
+            controls,
+            heads,
+            numbers,
+            tables,
+            known,
+            after,
+        )
         if error:
             return error, False
         place = limit
@@ -119,9 +146,18 @@ def read_chunks(content, place, form, promised, lenient, notes, marks, controls,
     return 0, shared
 
 
-def read_chunk(content, place, limit, form, lenient, is_clipped, notes, marks, controls, heads, numbers, tables, known, after):
+def read_chunk(
+    content, place, limit, form, lenient, is_clipped, notes, marks, controls, heads, numbers, tables, known, after
+):
     """The events from ``place`` to ``limit``; tracks are numbered as their first notes come. What is wrong, or 0."""
-    track_of, oldest, newest, programs, setters, waiters = tables[0], tables[1], tables[2], tables[3], tables[4], tables[5]
+    track_of, oldest, newest, programs, setters, waiters = (
+        tables[0],
+        tables[1],
+        tables[2],
+        tables[3],
+        tables[4],
+        tables[5],
+    )
     chunk = numbers[CHUNK]
     num_notes, num_tracks, num_marks, num_controls = numbers[NOTES], numbers[TRACKS], numbers[MARKS], numbers[CONTROLS]
     room_notes, room_controls = len(notes) // NOTE_FIELDS, len(controls) // CONTROL_FIELDS
@@ -163,7 +199,7 @@ def read_chunk(content, place, limit, form, lenient, is_clipped, notes, marks, c
                 error = STATUS
                 break
             kind, channel = status >> 4, status & 15
-            last = place if kind == _PROGRAM or kind == _CHANNEL_PRESSURE else place + 1
+            last = place if kind in (_PROGRAM, _CHANNEL_PRESSURE) else place + 1
             if last >= limit:
                 error = cut
                 break
@@ -194,7 +230,11 @@ def read_chunk(content, place, limit, form, lenient, is_clipped, notes, marks, c
                         break
                     track_of[group] = track
                     row = HEAD_FIELDS * track
-                    heads[row], heads[row + 1], heads[row + 4] = port << 4 | channel, program, 0 if is_pattern else chunk
+                    heads[row], heads[row + 1], heads[row + 4] = (
+                        port << 4 | channel,
+                        program,
+                        0 if is_pattern else chunk,
+                    )
                     num_tracks += 1
                 elif num_notes >= room_notes:
                     error = FULL
@@ -202,15 +242,20 @@ def read_chunk(content, place, limit, form, lenient, is_clipped, notes, marks, c
                 key = channel << 7 | pitch
                 row = NOTE_FIELDS * num_notes
                 notes[row], notes[row + 1], notes[row + 2], notes[row + 3], notes[row + 4], notes[row + 5] = (
-                    track, time, -1, pitch, velocity, -1
-                )  # fmt: skip
+                    track,
+                    time,
+                    -1,
+                    pitch,
+                    velocity,
+                    -1,
+                )
                 if oldest[key] < first_note:
                     oldest[key] = num_notes
                 else:
                     notes[NOTE_FIELDS * newest[key] + 5] = num_notes
                 newest[key] = num_notes
                 num_notes += 1
-            elif kind == _NOTE_ON or kind == _NOTE_OFF:
+            elif kind in (_NOTE_ON, _NOTE_OFF):
                 key = channel << 7 | pitch
                 if oldest[key] >= first_note:
                     row = NOTE_FIELDS * oldest[key]
@@ -239,7 +284,7 @@ def read_chunk(content, place, limit, form, lenient, is_clipped, notes, marks, c
                 numbers[BENDS] += 1
             else:
                 numbers[PRESSURES] += 1
-        elif byte == _META or byte == _SYSEX_START or byte == _SYSEX_MORE:
+        elif byte in (_META, _SYSEX_START, _SYSEX_MORE):
             kind = -1
             if byte == _META:
                 place += 1
@@ -272,10 +317,19 @@ def read_chunk(content, place, limit, form, lenient, is_clipped, notes, marks, c
                     error = FULL
                     break
                 row = MARK_FIELDS * num_marks
-                marks[row], marks[row + 1], marks[row + 2], marks[row + 3] = TEMPO, time, number_at(content, place, 3), 0
+                marks[row], marks[row + 1], marks[row + 2], marks[row + 3] = (
+                    TEMPO,
+                    time,
+                    number_at(content, place, 3),
+                    0,
+                )
                 if kind == _TIME_SIGNATURE:
                     power = 0 + content[place + 1]
-                    marks[row], marks[row + 2], marks[row + 3] = METER, 0 + content[place], 1 << power if power < 8 else 0
+                    marks[row], marks[row + 2], marks[row + 3] = (
+                        METER,
+                        0 + content[place],
+                        1 << power if power < 8 else 0,
+                    )
                 num_marks += 1
             place += length
         elif byte == 0xF4 or byte == 0xF5 or byte == 0xF9 or byte == 0xFD:
@@ -294,7 +348,9 @@ def read_chunk(content, place, limit, form, lenient, is_clipped, notes, marks, c
 
 
 def program_at(controls, known, after, time, channel, chunk):
-    """The program that another chunk has set on a channel by a time, of the rows from ``known`` to ``after``; 0 if none has."""
+    """The program that another chunk has set on a channel by a time, of the rows from ``known`` to ``after``; 0 if none
+    has.
+    """
     program, latest = 0, -1
     for row in range(CONTROL_FIELDS * known, CONTROL_FIELDS * after, CONTROL_FIELDS):
         if controls[row + 2] == channel and controls[row + 4] != chunk and latest <= controls[row + 1] <= time:
@@ -328,10 +384,15 @@ def order_tracks(heads, num_tracks, new):
     for track in range(1, num_tracks):  # few: a chunk has seldom more than one
         row = HEAD_FIELDS * track
         while row and (heads[row - HEAD_FIELDS + 4], heads[row - HEAD_FIELDS], heads[row - HEAD_FIELDS + 1]) > (
-            heads[row + 4], heads[row], heads[row + 1]
-        ):  # fmt: skip
+            heads[row + 4],
+            heads[row],
+            heads[row + 1],
+        ):
             for field in range(HEAD_FIELDS):
-                heads[row - HEAD_FIELDS + field], heads[row + field] = heads[row + field], heads[row - HEAD_FIELDS + field]
+                heads[row - HEAD_FIELDS + field], heads[row + field] = (
+                    heads[row + field],
+                    heads[row - HEAD_FIELDS + field],
+                )
             row -= HEAD_FIELDS
     for track in range(num_tracks):
         new[heads[HEAD_FIELDS * track + 5]] = track

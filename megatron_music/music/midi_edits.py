@@ -1,10 +1,13 @@
 """Notes of a score written into the file it was read from: what changed is edited, all else stays, event for event.
 
-A score as read is compared with the same score after notes were removed, shortened or added, and the file's own events are
-edited: a note that is gone loses its two events, one that ends earlier has its end moved, a new one is put on its track's own
+A score as read is compared with the same score after notes were removed, shortened or added, and the file's own events
+are
+edited: a note that is gone loses its two events, one that ends earlier has its end moved, a new one is put on its
+    track's own
 channel, with its track's program.
 
-A note off ends the oldest note that sounds on its key (track chunk, channel and pitch), as ``music.midi.read_midi`` has it.
+A note off ends the oldest note that sounds on its key (track chunk, channel and pitch), as ``music.midi.read_midi`` has
+it.
 """
 
 import math
@@ -91,7 +94,9 @@ class Programs:
 
     def __init__(self, midi: MidiEvents):
         self._own: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)  # tick, place, program
-        self._all: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)  # of a port and channel: tick, track, program
+        self._all: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(
+            list
+        )  # of a port and channel: tick, track, program
         self._ports: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # of a track: tick, place, port
         for number, track in enumerate(midi.tracks):
             port = 0
@@ -119,7 +124,8 @@ class Programs:
 def parts_of(score: Score, notes: FileNotes) -> tuple[list[Part | None], list[dict[Note, deque[FileNote]]]]:
     """Of each track of a score the part of the file it was read from (None for one without notes), and its notes there.
 
-    A track's notes are all in one track chunk and on one channel; tracks come in the order of their chunks and channels.
+    A track's notes are all in one track chunk and on one channel; tracks come in the order of their chunks and
+    channels.
 
     Raises:
         ValueError: the score was not read from this file.
@@ -156,8 +162,8 @@ def written_into(midi: MidiEvents, before: Score, after: Score, release_at: int 
     Args:
         before: as ``read_midi`` read it from this file.
         after: the same tracks, with notes removed, ended earlier or added, and meters added.
-        release_at: a tick at which pedals are lifted, pitch bends centred and notes ended that are never switched off: where
-            something new is appended.
+        release_at: a tick at which pedals are lifted, pitch bends centred and notes ended that are never switched off:
+            where something new is appended.
 
     Raises:
         ValueError: ``before`` was not read from this file, or the file is of format 2.
@@ -167,7 +173,10 @@ def written_into(midi: MidiEvents, before: Score, after: Score, release_at: int 
     changes = _Changes(midi, before)
     if release_at is not None:
         changes.release(release_at)
-    added = [changes.remove(number, old, new) for number, (old, new) in enumerate(zip(before.tracks, after.tracks, strict=True))]
+    added = [
+        changes.remove(number, old, new)
+        for number, (old, new) in enumerate(zip(before.tracks, after.tracks, strict=True))
+    ]
     for number, notes in enumerate(added):
         for note in notes:
             changes.add(number, note)
@@ -193,7 +202,9 @@ class _Changes:
         part = self._parts[number]
         for note in gone.elements():
             found = self._own[number][note].popleft()
-            ends = [other.end_step for other in added if other._replace(end_step=note.end_step) == note and added[other]]
+            ends = [
+                other.end_step for other in added if other._replace(end_step=note.end_step) == note and added[other]
+            ]
             if ends and min(ends) < note.end_step:
                 shortened = note._replace(end_step=min(ends))
                 added[shortened] -= 1
@@ -209,7 +220,9 @@ class _Changes:
         part = self._parts[number]
         key = part.track, part.channel, note.pitch
         others, new = self._notes.by_key[key], self._new[part.track]
-        endless = [other for other in others if other.note.end_step == math.inf and other.note.start_step <= note.start_step]
+        endless = [
+            other for other in others if other.note.end_step == math.inf and other.note.start_step <= note.start_step
+        ]
         if endless and any(n.start_step <= note.start_step < n.end_step < math.inf for n in _of(others)):
             return  # an end for the endless one would end this one
         for other in endless:
@@ -235,7 +248,9 @@ class _Changes:
         self._new[0].append((tick, _AFTER, meta(kind, data)))
 
     def release(self, tick: int) -> None:
-        """Lift pedals, centre pitch bends and end what is never switched off, at a tick, and again at the end if need be."""
+        """Lift pedals, centre pitch bends and end what is never switched off, at a tick, and again at the end if need
+        be.
+        """
         for (number, message, when), release in self._held(tick):
             self._new[number].append((when, _AFTER, message[:1] + release))
         for key, notes in self._notes.by_key.items():
@@ -244,7 +259,9 @@ class _Changes:
                     self._end(key, one, tick, _BEFORE)
 
     def _held(self, tick: int) -> Iterator[tuple[tuple[int, bytes, int], bytes]]:
-        """Pedals and bends in force at a tick, and those that are in force at the end but came later, with their release."""
+        """Pedals and bends in force at a tick, and those that are in force at the end but came later, with their
+        release.
+        """
         events = []
         for number, track in enumerate(self._tracks):
             port = next((event.message[3:4] for event in track.events if event.is_meta(PORT)), b"")

@@ -1,9 +1,10 @@
 """A MIDI file as it is: every chunk, and every event of every track at its tick, to be edited and written back.
 
-Nothing is interpreted, dropped or moved. Running status is resolved, so that each event stands on its own; a track that is not
-edited is written with the bytes it was read from. Reading is tolerant: F7 packets, running status across system-exclusive and
-meta events, long headers, chunks of other kinds, a length that is wrong, bytes after a track's end. A RIFF wrapper (RMID) is
-taken off. ``music.midi.read_midi`` says which files are music; ``music.midi_edits`` edits them.
+Nothing is interpreted, dropped or moved. Running status is resolved, so that each event stands on its own; a track that
+is not edited is written with the bytes it was read from. Reading is tolerant: F7 packets, running status across
+system-exclusive and meta events, long headers, chunks of other kinds, a length that is wrong, bytes after a track's
+end. A RIFF wrapper (RMID) is taken off. ``music.midi.read_midi`` says which files are music; ``music.midi_edits`` edits
+them.
 """
 
 import os
@@ -102,7 +103,9 @@ class MidiEvents:
     def with_tracks(self, tracks: Iterable[EventTrack]) -> "MidiEvents":
         """The file with as many tracks, in the places of those it has."""
         new = iter(tracks)
-        return replace(self, chunks=tuple(next(new) if isinstance(chunk, EventTrack) else chunk for chunk in self.chunks))
+        return replace(
+            self, chunks=tuple(next(new) if isinstance(chunk, EventTrack) else chunk for chunk in self.chunks)
+        )
 
     def to_bytes(self) -> bytes:
         parts = [_chunk(b"MThd", self.header)]
@@ -135,7 +138,9 @@ def read_events(source: str | os.PathLike | bytes) -> MidiEvents:
         name, length = content[place : place + 4], int.from_bytes(content[place + 4 : place + 8], "big")
         inside = content[place + 8 : place + 8 + length]
         number = sum(isinstance(chunk, EventTrack) for chunk in chunks) + 1
-        chunks.append(_read_track(inside, f"track chunk {number} of {where}") if name == b"MTrk" else OtherChunk(name, inside))
+        chunks.append(
+            _read_track(inside, f"track chunk {number} of {where}") if name == b"MTrk" else OtherChunk(name, inside)
+        )
         place += 8 + length
     return MidiEvents(content[8:header_end], tuple(chunks), content[place:])
 

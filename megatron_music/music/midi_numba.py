@@ -17,11 +17,18 @@ for _name in ("number_at", "quantity_at", "program_at", "read_chunk", "read_chun
 _read_file, _order_tracks = _LOOP["read_file"], _LOOP["order_tracks"]
 _NUM_NUMBERS, _TABLE_LENGTHS, _MAX_TRACKS = midi_bytes.NUM_NUMBERS, midi_bytes.TABLE_LENGTHS, MAX_TRACKS
 _NOTE, _MARK, _CONTROL, _HEAD = (
-    midi_bytes.NOTE_FIELDS, midi_bytes.MARK_FIELDS, midi_bytes.CONTROL_FIELDS, midi_bytes.HEAD_FIELDS
-)  # fmt: skip
+    midi_bytes.NOTE_FIELDS,
+    midi_bytes.MARK_FIELDS,
+    midi_bytes.CONTROL_FIELDS,
+    midi_bytes.HEAD_FIELDS,
+)
 _NOTES, _TRACKS, _MARKS, _CONTROLS, _HANGING = (
-    midi_bytes.NOTES, midi_bytes.TRACKS, midi_bytes.MARKS, midi_bytes.CONTROLS, midi_bytes.HANGING
-)  # fmt: skip
+    midi_bytes.NOTES,
+    midi_bytes.TRACKS,
+    midi_bytes.MARKS,
+    midi_bytes.CONTROLS,
+    midi_bytes.HANGING,
+)
 _SET_PEDAL, _PEDAL_DOWN, _DRUM_CHANNEL = midi_bytes.SET_PEDAL, PEDAL_DOWN, midi_bytes.DRUM_CHANNEL
 _ALL_PROGRAMS = 128
 _PITCHED, _CHANNELS = _TABLE_LENGTHS[0], _TABLE_LENGTHS[3]
@@ -45,11 +52,14 @@ def read_tables(header: Header, lenient: bool) -> Tables:
     heads = _NUM_NUMBERS + numbers[_TRACKS] + 1
     marks = heads + _HEAD * numbers[_TRACKS]
     return Tables(
-        error, numbers, columns, packed[_NUM_NUMBERS:heads],
+        error,
+        numbers,
+        columns,
+        packed[_NUM_NUMBERS:heads],
         [packed[row : row + _HEAD] for row in range(heads, marks, _HEAD)],
         [packed[row : row + _MARK] for row in range(marks, len(packed), _MARK)],
         controls,
-    )  # fmt: skip
+    )
 
 
 def lengthen(columns: np.ndarray, heads: list[list[int]], controls: np.ndarray, mode: str) -> np.ndarray:
@@ -72,9 +82,13 @@ def _read(content, place, form, promised, lenient, room):
     controls, heads = np.empty(3 * _CONTROL * room, np.int32), np.empty(_HEAD * min(room, _MAX_TRACKS), np.int32)
     numbers = np.zeros(_NUM_NUMBERS, np.int64)
     tables = (
-        np.full(_PITCHED, -1, np.int32), np.full(_PITCHED, -1, np.int32), np.full(_PITCHED, -1, np.int32),
-        np.full(_CHANNELS, -1, np.int32), np.full(_CHANNELS, -1, np.int32), np.full(_CHANNELS, -1, np.int32),
-    )  # fmt: skip
+        np.full(_PITCHED, -1, np.int32),
+        np.full(_PITCHED, -1, np.int32),
+        np.full(_PITCHED, -1, np.int32),
+        np.full(_CHANNELS, -1, np.int32),
+        np.full(_CHANNELS, -1, np.int32),
+        np.full(_CHANNELS, -1, np.int32),
+    )
     error = _read_file(content, place, form, promised, lenient, notes, marks, controls, heads, numbers, tables)
     num_tracks, num_marks, num_controls = numbers[_TRACKS], numbers[_MARKS], numbers[_CONTROLS]
     new = np.empty(num_tracks, np.int32)
@@ -115,7 +129,8 @@ def _by_track(notes, numbers, new):
 
 @compiled
 def _lengthen(columns, heads, controls, keyboards):
-    """Whether the loop may do it, and ``music.pedal.lengthen``: presses of the pedal first, then notes from last to first.
+    """Whether the loop may do it, and ``music.pedal.lengthen``: presses of the pedal first, then notes from last to
+    first.
 
     Args:
         keyboards: tracks with a program below it get the ends.

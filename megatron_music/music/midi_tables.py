@@ -1,4 +1,6 @@
-"""The content of a MIDI file as tables: its header, the two ways to read its chunks, and what is wrong with it, in words."""
+"""The content of a MIDI file as tables: its header, the two ways to read its chunks, and what is wrong with it, in
+words.
+"""
 
 import struct
 from array import array
@@ -44,7 +46,9 @@ class MidiError(ValueError):
 
 
 class Header(NamedTuple):
-    """Of a MIDI file: the bytes without a RIFF wrapper, where the first chunk after the header begins, and what it says."""
+    """Of a MIDI file: the bytes without a RIFF wrapper, where the first chunk after the header begins, and what it
+    says.
+    """
 
     content: bytes
     place: int
@@ -54,7 +58,10 @@ class Header(NamedTuple):
 
 
 def read_header(content: bytes, where: str) -> Header:
-    """Refuse bytes that are no MIDI file in ticks per quarter note. A header may be long, and an unknown format is read as 1."""
+    """Refuse bytes that are no MIDI file in ticks per quarter note.
+
+    A header may be long, and an unknown format is read as 1.
+    """
     if not content:
         raise MidiError(f"{where} is empty; skip it")
     if content[:4] == b"RIFF" and content[8:12] == b"RMID":
@@ -126,9 +133,14 @@ def loop_tables(header: Header, lenient: bool) -> Tables:
     columns[0], columns[1:] = track[order], rows[order, 1:5].T
     limits = columns[0].searchsorted(np.arange(numbers[TRACKS] + 1)).tolist()
     return Tables(
-        error, numbers, columns, limits, _rows(heads, HEAD_FIELDS, numbers[TRACKS]).tolist(),
-        _rows(marks, MARK_FIELDS, numbers[MARKS]).tolist(), _rows(controls, CONTROL_FIELDS, numbers[CONTROLS]),
-    )  # fmt: skip
+        error,
+        numbers,
+        columns,
+        limits,
+        _rows(heads, HEAD_FIELDS, numbers[TRACKS]).tolist(),
+        _rows(marks, MARK_FIELDS, numbers[MARKS]).tolist(),
+        _rows(controls, CONTROL_FIELDS, numbers[CONTROLS]),
+    )
 
 
 def _rows(table: array, fields: int, count: int) -> np.ndarray:

@@ -9,8 +9,8 @@ _MIN_HALF_WIDTH = 3
 def decode_text(content: bytes) -> str:
     """The text without trailing NULs; every byte string is text, and none of it becomes a replacement character.
 
-    UTF-8 where it is valid. Else Shift-JIS where it decodes and looks Japanese: two neighbouring full-width characters or one
-    that touches no Latin letter, of the common ones; or three neighbouring half-width kana. Else Latin-1.
+    UTF-8 where it is valid. Else Shift-JIS where it decodes and looks Japanese: two neighbouring full-width characters
+    or one that touches no Latin letter, of the common ones; or three neighbouring half-width kana. Else Latin-1.
     """
     content = content.rstrip(b"\0")
     try:

@@ -1,6 +1,7 @@
 """The one owner of numba (the extra ``fast``): what makes a loop compiled code.
 
-The first use on a machine compiles for some seconds; later ones load what was compiled from beside the file of the loop.
+The first use on a machine compiles for some seconds; later ones load what was compiled from beside the file of the
+loop.
 """
 
 from numba import njit

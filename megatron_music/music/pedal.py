@@ -32,9 +32,9 @@ def lengthen(columns: np.ndarray, heads: list[list[int]], controls: np.ndarray, 
 def lengthening(columns: np.ndarray, heads: np.ndarray, pedals: np.ndarray) -> np.ndarray:
     """By how much the pedal makes each note sound longer than its key is down (int64, [N]); 0 for drums.
 
-    A note whose key is released while the pedal is down sounds until the pedal is up, or until its pitch is struck again on the
-    channel; where neither comes, until the last key of the piece is released. At one tick the pedal goes down before keys are
-    released, and up before they are.
+    A note whose key is released while the pedal is down sounds until the pedal is up, or until its pitch is struck
+    again on the channel; where neither comes, until the last key of the piece is released. At one tick the pedal goes
+    down before keys are released, and up before they are.
 
     Args:
         columns: as ``Score.columns``.

@@ -7,7 +7,7 @@ quantised one on 4 or 12 steps a quarter; both are the same class. Knows nothing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +43,9 @@ METER_COUNTS, METER_UNITS = range(1, 17), (2, 4, 8, 16)  # what tokens, and so m
 
 
 def known_meter(numerator: int, denominator: int) -> tuple[int, int]:
-    """The meter itself, or one with bars of the same length that tokens know, where they do not know it: 12/8 for 24/16."""
+    """The meter itself, or one with bars of the same length that tokens know, where they do not know it: 12/8 for
+    24/16.
+    """
     if numerator in METER_COUNTS and denominator in METER_UNITS:
         return numerator, denominator
     for unit in sorted(METER_UNITS, key=lambda unit: abs(unit - denominator)):
@@ -100,8 +102,11 @@ class Track:
         if not isinstance(other, Track):
             return NotImplemented
         same = (self.program, self.is_drum, self.voice, self.name) == (
-            other.program, other.is_drum, other.voice, other.name
-        )  # fmt: skip
+            other.program,
+            other.is_drum,
+            other.voice,
+            other.name,
+        )
         return same and np.array_equal(self.notes, other.notes)
 
     __hash__ = None
@@ -121,7 +126,9 @@ class Track:
     @property
     def label(self) -> str:
         """What a person calls the track: its voice, its name (printable), or its program."""
-        return self.voice.capitalize() or printable(self.name) or ("Drums" if self.is_drum else f"Program {self.program}")
+        return (
+            self.voice.capitalize() or printable(self.name) or ("Drums" if self.is_drum else f"Program {self.program}")
+        )
 
 
 def _in_order(rows: np.ndarray) -> np.ndarray:
@@ -130,7 +137,10 @@ def _in_order(rows: np.ndarray) -> np.ndarray:
     length = end - start
     if len(rows) < 2:
         return rows
-    if min(start.min(), length.min(), pitch.min()) >= 0 and max(start.max() >> 16, length.max(), pitch.max() << 13) < 1 << 20:
+    if (
+        min(start.min(), length.min(), pitch.min()) >= 0
+        and max(start.max() >> 16, length.max(), pitch.max() << 13) < 1 << 20
+    ):
         key = start << 27 | length << 7 | pitch  # 36, 20 and 7 bits
         if np.all(key[1:] > key[:-1]):
             return rows
@@ -191,8 +201,12 @@ class Score:
     @staticmethod
     def from_columns(columns: np.ndarray, tracks: Sequence[Track], **fields) -> "Score":
         """A score of tracks that were made of ``columns`` (see there) with ``rows_of_tracks``."""
-        score = object.__new__(Score)  # without __init__, which a frozen dataclass makes slow: builds do this twice a file
-        score.__dict__.update(fields, tracks=tuple(tracks), columns=columns)  # columns: what the cached property would compute
+        score = object.__new__(
+            Score
+        )  # without __init__, which a frozen dataclass makes slow: builds do this twice a file
+        score.__dict__.update(
+            fields, tracks=tuple(tracks), columns=columns
+        )  # columns: what the cached property would compute
         if "length_steps" not in fields:
             score.__dict__["length_steps"] = score.last_end_step
         return score
@@ -235,7 +249,7 @@ def rows_of_tracks(columns: np.ndarray, num_tracks: int) -> list[np.ndarray]:
     """The notes of each track (int64, [N, 4] each) as views of ``Score.columns``."""
     limits = columns[0].searchsorted(np.arange(num_tracks + 1)).tolist()
     rows = columns[1:].T
-    return [rows[first:last] for first, last in zip(limits, limits[1:], strict=False)]
+    return [rows[first:last] for first, last in pairwise(limits)]
 
 
 def bar_lines(time_signatures: Sequence[TimeSignature], steps_per_quarter: int, length_steps: int) -> np.ndarray:
@@ -274,8 +288,8 @@ def voices_of(tracks: Sequence[Track], columns: np.ndarray, mode: str = "auto") 
 
     - there are four, named as the four voices in any order and case;
     - all play a choir program (52-54) and have a voice's name, as ``write_midi`` leaves them;
-    - there are four of one program, never two notes at a time, their mean pitches fall from first to last, and the program is
-      a choir, or it is the default piano (0) or an organ (16-20) and no track has a name.
+    - there are four of one program, never two notes at a time, their mean pitches fall from first to last, and the
+      program is a choir, or it is the default piano (0) or an organ (16-20) and no track has a name.
 
     Args:
         mode: ``auto`` is all of this, ``names`` the first two, ``off`` none.
@@ -285,13 +299,20 @@ def voices_of(tracks: Sequence[Track], columns: np.ndarray, mode: str = "auto") 
     four = len(sounding) == len(VOICE_NAMES)
     programs = {track.program for track in sounding}
     are_choirs = CHOIR_PROGRAMS.issuperset(programs)
-    if not sounding or not (four or are_choirs) or mode == "off" or any([track.is_drum or track.voice for track in sounding]):
+    if (
+        not sounding
+        or not (four or are_choirs)
+        or mode == "off"
+        or any([track.is_drum or track.voice for track in sounding])
+    ):
         return none
     names = [track.name.strip().upper() if track.name else "" for track in sounding]
     are_voices = _VOICE_SET.issuperset(names)
     if not (are_voices and (are_choirs or len(set(names)) == len(VOICE_NAMES))):
         may_be_voices = are_choirs or (_UNNAMED_VOICE_PROGRAMS.issuperset(programs) and not any(names))
-        if not (mode == "auto" and four and len(programs) == 1 and may_be_voices and _are_falling_lines(sounding, columns)):
+        if not (
+            mode == "auto" and four and len(programs) == 1 and may_be_voices and _are_falling_lines(sounding, columns)
+        ):
             return none
         names = list(VOICE_NAMES)
     named = iter(names)

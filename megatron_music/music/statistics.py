@@ -4,6 +4,7 @@ They say whether two sets of pieces are alike in these respects, and nothing abo
 pitches: they count in ``note_density`` and ``self_similarity`` alone. Knows nothing about tokens, models or files.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -57,7 +58,7 @@ def self_similarity(scores: Iterable[Score]) -> float | None:
     found = []
     for score in scores:
         bars = _notes_of_bars(score)
-        found += [len(one & next_) / len(one | next_) for one, next_ in zip(bars, bars[1:], strict=False) if one | next_]
+        found += [len(one & next_) / len(one | next_) for one, next_ in itertools.pairwise(bars) if one | next_]
     return float(np.mean(found)) if found else None
 
 
@@ -104,7 +105,9 @@ def _pitched(score: Score) -> np.ndarray:
 
 
 def _notes_of_bars(score: Score) -> list[set[tuple[int, int, bool]]]:
-    """Place, pitch and drums of the notes struck in each bar; a note of no length at the very end is in the last one."""
+    """Place, pitch and drums of the notes struck in each bar; a note of no length at the very end is in the
+    last one.
+    """
     lines = score.bar_starts
     bars: list[set] = [set() for _ in range(max(score.num_bars, 1))]
     for track in score.tracks:

@@ -36,7 +36,9 @@ def _roundest(bin_: int) -> float:
     """The number of a bin divisible by the most of 20, 10, 5 and 2; of equals the nearest to its middle."""
     middle = SLOWEST * (FASTEST / SLOWEST) ** (bin_ / (TEMPO_BINS - 1))
     inside = [speed for speed in range(int(SLOWEST), int(FASTEST) + 1) if tempo_bin(speed) == bin_]
-    return float(min(inside, key=lambda speed: (-sum(speed % by == 0 for by in (20, 10, 5, 2)), abs(np.log(speed / middle)))))
+    return float(
+        min(inside, key=lambda speed: (-sum(speed % by == 0 for by in (20, 10, 5, 2)), abs(np.log(speed / middle))))
+    )
 
 
 _BIN_TEMPOS = tuple(map(_roundest, range(TEMPO_BINS)))

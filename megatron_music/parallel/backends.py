@@ -46,11 +46,14 @@ def naming_transformer_engine() -> Iterator[None]:
         yield
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        if not any(frame.name == "<module>" and "transformer_engine" in Path(frame.filename).parts[:-1] for frame in frames):
+        if not any(
+            frame.name == "<module>" and "transformer_engine" in Path(frame.filename).parts[:-1] for frame in frames
+        ):
             raise
         raise ConfigError(
             f"Transformer Engine is installed but cannot be imported ({type(error).__name__}: {_first_line(error)}); "
-            "install a build that matches torch and its CUDA libraries, or uninstall it to use PyTorch's attention and norms"
+            "install a build that matches torch and its CUDA libraries, or uninstall it to use PyTorch's attention "
+            "and norms"
         ) from error
 
 
@@ -90,7 +93,9 @@ def attention_backend(backend: str, own_layers_because: str | None) -> Iterator[
         ConfigError: a kernel of Transformer Engine for layers of ours; a backend that the environment rules out; an
             environment that rules out every kernel.
     """
-    chosen = {name: os.environ[name] for name in VARIABLES if name in os.environ and os.environ[name] != _set_here.get(name)}
+    chosen = {
+        name: os.environ[name] for name in VARIABLES if name in os.environ and os.environ[name] != _set_here.get(name)
+    }
     wanted = dict(zip(VARIABLES, _KERNELS[backend], strict=True)) if backend in _KERNELS else {}
     if own_layers_because is None:
         _check_environment(backend, wanted, chosen)
@@ -117,10 +122,12 @@ def _check_environment(backend: str, wanted: dict[str, str], chosen: dict[str, s
         refuse_unless(
             value == wanted.get(name, value),
             f"{name}={value} is in the environment and model.attention_backend is {backend}, which needs "
-            f"{name}={wanted.get(name)}; unset it, or set model.attention_backend=auto, under which the environment decides",
+            f"{name}={wanted.get(name)}; unset it, or set model.attention_backend=auto, under which the environment "
+            f"decides",
         )
     refuse_unless(
         list(chosen.values()) != ["0"] * len(VARIABLES),
-        f"{', '.join(VARIABLES)} are all 0 in the environment, which leaves Transformer Engine no attention; unset one of "
+        f"{', '.join(VARIABLES)} are all 0 in the environment, which leaves Transformer Engine no attention; unset "
+        f"one of "
         "them, or set model.attention_backend=local",
     )

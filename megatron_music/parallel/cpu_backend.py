@@ -1,7 +1,7 @@
 """megatron-core on a machine without CUDA: what it asks of ``torch.cuda``, answered by the CPU.
 
-megatron-core runs on gloo and the CPU but for places where it names CUDA outright. ``install`` answers those in this process
-until ``uninstall``; nothing is patched by importing this module, and nothing at all where CUDA exists.
+megatron-core runs on gloo and the CPU but for places where it names CUDA outright. ``install`` answers those in this
+process until ``uninstall``; nothing is patched by importing this module, and nothing at all where CUDA exists.
 """
 
 import contextlib
@@ -20,11 +20,21 @@ def _names_cuda(device) -> bool:
     return isinstance(device, str | torch.device) and str(device).startswith("cuda")
 
 
-# What multiplies matrices. A processor without bfloat16 arithmetic takes some twenty times as long for these as in float32.
+# What multiplies matrices. A processor without bfloat16 arithmetic takes some twenty times as long for these as in
+# float32.
 _PRODUCTS = {
-    F.linear, F.scaled_dot_product_attention, torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm,
-    torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.mm, torch.Tensor.bmm,
-}  # fmt: skip
+    F.linear,
+    F.scaled_dot_product_attention,
+    torch.matmul,
+    torch.mm,
+    torch.bmm,
+    torch.addmm,
+    torch.baddbmm,
+    torch.Tensor.matmul,
+    torch.Tensor.__matmul__,
+    torch.Tensor.mm,
+    torch.Tensor.bmm,
+}
 
 
 def _multiplies_bfloat16() -> bool:
@@ -38,8 +48,8 @@ def _is_half(value) -> bool:
 class _CudaMeansCpu(TorchFunctionMode):
     """Turns calls that name CUDA outright into calls on the CPU.
 
-    Where the processor has no bfloat16 arithmetic, products of bfloat16 matrices are computed in float32 and rounded, as
-    arithmetic units for bfloat16 do.
+    Where the processor has no bfloat16 arithmetic, products of bfloat16 matrices are computed in float32 and rounded,
+    as arithmetic units for bfloat16 do.
     """
 
     def __init__(self):
@@ -104,7 +114,7 @@ class _CpuStatesTracker(megatron_random.CudaRNGStatesTracker):
 
 def _scale(chunk_size, noop_flag, tensor_lists, scale) -> None:
     sources, targets = tensor_lists
-    for source, target in zip(sources, targets):
+    for source, target in zip(sources, targets, strict=True):
         torch.mul(source, scale, out=target)
 
 

@@ -30,14 +30,18 @@ def launched_size() -> int:
         return dist.get_world_size()
     if "WORLD_SIZE" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         raise ConfigError(
-            f"this is one of {os.environ['SLURM_STEP_NUM_TASKS']} tasks of a Slurm step, and RANK, WORLD_SIZE, MASTER_ADDR and "
-            "MASTER_PORT are not set; start one task a node with torchrun, or set them from SLURM_PROCID and SLURM_NTASKS"
+            f"this is one of {os.environ['SLURM_STEP_NUM_TASKS']} tasks of a Slurm step, and RANK, WORLD_SIZE, "
+            f"MASTER_ADDR and "
+            "MASTER_PORT are not set; start one task a node with torchrun, or set them from SLURM_PROCID and "
+            "SLURM_NTASKS"
         )
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _name_allocator_settings() -> None:
-    """PyTorch before 2.9 knows PYTORCH_ALLOC_CONF by an older name; its allocator reads it when the first GPU is used."""
+    """PyTorch before 2.9 knows PYTORCH_ALLOC_CONF by an older name; its allocator reads it when the first GPU
+    is used.
+    """
     if "PYTORCH_ALLOC_CONF" in os.environ and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9):
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", os.environ["PYTORCH_ALLOC_CONF"])
 
@@ -53,7 +57,8 @@ def start(parallel: ParallelConfig) -> None:
     """
     if parallel.context_parallel_size > 1 and (reason := why_no_transformer_engine()):
         raise ConfigError(
-            f"parallel.context_parallel_size is {parallel.context_parallel_size}, which needs Transformer Engine's attention, "
+            f"parallel.context_parallel_size is {parallel.context_parallel_size}, which needs Transformer Engine's "
+            f"attention, "
             f"and {reason}; set parallel.context_parallel_size=1 or run in NVIDIA's container on GPUs"
         )
     global _joins
@@ -94,15 +99,17 @@ def own_gpu(environment: Mapping[str, str], count: int) -> int:
         ConfigError: there are more processes than GPUs.
     """
     local_rank = int(environment.get("LOCAL_RANK", "0"))
-    # Under `srun --gpus-per-task` each task sees its own GPUs alone, numbered from 0. A task that is a torchrun shares its own
-    # among several processes, and those keep to the rule.
+    # Under `srun --gpus-per-task` each task sees its own GPUs alone, numbered from 0. A task that is a torchrun shares
+    # its own among several processes, and those keep to the rule.
     is_task = environment.get("SLURM_LOCALID") == str(local_rank) and "SLURM_GPUS_PER_TASK" in environment
     if local_rank >= count > 0 and is_task:
         return local_rank % count
     if local_rank >= count:
         raise ConfigError(
-            f"this is process {local_rank + 1} of this machine and sees {count} GPU{'' if count == 1 else 's'}; start {count} or fewer "
-            "processes per node, and where there are more GPUs let each process see them all (--gpus-per-node, no CUDA_VISIBLE_DEVICES)"
+            f"this is process {local_rank + 1} of this machine and sees {count} GPU{'' if count == 1 else 's'}; start "
+            f"{count} or fewer "
+            "processes per node, and where there are more GPUs let each process see them all (--gpus-per-node, no "
+            "CUDA_VISIBLE_DEVICES)"
         )
     return local_rank
 
@@ -131,9 +138,9 @@ def _is_restarted_by_one_torchrun() -> bool:
 def _join_again(backend: str, timeout: timedelta) -> None:
     """Join the processes once more, under names that have not been used in the store they meet at.
 
-    There the addresses of before still stand: of the dead that torchrun has replaced (pytorch issue 135712), and of these
-    very processes where they had parted. The count of restarts tells the attempts apart, though only on one node: each
-    torchrun counts for itself.
+    There the addresses of before still stand: of the dead that torchrun has replaced (pytorch issue 135712), and of
+    these very processes where they had parted. The count of restarts tells the attempts apart, though only on one node:
+    each torchrun counts for itself.
     """
     store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if _is_restarted_by_one_torchrun() else "0"
@@ -185,7 +192,9 @@ def warn(sentence: str) -> None:
 
 
 def to_device(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A micro batch on this process's device; to a GPU from page-locked memory, so that the copy need not be waited for."""
+    """A micro batch on this process's device; to a GPU from page-locked memory, so that the copy need not be waited
+    for.
+    """
     device, pins = torch.cuda.current_device(), torch.cuda.is_available()
     return {
         name: (value.pin_memory() if pins and value.device.type == "cpu" else value).to(device, non_blocking=True)

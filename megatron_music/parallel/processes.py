@@ -1,6 +1,7 @@
 """Commands that this one starts, and that end with it, whatever stops it. Linux finds their descendants, too.
 
-torchrun starts each worker in a session of its own and forgets it where a signal comes while it does, so that ending a launcher
+torchrun starts each worker in a session of its own and forgets it where a signal comes while it does, so that ending a
+launcher
 or its process group can leave workers behind: they are found by an environment variable that all of them inherit.
 """
 
@@ -83,10 +84,11 @@ def end_with_parent() -> None:
 
 @contextlib.contextmanager
 def stopped_by_every_signal() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, so that child processes and temporary files are cleared away.
+    """SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, so that child processes and temporary files are
+    cleared away.
 
-    A second one ends the process at once. Signals that are ignored stay so, as under nohup; elsewhere than in the main thread
-    nothing changes.
+    A second one ends the process at once. Signals that are ignored stay so, as under nohup; elsewhere than in the main
+    thread nothing changes.
     """
 
     def interrupt(number, frame) -> None:

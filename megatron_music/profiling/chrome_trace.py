@@ -1,7 +1,8 @@
 """Chrome traces as profilers really write them: torch.profiler of any version since 1.8, plain or gzipped.
 
-Read too: control characters and single backslashes in names, an array left open, numbers as strings. An event without a name, a start or a
-length is left out and counted. Without a GPU in the trace, the innermost operators on the CPU stand in for kernels.
+Read too: control characters and single backslashes in names, an array left open, numbers as strings. An event without a
+name, a start or a length is left out and counted. Without a GPU in the trace, the innermost operators on the CPU stand
+in for kernels.
 """
 
 import gzip

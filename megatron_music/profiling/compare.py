@@ -1,7 +1,8 @@
 """Whether two runs differ: medians, the difference, and how much of it is noise.
 
-Steps that follow each other are alike, so an interval from single steps would be too narrow: blocks of them are drawn (Kuensch
-1989, the moving-block bootstrap). It is the noise within these two runs; another day or other nodes are not in it.
+Steps that follow each other are alike, so an interval from single steps would be too narrow: blocks of them are drawn
+(Kuensch 1989, the moving-block bootstrap). It is the noise within these two runs; another day or other nodes are not in
+it.
 """
 
 import math
@@ -53,7 +54,11 @@ def difference(quantity: str, first: Sequence[float], second: Sequence[float], s
     draws = [_medians_of_blocks(values, random) for values in sides]
     shares = draws[1] / draws[0] - 1
     low, high = (float(bound) for bound in np.quantile(shares, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]))
-    verdict = "no difference shown" if low <= 0 <= high else f"the second is {abs(share):.1%} {'above' if share > 0 else 'below'}"
+    verdict = (
+        "no difference shown"
+        if low <= 0 <= high
+        else f"the second is {abs(share):.1%} {'above' if share > 0 else 'below'}"
+    )
     return Difference(quantity, *medians, *map(len, sides), share, low, high, verdict)
 
 
@@ -72,7 +77,10 @@ def compare_sweeps(first: Sweep, second: Sweep) -> tuple[list[tuple[Row, Differe
     Raises:
         ValueError: there is no such setting.
     """
-    sides = [{(row.num_gpus, *sorted(row.settings.items())): (row, outcome_of(sweep, row)) for row in sweep.rows} for sweep in (first, second)]
+    sides = [
+        {(row.num_gpus, *sorted(row.settings.items())): (row, outcome_of(sweep, row)) for row in sweep.rows}
+        for sweep in (first, second)
+    ]
     found = []
     for key, (row, outcome) in sides[0].items():
         other = sides[1][key][1] if key in sides[1] else None
@@ -84,7 +92,9 @@ def compare_sweeps(first: Sweep, second: Sweep) -> tuple[list[tuple[Row, Differe
 
 
 def largest_loss_difference(first: dict[int, float], second: dict[int, float]) -> tuple[int, float] | None:
-    """The iteration, of those that both have, where the losses differ most, and by what share; None: they share none."""
+    """The iteration, of those that both have, where the losses differ most, and by what share; None: they share
+    none.
+    """
     common = sorted(first.keys() & second.keys())
     if not common:
         return None

@@ -1,14 +1,17 @@
-"""Floating-point operations of a GPT's training step by the formulas that are published with, and MFU and HFU from them.
+"""Floating-point operations of a GPT's training step by the formulas that are published with, and MFU and HFU from
+them.
 
 Counts follow from the configuration alone, without torch.
 
 MFU divides the operations that the model needs by what the GPUs could have done; HFU those that are carried out, the
-recomputed ones included. A figure means something only beside the name of its formula, the vocabulary size and the sequence
+recomputed ones included. A figure means something only beside the name of its formula, the vocabulary size and the
+sequence
 length: the logits alone are half of a small model.
 
 | formula | a step, and the paper on arXiv | attention | recomputation | holds for |
 | --- | --- | --- | --- | --- |
-| ``mcore`` | as Megatron-LM prints since 2025 | causal half | not counted in MFU | every GPT here; experts, kv_channels |
+| ``mcore`` | as Megatron-LM prints since 2025 | causal half | not counted in MFU | every GPT here; experts, kv_channels
+|
 | ``72-form`` | 72 B s l h^2 (1 + s/6h + V/12lh), 2205.05198 | all s^2 | not counted in MFU | MHA, GELU, FFN 4h |
 | ``paper-eq3`` | 96 B s l h^2 (1 + s/6h + V/16lh), 2104.04473 | all s^2 | full, always: an HFU | the same |
 """
@@ -46,7 +49,12 @@ class StepFlops(NamedTuple):
 
 
 def step_flops(
-    model: ModelConfig, global_batch_size: int, *, formula: str = "mcore", recomputation: str = "none", variant: Variant = PLAIN
+    model: ModelConfig,
+    global_batch_size: int,
+    *,
+    formula: str = "mcore",
+    recomputation: str = "none",
+    variant: Variant = PLAIN,
 ) -> StepFlops:
     """The operations of one training step. A multiplication and an addition are two.
 
@@ -55,10 +63,11 @@ def step_flops(
     Args:
         global_batch_size: sequences of ``model.seq_length`` tokens.
         formula: ``mcore``, ``72-form`` or ``paper-eq3``. The model part of ``paper-eq3`` is the 72-form.
-        recomputation: what the backward pass computes again: ``none``, the core attention (``selective``) or whole layers
-            (``full``). The output layer never is. Under ``72-form``, ``selective`` doubles the attention term as the
-            paper does (s/3h); a strict count of one more forward attention would be s/4.5h, which ``mcore`` uses.
-        variant: counted by ``mcore`` alone. Of experts, those a token passes through count; the router's product does not.
+        recomputation: what the backward pass computes again: ``none``, the core attention (``selective``) or whole
+            layers (``full``). The output layer never is. Under ``72-form``, ``selective`` doubles the attention term as
+            the paper does (s/3h); a strict count of one more forward attention would be s/4.5h, which ``mcore`` uses.
+        variant: counted by ``mcore`` alone. Of experts, those a token passes through count; the router's product does
+            not.
 
     Raises:
         ValueError: an unknown word, or a model for which the formula is not derived.
@@ -77,7 +86,8 @@ def step_flops(
     _refuse_other_shapes(model, formula, variant)
     if formula == "paper-eq3" and recomputation != "full":
         raise ValueError(
-            f"paper-eq3 counts full recomputation, and recomputation is {recomputation}; use 72-form, or recomputation=full"
+            f"paper-eq3 counts full recomputation, and recomputation is {recomputation}; use 72-form, or "
+            f"recomputation=full"
         )
     layers, attention, logits = forward_flops(model, causal=False)
     needed = PASSES * (layers + logits)
@@ -101,7 +111,9 @@ def forward_flops(model: ModelConfig, *, causal: bool, variant: Variant = PLAIN)
     attention = 4 * seq_length**2 * query_size * (0.5 if causal else 1.0)
     projections = 2 * seq_length * hidden_size * (2 * query_size + 2 * key_value_size)
     experts = variant.moe_router_topk * variant.moe_ffn_hidden_size + variant.moe_shared_expert_intermediate_size
-    widths = (num_layers - variant.num_moe_layers) * model.ffn_hidden_size + variant.num_moe_layers * experts  # of all layers
+    widths = (
+        num_layers - variant.num_moe_layers
+    ) * model.ffn_hidden_size + variant.num_moe_layers * experts  # of all layers
     feed_forward = 2 * matrices * seq_length * hidden_size * widths
     layers = num_layers * (projections + attention) + feed_forward
     return float(layers), float(num_layers * attention), 2.0 * seq_length * hidden_size * model.vocab_size

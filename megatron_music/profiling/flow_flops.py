@@ -1,7 +1,8 @@
-"""Floating-point operations of both text-to-music models, from their sizes alone. A multiplication and an addition are two.
+"""Floating-point operations of both text-to-music models, from their sizes alone. A multiplication and an addition are
+two.
 
-Counted are the matrix products and the attention, all of it: no position is hidden. Norms, activations, sines, and the fixed
-parts of the solver are not.
+Counted are the matrix products and the attention, all of it: no position is hidden. Norms, activations, sines, and the
+fixed parts of the solver are not.
 """
 
 from megatron_music.config.flow_sizes import (
@@ -39,14 +40,21 @@ def condition_flops(size: DiTSize, music_size: int | None) -> float:
 
 
 def step_flops(
-    size: FlowSize, global_batch_size: int, *, frames: int, words: int, music_size: int | None = None, recomputation: str = "none"
+    size: FlowSize,
+    global_batch_size: int,
+    *,
+    frames: int,
+    words: int,
+    music_size: int | None = None,
+    recomputation: str = "none",
 ) -> StepFlops:
     """Operations of one training step, forward and backward, of all GPUs together.
 
     Args:
         words: states of a caption.
         music_size: of the embedding that stage 2 is told; None: it is told of none.
-        recomputation: what the backward pass computes again: ``none``, the core attention (``selective``) or whole layers (``full``).
+        recomputation: what the backward pass computes again: ``none``, the core attention (``selective``) or whole
+            layers (``full``).
 
     Raises:
         ValueError: another word.
@@ -65,7 +73,9 @@ def step_flops(
 
 
 def sampling_flops(size: FlowSize, evaluations: int, *, frames: int, tokens: int, guided: bool) -> float:
-    """Operations of one sample, guidance's second half of the batch included; stage 1 makes its keys and values once."""
+    """Operations of one sample, guidance's second half of the batch included; stage 1 makes its keys and values
+    once.
+    """
     branches = 1 + guided
     if isinstance(size, Text2MuQSize):
         step = forward_flops(size, frames, tokens) - key_value_flops(size, tokens)
@@ -99,6 +109,8 @@ def _ends(size: FlowSize, frames: int, tokens: int) -> float:
     if isinstance(size, Text2MuQSize):
         return float(time + 4 * size.embedding_size * width)
     channels, context = size.latent_channels, size.context_size
-    embedders = 2 * (size.global_size * width + width**2) + 2 * tokens * (size.context_input_size * context + context**2)
+    embedders = 2 * (size.global_size * width + width**2) + 2 * tokens * (
+        size.context_input_size * context + context**2
+    )
     modulator = 2 * (1 + MODULATIONS) * width**2 if size.is_modulated else 0
     return float(time + embedders + modulator + 4 * frames * (channels**2 + channels * width))

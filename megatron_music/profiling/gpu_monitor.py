@@ -1,6 +1,7 @@
 """What nvidia-smi says of a GPU over a stretch of time: utilization, memory, power.
 
-``utilization.gpu`` is the share of time in which any kernel ran, however small: 100% says nothing of how well it was used.
+``utilization.gpu`` is the share of time in which any kernel ran, however small: 100% says nothing of how well it was
+used.
 """
 
 import contextlib
@@ -19,9 +20,9 @@ class GpuMonitor:
         gpu: the index or UUID of the GPU; None: there is none, and nothing is asked.
 
     Attributes:
-        figures: afterwards the means of ``gpu_utilization`` and ``memory_utilization`` in [0, 1] and of ``power_w``, the most
-            of ``memory_used_gib``, each None where the GPU does not tell, and the number of ``samples``; None where
-            nvidia-smi is not there or said nothing.
+        figures: afterwards the means of ``gpu_utilization`` and ``memory_utilization`` in [0, 1] and of ``power_w``,
+            the most of ``memory_used_gib``, each None where the GPU does not tell, and the number of ``samples``; None
+            where nvidia-smi is not there or said nothing.
     """
 
     def __init__(self, gpu: str | None):
@@ -31,8 +32,13 @@ class GpuMonitor:
     def __enter__(self) -> "GpuMonitor":
         self._process = None
         if self._gpu is not None:
-            command = ["nvidia-smi", f"--id={self._gpu}", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits",
-                       f"--loop-ms={INTERVAL_MS}"]  # fmt: skip
+            command = [
+                "nvidia-smi",
+                f"--id={self._gpu}",
+                f"--query-gpu={','.join(_FIELDS)}",
+                "--format=csv,noheader,nounits",
+                f"--loop-ms={INTERVAL_MS}",
+            ]
             with contextlib.suppress(OSError):
                 self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         return self
@@ -53,7 +59,9 @@ def _summary(output: str) -> dict[str, float | None] | None:
     lines = [line.split(",") for line in output.splitlines() if line.count(",") == len(_FIELDS) - 1]
     if not lines:
         return None
-    utilization, memory, used, power = ([value for word in column if (value := _number(word)) is not None] for column in zip(*lines, strict=True))
+    utilization, memory, used, power = (
+        [value for word in column if (value := _number(word)) is not None] for column in zip(*lines, strict=True)
+    )
     return {
         "gpu_utilization": fmean(utilization) / 100 if utilization else None,
         "memory_utilization": fmean(memory) / 100 if memory else None,

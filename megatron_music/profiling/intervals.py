@@ -1,4 +1,6 @@
-"""Sets of points in time as sorted, disjoint intervals: what is a sum where nothing overlaps, and is not where it does."""
+"""Sets of points in time as sorted, disjoint intervals: what is a sum where nothing overlaps, and is not where
+it does.
+"""
 
 import numpy as np
 

@@ -1,7 +1,7 @@
 """The kind of a kernel or operator: matrix product, attention, communication, memory traffic or other.
 
-Told by the function's own name. Template arguments and argument types say which data a kernel takes, not what it does: a lookup in a table
-takes an ``fbgemm_gpu::FixedDivisor``, and a norm ``cutlass::bfloat16_t``.
+Told by the function's own name. Template arguments and argument types say which data a kernel takes, not what it does:
+a lookup in a table takes an ``fbgemm_gpu::FixedDivisor``, and a norm ``cutlass::bfloat16_t``.
 """
 
 import re
@@ -13,12 +13,28 @@ _COMMUNICATION = re.compile(
     r"ModelParallelRegion|cross_device_reduce|userbuffers|multimem",
     re.IGNORECASE,
 )  # before the others: the names of NCCL's kernels have types of products in them
-# Of the last part of a name, without its namespaces: flashinfer and fbgemm_gpu are libraries, not what a kernel of theirs does.
+# Of the last part of a name, without its namespaces: flashinfer and fbgemm_gpu are libraries, not what a kernel of
+# theirs does.
 _LAST_PART = (
     ("memory", re.compile(r"(reshape|concat)_and_cache", re.IGNORECASE)),
-    ("other", re.compile(r"^triton_(poi|red|per)_")),  # fused elementwise work and reductions, named after all they replace
-    ("attention", re.compile(r"flash|fmha|attention|attn|sdpa|scaled_(upper_triang_)?masked_softmax|PagedKVCache|(Batch|Single)(Prefill|Decode)", re.I)),
-    ("gemm", re.compile(r"gemm|gemv|^cutlass_|cublas|nvjet|xmma|wgrad|dgrad|^Cijk_|^bmm_|matmul|splitKreduce|fused_moe|(^|_)(add|b)?mm(_|\d|$)", re.I)),
+    (
+        "other",
+        re.compile(r"^triton_(poi|red|per)_"),
+    ),  # fused elementwise work and reductions, named after all they replace
+    (
+        "attention",
+        re.compile(
+            r"flash|fmha|attention|attn|sdpa|scaled_(upper_triang_)?masked_softmax|PagedKVCache|(Batch|Single)(Prefill|Decode)",
+            re.I,
+        ),
+    ),
+    (
+        "gemm",
+        re.compile(
+            r"gemm|gemv|^cutlass_|cublas|nvjet|xmma|wgrad|dgrad|^Cijk_|^bmm_|matmul|splitKreduce|fused_moe|(^|_)(add|b)?mm(_|\d|$)",
+            re.I,
+        ),
+    ),
     ("memory", re.compile(r"memcpy|memset|copy|CatArray", re.IGNORECASE)),
 )
 _ATEN = (

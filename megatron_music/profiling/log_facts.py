@@ -1,7 +1,7 @@
 """The facts a host's log states about its run: shape, batch size, number of GPUs, precision.
 
-Megatron-LM prints its arguments as ``name ....... value`` before the tokenizer is built; the padded vocabulary size follows in a line of
-its own. An architecture that no formula here counts is refused, never counted as a dense GPT.
+Megatron-LM prints its arguments as ``name ....... value`` before the tokenizer is built; the padded vocabulary size
+follows in a line of its own. An architecture that no formula here counts is refused, never counted as a dense GPT.
 """
 
 import json
@@ -10,10 +10,15 @@ from collections.abc import Sequence
 
 # Megatron-LM's arguments and the names they have here.
 _ARGUMENTS = {
-    "num_layers": "num_layers", "hidden_size": "hidden_size", "num_attention_heads": "num_attention_heads",
-    "ffn_hidden_size": "ffn_hidden_size", "seq_length": "seq_length", "padded_vocab_size": "vocab_size",
-    "global_batch_size": "global_batch_size", "world_size": "num_gpus",
-}  # fmt: skip
+    "num_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "ffn_hidden_size": "ffn_hidden_size",
+    "seq_length": "seq_length",
+    "padded_vocab_size": "vocab_size",
+    "global_batch_size": "global_batch_size",
+    "world_size": "num_gpus",
+}
 _RECOMPUTATIONS = {"full": "full", "selective": "selective", "None": "none"}
 _ARGUMENT = re.compile(r"\b(\w+) \.{3,} (\S.*?)\s*$")
 _PADDED_VOCABULARY = re.compile(r"> padded vocab \(size: \d+\) with \d+ dummy tokens \(new size: (\d+)\)")
@@ -53,7 +58,9 @@ def facts_of(lines: Sequence[str]) -> dict:
     if "num_layers" in facts:
         facts |= _shape(arguments, facts)
     elif any(_EXPERTS_OF_BRIDGE.search(line) for line in lines):
-        facts["not_counted"] = "num_moe_experts in the log: experts are counted from Megatron-LM's list of arguments alone"
+        facts["not_counted"] = (
+            "num_moe_experts in the log: experts are counted from Megatron-LM's list of arguments alone"
+        )
     batches = sorted({int(match[1]) for line in lines for match in _BATCH.finditer(line)})
     if len(batches) == 1:
         facts["global_batch_size"] = batches[0]
@@ -72,7 +79,11 @@ def _shape(arguments: dict[str, str], facts: dict) -> dict:
     low = [f"{name} {arguments[name]}" for name in ("fp8", "fp4") if arguments.get(name, "None") not in _OFF]
     if low:
         found["low_precision"] = ", ".join(low)
-    others = [f"{name} {arguments[name]}" for name, usual in _NOT_COUNTED.items() if arguments.get(name, usual[0]) not in usual]
+    others = [
+        f"{name} {arguments[name]}"
+        for name, usual in _NOT_COUNTED.items()
+        if arguments.get(name, usual[0]) not in usual
+    ]
     if others:
         found["not_counted"] = ", ".join(others)
     try:

@@ -1,9 +1,10 @@
 """Step times and losses from our ``metrics.jsonl``, or from a log of Megatron-LM, Megatron-Bridge or NeMo.
 
-A log may hold several starts one after another, and lines of several ranks, labelled as ``srun --label`` and torchrun do. Colours are
-dropped; a line that the terminal wrapped is put together; two lines run together are two.
+A log may hold several starts one after another, and lines of several ranks, labelled as ``srun --label`` and torchrun
+do. Colours are dropped; a line that the terminal wrapped is put together; two lines run together are two.
 """
 
+import itertools
 import json
 import math
 import re
@@ -70,9 +71,15 @@ def read_log(path: Path) -> Log:
     try:
         text = read_bytes(path, TABLE_BYTES).decode("utf-8", "replace")
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({reason_of(error)}); name a metrics.jsonl, a run's folder or a host's log") from None
+        raise ValueError(
+            f"{path} cannot be read ({reason_of(error)}); name a metrics.jsonl, a run's folder or a host's log"
+        ) from None
     lines = re.split(r"[\r\n]+", _COLOUR.sub("", text))
-    for kind, read in (("metrics.jsonl", _own_steps), ("Megatron-LM or Megatron-Bridge", _megatron_steps), ("NeMo", _nemo_steps)):
+    for kind, read in (
+        ("metrics.jsonl", _own_steps),
+        ("Megatron-LM or Megatron-Bridge", _megatron_steps),
+        ("NeMo", _nemo_steps),
+    ):
         steps = list(read(lines))
         if steps:
             facts = facts_of(lines)
@@ -96,7 +103,9 @@ def summarize(steps: Sequence[Step], warmup: int) -> StepTime:
         ValueError: nothing is left.
     """
     kept = sorted(step.seconds for step in after_warmup(steps, warmup))
-    return StepTime(_quantile(kept, 0.5), _quantile(kept, 0.25), _quantile(kept, 0.75), len(kept), len(steps) - len(kept))
+    return StepTime(
+        _quantile(kept, 0.5), _quantile(kept, 0.25), _quantile(kept, 0.75), len(kept), len(steps) - len(kept)
+    )
 
 
 def after_warmup(steps: Sequence[Step], warmup: int) -> list[Step]:
@@ -108,7 +117,8 @@ def after_warmup(steps: Sequence[Step], warmup: int) -> list[Step]:
     kept = [step for step, before in _with_iterations_before(steps) if before >= warmup]
     if not kept:
         raise ValueError(
-            f"every line ({len(steps)}) covers some of the first {counted(warmup, 'iteration')} of a start, the warm-up; give --warmup 0, or "
+            f"every line ({len(steps)}) covers some of the first {counted(warmup, 'iteration')} of a start, the "
+            f"warm-up; give --warmup 0, or "
             "a longer run"
         )
     return kept
@@ -117,10 +127,11 @@ def after_warmup(steps: Sequence[Step], warmup: int) -> list[Step]:
 def _with_iterations_before(steps: Sequence[Step]) -> Iterable[tuple[Step, int]]:
     """Each line with the number of iterations of its start that precede those it covers."""
     for start in _starts(steps):
-        gaps = [later.iteration - earlier.iteration for earlier, later in zip(start, start[1:], strict=False)]
+        gaps = [later.iteration - earlier.iteration for earlier, later in itertools.pairwise(start)]
         first = start[0].iteration
         interval = _interval(first, gaps)
-        # Megatron-LM logs the first iteration of a start by itself and does not reset its timer: the next line covers that one again.
+        # Megatron-LM logs the first iteration of a start by itself and does not reset its timer: the next line covers
+        # that one again.
         logs_first = bool(gaps) and gaps[0] < interval and first % interval != 0
         begin = first if logs_first or start[0].covers_one else first - interval + 1
         for step in start:
@@ -181,7 +192,16 @@ def _megatron_lines(lines: Sequence[str]) -> Iterable[tuple[str, Step]]:
             if head and time and 0 < float(time[1]) < math.inf:
                 tflops = _number(_TFLOPS, record) or bridge_tflops.pop(rank, None)
                 batch = _BATCH.search(record)
-                yield rank, Step(int(head[1]), float(time[1]) * 1e-3, _number(_LOSS, record), tflops, int(batch[1]) if batch else None)
+                yield (
+                    rank,
+                    Step(
+                        int(head[1]),
+                        float(time[1]) * 1e-3,
+                        _number(_LOSS, record),
+                        tflops,
+                        int(batch[1]) if batch else None,
+                    ),
+                )
 
 
 def _unwrapped(record: str, lines: Sequence[str], unlabelled: Sequence[str], number: int, rank: str) -> str:
@@ -212,13 +232,22 @@ def _nemo_steps(lines: Sequence[str]) -> Iterable[Step]:
         bar = _BAR.search(line)
         iteration = places.iteration(matched[1], int(bar[1]) if bar else None)
         batch = _BATCH.search(line)
-        step = Step(iteration, float(matched[2]), _number(_LOSS, line), _number(_TFLOPS, line), int(batch[1]) if batch else None, covers_one=True)
+        step = Step(
+            iteration,
+            float(matched[2]),
+            _number(_LOSS, line),
+            _number(_TFLOPS, line),
+            int(batch[1]) if batch else None,
+            covers_one=True,
+        )
         found.append(((label[1] or label[2] or "") if label else "", step))
     return _merge_ranks(found)
 
 
 class _NemoPlaces:
-    """Exact iterations of a bar whose ``global_step`` tqdm rounds to three digits, as in 1.2e+5: from the counter beside it."""
+    """Exact iterations of a bar whose ``global_step`` tqdm rounds to three digits, as in 1.2e+5: from the counter
+    beside it.
+    """
 
     def __init__(self):
         self.offset: int | None = None  # of the iteration to the bar's counter, which starts anew in each epoch
@@ -241,15 +270,22 @@ class _NemoPlaces:
 
 
 def _merge_ranks(found: list[tuple[str, Step]]) -> list[Step]:
-    """One step for each iteration of each start: ranks that print the same one are averaged; a bar drawn twice counts once."""
-    repeated = sum(earlier[1].iteration == later[1].iteration for earlier, later in zip(found, found[1:], strict=False))
+    """One step for each iteration of each start: ranks that print the same one are averaged; a bar drawn twice counts
+    once.
+    """
+    repeated = sum(earlier[1].iteration == later[1].iteration for earlier, later in itertools.pairwise(found))
     # Most steps come in twos: these are ranks, not starts. A single pair may be the first step of two starts.
     without_labels = len(found) > 1 and 2 * repeated >= len(found) - 1 and (repeated > 1 or len(found) == 2)
     starts: list[dict[int, dict[str, list[Step]]]] = []
     latest: dict[str, int] = {}  # each rank's last iteration in this start
     for rank, step in found:
         here = starts[-1].get(step.iteration) if starts else None
-        if here is not None and rank in here and step.iteration == latest[rank] and (without_labels or here[rank][-1] == step):
+        if (
+            here is not None
+            and rank in here
+            and step.iteration == latest[rank]
+            and (without_labels or here[rank][-1] == step)
+        ):
             if here[rank][-1] != step:
                 here[rank].append(step)
             continue
@@ -260,7 +296,11 @@ def _merge_ranks(found: list[tuple[str, Step]]) -> list[Step]:
             latest = {}
         starts[-1].setdefault(step.iteration, {}).setdefault(rank, []).append(step)
         latest[rank] = step.iteration
-    return [_mean([step for own in ranks.values() for step in own]) for start in starts for _, ranks in sorted(start.items())]
+    return [
+        _mean([step for own in ranks.values() for step in own])
+        for start in starts
+        for _, ranks in sorted(start.items())
+    ]
 
 
 def _mean(steps: Sequence[Step]) -> Step:

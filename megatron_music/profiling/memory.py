@@ -1,13 +1,14 @@
 """Estimates the memory of training a GPT on each rank, for any layout: weights, gradients, optimizer, activations.
 
-From the configuration alone. Weights, gradients and optimizer are exact up to the padding of megatron-core's buffers. Activations
-are those saved for the backward pass at the fullest moment of the schedule, as megatron-core's layers with fused attention save
-them (arXiv:2205.05198, table 2, counts each operation by itself, so a tensor that two of them share is counted twice there). Not
+From the configuration alone. Weights, gradients and optimizer are exact up to the padding of megatron-core's buffers.
+Activations are those saved for the backward pass at the fullest moment of the schedule, as megatron-core's layers with
+fused attention save them (arXiv:2205.05198, table 2, counts each operation by itself, so a tensor that two of them
+share is counted twice there). Not
 counted: temporary buffers, fragmentation, the CUDA context and NCCL's buffers, which take a few GB more.
 
-Transformer Engine's layers, which `train` uses where they are installed, are counted from their code: a fused norm saves its input
-and its output, which is one tensor less for each RMSNorm; the other parts of a layer save the same. This was not measured.
-docs/profiling.md says what a public log shows of it.
+Transformer Engine's layers, which `train` uses where they are installed, are counted from their code: a fused norm
+saves its input and its output, which is one tensor less for each RMSNorm; the other parts of a layer save the same.
+This was not measured. docs/profiling.md says what a public log shows of it.
 """
 
 from typing import NamedTuple
@@ -98,8 +99,9 @@ def estimate_memory(run: RunConfig, num_gpus: int, *, transformer_engine: bool =
 def host_copy(stages: list[Stage], run: RunConfig, num_gpus: int) -> float:
     """Bytes of host memory that one process needs for a save beside training (``checkpoint.async_save``).
 
-    A checkpoint holds weights, moments and float32 weights once, whatever optimizer there is, and the data-parallel processes
-    copy a share each. A save that training waits for copies one tensor at a time, and loading writes into what training holds.
+    A checkpoint holds weights, moments and float32 weights once, whatever optimizer there is, and the data-parallel
+    processes copy a share each. A save that training waits for copies one tensor at a time, and loading writes into
+    what training holds.
     """
     saved = (2 + ADAM_BYTES + MAIN_BYTES) if run.train.bf16 else 4 + ADAM_BYTES
     shares = run.parallel.data_parallel_size(num_gpus) * run.parallel.context_parallel_size
@@ -116,7 +118,11 @@ def checkpoint_memory(stages: list[Stage], run: RunConfig, num_gpus: int) -> str
 
 def parameters_of_stage(run: RunConfig, stage: int) -> int:
     """Parameters on one rank of a pipeline stage. A tied embedding lies on the first stage and on the last."""
-    model, tensor, stages = run.model, run.parallel.tensor_model_parallel_size, run.parallel.pipeline_model_parallel_size
+    model, tensor, stages = (
+        run.model,
+        run.parallel.tensor_model_parallel_size,
+        run.parallel.pipeline_model_parallel_size,
+    )
     is_first, is_last = stage == 0, stage == stages - 1
     norm = model.hidden_size * (2 if model.normalization == "LayerNorm" else 1)
     embedding = model.vocab_size * model.hidden_size // tensor
@@ -131,7 +137,9 @@ def parameters_of_stage(run: RunConfig, stage: int) -> int:
 
 
 def _layer_parameters(model: ModelConfig, norm: int, tensor: int) -> int:
-    """Of one layer on one tensor-parallel rank: norms, and the biases after what is split by rows, are on each whole."""
+    """Of one layer on one tensor-parallel rank: norms, and the biases after what is split by rows, are on each
+    whole.
+    """
     hidden, bias = model.hidden_size, 1 if model.add_bias_linear else 0
     queries_keys_values = hidden + 2 * _key_value_size(model)
     inner = model.ffn_hidden_size * (2 if model.swiglu else 1)
@@ -172,11 +180,17 @@ def _kept_of_layer(run: RunConfig, transformer_engine: bool) -> float:
     tables = 0.0
     if model.position_embedding_type == "rope":
         attention += hidden + key_value
-        tables = 4 * tokens / run.train.micro_batch_size * hidden / model.num_attention_heads  # sines and cosines, of both
+        tables = (
+            4 * tokens / run.train.micro_batch_size * hidden / model.num_attention_heads
+        )  # sines and cosines, of both
     # What goes into the activation and comes out; a gated one keeps both halves, the second once more with its offset,
     # what the activation gives, and the product.
     feed_forward = model.ffn_hidden_size * (5 if model.swiglu else 2)
-    elements = tokens * (2 * _kept_of_norm(model, transformer_engine) / _sequence_parts(run) + (attention + feed_forward) / tensor) + tables
+    elements = (
+        tokens
+        * (2 * _kept_of_norm(model, transformer_engine) / _sequence_parts(run) + (attention + feed_forward) / tensor)
+        + tables
+    )
     statistics = 2 * _norm_statistics(model) / _sequence_parts(run)
     if run.train.recompute_granularity != "selective":
         statistics += model.num_attention_heads / tensor  # the logarithm of each sum
@@ -193,7 +207,9 @@ def _kept_of_head(run: RunConfig, transformer_engine: bool) -> float:
 
 
 def _kept_of_norm(model: ModelConfig, transformer_engine: bool) -> int:
-    """Elements per token: what goes in, and what comes out and into the linear layer; PyTorch's RMSNorm keeps one between."""
+    """Elements per token: what goes in, and what comes out and into the linear layer; PyTorch's RMSNorm keeps one
+    between.
+    """
     return model.hidden_size * (2 if transformer_engine or model.normalization == "LayerNorm" else 3)
 
 

@@ -1,5 +1,4 @@
-"""MFU and HFU of a measured step, by every formula side by side, with what each counts.
-"""
+"""MFU and HFU of a measured step, by every formula side by side, with what each counts."""
 
 import statistics
 from collections.abc import Sequence
@@ -97,7 +96,8 @@ def compare_stated(
 ) -> StatedSpeed | None:
     """Which formula a log's own TFLOP/s per GPU follow; None where its lines state none.
 
-    Megatron-LM counted all of the attention's scores until 2025, and half of them since; NeMo and its benchmark scripts have both.
+    Megatron-LM counted all of the attention's scores until 2025, and half of them since; NeMo and its benchmark scripts
+    have both.
     """
     stated = [(step.tflops_per_gpu, step.seconds) for step in steps if step.tflops_per_gpu]
     if not stated:
@@ -111,7 +111,9 @@ def compare_stated(
     nearest = min(range(2), key=lambda number: distances[number])
     follows = ("causal", "all scores")[nearest] if distances[nearest] < SAME_FORMULA else None
     seconds = statistics.median(seconds for _, seconds in stated)
-    return StatedSpeed(statistics.median(tflops for tflops, _ in stated), counts[0] / seconds, counts[1] / seconds, follows)
+    return StatedSpeed(
+        statistics.median(tflops for tflops, _ in stated), counts[0] / seconds, counts[1] / seconds, follows
+    )
 
 
 def find_peak(gpu: str | None, peak_tflops: float | None, dtype: str | None = None) -> Peak:
@@ -130,7 +132,9 @@ def find_peak(gpu: str | None, peak_tflops: float | None, dtype: str | None = No
             raise ValueError(f"--peak is {peak_tflops}; use TFLOP/s above 0, dense, such as 989 of an H100")
         return Peak(gpu or "a GPU", peak_tflops, "as --peak says", "")
     if not gpu:
-        raise ValueError(f"there is no peak to compare with; give --gpu ({', '.join(PEAKS)}) or --peak TFLOP/s of one GPU")
+        raise ValueError(
+            f"there is no peak to compare with; give --gpu ({', '.join(PEAKS)}) or --peak TFLOP/s of one GPU"
+        )
     if dtype is None:
         known = peak_of(gpu, "fp16")
         dtype = "bf16" if known is None or known.has_bf16 else "fp16"

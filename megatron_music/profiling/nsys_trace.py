@@ -1,4 +1,5 @@
-"""The sqlite that ``nsys export`` makes of a report. Tables exist only for what was traced; columns differ between versions of nsys.
+"""The sqlite that ``nsys export`` makes of a report. Tables exist only for what was traced; columns differ between
+versions of nsys.
 
 Only tables are read, no views and no computed columns, and only so far as a file of its size can hold rows.
 """
@@ -51,7 +52,9 @@ def read_nsys(path: Path) -> list[Timeline]:
                         num_graphs[owner] += fixed == "CUDA graph"
             ranges = _nvtx(base, texts)
     except (sqlite3.Error, OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as nsys's sqlite ({error}); export it again: nsys export --type sqlite") from None
+        raise ValueError(
+            f"{path} cannot be read as nsys's sqlite ({error}); export it again: nsys export --type sqlite"
+        ) from None
     processes = [process for _, process in pieces]
     found = []
     for gpu, process in sorted(pieces):
@@ -60,7 +63,9 @@ def read_nsys(path: Path) -> list[Timeline]:
             rank += f":gpu{gpu}"
         own = pieces[gpu, process].arrays().items()
         of_process = ranges[process].arrays() if process in ranges else {}
-        found.append(timeline_of(rank, "GPU", own, of_process, num_graphs=num_graphs[gpu, process], num_left_out=num_left_out))
+        found.append(
+            timeline_of(rank, "GPU", own, of_process, num_graphs=num_graphs[gpu, process], num_left_out=num_left_out)
+        )
         num_left_out = 0  # told once
     return found
 
@@ -81,8 +86,11 @@ class _Export:
         self._looks = 2 + num_bytes * _STEPS_PER_BYTE // _STEPS_BETWEEN_LOOKS
         self._characters = num_bytes
         connection.set_progress_handler(self._look, _STEPS_BETWEEN_LOOKS)
-        self._tables = {name for name, statement in connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
-                        if "virtual" not in str(statement)[:40].lower()}  # fmt: skip
+        self._tables = {
+            name
+            for name, statement in connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
+            if "virtual" not in str(statement)[:40].lower()
+        }
 
     def _look(self) -> bool:
         """Whether to break off: its rows would fill a larger file."""
@@ -91,7 +99,11 @@ class _Export:
 
     def columns(self, table: str) -> set[str]:
         """A table's own columns; none of a view, a virtual table, or where it is absent."""
-        return {row[1] for row in self._connection.execute(f"PRAGMA table_info({table})")} if table in self._tables else set()
+        return (
+            {row[1] for row in self._connection.execute(f"PRAGMA table_info({table})")}
+            if table in self._tables
+            else set()
+        )
 
     def rows(self, query: str) -> Iterator[tuple]:
         """
@@ -112,7 +124,9 @@ class _Export:
         return {number: text for number, text in self.rows("SELECT id, value FROM StringIds") if isinstance(text, str)}
 
 
-def _rows(base: _Export, table: str, fixed: str | None, texts: dict) -> Iterator[tuple[tuple[int, int], str, tuple[float, float] | None]]:
+def _rows(
+    base: _Export, table: str, fixed: str | None, texts: dict
+) -> Iterator[tuple[tuple[int, int], str, tuple[float, float] | None]]:
     """Owner, name and interval in microseconds of each row; no interval where the row has none."""
     columns = base.columns(table)
     if not {"start", "end"} <= columns:
@@ -120,11 +134,16 @@ def _rows(base: _Export, table: str, fixed: str | None, texts: dict) -> Iterator
     name = next((column for column in ("demangledName", "shortName", "name") if column in columns), None)
     process = next((column for column in ("globalPid", "globalTid") if column in columns), None)
     gpu = "deviceId" if "deviceId" in columns else "0"
-    wanted = f"SELECT start, \"end\", {gpu}, {process or '0'}, {name if fixed is None and name else 'NULL'} FROM {table}"  # fixed names
+    # fixed names
+    wanted = f'SELECT start, "end", {gpu}, {process or "0"}, {name if fixed is None and name else "NULL"} FROM {table}'
     for start, end, device, owner, text in base.rows(wanted):
         is_whole = isinstance(device, int | None) and isinstance(owner, int | None)
         span = _span(start, end) if is_whole else None
-        yield (device or 0, _process(owner) if process else 0) if is_whole else (0, 0), fixed or str(texts.get(text, text)), span
+        yield (
+            (device or 0, _process(owner) if process else 0) if is_whole else (0, 0),
+            fixed or str(texts.get(text, text)),
+            span,
+        )
 
 
 def _nvtx(base: _Export, texts: dict) -> dict[int, Spans]:
@@ -133,11 +152,16 @@ def _nvtx(base: _Export, texts: dict) -> dict[int, Spans]:
     if not {"start", "end", "eventType"} <= columns:
         return found
     chosen = [column if column in columns else "NULL" for column in ("text", "textId", "globalTid")]
-    wanted = f"SELECT start, \"end\", {', '.join(chosen)} FROM NVTX_EVENTS WHERE eventType IN (59, 60) AND \"end\" IS NOT NULL"  # fixed names
+    # fixed names
+    wanted = (
+        f'SELECT start, "end", {", ".join(chosen)} FROM NVTX_EVENTS WHERE eventType IN (59, 60) AND "end" IS NOT NULL'
+    )
     for start, end, text, identifier, owner in base.rows(wanted):
         span = _span(start, end)
         if span is not None and isinstance(owner, int | None):
-            found[_process(owner)].add(_CALL_NUMBER.split(str(text or texts.get(identifier, identifier)), maxsplit=1)[0], *span)
+            found[_process(owner)].add(
+                _CALL_NUMBER.split(str(text or texts.get(identifier, identifier)), maxsplit=1)[0], *span
+            )
     return found
 
 

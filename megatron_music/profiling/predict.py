@@ -1,9 +1,10 @@
-"""The time of a training step of a GPT on a cluster that is not at hand, from the configuration and a few measured rates.
+"""The time of a training step of a GPT on a cluster that is not at hand, from the configuration and a few measured
+rates.
 
-A step is the sum of what a rank waits for: matrix products at a share of the GPU's peak; norms, activations and softmax at a
-share of its memory's speed; tensor-parallel messages within the node; messages between pipeline stages; the pipeline's bubble;
-the reduction of gradients; the optimizer. The shares are fitted to the ten runs of arXiv:2104.04473, table 1 (A100, unfused
-attention); for other GPUs they are carried over, which is an extrapolation.
+A step is the sum of what a rank waits for: matrix products at a share of the GPU's peak; norms, activations and softmax
+at a share of its memory's speed; tensor-parallel messages within the node; messages between pipeline stages; the
+pipeline's bubble; the reduction of gradients; the optimizer. The shares are fitted to the ten runs of arXiv:2104.04473,
+table 1 (A100, unfused attention); for other GPUs they are carried over, which is an extrapolation.
 """
 
 from dataclasses import replace
@@ -35,10 +36,13 @@ class Cluster(NamedTuple):
         Raises:
             ValueError: the GPU's peak in the run's precision is not known.
         """
-        return precision_of(PEAKS[self.gpu], bf16=run.train.bf16, float32_matmul_precision=run.train.float32_matmul_precision)
+        return precision_of(
+            PEAKS[self.gpu], bf16=run.train.bf16, float32_matmul_precision=run.train.float32_matmul_precision
+        )
 
 
-# Of the DGX of each kind, as recalled from data sheets; GB200 and GB300 as of eight GPUs a node, which understates them.
+# Of the DGX of each kind, as recalled from data sheets; GB200 and GB300 as of eight GPUs a node, which understates
+# them.
 CLUSTERS = {
     cluster.gpu: cluster
     for cluster in (
@@ -68,7 +72,13 @@ class Shares(NamedTuple):
 # Fitted to all ten rows; tests/profiling/test_predict.py fits them again, to each nine too.
 FITTED = Shares(0.68, 1.0, 0.7, 1.0, 6.0)
 # Searched, in this order of fields.
-GRID = (np.arange(0.60, 0.86, 0.01), (0.8, 0.9, 1.0), (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), (0.6, 0.8, 1.0), (1.0, 2.0, 4.0, 6.0))
+GRID = (
+    np.arange(0.60, 0.86, 0.01),
+    (0.8, 0.9, 1.0),
+    (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+    (0.6, 0.8, 1.0),
+    (1.0, 2.0, 4.0, 6.0),
+)
 # Passes over memory in a forward pass, in elements for each of hidden size: norms, dropout and residuals, which every
 # tensor-parallel rank does whole without sequence parallelism; then what is split; then reads and writes of the scores.
 WHOLE_PASSES, SPLIT_PASSES, SCORE_PASSES = 12, 10, 5.5
@@ -121,8 +131,8 @@ def predict_step(run: RunConfig, num_gpus: int, cluster: Cluster, shares: Shares
     whole = element * WHOLE_PASSES * tokens * hidden / (tensor if parallel.sequence_parallel else 1)
     once = whole + element * SPLIT_PASSES * tokens * hidden / tensor + softmax
     moved = model.num_layers * (passes * once + (softmax if recomputation == "selective" else 0.0))
-    # Two reductions of a layer's output forward and two backward, and as many as are recomputed; sequence parallelism gathers
-    # the inputs once more for the backward pass.
+    # Two reductions of a layer's output forward and two backward, and as many as are recomputed; sequence parallelism
+    # gathers the inputs once more for the backward pass.
     reductions = (6 if recomputation == "full" else 4) + (1 if parallel.sequence_parallel else 0)
     message = element * tokens * hidden
     sent = model.num_layers * reductions * 2 * (tensor - 1) / tensor * message
@@ -179,9 +189,12 @@ def _terms(run: RunConfig, num_gpus: int, cluster: Cluster) -> list[float]:
         return predict_step(run, num_gpus, cluster, Shares(huge, huge, huge, huge, 0.0)._replace(**one)).seconds
 
     return [
-        only(products=1.0), only(memory=1.0), only(in_node=1.0), only(between_nodes=1.0),
+        only(products=1.0),
+        only(memory=1.0),
+        only(in_node=1.0),
+        only(between_nodes=1.0),
         only(between_nodes=1.0, stage_messages=1.0) - only(between_nodes=1.0),
-    ]  # fmt: skip
+    ]
 
 
 class Layout(NamedTuple):
@@ -192,16 +205,21 @@ class Layout(NamedTuple):
     memory_gb: float  # of the fullest rank
 
 
-def search(run: RunConfig, num_gpus: int, cluster: Cluster, gpu_memory_gb: float) -> tuple[list[Layout], dict[str, int]]:
+def search(
+    run: RunConfig, num_gpus: int, cluster: Cluster, gpu_memory_gb: float
+) -> tuple[list[Layout], dict[str, int]]:
     """All layouts that can be and fit, the fastest first, and how many were left out for what reason.
 
-    Tried are tensor sizes within a node, pipeline sizes with and without chunks, micro batches to 16 and what is recomputed;
-    sequence parallelism goes with tensor parallelism and selective recomputation, the distributed optimizer always.
+    Tried are tensor sizes within a node, pipeline sizes with and without chunks, micro batches to 16 and what is
+    recomputed; sequence parallelism goes with tensor parallelism and selective recomputation, the distributed optimizer
+    always.
     """
     found, left_out = [], {"impossible": 0, "out of memory": 0}
     tensors = [size for size in (1, 2, 4, 8, 16) if size <= min(cluster.gpus_per_node, num_gpus)]
     pipelines = [size for size in range(1, run.model.num_layers + 1) if num_gpus % size == 0]
-    for tensor, pipeline, virtual, micro, again in product(tensors, pipelines, (None, 2, 3, 4), (1, 2, 4, 8, 16), (None, "selective", "full")):
+    for tensor, pipeline, virtual, micro, again in product(
+        tensors, pipelines, (None, 2, 3, 4), (1, 2, 4, 8, 16), (None, "selective", "full")
+    ):
         if virtual is not None and pipeline == 1:
             continue
         try:
@@ -218,7 +236,12 @@ def search(run: RunConfig, num_gpus: int, cluster: Cluster, gpu_memory_gb: float
 
 
 def with_layout(
-    run: RunConfig, tensor: int, pipeline: int, virtual: int | None, micro_batch_size: int, recompute_granularity: str | None
+    run: RunConfig,
+    tensor: int,
+    pipeline: int,
+    virtual: int | None,
+    micro_batch_size: int,
+    recompute_granularity: str | None,
 ) -> RunConfig:
     """The same run, split otherwise.
 

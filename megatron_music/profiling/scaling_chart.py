@@ -18,7 +18,9 @@ _MARKERS = "osD^vP*X"  # lines of one picture differ in colour and marker
 _LETTERS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def plot_scaling(num_gpus: Sequence[int], tokens_per_second: Sequence[float], path: str | os.PathLike, *, title: str) -> None:
+def plot_scaling(
+    num_gpus: Sequence[int], tokens_per_second: Sequence[float], path: str | os.PathLike, *, title: str
+) -> None:
     """Tokens per second over GPUs, both axes logarithmic, beside perfect scaling from the first point.
 
     Below it the efficiency of each point: its tokens per second per GPU as a share of the first one's."""
@@ -28,7 +30,9 @@ def plot_scaling(num_gpus: Sequence[int], tokens_per_second: Sequence[float], pa
     speed.plot(num_gpus, [first * number for number in num_gpus], color=_SOFT, linestyle="--", label="perfect scaling")
     speed.plot(num_gpus, tokens_per_second, marker="o", color=BLUE, label="predicted")
     for number, tokens in zip(num_gpus, tokens_per_second, strict=True):
-        speed.annotate(_compact(tokens), (number, tokens), (-6, 6), textcoords="offset points", ha="right", fontsize="small")
+        speed.annotate(
+            _compact(tokens), (number, tokens), (-6, 6), textcoords="offset points", ha="right", fontsize="small"
+        )
     speed.margins(y=0.12)
     speed.set(xscale="log", yscale="log", ylabel="tokens per second", title=plain(title))
     speed.yaxis.set_major_formatter(lambda value, _: _compact(value))
@@ -37,7 +41,9 @@ def plot_scaling(num_gpus: Sequence[int], tokens_per_second: Sequence[float], pa
     share.axhline(100, color=_SOFT, linestyle="--", linewidth=1)
     share.plot(num_gpus, efficiency, marker="o", color=BLUE)
     for number, percent in zip(num_gpus, efficiency, strict=True):
-        share.annotate(f"{percent:.1f}%", (number, percent), (0, -15), textcoords="offset points", ha="center", fontsize="small")
+        share.annotate(
+            f"{percent:.1f}%", (number, percent), (0, -15), textcoords="offset points", ha="center", fontsize="small"
+        )
     share.set(ylim=(0, 115), xlabel="GPUs", ylabel="efficiency, %", yticks=(0, 50, 100))
     share.margins(x=0.1)
     share.set_xticks(num_gpus, labels=[f"{number:,}" for number in num_gpus])
@@ -48,8 +54,10 @@ def plot_scaling(num_gpus: Sequence[int], tokens_per_second: Sequence[float], pa
 
 
 def plot_sweep(figures: Sequence[Figures], path: str | os.PathLike, *, title: str) -> None:
-    """A bar for each row: model TFLOP/s per GPU, the best in orange, and why a row has none. Beside it, where the number of GPUs varies,
-    tokens per second over GPUs, a line for each precision and batch, and perfect scaling from the first point of each."""
+    """A bar for each row: model TFLOP/s per GPU, the best in orange, and why a row has none. Beside it, where the
+    number of GPUs varies, tokens per second over GPUs, a line for each precision and batch, and perfect scaling from
+    the first point of each.
+    """
     scales = len({row.num_gpus for row in figures if row.status == MEASURED}) > 1
     figure = Figure(figsize=(12 if scales else 7.5, max(3.2, 1.3 + 0.3 * len(figures))), layout="constrained")
     bars, *rest = figure.subplots(1, 2 if scales else 1, squeeze=False, width_ratios=(1.25, 1) if scales else None)[0]
@@ -72,10 +80,20 @@ def _draw_scaling(axes: Axes, figures: Sequence[Figures]) -> None:
         style = {"color": TRACK_COLOURS[place % len(TRACK_COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]}
         axes.plot(gpus, speeds, label=plain(name), **style)
         perfect = [speeds[0] / gpus[0] * number for number in gpus]
-        axes.plot(gpus, perfect, color=_SOFT, linestyle="--", linewidth=1, zorder=0, label=None if place else "perfect scaling")
+        axes.plot(
+            gpus,
+            perfect,
+            color=_SOFT,
+            linestyle="--",
+            linewidth=1,
+            zorder=0,
+            label=None if place else "perfect scaling",
+        )
         for row in rows if len(groups) == 1 else ():
             place = (row.num_gpus, row.tokens_per_second)
-            axes.annotate(f"{row.efficiency:.0%}", place, (0, -15), textcoords="offset points", ha="center", fontsize="small")
+            axes.annotate(
+                f"{row.efficiency:.0%}", place, (0, -15), textcoords="offset points", ha="center", fontsize="small"
+            )
     axes.set_xticks(sorted({row.num_gpus for rows in groups.values() for row in rows}))
     axes.set(xlabel="GPUs", ylabel="tokens per second, the best layout of each")
     axes.margins(x=0.12)
@@ -90,9 +108,13 @@ def _draw_rows(axes: Axes, figures: Sequence[Figures]) -> None:
     axes.barh(places, [row.tflops or 0 for row in figures], color=[ORANGE if row.is_best else BLUE for row in figures])
     for place, row in zip(places, figures, strict=True):
         said = f"{row.tflops:.3g}" if row.status == MEASURED and row.tflops else row.status
-        axes.text(row.tflops or 0, place, f" {said}", va="center", fontsize="small", color="black" if row.tflops else _SOFT)
+        axes.text(
+            row.tflops or 0, place, f" {said}", va="center", fontsize="small", color="black" if row.tflops else _SOFT
+        )
     names = [
-        ", ".join([counted(row.num_gpus, "GPU"), *(f"{short_name(name)} {value}" for name, value in row.settings.items())])
+        ", ".join(
+            [counted(row.num_gpus, "GPU"), *(f"{short_name(name)} {value}" for name, value in row.settings.items())]
+        )
         for row in figures
     ]
     axes.set_yticks(list(places), labels=[plain(name) for name in names], fontsize="small")
@@ -108,7 +130,9 @@ def _draw_rows(axes: Axes, figures: Sequence[Figures]) -> None:
 def _meanings(figures: Sequence[Figures]) -> str:
     """The abbreviations in the names of the rows."""
     fields = dict.fromkeys(name for row in figures for name in row.settings)
-    return "; ".join(f"{SHORT[name]}: {name.partition('.')[2].replace('_', ' ')}" for name in fields if SHORT.get(name, "").isupper())
+    return "; ".join(
+        f"{SHORT[name]}: {name.partition('.')[2].replace('_', ' ')}" for name in fields if SHORT.get(name, "").isupper()
+    )
 
 
 def _plain_axes(axes: Axes, grid: str = "both") -> None:

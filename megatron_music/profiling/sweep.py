@@ -32,14 +32,19 @@ from megatron_music.storage.writing import write_whole
 PLAN = "plan.json"
 FORMAT = 1
 MEASURED, IMPOSSIBLE, OUT_OF_MEMORY, FAILED, WAITING = "measured", "impossible", "out of memory", "failed", "not run"
-# What is split or kept differently and gives the same losses; of rows that differ in these alone a table of scaling has the best.
+# What is split or kept differently and gives the same losses; of rows that differ in these alone a table of scaling has
+# the best.
 LAYOUT = ("parallel.", "train.micro_batch_size", "train.recompute_", "optimizer.use_distributed_optimizer")
 SHORT = {
-    "parallel.tensor_model_parallel_size": "TP", "parallel.pipeline_model_parallel_size": "PP",
-    "parallel.virtual_pipeline_model_parallel_size": "VPP", "parallel.sequence_parallel": "SP",
-    "train.micro_batch_size": "MBS", "train.global_batch_size": "GBS", "train.recompute_granularity": "recomputation",
+    "parallel.tensor_model_parallel_size": "TP",
+    "parallel.pipeline_model_parallel_size": "PP",
+    "parallel.virtual_pipeline_model_parallel_size": "VPP",
+    "parallel.sequence_parallel": "SP",
+    "train.micro_batch_size": "MBS",
+    "train.global_batch_size": "GBS",
+    "train.recompute_granularity": "recomputation",
     "train.bf16": "bf16",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,8 @@ def plan_sweep(
 
     Args:
         vary: fields as ``section.field``, each with its values in YAML.
-        sequences_per_gpu: for ``train.global_batch_size``, which is so many times the number of GPUs; empty: the recipe's.
+        sequences_per_gpu: for ``train.global_batch_size``, which is so many times the number of GPUs; empty: the
+            recipe's.
         gpu: a name, to refuse what it cannot do.
 
     Raises:
@@ -114,7 +120,9 @@ def plan_sweep(
     if sequences_per_gpu and "train.global_batch_size" in names:
         raise ValueError("train.global_batch_size varies, and --sequences-per-gpu sets it too; omit one")
     rows, runs = [], []
-    for number, (gpus, sequences, *values) in enumerate(product(num_gpus, sequences_per_gpu or [None], *(values for _, values in vary))):
+    for number, (gpus, sequences, *values) in enumerate(
+        product(num_gpus, sequences_per_gpu or [None], *(values for _, values in vary))
+    ):
         settings = dict(zip(names, values, strict=True))
         batch = [f"train.global_batch_size={sequences * gpus}"] if sequences else []
         try:
@@ -129,7 +137,14 @@ def plan_sweep(
             reason = None
         except ConfigError as error:
             run, reason = None, str(error)
-        rows.append(Row(number, gpus, settings | ({"train.global_batch_size": str(sequences * gpus)} if sequences else {}), reason))
+        rows.append(
+            Row(
+                number,
+                gpus,
+                settings | ({"train.global_batch_size": str(sequences * gpus)} if sequences else {}),
+                reason,
+            )
+        )
         runs.append(run)
     if all(run is None for run in runs):
         many = f"none of the {len(rows)} settings can be; the first: " if len(rows) > 1 else ""
@@ -139,7 +154,9 @@ def plan_sweep(
     plan = folder / PLAN
     if plan.is_file():
         if plan.read_bytes() != content:
-            raise ValueError(f"{folder} holds another sweep; name another folder, or give `sweep {folder}` to go on with that one")
+            raise ValueError(
+                f"{folder} holds another sweep; name another folder, or give `sweep {folder}` to go on with that one"
+            )
         return sweep
     (folder / "rows").mkdir(parents=True, exist_ok=True)
     for row, run in zip(rows, runs, strict=True):
@@ -168,7 +185,9 @@ def read_sweep(folder: Path) -> Sweep:
             raise KeyError("format")
         return Sweep(folder, tree["name"], tree["steps"], tree["warmup"], rows)
     except FileNotFoundError:
-        raise ValueError(f"{folder} holds no plan of a sweep; make one: megatron-music sweep RECIPE -o {folder} --plan") from None
+        raise ValueError(
+            f"{folder} holds no plan of a sweep; make one: megatron-music sweep RECIPE -o {folder} --plan"
+        ) from None
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{folder / PLAN} is no plan of this version; plan the sweep anew in another folder") from None
 
@@ -275,7 +294,11 @@ def _peak(gpu: str, run: Run) -> float | None:
     train = run.train
     try:
         found = peak_of(gpu, "bf16" if train.bf16 else "fp16") if gpu else None
-        return precision_of(found, bf16=train.bf16, float32_matmul_precision=train.float32_matmul_precision).tflops if found else None
+        return (
+            precision_of(found, bf16=train.bf16, float32_matmul_precision=train.float32_matmul_precision).tflops
+            if found
+            else None
+        )
     except ValueError:  # the GPU has no bf16, or its peak in float32 is not known
         return None
 
@@ -298,8 +321,11 @@ def scaling(figures: Sequence[Figures]) -> list[Scaled]:
     for row in figures:
         if row.tokens_per_second is None:
             continue
-        others = {name: value for name, value in row.settings.items()
-                  if not name.startswith(LAYOUT) and name not in ("train.global_batch_size", "train.bf16")}  # fmt: skip
+        others = {
+            name: value
+            for name, value in row.settings.items()
+            if not name.startswith(LAYOUT) and name not in ("train.global_batch_size", "train.bf16")
+        }
         what = ", ".join(f"{short_name(name)} {value}" for name, value in others.items())
         group = groups.setdefault((what, row.precision, row.sequences_per_gpu), {})
         if row.num_gpus not in group or row.tokens_per_second > group[row.num_gpus].tokens_per_second:

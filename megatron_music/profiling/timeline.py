@@ -74,4 +74,12 @@ def timeline_of(rank: str, device: str, pieces, ranges, *, num_graphs: int = 0, 
         if len(own):
             found[kind_of(name)].append(own)
             names[name] += length(own)
-    return Timeline(rank, device, {kind: np.concatenate(parts) for kind, parts in found.items()}, dict(names), dict(ranges), num_graphs, num_left_out)
+    return Timeline(
+        rank,
+        device,
+        {kind: np.concatenate(parts) for kind, parts in found.items()},
+        dict(names),
+        dict(ranges),
+        num_graphs,
+        num_left_out,
+    )

@@ -1,7 +1,8 @@
-"""Where the time of a profiled stretch went: kinds of kernels, idle time, hidden and exposed communication, ranges, skew of ranks.
+"""Where the time of a profiled stretch went: kinds of kernels, idle time, hidden and exposed communication, ranges,
+skew of ranks.
 
-Read from torch.profiler's Chrome trace or the sqlite that nsys exports. Times of kinds are lengths of unions, not sums: kernels of several
-streams run at once.
+Read from torch.profiler's Chrome trace or the sqlite that nsys exports. Times of kinds are lengths of unions, not sums:
+kernels of several streams run at once.
 """
 
 from collections import defaultdict
@@ -51,13 +52,17 @@ def read_trace(path: Path) -> list[Timeline]:
     timelines = read_nsys(path) if head.startswith(b"SQLite format 3") else [read_chrome(path)]
     timelines = [timeline for timeline in timelines if timeline.intervals]
     if not timelines:
-        raise ValueError(f"{path} has no kernel and no operator; profile with CUDA activities, or `nsys profile --trace=cuda,nvtx`")
+        raise ValueError(
+            f"{path} has no kernel and no operator; profile with CUDA activities, or `nsys profile --trace=cuda,nvtx`"
+        )
     return timelines
 
 
 def share_of(timeline: Timeline) -> Share:
     """What a rank's time went into."""
-    unions = {kind: union(timeline.intervals[kind]) if kind in timeline.intervals else np.zeros((0, 2)) for kind in KINDS}
+    unions = {
+        kind: union(timeline.intervals[kind]) if kind in timeline.intervals else np.zeros((0, 2)) for kind in KINDS
+    }
     busy = union(np.concatenate(list(unions.values())))
     span = busy[-1, 1] - busy[0, 0]
     computing = union(np.concatenate([unions[kind] for kind in KINDS if kind != "communication"]))
@@ -74,13 +79,21 @@ def share_of(timeline: Timeline) -> Share:
 
 
 def slowest_ranges(timelines: Sequence[Timeline]) -> list[dict]:
-    """The ranges that most time passed in, with the skew of ranks: how much longer the slowest was in it than the median one."""
+    """The ranges that most time passed in, with the skew of ranks: how much longer the slowest was in it than the
+    median one.
+    """
     found = []
     for name in {name for timeline in timelines for name in timeline.ranges}:
         totals = [length(timeline.ranges[name]) / 1e6 for timeline in timelines if name in timeline.ranges]
         counts = [len(timeline.ranges[name]) for timeline in timelines if name in timeline.ranges]
-        found.append({"range": name, "times": max(counts), "seconds": float(np.median(totals)),
-                      "skew": max(totals) / float(np.median(totals)) - 1 if min(totals) > 0 else 0.0})  # fmt: skip
+        found.append(
+            {
+                "range": name,
+                "times": max(counts),
+                "seconds": float(np.median(totals)),
+                "skew": max(totals) / float(np.median(totals)) - 1 if min(totals) > 0 else 0.0,
+            }
+        )
     return sorted(found, key=lambda row: -row["seconds"])[:SLOWEST]
 
 

@@ -1,4 +1,6 @@
-"""One self-contained page of what a trace says: a bar for each rank, ranges, kernels. Nothing is loaded from elsewhere."""
+"""One self-contained page of what a trace says: a bar for each rank, ranges, kernels. Nothing is loaded from
+elsewhere.
+"""
 
 from collections.abc import Sequence
 from html import escape
@@ -10,13 +12,21 @@ from megatron_music.reports.tables import format_cells
 
 # Of a light page and of a dark one; letters upon them are in --on.
 _COLOURS = {
-    "gemm": ("#2b6cb0", "#6ca6ea"), "attention": ("#d97706", "#f0963c"), "communication": ("#7f1028", "#d8443a"),
-    "memory": ("#4096af", "#5fe2ff"), "other": ("#4c1d95", "#9a63e8"), "idle": ("#e2e5e9", "#39414b"),
-}  # fmt: skip
+    "gemm": ("#2b6cb0", "#6ca6ea"),
+    "attention": ("#d97706", "#f0963c"),
+    "communication": ("#7f1028", "#d8443a"),
+    "memory": ("#4096af", "#5fe2ff"),
+    "other": ("#4c1d95", "#9a63e8"),
+    "idle": ("#e2e5e9", "#39414b"),
+}
 _MEANINGS = {
-    "gemm": "matrix products", "attention": "as a fused kernel", "communication": "between ranks", "memory": "copies and fills",
-    "other": "all other kernels", "idle": "no kernel runs",
-}  # fmt: skip
+    "gemm": "matrix products",
+    "attention": "as a fused kernel",
+    "communication": "between ranks",
+    "memory": "copies and fills",
+    "other": "all other kernels",
+    "idle": "no kernel runs",
+}
 _NARROWEST_LABEL = 0.07  # of a bar: a share below has no label in its piece
 
 
@@ -24,9 +34,11 @@ def _variables(place: int) -> str:
     return "".join(f"--{kind}:{colours[place]};" for kind, colours in _COLOURS.items())
 
 
-_STYLE = f""":root{{color-scheme:light dark;--paper:#fff;--ink:#1f2328;--soft:#57606a;--line:#d8dee4;{_variables(0)}}}
+_STYLE = (
+    f""":root{{color-scheme:light dark;--paper:#fff;--ink:#1f2328;--soft:#57606a;--line:#d8dee4;{_variables(0)}}}
 @media(prefers-color-scheme:dark){{:root{{--paper:#14171c;--ink:#e6e8eb;--soft:#a3adb8;--line:#353c45;{_variables(1)}}}}}
-""" + """*{box-sizing:border-box}
+"""
+    + """*{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
 header,main{max-width:68rem;margin:0 auto;padding:0 clamp(.9rem,4vw,2rem)}header{padding-top:2.5rem}main{padding-bottom:3rem}
 h1{font-size:clamp(1.4rem,5vw,2rem);line-height:1.2;margin:0 0 .4rem;overflow-wrap:anywhere}h2{font-size:1.2rem;margin:2.2rem 0 .2rem}
@@ -43,12 +55,15 @@ td,th{padding:.3rem .8rem .3rem 0;border-bottom:1px solid var(--line);text-align
 thead th{color:var(--soft);vertical-align:bottom}.number{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 thead .number{white-space:normal}tbody td:first-child{overflow-wrap:anywhere;min-width:5rem}td:last-child,th:last-child{padding-right:0}
 .names td:first-child{font-family:ui-monospace,monospace;font-size:.82rem}"""
+)
 
 
 _MS = ",.3f"
 
 
-def trace_page(title: str, shares: Sequence[Share], ranges: Sequence[dict], kernels: Sequence[dict], notes: Sequence[str] = ()) -> str:
+def trace_page(
+    title: str, shares: Sequence[Share], ranges: Sequence[dict], kernels: Sequence[dict], notes: Sequence[str] = ()
+) -> str:
     """The page as HTML.
 
     Args:
@@ -56,22 +71,29 @@ def trace_page(title: str, shares: Sequence[Share], ranges: Sequence[dict], kern
         kernels: of ``slowest_kernels``.
         notes: sentences that a reader must bear in mind.
     """
-    key = "".join(f'<li><i style="background:var(--{kind})"></i>{kind} <span>{_MEANINGS[kind]}</span></li>' for kind in _COLOURS)
+    key = "".join(
+        f'<li><i style="background:var(--{kind})"></i>{kind} <span>{_MEANINGS[kind]}</span></li>' for kind in _COLOURS
+    )
     bars = "".join(_bar(share) for share in shares)
     share_columns = {"rank": "", "device": "", "ms": _MS} | dict.fromkeys(
         (*KINDS, "idle", "exposed_communication", "hidden_communication"), ".1%"
     )
     said = "".join(f'<p class="soft">{_text(note[0].upper() + note[1:])}.</p>' for note in notes)
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        'content="width=device-width,initial-scale=1">'
         f"<title>{_text(title)}</title><style>{_STYLE}</style></head>\n<body>"
-        f"<header><h1>{_text(title)}</h1><p>What each rank spent its time on, from its first kernel to its last.</p>{said}</header>"
+        f"<header><h1>{_text(title)}</h1><p>What each rank spent its time on, from its first kernel to its "
+        f"last.</p>{said}</header>"
         f'<main><ul class="key">{key}</ul>{bars}'
-        '<h2>Time of each rank</h2><p class="soft">Shares of the time in which at least one kernel of a kind ran. Kernels of several '
-        "kinds can run at once, so that a row may add up to more than 100%; the bars above are scaled down to fit. Communication is exposed while "
+        '<h2>Time of each rank</h2><p class="soft">Shares of the time in which at least one kernel of a kind ran. '
+        "Kernels of several "
+        "kinds can run at once, so that a row may add up to more than 100%; the bars above are scaled down to fit. "
+        "Communication is exposed while "
         "nothing else runs, and hidden while something does.</p>"
         f"{_table('Time of each rank', share_columns, _in_ms([share._asdict() for share in shares]))}"
-        '<h2>Ranges</h2><p class="soft">Named stretches of the code, the longest first: how often each ran, its milliseconds on the median '
+        '<h2>Ranges</h2><p class="soft">Named stretches of the code, the longest first: how often each ran, its '
+        "milliseconds on the median "
         "rank, and how much longer the slowest rank took than that (skew).</p>"
         f"{_table('Ranges', {'range': '', 'times': ',', 'ms': _MS, 'skew': '.1%'}, _in_ms(ranges), 'names')}"
         '<h2>Kernels</h2><p class="soft">The longest first, with the milliseconds of all their calls on all ranks.</p>'
@@ -88,13 +110,16 @@ def _in_ms(rows: Sequence[dict]) -> list[dict]:
 
 
 def _bar(share: Share) -> str:
-    """Kinds beside each other; where they overlap they are drawn smaller, so that the bar is no longer than the time."""
+    """Kinds beside each other; where they overlap they are drawn smaller, so that the bar is no longer than the
+    time.
+    """
     parts = {kind: getattr(share, kind) for kind in _COLOURS}
     scale = 1 / max(1.0, sum(parts.values()))
     pieces = "".join(_piece(kind, part, scale * part) for kind, part in parts.items() if part > 0)
     label = ", ".join(f"{kind} {part:.1%}" for kind, part in parts.items())
     return (
-        f'<p class="rank"><b>rank {_text(share.rank)}</b> {1e3 * share.seconds:{_MS}} ms of the {_text(share.device)}</p>'
+        f'<p class="rank"><b>rank {_text(share.rank)}</b> '
+        f"{1e3 * share.seconds:{_MS}} ms of the {_text(share.device)}</p>"
         f'<div class="bar" role="img" aria-label="rank {_text(share.rank)}: {label}">{pieces}</div>'
     )
 
@@ -102,14 +127,19 @@ def _bar(share: Share) -> str:
 def _piece(kind: str, part: float, width: float) -> str:
     label = f"<span>{part:.0%}</span>" if width >= _NARROWEST_LABEL else ""
     mark = "" if label else ' class="narrow"'
-    return f'<div{mark} style="flex:{100 * width:.2f} 1 0;background:var(--{kind})" title="{kind} {part:.1%}">{label}</div>'
+    return (
+        f'<div{mark} style="flex:{100 * width:.2f} 1 0;background:var(--{kind})" title="{kind} '
+        f'{part:.1%}">{label}</div>'
+    )
 
 
 def _table(name: str, columns: dict[str, str], rows: Sequence[dict], mark: str = "") -> str:
     if not rows:
         return "<p>None in the trace.</p>"
     marks = [' class="number"' if any(isinstance(row.get(key), int | float) for row in rows) else "" for key in columns]
-    head = "".join(f'<th scope="col"{mark}>{escape(key.replace("_", " "))}</th>' for mark, key in zip(marks, columns, strict=True))
+    head = "".join(
+        f'<th scope="col"{mark}>{escape(key.replace("_", " "))}</th>' for mark, key in zip(marks, columns, strict=True)
+    )
     lines = [
         "<tr>" + "".join(f"<td{mark}>{_text(cell)}</td>" for mark, cell in zip(marks, cells, strict=True)) + "</tr>"
         for cells in format_cells(columns, rows)

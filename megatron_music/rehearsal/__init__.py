@@ -1,1 +1,3 @@
-"""Rehearsal of a training step of many GPUs on one machine without any: the real code, over a stand-in for CUDA and NCCL."""
+"""Rehearsal of a training step of many GPUs on one machine without any: the real code, over a stand-in for CUDA and
+NCCL.
+"""

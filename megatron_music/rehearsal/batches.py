@@ -73,10 +73,18 @@ def _flow_task(config: FlowRunConfig, words: int) -> Task:
         config = replace(config, model=replace(model, embedding_size=512))
     positions = (shape.latent_length if is_dit else 1) + shape.num_extra_positions
     noisy = torch.zeros((size, shape.latent_channels, shape.latent_length) if is_dit else (size, shape.embedding_size))
-    batch = {"noisy": noisy, "velocity": noisy, "sigma_B": torch.zeros(size), "keeps_BL": torch.ones((size, words), dtype=torch.bool)}
+    batch = {
+        "noisy": noisy,
+        "velocity": noisy,
+        "sigma_B": torch.zeros(size),
+        "keeps_BL": torch.ones((size, words), dtype=torch.bool),
+    }
     if is_dit:
-        batch |= {"text_BLC": torch.zeros((size, words, shape.context_input_size)), "seconds_start_B": torch.zeros(size),
-                  "seconds_total_B": torch.zeros(size)}  # fmt: skip
+        batch |= {
+            "text_BLC": torch.zeros((size, words, shape.context_input_size)),
+            "seconds_start_B": torch.zeros(size),
+            "seconds_total_B": torch.zeros(size),
+        }
         if hears_music:
             batch["music_BE"] = torch.zeros((size, config.model.embedding_size))
     else:

@@ -15,10 +15,16 @@ from megatron_music.reports.findings import NOTE, OK, WRONG, Finding, finding_of
 _MOST_NAMED = 10  # tensors, of which each is a finding
 # The coordinates that the ranks of a group have in common, by the group's name.
 _SHARED = {
-    "tensor": ("context", "data", "pipeline"), "pipeline": ("tensor", "context", "data"), "data": ("tensor", "pipeline"),
-    "context": ("tensor", "data", "pipeline"), "model": ("data", "context"), "world": (), "embedding": ("tensor", "context", "data"),
-    "position embedding": ("tensor", "context", "data"), "tensor and data": ("pipeline",),
-}  # fmt: skip
+    "tensor": ("context", "data", "pipeline"),
+    "pipeline": ("tensor", "context", "data"),
+    "data": ("tensor", "pipeline"),
+    "context": ("tensor", "data", "pipeline"),
+    "model": ("data", "context"),
+    "world": (),
+    "embedding": ("tensor", "context", "data"),
+    "position embedding": ("tensor", "context", "data"),
+    "tensor and data": ("pipeline",),
+}
 
 
 def check(job: Job) -> list[Finding]:
@@ -48,19 +54,36 @@ def _point_to_point(job: Job) -> Iterator[Finding]:
     count, is_sound = 0, True
     for sender, receiver in ((a, b) for a in messages for b in messages if a != b):
         sent = [message for message in messages[sender] if message.operation == "send" and message.peer == receiver]
-        received = [message for message in messages[receiver] if message.operation == "receive" and message.peer == sender]
+        received = [
+            message for message in messages[receiver] if message.operation == "receive" and message.peer == sender
+        ]
         count += len(sent)
         difference = _first_difference(sent, received)
         if difference:
             is_sound = False
-            yield Finding(WRONG, f"rank {sender} sends rank {receiver} what it does not wait for: {difference}", "pipeline",
-                          "the step would hang or stop with an error; use one version of the model on all stages")  # fmt: skip
-    unmet = sum(message.operation in POINT_TO_POINT and message.peer not in messages for found in messages.values() for message in found)
+            yield Finding(
+                WRONG,
+                f"rank {sender} sends rank {receiver} what it does not wait for: {difference}",
+                "pipeline",
+                "the step would hang or stop with an error; use one version of the model on all stages",
+            )
+    unmet = sum(
+        message.operation in POINT_TO_POINT and message.peer not in messages
+        for found in messages.values()
+        for message in found
+    )
     if is_sound and count:
-        yield Finding(OK, f"{counted(count, 'send')} between pipeline stages met their receives in order, shape and dtype", "pipeline")
+        yield Finding(
+            OK,
+            f"{counted(count, 'send')} between pipeline stages met their receives in order, shape and dtype",
+            "pipeline",
+        )
     if unmet and not count:
         yield Finding(
-            NOTE, f"{counted(unmet, 'message')} to ranks that were not rehearsed", "pipeline", "rehearse the neighbouring ranks, too"
+            NOTE,
+            f"{counted(unmet, 'message')} to ranks that were not rehearsed",
+            "pipeline",
+            "rehearse the neighbouring ranks, too",
         )
 
 
@@ -75,10 +98,16 @@ def _collectives(job: Job) -> Iterator[Finding]:
             difference = _first_difference(first.get(label, []), second.get(label, []))
             if difference:
                 is_sound = False
-                yield Finding(WRONG, f"rank {one.rank} and rank {other.rank} start other collectives: {difference}", f"group {label}",
-                              "the step would hang; every rank of a group must start the same ones")  # fmt: skip
+                yield Finding(
+                    WRONG,
+                    f"rank {one.rank} and rank {other.rank} start other collectives: {difference}",
+                    f"group {label}",
+                    "the step would hang; every rank of a group must start the same ones",
+                )
     if is_sound and count:
-        yield Finding(OK, f"the same collectives in the same order on {counted(count, 'pair')} of ranks of one group", "groups")
+        yield Finding(
+            OK, f"the same collectives in the same order on {counted(count, 'pair')} of ranks of one group", "groups"
+        )
 
 
 def _same_group(one: Role, other: Role, label: str, job: Job) -> bool:
@@ -119,16 +148,24 @@ def _gradients(job: Job) -> Iterator[Finding]:
 
 def _devices(job: Job) -> Iterator[Finding]:
     wrong, remedy = "is on the CPU", "move it to the GPU when the model is built"
-    return _named(job, lambda rank: rank.left_on_cpu, wrong, remedy, "nothing stays on the CPU, and no operator mixed devices")
+    return _named(
+        job, lambda rank: rank.left_on_cpu, wrong, remedy, "nothing stays on the CPU, and no operator mixed devices"
+    )
 
 
-def _named(job: Job, names_of: Callable[[Rehearsed], list[str]], wrong: str, remedy: str, sound: str) -> Iterator[Finding]:
-    """A finding for each of the first tensors that ``names_of`` gives of a rank, or one for all ranks where it gives none."""
+def _named(
+    job: Job, names_of: Callable[[Rehearsed], list[str]], wrong: str, remedy: str, sound: str
+) -> Iterator[Finding]:
+    """A finding for each of the first tensors that ``names_of`` gives of a rank, or one for all ranks where it gives
+    none.
+    """
     found = [(rank.role, name) for rank in job.ranks for name in names_of(rank)]
     for role, name in found[:_MOST_NAMED]:
         yield Finding(WRONG, f"{name} {wrong}", str(role), remedy)
     if len(found) > _MOST_NAMED:
-        yield Finding(WRONG, f"{len(found) - _MOST_NAMED:,} more, of which each {wrong}", counted(len(job.ranks), "rank"), remedy)
+        yield Finding(
+            WRONG, f"{len(found) - _MOST_NAMED:,} more, of which each {wrong}", counted(len(job.ranks), "rank"), remedy
+        )
     if not found:
         yield Finding(OK, sound, counted(len(job.ranks), "rank"))
 
@@ -138,7 +175,9 @@ def _room(job: Job) -> Iterator[Finding]:
     gigabytes = fullest.peak.num_bytes / 1e9
     said = f"the fullest moment holds {gigabytes:.4g} GB"
     if job.gpu_memory_gb is None:
-        yield Finding(NOTE, f"{said}; the memory of {job.gpu} is not known", str(fullest.role), "give it with --gpu-memory GB")
+        yield Finding(
+            NOTE, f"{said}; the memory of {job.gpu} is not known", str(fullest.role), "give it with --gpu-memory GB"
+        )
         return
     share = gigabytes / job.gpu_memory_gb
     said += f", {share:.0%} of the {job.gpu_memory_gb:g} GB of {job.gpu}"
@@ -146,4 +185,9 @@ def _room(job: Job) -> Iterator[Finding]:
     if share <= 1 - HEADROOM:
         yield Finding(OK, said, str(fullest.role))
     else:
-        yield Finding(WRONG, said, str(fullest.role), "raise the parallel sizes, recompute activations, or use the distributed optimizer")
+        yield Finding(
+            WRONG,
+            said,
+            str(fullest.role),
+            "raise the parallel sizes, recompute activations, or use the distributed optimizer",
+        )

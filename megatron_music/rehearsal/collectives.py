@@ -99,9 +99,13 @@ def messages_of(function, args: Sequence, groups: dict[str, str]) -> tuple[list[
         return [], []
     operation, place = _OPERATIONS[name]
     group = next(
-        ProcessGroup.unbox(value) for value in args if isinstance(value, torch.ScriptObject) and "ProcessGroup" in str(value._type())
+        ProcessGroup.unbox(value)
+        for value in args
+        if isinstance(value, torch.ScriptObject) and "ProcessGroup" in str(value._type())
     )
-    label = groups.get(group.group_name) or ("world" if group.size() == dist.get_world_size() else f"{group.size()} processes")
+    label = groups.get(group.group_name) or (
+        "world" if group.size() == dist.get_world_size() else f"{group.size()} processes"
+    )
     ranks = dist.get_process_group_ranks(group)
     if place is None:
         return [Message(label, operation, (), "", 0)], ranks
@@ -121,7 +125,14 @@ def answer(function, args: Sequence):
 
 def _message(label: str, operation: str, tensor: Tensor, peer: int | None, parts: int = 1) -> Message:
     shape = tuple(tensor.shape) if parts == 1 else (parts, *tensor.shape)
-    return Message(label, operation, shape, str(tensor.dtype).removeprefix("torch."), tensor.numel() * tensor.element_size() * parts, peer)
+    return Message(
+        label,
+        operation,
+        shape,
+        str(tensor.dtype).removeprefix("torch."),
+        tensor.numel() * tensor.element_size() * parts,
+        peer,
+    )
 
 
 def _flat(value) -> list[Tensor]:

@@ -66,7 +66,8 @@ def rehearse(
     """Rehearse one step of a job.
 
     Args:
-        gpu: a name of ``profiling.peaks``, or what torch calls a GPU; None: not known, an H100 whose memory is not compared.
+        gpu: a name of ``profiling.peaks``, or what torch calls a GPU; None: not known, an H100 whose memory is not
+            compared.
         gpu_memory_gb: of one GPU, 10^9 bytes; None: what is known of it.
         ranks: which ones; None: one of each role.
         whole: run every micro batch, also those of the schedule's steady state.
@@ -82,8 +83,15 @@ def rehearse(
     check_gpu(run, gpu or "")
     device = _device(gpu, gpu_memory_gb)
     parallel = run.parallel
-    roles = distinct_roles(parallel, num_gpus) if ranks is None else [role_of(rank, parallel, num_gpus) for rank in sorted(set(ranks))]
-    workers = min(workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1), len(roles))
+    roles = (
+        distinct_roles(parallel, num_gpus)
+        if ranks is None
+        else [role_of(rank, parallel, num_gpus) for rank in sorted(set(ranks))]
+    )
+    workers = min(
+        workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1),
+        len(roles),
+    )
     calls = [(run, role, num_gpus, device, whole, words) for role in roles]
     found: list[Rehearsed] = []
     if workers == 1:
@@ -99,7 +107,9 @@ def rehearse(
                     done(found[-1].role)
             except BrokenProcessPool:
                 raise RankFailed(
-                    f"a process that rehearses a rank was killed, mostly for want of memory; use fewer than --workers {workers}", ""
+                    f"a process that rehearses a rank was killed, mostly for want of memory; use fewer than --workers "
+                    f"{workers}",
+                    "",
                 ) from None
             finally:
                 for future in waiting:

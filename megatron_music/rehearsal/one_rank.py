@@ -97,7 +97,9 @@ class Rehearsed:
         return found
 
 
-def rehearse_rank(config: Run, role: Role, num_gpus: int, gpu: Gpu, *, whole: bool = False, words: int = WORDS) -> Rehearsed:
+def rehearse_rank(
+    config: Run, role: Role, num_gpus: int, gpu: Gpu, *, whole: bool = False, words: int = WORDS
+) -> Rehearsed:
     """Build one rank's engine and let it take a step. Replaces this process's parallel groups.
 
     Args:
@@ -114,7 +116,7 @@ def rehearse_rank(config: Run, role: Role, num_gpus: int, gpu: Gpu, *, whole: bo
     shorter = None if whole else _shortened(config, num_gpus)
     with _alone(role, num_gpus):
         recorder = Recorder(speed=speed_of(config, gpu.name))
-        around = lambda: recorder.during("backward")  # noqa: E731
+        around = lambda: recorder.during("backward")
         with installed(recorder.note, gpu, around), recorder:
             distributed.start(config.parallel)
             recorder.groups = group_names()
@@ -132,8 +134,22 @@ def rehearse_rank(config: Run, role: Role, num_gpus: int, gpu: Gpu, *, whole: bo
         repeated = _steady(segments, config, num_microbatches, shorter.num_microbatches(num_gpus))
         if repeated is None:  # no steady state was found: run all of it
             return rehearse_rank(config, role, num_gpus, gpu, whole=True, words=words)
-    return Rehearsed(role, parameters, memory, peak, curve, segments, kernels, repeated, num_microbatches, left, without, saving,
-                     recorder.speed.gpu, time.perf_counter() - begin)  # fmt: skip
+    return Rehearsed(
+        role,
+        parameters,
+        memory,
+        peak,
+        curve,
+        segments,
+        kernels,
+        repeated,
+        num_microbatches,
+        left,
+        without,
+        saving,
+        recorder.speed.gpu,
+        time.perf_counter() - begin,
+    )
 
 
 def _with_seconds(recorder: Recorder) -> list[dict]:
@@ -142,7 +158,9 @@ def _with_seconds(recorder: Recorder) -> list[dict]:
 
 
 def _shortened(config: Run, num_gpus: int) -> Run | None:
-    """The run with as few micro batches as show its schedule's steady state twice; None where it has no more than that."""
+    """The run with as few micro batches as show its schedule's steady state twice; None where it has no more
+    than that.
+    """
     stages, virtual = config.parallel.pipeline_model_parallel_size, config.parallel.virtual_pipeline_model_parallel_size
     enough = 5 * stages if virtual else stages + 3
     if config.num_microbatches(num_gpus) <= enough:
@@ -198,7 +216,9 @@ def watch_step(engine: Engine, recorder: Recorder) -> tuple[dict[str, int], list
     Returns:
         Bytes at rest by category with the most that activations took, and the parameters that no backward pass reached.
     """
-    engine.core_config.finalize_model_grads_func = recorder.within("reduction", engine.core_config.finalize_model_grads_func)
+    engine.core_config.finalize_model_grads_func = recorder.within(
+        "reduction", engine.core_config.finalize_model_grads_func
+    )
     engine.measure = recorder.within("update", engine.measure)
     engine.update = recorder.within("update", engine.update)
     memory = _hold(engine, recorder)
@@ -226,7 +246,13 @@ def _hold(engine: Engine, recorder: Recorder) -> dict[str, int]:
     gradients = [buffer.grad_data for buffer in buffers]
     own_state(engine.optimizer)  # which a first step would make at its end
     inner = [part.optimizer for part in getattr(engine.optimizer, "chained_optimizers", [engine.optimizer])]
-    moments = [tensor for part in inner for entry in part.state.values() for tensor in entry.values() if torch.is_tensor(tensor)]
+    moments = [
+        tensor
+        for part in inner
+        for entry in part.state.values()
+        for tensor in entry.values()
+        if torch.is_tensor(tensor)
+    ]
     mains = [tensor for part in inner for group in part.param_groups for tensor in group["params"]]
     averages = [tensor for average in engine.averages for tensor in average.weights.values()]
     with torch._C.DisableTorchFunction():
@@ -240,7 +266,9 @@ def _hold(engine: Engine, recorder: Recorder) -> dict[str, int]:
             ("optimizer", "float32 weights", mains),
             ("other state", "average of the weights", averages),
         ):
-            ledger.claim((tensor.data for tensor in tensors if tensor.is_meta or not recorder.alone), Holding(category, what))
+            ledger.claim(
+                (tensor.data for tensor in tensors if tensor.is_meta or not recorder.alone), Holding(category, what)
+            )
     return {
         "weights": storages_of(parameter.data for parameter in parameters),
         "gradients": storages_of(gradients),
@@ -259,7 +287,9 @@ def _seeing_gradients(engine: Engine) -> Iterator[set[str]]:
             if parameter.requires_grad:
                 key = f"chunk {chunk} {name}" if len(engine.modules) > 1 else name
                 missing.add(key)
-                hooks.append(parameter.register_post_accumulate_grad_hook(lambda _parameter, key=key: missing.discard(key)))
+                hooks.append(
+                    parameter.register_post_accumulate_grad_hook(lambda _parameter, key=key: missing.discard(key))
+                )
     try:
         yield missing
     finally:
@@ -269,8 +299,16 @@ def _seeing_gradients(engine: Engine) -> Iterator[set[str]]:
 
 def _left_on_cpu(engine: Engine) -> list[str]:
     """What of the model, its gradients and its optimizer does not lie on the GPU."""
-    named = [(name, tensor) for module in engine.modules for name, tensor in [*module.named_parameters(), *module.named_buffers()]]
-    named += [(f"gradients of chunk {number}", buffer.grad_data) for number, chunk in enumerate(engine.chunks) for buffer in chunk.buffers]
+    named = [
+        (name, tensor)
+        for module in engine.modules
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]
+    ]
+    named += [
+        (f"gradients of chunk {number}", buffer.grad_data)
+        for number, chunk in enumerate(engine.chunks)
+        for buffer in chunk.buffers
+    ]
     for part in getattr(engine.optimizer, "chained_optimizers", [engine.optimizer]):
         for entry in part.optimizer.state.values():
             named += [(f"optimizer's {kind}", tensor) for kind, tensor in entry.items() if torch.is_tensor(tensor)]

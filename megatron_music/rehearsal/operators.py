@@ -1,7 +1,8 @@
 """Operators on a GPU that is not there: the attention kernel that PyTorch would choose, and floating-point operations.
 
-Counted are matrix products, convolutions and attention, a multiplication and an addition as two. Of causal attention half of
-the scores count, and its backward pass as twice its forward pass, as in the formula mcore of ``profiling.flops``.
+Counted are matrix products, convolutions and attention, a multiplication and an addition as two. Of causal attention
+half of the scores count, and its backward pass as twice its forward pass, as in the formula mcore of
+``profiling.flops``.
 """
 
 import math
@@ -34,7 +35,13 @@ def flops_of(function, args: tuple, kwargs: dict, result) -> float:
         place, passes = _ATTENTION[function]
         query, key, value = args[place : place + 3]
         scores = math.prod(query.shape[:-1]) * key.shape[-2]
-        return passes * 2.0 * scores * (query.shape[-1] + value.shape[-1]) * (0.5 if _is_causal(function, args, kwargs) else 1.0)
+        return (
+            passes
+            * 2.0
+            * scores
+            * (query.shape[-1] + value.shape[-1])
+            * (0.5 if _is_causal(function, args, kwargs) else 1.0)
+        )
     packet = aten.addmm if function is aten.addmm_.default else function._overloadpacket
     return float(flop_registry[packet](*args, **kwargs, out_val=result))
 
@@ -66,12 +73,14 @@ def attend(
         return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
     if is_half and query.shape[-1] <= 128:
         bias = None if attn_mask is None else _bias(attn_mask, query, key)
-        return aten._scaled_dot_product_cudnn_attention(query, key, value, bias, needs_gradient, dropout_p, is_causal, False, scale=scale)[
-            0
-        ]
+        return aten._scaled_dot_product_cudnn_attention(
+            query, key, value, bias, needs_gradient, dropout_p, is_causal, False, scale=scale
+        )[0]
     if not enable_gqa or query.shape[1] == key.shape[1]:
         bias = None if attn_mask is None else _bias(attn_mask, query, key)
-        return aten._scaled_dot_product_efficient_attention(query, key, value, bias, needs_gradient, dropout_p, is_causal, scale=scale)[0]
+        return aten._scaled_dot_product_efficient_attention(
+            query, key, value, bias, needs_gradient, dropout_p, is_causal, scale=scale
+        )[0]
     return _written_out(query, key, value, attn_mask, dropout_p, is_causal, scale)
 
 
@@ -90,11 +99,15 @@ def attend_on_cpu(
         return _written_out(query, key, value, attn_mask, dropout_p, is_causal, scale)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
-    return aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
+    return aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale
+    )[0]
 
 
 class FusedRmsNorm(torch.autograd.Function):
-    """PyTorch's RMSNorm on a GPU, from 2.9 on one kernel: its input and a number for each row wait for the backward pass."""
+    """PyTorch's RMSNorm on a GPU, from 2.9 on one kernel: its input and a number for each row wait for the backward
+    pass.
+    """
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor) -> Tensor:

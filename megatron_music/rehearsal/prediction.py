@@ -11,8 +11,9 @@ _LAYERS = ("forward", "recomputation", "backward")
 def predict_from(job: Job, cluster: Cluster, shares: Shares = FITTED) -> Prediction:
     """The seconds of one step, with the same rates and the same schedule as ``predict_step``.
 
-    Operations, memory traffic and messages are those of the first stage; ``output_layer`` is what the last stage has beside them.
-    Half of a causal layer's scores count, and each operator reads and writes for itself, as PyTorch without compilation does.
+    Operations, memory traffic and messages are those of the first stage; ``output_layer`` is what the last stage has
+    beside them. Half of a causal layer's scores count, and each operator reads and writes for itself, as PyTorch
+    without compilation does.
 
     Args:
         job: with a rank of the first and of the last stage.
@@ -32,11 +33,19 @@ def predict_from(job: Job, cluster: Cluster, shares: Shares = FITTED) -> Predict
     tensor_messages = _ring_bytes(first, "tensor", tensor) / (within if tensor <= cluster.gpus_per_node else between)
     stage_messages = (
         shares.stage_messages
-        * sum(message.num_bytes * times for message, times in first.counted_messages() if message.operation in POINT_TO_POINT)
+        * sum(
+            message.num_bytes * times
+            for message, times in first.counted_messages()
+            if message.operation in POINT_TO_POINT
+        )
         / between
     )
     per_micro_batch = (products + memory + tensor_messages + stage_messages) / first.num_microbatches
-    head = (_products(last) / products_rate + _moved(last, _LAYERS) / memory_rate) - (products + memory) if stages > 1 else 0.0
+    head = (
+        (_products(last) / products_rate + _moved(last, _LAYERS) / memory_rate) - (products + memory)
+        if stages > 1
+        else 0.0
+    )
     return Prediction(
         products=products,
         memory=memory,

@@ -1,4 +1,6 @@
-"""Watches every operator of a step: memory, operations, messages, mixed devices, and which part of the step it belongs to."""
+"""Watches every operator of a step: memory, operations, messages, mixed devices, and which part of the step it belongs
+to.
+"""
 
 import contextlib
 from collections import Counter
@@ -20,7 +22,19 @@ from megatron_music.rehearsal.waits import Wait, where
 # Operators that take tensors of the CPU beside those of a GPU, as PyTorch lets them.
 _MAY_MIX = {"aten::copy_", "aten::_to_copy", "aten::index", "aten::index_put_", "aten::_index_put_impl_", "aten::set_"}
 _COPIES = {
-    f"aten::{name}" for name in ("copy_", "_to_copy", "cat", "clone", "fill_", "zero_", "zeros", "empty_like", "zeros_like", "ones_like")
+    f"aten::{name}"
+    for name in (
+        "copy_",
+        "_to_copy",
+        "cat",
+        "clone",
+        "fill_",
+        "zero_",
+        "zeros",
+        "empty_like",
+        "zeros_like",
+        "ones_like",
+    )
 }
 # What a storage is for that an operator makes in this part of a step.
 _CATEGORY = {
@@ -245,9 +259,13 @@ def facts_of(function) -> Facts:
     """What an operator does, as far as its schema says."""
     results = function._schema.returns
     makes = any("Tensor" in str(result.type) and result.alias_info is None for result in results)
-    changes = any(argument.alias_info is not None and argument.alias_info.is_write for argument in function._schema.arguments)
+    changes = any(
+        argument.alias_info is not None and argument.alias_info.is_write for argument in function._schema.arguments
+    )
     has_flops, name = counts(function), function._schema.name
-    kind = "attention" if is_attention(function) else "gemm" if has_flops else "copy" if name in _COPIES else "elementwise"
+    kind = (
+        "attention" if is_attention(function) else "gemm" if has_flops else "copy" if name in _COPIES else "elementwise"
+    )
     return Facts(makes, changes, has_flops, name in _MAY_MIX, kind)
 
 

@@ -11,12 +11,23 @@ from megatron_music.rehearsal.ledger import AT_REST
 from megatron_music.rehearsal.one_rank import Rehearsed
 
 _GB = ("weights", "gradients", "optimizer", "activations", "peak")
-ROLE_COLUMNS = (
-    {"rank": "", "pipeline": "", "tensor": "", "data": "", "parameters": ",", **dict.fromkeys((f"{name}_gb" for name in _GB), ".4g")}
-    | {"tflop": ".4g", "messages": ",", "message_gb": ".4g", "waits": ",", "copies": ","}
-)  # fmt: skip
+ROLE_COLUMNS = {
+    "rank": "",
+    "pipeline": "",
+    "tensor": "",
+    "data": "",
+    "parameters": ",",
+    **dict.fromkeys((f"{name}_gb" for name in _GB), ".4g"),
+} | {"tflop": ".4g", "messages": ",", "message_gb": ".4g", "waits": ",", "copies": ","}
 HOLDER_COLUMNS = {"category": "", "what": "", "gb": ".4g", "share": ".1%"}
-MESSAGE_COLUMNS = {"group": "", "operation": "", "count": ",", "gb": ".4g", "smallest_message": ",", "largest_message": ","}
+MESSAGE_COLUMNS = {
+    "group": "",
+    "operation": "",
+    "count": ",",
+    "gb": ".4g",
+    "smallest_message": ",",
+    "largest_message": ",",
+}
 WAIT_COLUMNS = {"kind": "", "call": "", "where": "", "count": ",", "bytes": ",", "pinned": ""}
 
 
@@ -109,7 +120,9 @@ def operations(job: Job) -> Operations | None:
         for (part, _), value in rank.flops().items():
             hardware += copies * value
             model += copies * value if part != "recomputation" else 0.0
-    formula = step_flops(job.run.model, job.run.train.global_batch_size).model if isinstance(job.run, RunConfig) else None
+    formula = (
+        step_flops(job.run.model, job.run.train.global_batch_size).model if isinstance(job.run, RunConfig) else None
+    )
     return Operations(model, hardware, formula)
 
 
@@ -133,7 +146,11 @@ def _rank_json(rank: Rehearsed) -> dict:
         "num_microbatches": rank.num_microbatches,
         "micro_batches_repeated": rank.repeated[2] - 1,
         "seconds_to_rehearse": rank.seconds,
-        "memory_bytes": {**rank.memory, "at_rest": sum(rank.memory[name] for name in AT_REST), "peak": rank.peak.num_bytes},
+        "memory_bytes": {
+            **rank.memory,
+            "at_rest": sum(rank.memory[name] for name in AT_REST),
+            "peak": rank.peak.num_bytes,
+        },
         "peak": {"by_category": rank.peak.by_category, "by_holder": holder_rows(rank)},
         "memory_over_time": rank.curve,
         "flops": [{"part": part, "kind": kind, "flops": value} for (part, kind), value in rank.flops().items()],

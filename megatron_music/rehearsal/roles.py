@@ -29,13 +29,20 @@ def role_of(rank: int, parallel: ParallelConfig, num_gpus: int) -> Role:
     refuse_unless(0 <= rank < num_gpus, f"rank {rank} is outside 0..{num_gpus - 1}; name a rank of the {num_gpus} GPUs")
     rest, found = rank, []
     data = parallel.data_parallel_size(num_gpus)
-    for size in (parallel.tensor_model_parallel_size, parallel.context_parallel_size, data, parallel.pipeline_model_parallel_size):
+    for size in (
+        parallel.tensor_model_parallel_size,
+        parallel.context_parallel_size,
+        data,
+        parallel.pipeline_model_parallel_size,
+    ):
         found.append(rest % size)
         rest //= size
     return Role(rank, *found)
 
 
-def rank_at(parallel: ParallelConfig, num_gpus: int, *, tensor: int = 0, context: int = 0, data: int = 0, pipeline: int = 0) -> int:
+def rank_at(
+    parallel: ParallelConfig, num_gpus: int, *, tensor: int = 0, context: int = 0, data: int = 0, pipeline: int = 0
+) -> int:
     """The rank at these coordinates."""
     size = parallel.data_parallel_size(num_gpus)
     rank = pipeline * size + data
@@ -44,7 +51,8 @@ def rank_at(parallel: ParallelConfig, num_gpus: int, *, tensor: int = 0, context
 
 
 def distinct_roles(parallel: ParallelConfig, num_gpus: int) -> list[Role]:
-    """One rank of each pipeline stage, and of the outer stages also the last tensor-parallel and the last data-parallel rank.
+    """One rank of each pipeline stage, and of the outer stages also the last tensor-parallel and the last data-parallel
+    rank.
 
     Ranks between the edges run the same operators on the same shapes as one of these.
     """

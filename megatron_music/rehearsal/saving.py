@@ -1,4 +1,6 @@
-"""What a save and a resume add to a rank: counted on the sharded tensors that ``training.state`` makes of the engine."""
+"""What a save and a resume add to a rank: counted on the sharded tensors that ``training.state`` makes of the
+engine.
+"""
 
 from collections.abc import Iterator
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """How long operators and messages take at the least on a GPU: at the rates that ``profiling.predict`` reaches.
 
-An operator takes the longer of its arithmetic and of its memory traffic, a message its bytes over the slowest link of its group.
-Launches, waiting for other ranks and messages that collide are not in it.
+An operator takes the longer of its arithmetic and of its memory traffic, a message its bytes over the slowest link of
+its group. Launches, waiting for other ranks and messages that collide are not in it.
 """
 
 from typing import NamedTuple

@@ -1,8 +1,8 @@
 """A stand-in for CUDA: a tensor "on cuda:0" is one without data ("meta") that says it is on cuda:0.
 
-No kernel runs and no value is right; shapes, dtypes, devices, and the order of calls are. What waits for the GPU (``.item()``,
-``.tolist()``, ``.cpu()``, ``bool()``, ``synchronize()``) is told to a ``Waits`` with the line that asked, and so is what is copied
-to it. torch.cuda answers as on a node of eight GPUs, until ``installed`` ends.
+No kernel runs and no value is right; shapes, dtypes, devices, and the order of calls are. What waits for the GPU
+(``.item()``, ``.tolist()``, ``.cpu()``, ``bool()``, ``synchronize()``) is told to a ``Waits`` with the line that asked,
+and so is what is copied to it. torch.cuda answers as on a node of eight GPUs, until ``installed`` ends.
 """
 
 import contextlib
@@ -134,11 +134,16 @@ class StandIn(TorchFunctionMode):
         self._say("wait", f"{name}()", tensor)
         if name == "tolist":
             return torch.ones(tensor.shape, dtype=tensor.dtype, device="cpu").tolist()
-        return {"__bool__": True, "__float__": 1.0, "__int__": 1, "__index__": 1}.get(name, 1.0 if tensor.is_floating_point() else 1)
+        return {"__bool__": True, "__float__": 1.0, "__int__": 1, "__index__": 1}.get(
+            name, 1.0 if tensor.is_floating_point() else 1
+        )
 
     def _numpy(self, function, tensor, *args, **kwargs):
         if _is_without_data(tensor):
-            raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first.")
+            raise TypeError(
+                "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory "
+                "first."
+            )
         return function(tensor, *args, **kwargs)
 
     def _copy(self, function, target, source, *args, **kwargs):
@@ -190,7 +195,11 @@ class StandIn(TorchFunctionMode):
 
     def _normalize(self, function, hidden, normalized_shape, weight=None, eps=None):
         fuses = has_fused_rms_norm() and not self.gpu.as_cpu and weight is not None and weight.dtype == hidden.dtype
-        return FusedRmsNorm.apply(hidden, weight) if fuses and _is_without_data(hidden) else function(hidden, normalized_shape, weight, eps)
+        return (
+            FusedRmsNorm.apply(hidden, weight)
+            if fuses and _is_without_data(hidden)
+            else function(hidden, normalized_shape, weight, eps)
+        )
 
 
 def _values(data) -> list:
@@ -251,11 +260,25 @@ def _patches(gpu: Gpu, backward: Callable, synchronize: Callable) -> list[tuple[
 
     cuda, properties = torch.cuda, _Properties(gpu)
     answers = {
-        "is_available": True, "is_initialized": True, "device_count": GPUS_PER_NODE, "current_device": 0, "set_device": None,
-        "empty_cache": None, "get_device_capability": gpu.capability, "get_device_name": gpu.name, "get_device_properties": properties,
-        "manual_seed": None, "manual_seed_all": None, "set_rng_state": None, "max_memory_allocated": 0, "memory_allocated": 0,
-        "reset_peak_memory_stats": None, "mem_get_info": (gpu.memory, gpu.memory), "_lazy_init": None, "is_current_stream_capturing": False,
-    }  # fmt: skip
+        "is_available": True,
+        "is_initialized": True,
+        "device_count": GPUS_PER_NODE,
+        "current_device": 0,
+        "set_device": None,
+        "empty_cache": None,
+        "get_device_capability": gpu.capability,
+        "get_device_name": gpu.name,
+        "get_device_properties": properties,
+        "manual_seed": None,
+        "manual_seed_all": None,
+        "set_rng_state": None,
+        "max_memory_allocated": 0,
+        "memory_allocated": 0,
+        "reset_peak_memory_stats": None,
+        "mem_get_info": (gpu.memory, gpu.memory),
+        "_lazy_init": None,
+        "is_current_stream_capturing": False,
+    }
     return [
         *((cuda, name, returns(value)) for name, value in answers.items()),
         (cuda, "synchronize", synchronize),
@@ -283,8 +306,14 @@ def _patches(gpu: Gpu, backward: Callable, synchronize: Callable) -> list[tuple[
         (megatron_optimizer, "USING_PYTORCH_OPTIMIZER", True),
         (megatron_optimizer, "Adam", torch.optim.AdamW),
         (megatron_clipping, "l2_norm_impl", l2_norm),
-        *((module, "multi_tensor_applier", local_multi_tensor_applier) for module in (megatron_clipping, megatron_mixed)),
-        *((module, "multi_tensor_scale_impl", local_multi_tensor_scale) for module in (megatron_clipping, megatron_mixed)),
+        *(
+            (module, "multi_tensor_applier", local_multi_tensor_applier)
+            for module in (megatron_clipping, megatron_mixed)
+        ),
+        *(
+            (module, "multi_tensor_scale_impl", local_multi_tensor_scale)
+            for module in (megatron_clipping, megatron_mixed)
+        ),
         # What this process says stands for all.
         (dist, "all_gather_object", gather_object),
         (dist, "broadcast_object_list", returns(None)),

@@ -1,7 +1,7 @@
 """A rehearsed step as timelines: of ``profiling`` for its page, and as a Chrome trace for Perfetto or chrome://tracing.
 
-Times are the least that operators and messages take (``speed``), each rank by itself: no rank waits for another. Micro batches
-of the schedule's steady state that were not run are left out.
+Times are the least that operators and messages take (``speed``), each rank by itself: no rank waits for another. Micro
+batches of the schedule's steady state that were not run are left out.
 """
 
 from megatron_music.profiling.timeline import Spans, Timeline, timeline_of
@@ -50,10 +50,13 @@ def chrome_trace(job: Job) -> dict:
         process = {"pid": rank.role.rank}
         events.append({"ph": "M", "name": "process_name", "args": {"name": str(rank.role)}, **process})
         events += [
-            {"ph": "M", "name": "thread_name", "tid": thread, "args": {"name": name}, **process} for thread, name in _THREADS.items()
+            {"ph": "M", "name": "thread_name", "tid": thread, "args": {"name": name}, **process}
+            for thread, name in _THREADS.items()
         ]
         for segment in rank.segments:
-            events += [_event(process, _PARTS, "user_annotation", span.name, span.start, span.end) for span in segment.spans]
+            events += [
+                _event(process, _PARTS, "user_annotation", span.name, span.start, span.end) for span in segment.spans
+            ]
         events += [_event(process, _COMPUTE, "kernel", span.name, span.start, span.end) for span in rank.kernels]
         events += [
             _event(process, _MESSAGES, "kernel", kernel_name(message), start, end)
@@ -76,4 +79,12 @@ def chrome_trace(job: Job) -> dict:
 
 
 def _event(process: dict, thread: int, category: str, name: str, start: float, end: float) -> dict:
-    return {"ph": "X", "cat": category, "name": name, "tid": thread, "ts": 1e6 * start, "dur": 1e6 * (end - start), **process}
+    return {
+        "ph": "X",
+        "cat": category,
+        "name": name,
+        "tid": thread,
+        "ts": 1e6 * start,
+        "dur": 1e6 * (end - start),
+        **process,
+    }

@@ -1,4 +1,7 @@
-"""The start of a process that rehearses ranks. Imports neither torch nor megatron-core, whose warnings come when they are imported."""
+"""The start of a process that rehearses ranks.
+
+Imports neither torch nor megatron-core, whose warnings come when they are imported.
+"""
 
 
 def begin_worker() -> None:

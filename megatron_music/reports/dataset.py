@@ -61,7 +61,10 @@ def describe(report: dict, out: str | os.PathLike) -> str:
         f"files    {files['used']:,} of {files['found']:,} used, {files['quarantined']:,} in quarantine"
         + (f", {files['rescued']:,} rescued (read after clamping their bytes)" if files.get("rescued") else ""),
         f"copies   {_copies(files)}",
-        *(f"         {counted(count, 'file')} left out: {_visible(reason)}" for reason, count in left_out_in_words(report)),
+        *(
+            f"         {counted(count, 'file')} left out: {_visible(reason)}"
+            for reason, count in left_out_in_words(report)
+        ),
         *(f"{name:8} {_visible(said)}" for name, said in _of_all_files(report) if said),
         f"windows  {'; '.join(text if what in ('windows', 'grid') else f'{what}: {text}' for what, text in encoding)}",
         *(f"         {counted(count, 'window')} left out: {_visible(why)}" for why, count in windows_left_out),
@@ -74,7 +77,8 @@ def describe(report: dict, out: str | os.PathLike) -> str:
     if "labelled" in files:
         lines.append(f"labels   {files['labelled']:,} of {files['used']:,} used files have one")
     lines.append(
-        f"rate     {_rate(rates['files_per_second'], ',.0f')} files/s, {_rate(rates['tokens_per_second'] / 1e6, '.2f')} M tokens/s "
+        f"rate     {_rate(rates['files_per_second'], ',.0f')} files/s, "
+        f"{_rate(rates['tokens_per_second'] / 1e6, '.2f')} M tokens/s "
         f"with {counted(rates['workers'], 'worker')}{rates.get('of', '') and ', merging alone'}"
     )
     rows = [(split, report["splits"][split]) for split in SPLITS]
@@ -110,7 +114,8 @@ def markdown(report: dict) -> str:
         "",
         f"{used} became {totals['documents']:,} windows of {totals['tokens']:,} tokens "
         f"({size_in_words(totals)}), written by megatron_music {_cell(report['megatron_music'])}. A window is a "
-        "stretch of bars of one file, and one document of the dataset; a token is one event of the music, such as a note "
+        "stretch of bars of one file, and one document of the dataset; a token is one event of the music, such as a "
+        "note "
         "that begins.",
         "",
     ]
@@ -129,7 +134,10 @@ def markdown(report: dict) -> str:
     section("Splits", "splits")
     lines += _table(
         ["split", "files", "windows", "tokens", "bytes", "bytes as text"],
-        [[s, r["files"], r["documents"], r["tokens"], r["bytes"], r.get("text_bytes")] for s, r in report["splits"].items()]
+        [
+            [s, r["files"], r["documents"], r["tokens"], r["bytes"], r.get("text_bytes")]
+            for s, r in report["splits"].items()
+        ]
         + [["all", *(totals.get(name) for name in ("files", "documents", "tokens", "bytes", "text_bytes"))]],
     )
     if report.get("sources"):
@@ -153,8 +161,12 @@ def markdown(report: dict) -> str:
     if report.get("bpe"):
         lines += [f"Merged tokens (BPE): {bpe_in_words(report['bpe'])}.", ""]
     if report.get("unigram_entropy_nats"):
-        lines += [f"Unigram entropy of train: {report['unigram_entropy_nats']:.3f} nats per token. A model that learns anything "
-                  "about token order reaches a lower loss.", ""]  # fmt: skip
+        lines += [
+            f"Unigram entropy of train: {report['unigram_entropy_nats']:.3f} nats per token. A model that learns "
+            f"anything "
+            "about token order reaches a lower loss.",
+            "",
+        ]
     section("Notes", "onset_error")
     lines += _table(["notes", "count"], notes_in_words(notes))
     if report.get("unheld"):
@@ -185,7 +197,9 @@ def is_older(report: dict) -> bool:
 def split_totals(report: dict) -> dict[str, int]:
     """Files, documents, tokens and bytes of all splits together."""
     rows = list(report["splits"].values())
-    names = [name for name in ("files", "documents", "tokens", "bytes", "text_bytes") if all(name in row for row in rows)]
+    names = [
+        name for name in ("files", "documents", "tokens", "bytes", "text_bytes") if all(name in row for row in rows)
+    ]
     return {name: sum(row[name] for row in rows) for name in names}
 
 

@@ -4,6 +4,7 @@ Each function picks one chart's names and numbers out of ``report.json``; ``figu
 in HTML. Knows nothing about either. A report of an older version has fewer charts.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ def document_tokens(report: dict) -> Chart | None:
     shown = _shown(counts)
     rest = sum(counts[shown:])
     counts, last = counts[:shown], edges[shown - 1 if open_end and shown == len(counts) else shown]
-    names = [f"{low:,} to {high - 1:,} tokens" for low, high in zip(edges, edges[1 : len(counts) + 1], strict=False)]
+    names = [f"{low:,} to {high - 1:,} tokens" for low, high in itertools.pairwise(edges)]
     names += [f"{edges[len(counts) - 1]:,} tokens and more"] * (len(counts) - len(names))
     if rest:
         counts, names = [*counts, rest], [*names, f"{last:,} tokens and more"]
@@ -125,9 +126,17 @@ def document_tokens(report: dict) -> Chart | None:
         "document_tokens",
         "Length of windows",
         "Tokens in each document of the dataset; a model's context should hold most of them.",
-        (Histogram(label, "windows", tuple(counts), tuple(names), tuple(ticks),
-                   (min(place, len(counts)), f"median {value:,.0f}")),),
-    )  # fmt: skip
+        (
+            Histogram(
+                label,
+                "windows",
+                tuple(counts),
+                tuple(names),
+                tuple(ticks),
+                (min(place, len(counts)), f"median {value:,.0f}"),
+            ),
+        ),
+    )
 
 
 def instruments(report: dict) -> Chart | None:
@@ -165,9 +174,17 @@ def density(report: dict) -> Chart | None:
         "density",
         "Density of tracks",
         "Notes of one track in one window; DENSITY tokens split this distribution into quantiles.",
-        (Histogram(label, "tracks in windows", tuple(counts), tuple(names), ticks,
-                   (min(notes, len(counts) - 1) + 0.5, f"median {notes}")),),
-    )  # fmt: skip
+        (
+            Histogram(
+                label,
+                "tracks in windows",
+                tuple(counts),
+                tuple(names),
+                ticks,
+                (min(notes, len(counts) - 1) + 0.5, f"median {notes}"),
+            ),
+        ),
+    )
 
 
 def onset_error(report: dict) -> Chart | None:
@@ -175,13 +192,14 @@ def onset_error(report: dict) -> Chart | None:
     if not found or not sum(found):
         return None
     edges = [0.5 * place / len(found) for place in range(len(found) + 1)]
-    names = [f"{low:.2f} to {high:.2f} steps" for low, high in zip(edges, edges[1:], strict=False)]
+    names = [f"{low:.2f} to {high:.2f} steps" for low, high in itertools.pairwise(edges)]
     notes = report["quantization"]
     ticks = tuple((place, f"{edges[place]:.2g}") for place in range(0, len(edges), 2))
     return Chart(
         "onset_error",
         "Quantization error",
-        f"Distance of onsets from the grid of 1/{4 * report['encoding']['steps_per_quarter']} notes, half a step at most. "
+        f"Distance of onsets from the grid of 1/{4 * report['encoding']['steps_per_quarter']} notes, half a step at "
+        f"most. "
         f"{notes.get('onsets_on_grid', 0):,} of {notes.get('notes_in', 0):,} onsets are exactly on it.",
         (Histogram("distance from the grid, steps", "onsets", tuple(found), tuple(names), ticks, None),),
     )
@@ -199,11 +217,15 @@ def meters(report: dict) -> Chart | None:
     panels = [_bars("files used, by their main meter", names, values)]
     if rest:
         more = rest - sum(left_out.get(meter, 0) for meter, _ in rows[TOP_METERS:])
-        panels = [_bars("files used, by their main meter", [*names, f"{len(rows) - TOP_METERS} others"], [*values, more])]
+        panels = [
+            _bars("files used, by their main meter", [*names, f"{len(rows) - TOP_METERS} others"], [*values, more])
+        ]
     if left_out:
         ordered = sorted(left_out.items(), key=lambda row: (-row[1], row[0]))[:TOP_METERS]
         panels.append(_bars("files left out for their meter", [m for m, _ in ordered], [n for _, n in ordered], RED))
-    caption = f"Each file counts once, under the meter it has longest; {counted(found['changing'], 'file')} change meter."
+    caption = (
+        f"Each file counts once, under the meter it has longest; {counted(found['changing'], 'file')} change meter."
+    )
     return Chart("meters", "Meters", caption, tuple(panels))
 
 
@@ -220,7 +242,9 @@ def exclusions(report: dict) -> Chart | None:
     if not panels:
         return None
     remedies = [said for said, _ in left_out_in_words(report) if "; " in said]
-    caption = " ".join(["Files and windows that are not in the dataset.", *(f"{said[0].upper()}{said[1:]}." for said in remedies[:3])])
+    caption = " ".join(
+        ["Files and windows that are not in the dataset.", *(f"{said[0].upper()}{said[1:]}." for said in remedies[:3])]
+    )
     return Chart("exclusions", "What was left out, and why", caption, tuple(panels))
 
 
@@ -259,7 +283,9 @@ def megabytes(value: float) -> str:
 
 
 def _bars(heading: str, names: Sequence[str], values: Sequence[float], colour: str = BLUE, as_text=None) -> Bars:
-    return Bars(heading, tuple(names), tuple(values), tuple((as_text or "{:,}".format)(value) for value in values), colour)
+    return Bars(
+        heading, tuple(names), tuple(values), tuple((as_text or "{:,}".format)(value) for value in values), colour
+    )
 
 
 def _shown(counts: Sequence[int]) -> int:

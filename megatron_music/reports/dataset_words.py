@@ -56,13 +56,16 @@ def warnings(report: Mapping) -> list[str]:
     judged, chance = notes.get("files_judged", 0), notes.get("files_by_chance", 0)
     if chance > reasons.WARN_ABOVE * judged:
         found.append(
-            f"in {chance:,} of {judged:,} files onsets lie as chance would put them, {notes['mean_onset_error_steps']:.2f} "
-            "steps from the grid on average in all: performances recorded without a grid, whose bars and beats mean nothing"
+            f"in {chance:,} of {judged:,} files onsets lie as chance would put them, "
+            f"{notes['mean_onset_error_steps']:.2f} "
+            "steps from the grid on average in all: performances recorded without a grid, whose bars and beats mean "
+            "nothing"
         )
     split_by = report.get("split_by")
     if split_by and split_by["contradictions"]:
         found.append(
-            f"{counted(split_by['contradictions'], 'piece')} given to more than one split: the same notes are in training and "
+            f"{counted(split_by['contradictions'], 'piece')} given to more than one split: the same notes are in "
+            f"training and "
             "held out; --drop-duplicates keeps the first file of each"
         )
     rows = report["splits"]
@@ -88,7 +91,10 @@ def _few_for_validation(report: Mapping) -> list[str]:
     judged = valid.get("files", FEW_FILES)
     remedy = "use --split with a larger share, or more files"
     if judged < FEW_FILES:
-        return [f"valid has {counted(judged, 'file')}: its loss judges {'one piece' if judged == 1 else f'{judged} pieces'}; {remedy}"]
+        return [
+            f"valid has {counted(judged, 'file')}: its loss judges "
+            f"{'one piece' if judged == 1 else f'{judged} pieces'}; {remedy}"
+        ]
     if valid["tokens"] < FEW_TOKENS * tokens:
         return [f"valid has {valid['tokens'] / tokens:.1%} of the tokens: its loss judges little music; {remedy}"]
     return []

@@ -1,7 +1,7 @@
 """Charts and piano rolls as HTML and inline SVG: crisp at any width, readable without colour, script or network.
 
-Bars that have names are rows of a table, so that a screen reader reads them out. A histogram and a piano roll are an SVG
-that stretches, with its words beside it in HTML, so that they stay readable on a telephone. Styles are in ``page``.
+Bars that have names are rows of a table, so that a screen reader reads them out. A histogram and a piano roll are an
+SVG that stretches, with its words beside it in HTML, so that they stay readable on a telephone. Styles are in ``page``.
 """
 
 from html import escape
@@ -60,7 +60,9 @@ def draw_histogram(panel: Histogram) -> str:
     heights = [_up(tick, top) for tick in ticks]
     grid = "".join(f'<line class="grid" x1="0" x2="{width}" y1="{height}" y2="{height}"/>' for height in heights)
     y_words = "".join(f'<span style="top:{_up(tick, top)}%">{compact(tick)}</span>' for tick in ticks)
-    x_words = "".join(f'<span style="left:{100 * place / width:.2f}%">{text(word)}</span>' for place, word in panel.ticks)
+    x_words = "".join(
+        f'<span style="left:{100 * place / width:.2f}%">{text(word)}</span>' for place, word in panel.ticks
+    )
     median, said = "", ""
     if panel.median:
         place, word = panel.median
@@ -77,7 +79,9 @@ def draw_histogram(panel: Histogram) -> str:
 
 
 def draw_roll(score: Score, title: str) -> str:
-    """A piano roll: time to the right, pitch upwards, a colour for each voice or track; at most 16 bars of the piece."""
+    """A piano roll: time to the right, pitch upwards, a colour for each voice or track; at most 16 bars of the
+    piece.
+    """
     tracks = [track for track in score.tracks if len(track)]
     starts = score.bar_starts[: MAX_ROLL_BARS + 1].tolist()
     end = starts[-1]
@@ -106,7 +110,9 @@ def draw_roll(score: Score, title: str) -> str:
         keys.append(f'<li><i style="background:{colour}"></i>{name}</li>')
     size = 100 / (high - low)
     y_words = "".join(
-        f'<span style="top:{size * (high - pitch):.2f}%">C{pitch // 12 - 1}</span>' for pitch in octaves if pitch < high - 1
+        f'<span style="top:{size * (high - pitch):.2f}%">C{pitch // 12 - 1}</span>'
+        for pitch in octaves
+        if pitch < high - 1
     )
     x_words = "".join(
         f'<span style="left:{100 * start / end:.2f}%">{bar + 1}</span>' for bar, start in enumerate(starts[:-1])

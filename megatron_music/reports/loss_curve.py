@@ -37,12 +37,22 @@ def plot_loss(
             axes.plot(*zip(*points, strict=True), label=label, **style)
     for number, (name, loss) in enumerate((baselines or {}).items()):
         axes.axhline(loss, linestyle=("--", ":")[number % 2], color="#57606a")
-        axes.text(0.995, loss, plain(f"{name} {loss:.2f}"), transform=axes.get_yaxis_transform(), ha="right", va="bottom", color="#57606a")
+        axes.text(
+            0.995,
+            loss,
+            plain(f"{name} {loss:.2f}"),
+            transform=axes.get_yaxis_transform(),
+            ha="right",
+            va="bottom",
+            color="#57606a",
+        )
     axes.set_xlabel("step")
     axes.set_ylabel(plain(f"loss, {unit}"))
     axes.set_ylim(bottom=0)
     if baselines:
-        axes.set_ylim(top=max(axes.get_ylim()[1], 1.08 * max(baselines.values())))  # room for the words on the highest line
+        axes.set_ylim(
+            top=max(axes.get_ylim()[1], 1.08 * max(baselines.values()))
+        )  # room for the words on the highest line
     axes.grid(True, color="#e4e7eb", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.lines[: -len(baselines or ()) or None]:

@@ -1,4 +1,6 @@
-"""A score as a picture: time to the right, pitch upwards, a colour for each voice or track, a row for every 16 bars or so."""
+"""A score as a picture: time to the right, pitch upwards, a colour for each voice or track, a row for every 16 bars or
+so.
+"""
 
 import io
 import os
@@ -29,11 +31,28 @@ _WIDTH, _LEFT, _RIGHT = 13.0, 0.62, 0.18  # inches: of a picture, and of its mar
 _BLACK_KEYS = (1, 3, 6, 8, 10)
 _FAMILY = "DejaVu Sans"  # comes with matplotlib
 # Fonts of many scripts, looked at before all others.
-_BROAD = ("CJK", "Source Han", "WenQuanYi", "Droid Sans Fallback", "Arial Unicode", "IPA", "PingFang", "Hiragino", "Yu Gothic", "Malgun",
-          "SimHei", "SimSun", "Microsoft", "Unifont", "Noto Sans")  # fmt: skip
+_BROAD = (
+    "CJK",
+    "Source Han",
+    "WenQuanYi",
+    "Droid Sans Fallback",
+    "Arial Unicode",
+    "IPA",
+    "PingFang",
+    "Hiragino",
+    "Yu Gothic",
+    "Malgun",
+    "SimHei",
+    "SimSun",
+    "Microsoft",
+    "Unifont",
+    "Noto Sans",
+)
 
 
-def plot_score(score: Score, path: str | os.PathLike, title: str = "", bars: tuple[int, int] | None = None) -> list[str]:
+def plot_score(
+    score: Score, path: str | os.PathLike, title: str = "", bars: tuple[int, int] | None = None
+) -> list[str]:
     """Write a piano roll as PNG (or by the suffix of ``path``): bars as vertical lines, octaves as horizontal.
 
     Args:
@@ -58,7 +77,8 @@ def score_pixels(score: Score, title: str = "") -> np.ndarray:
 
 
 def rows_of_bars(score: Score, bars: tuple[int, int] | None = None) -> list[tuple[int, int]]:
-    """The first and the last bar of each row, from 1; rows have the same number of bars, a multiple of 4, and the last one the rest.
+    """The first and the last bar of each row, from 1; rows have the same number of bars, a multiple of 4, and the last
+    one the rest.
 
     Raises:
         ValueError: the score has not these bars.
@@ -105,15 +125,29 @@ def _draw(score: Score, title: str, bars: tuple[int, int] | None) -> tuple[Figur
         top = total - above - number * (height + between)
         width = (_WIDTH - _LEFT - _RIGHT) * int(score.bar_starts[last] - score.bar_starts[first - 1]) / longest
         axes = figure.add_axes((_LEFT / _WIDTH, (top - height) / total, width / _WIDTH, height / total))
-        _draw_row(axes, score, first, last, low, high, [(notes, track_colour(track, places[id(track)])) for track, notes in drawn])
+        _draw_row(
+            axes,
+            score,
+            first,
+            last,
+            low,
+            high,
+            [(notes, track_colour(track, places[id(track)])) for track, notes in drawn],
+        )
         axes.set_ylabel("pitch")
     axes.set_xlabel("bar", loc="left" if len(rows) > 1 else "center")
     if title:
         figure.text(0.5, 1 - 0.12 / total, plain(title), ha="center", va="top", fontsize="large", fontfamily=families)
     legend = figure.legend(
-        handles, list(map(plain, shown)), loc="lower center", bbox_to_anchor=(0.5, 0.05 / total), ncols=columns, frameon=False,
-        prop={"family": _families("".join(shown))[0]}, handlelength=1.4,
-    )  # fmt: skip
+        handles,
+        list(map(plain, shown)),
+        loc="lower center",
+        bbox_to_anchor=(0.5, 0.05 / total),
+        ncols=columns,
+        frameon=False,
+        prop={"family": _families("".join(shown))[0]},
+        handlelength=1.4,
+    )
     legend.set_in_layout(False)
     return figure, _remarks(rows, sorted({*missing, *title_missing}))
 
@@ -129,7 +163,9 @@ def _draw_row(axes: Axes, score: Score, first: int, last: int, low: int, high: i
     for notes, colour in parts:
         rows = notes[(notes[:, 0] < end) & (notes[:, 1] > begin)].astype(float)
         left, right, pitch = rows[:, 0], np.maximum(rows[:, 1] - gap, rows[:, 0] + gap), rows[:, 2] + 0.05
-        corners = np.stack([[left, pitch], [right, pitch], [right, pitch + 0.9], [left, pitch + 0.9]]).transpose(2, 0, 1)
+        corners = np.stack([[left, pitch], [right, pitch], [right, pitch + 0.9], [left, pitch + 0.9]]).transpose(
+            2, 0, 1
+        )
         axes.add_collection(PolyCollection(corners, facecolors=colour, edgecolors="none", zorder=2), autolim=False)
     axes.set_xlim(begin, end)
     axes.set_ylim(low, high)
@@ -153,11 +189,15 @@ def _remarks(rows: Sequence[tuple[int, int]], missing: Sequence[str]) -> list[st
     remarks = []
     if missing:
         letters = " ".join(missing[:8])
-        remarks.append(f"no installed font has {letters}: the picture has other names in their place; install a font such as Noto Sans CJK")
+        remarks.append(
+            f"no installed font has {letters}: the picture has other names in their place; install a font such as "
+            f"Noto Sans CJK"
+        )
     first, last = rows[0]
     if last - first >= MAX_READABLE_BARS:
         remarks.append(
-            f"{rows[-1][1] - first + 1:,} bars are {last - first + 1} in a row, too many to read; draw a part with --bars {first}-{first + 63}"
+            f"{rows[-1][1] - first + 1:,} bars are {last - first + 1} in a row, too many to read; draw a part with "
+            f"--bars {first}-{first + 63}"
         )
     return remarks
 
@@ -196,7 +236,9 @@ def _families(words: str) -> tuple[list[str], list[str]]:
     wanted -= _letters_of(font_manager.findfont(_FAMILY), wanted)
     if not wanted:
         return families, []
-    upright = (font for font in font_manager.fontManager.ttflist if font.style == "normal" and "LastResort" not in font.fname)
+    upright = (
+        font for font in font_manager.fontManager.ttflist if font.style == "normal" and "LastResort" not in font.fname
+    )
     fonts = {font.fname: font.name for font in upright}
     for path in sorted(fonts, key=lambda path: (not any(word in fonts[path] for word in _BROAD), fonts[path], path)):
         found = _letters_of(path, wanted)
@@ -222,7 +264,9 @@ def _columns(words: str) -> int:
 
 
 def plain(words: str) -> str:
-    r"""Words from outside for a picture, drawn as they are: ``$`` begins no formula, and a legend keeps a name that begins with ``_``."""
+    r"""Words from outside for a picture, drawn as they are: ``$`` begins no formula, and a legend keeps a name that
+    begins with ``_``.
+    """
     words = words.replace("$", r"\$")
     return f" {words}" if words.startswith("_") else words
 

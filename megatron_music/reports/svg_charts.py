@@ -1,7 +1,8 @@
-"""The charts of a report as pictures: SVG files that need nothing but a browser, and the same bytes for the same numbers.
+"""The charts of a report as pictures: SVG files that need nothing but a browser, and the same bytes for the same
+numbers.
 
-Widths of names are estimated, not measured: names stand in a column of their own, on two lines where they are long, and lose
-their middle where two lines are not enough.
+Widths of names are estimated, not measured: names stand in a column of their own, on two lines where they are long, and
+lose their middle where two lines are not enough.
 """
 
 import math
@@ -67,7 +68,9 @@ def _bars(panel: Bars) -> tuple[str, int]:
     for name, value, said in zip(panel.names, panel.values, panel.texts, strict=True):
         width, lines = room * value / highest, _lines(name)
         extra = LINE * (len(lines) - 1)
-        words = "".join(_word(LEFT - 8, top + 13 + LINE * number, line, "end", INK) for number, line in enumerate(lines))
+        words = "".join(
+            _word(LEFT - 8, top + 13 + LINE * number, line, "end", INK) for number, line in enumerate(lines)
+        )
         parts.append(
             f"<g>{f'<title>{text(name)}</title>' if _columns(name) > NAME_LETTERS else ''}{words}"
             + f'<rect x="{LEFT}" y="{top + extra / 2:g}" width="{width:.1f}" height="17" fill="{panel.colour}"/>'
@@ -83,8 +86,8 @@ def _histogram(panel: Histogram) -> tuple[str, int]:
     left, top = 84, 18
     ticks = nice_ticks(max(panel.counts))
     highest = max(ticks[-1], max(panel.counts)) * (1.12 if panel.median else 1.04)  # room for the median's words
-    across = lambda place: left + (RIGHT - left) * place / len(panel.counts)  # noqa: E731
-    up = lambda count: top + PLOT * (1 - count / highest)  # noqa: E731
+    across = lambda place: left + (RIGHT - left) * place / len(panel.counts)
+    up = lambda count: top + PLOT * (1 - count / highest)
     parts = [
         f'<line x1="{left}" x2="{RIGHT}" y1="{up(tick):.1f}" y2="{up(tick):.1f}" stroke="{LINES}"/>'
         + _word(left - 8, up(tick) + 4, compact(tick), "end")
@@ -99,7 +102,9 @@ def _histogram(panel: Histogram) -> tuple[str, int]:
     ]
     parts += [_word(across(place), top + PLOT + 16, said, "middle") for place, said in panel.ticks]
     parts.append(_word((left + RIGHT) / 2, top + PLOT + 36, panel.x_label, "middle"))
-    parts.append(f'<g transform="translate(24 {top + PLOT / 2:.0f}) rotate(-90)">{_word(0, 0, panel.y_label, "middle")}</g>')
+    parts.append(
+        f'<g transform="translate(24 {top + PLOT / 2:.0f}) rotate(-90)">{_word(0, 0, panel.y_label, "middle")}</g>'
+    )
     if panel.median:
         place, said = panel.median
         is_left = place < 0.75 * len(panel.counts)

@@ -17,11 +17,14 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _NARROWEST = 24  # a shortened name is never narrower, however narrow the terminal
 
 
-def format_table(columns: dict[str, Format], rows: Sequence[dict], form: str = "text", *, shorten: str | None = None) -> str:
+def format_table(
+    columns: dict[str, Format], rows: Sequence[dict], form: str = "text", *, shorten: str | None = None
+) -> str:
     """Rows as lines, without a last line end.
 
     Args:
-        columns: the key of each column, which may be a stranger's word, and the format of its numbers for people, as for ``format``; empty: as ``str`` does.
+        columns: the key of each column, which may be a stranger's word, and the format of its numbers for people, as
+            for ``format``; empty: as ``str`` does.
         rows: a value for each key; a missing one or None is left empty. CSV has them in full, whatever the format.
         form: ``text``, ``markdown`` or ``csv``.
         shorten: the column whose long texts lose their middle, in text and Markdown, so that lines fit the terminal.
@@ -42,7 +45,11 @@ def format_table(columns: dict[str, Format], rows: Sequence[dict], form: str = "
     heads = [printable(key.replace("_", " ")) for key in columns]
     if shorten is not None:
         place = list(columns).index(shorten)
-        others = sum(max(map(len, column)) + 3 for number, column in enumerate(zip(heads, *cells, strict=True)) if number != place)
+        others = sum(
+            max(map(len, column)) + 3
+            for number, column in enumerate(zip(heads, *cells, strict=True))
+            if number != place
+        )
         room = max(_NARROWEST, terminal_width() - others - 3)
         for line in cells:
             line[place] = _fitting(line[place], room, _markdown_cell if form == "markdown" else str)
@@ -52,7 +59,10 @@ def format_table(columns: dict[str, Format], rows: Sequence[dict], form: str = "
         return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rules, *lines[1:]])
     widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
     aligned = [
-        "  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in zip(line, widths, is_number, strict=True))
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, is_number, strict=True)
+        )
         for line in [heads, *cells]
     ]
     return "\n".join(line.rstrip() for line in aligned)
@@ -64,7 +74,9 @@ def terminal_width() -> int:
 
 
 def shortened(text: str, width: int) -> str:
-    """A text in ``width`` characters: its middle gives way to an ellipsis; its start, which names a kernel, keeps more."""
+    """A text in ``width`` characters: its middle gives way to an ellipsis; its start, which names a kernel,
+    keeps more.
+    """
     if len(text) <= width:
         return text
     end = (width - 1) // 3
@@ -100,7 +112,9 @@ def _markdown_cell(text: str) -> str:
 
 
 def _csv_cell(value):
-    """A cell that a spreadsheet takes for what it is: text that would be a formula gets an apostrophe before it; numbers stay."""
+    """A cell that a spreadsheet takes for what it is: text that would be a formula gets an apostrophe before it;
+    numbers stay.
+    """
     if value is None:
         return ""
     if not isinstance(value, str):

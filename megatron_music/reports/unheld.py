@@ -62,7 +62,9 @@ def count_unheld(score: Score, encoding: Encoding) -> dict[str, int]:
     wanted = _meters(encoding.meters)
     written = [known_meter(*signature[1:]) for signature in score.time_signatures]
     counts["meters"] = len([meter for meter in written if meter not in wanted])
-    counts["equal meters"] = len([0 for s, meter in zip(score.time_signatures, written, strict=True) if meter in wanted and meter != s[1:]])
+    counts["equal meters"] = len(
+        [0 for s, meter in zip(score.time_signatures, written, strict=True) if meter in wanted and meter != s[1:]]
+    )
     return {kind: count for kind, count in counts.items() if count > 0}
 
 

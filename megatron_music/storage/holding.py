@@ -1,9 +1,10 @@
 """Holding a folder, so that two processes do not fill it at once, on whatever file system it lies.
 
-A holder takes a lock of the system (``flock``) on a lock file, and writes an owner file beside it, ``LOCK.16-hex-digits``: the
-machine, the process, and since when; a thread refreshes its time every 5 seconds. The lock alone would do on a local disk.
-File systems of clusters may have none (Lustre without ``-o flock``) or one for each node (Lustre's ``localflock``, NFS's
-``local_lock``): there the owner files keep others out. ``storage.owners`` tells who of them is alive.
+A holder takes a lock of the system (``flock``) on a lock file, and writes an owner file beside it,
+``LOCK.16-hex-digits``: the machine, the process, and since when; a thread refreshes its time every 5 seconds. The lock
+alone would do on a local disk. File systems of clusters may have none (Lustre without ``-o flock``) or one for each
+node (Lustre's ``localflock``, NFS's ``local_lock``): there the owner files keep others out. ``storage.owners`` tells
+who of them is alive.
 """
 
 import errno
@@ -34,10 +35,19 @@ class Busy(ValueError):
 
 
 @contextmanager
-def hold(lock: str | os.PathLike, busy: str, *, shared: bool = False, waits: bool = False, again: bool = False, missing: str = "") -> Iterator[None]:
+def hold(
+    lock: str | os.PathLike,
+    busy: str,
+    *,
+    shared: bool = False,
+    waits: bool = False,
+    again: bool = False,
+    missing: str = "",
+) -> Iterator[None]:
     """Hold a lock file: alone, or shared with others who ask for it shared.
 
-    It is let go when the process dies, however it dies. Held alone, the file is made where it is missing, and goes at the end.
+    It is let go when the process dies, however it dies. Held alone, the file is made where it is missing, and goes at
+    the end.
 
     Args:
         lock: the file, in a folder that is made where ``missing`` is empty.
@@ -72,7 +82,8 @@ def hold(lock: str | os.PathLike, busy: str, *, shared: bool = False, waits: boo
 
 @contextmanager
 def hold_folder(folder: str | os.PathLike, what: str, names: Iterable[str] = ()) -> Iterator[None]:
-    """Hold a folder that a command fills with files. It is made where it is missing, and goes at the end if nothing came of it.
+    """Hold a folder that a command fills with files. It is made where it is missing, and goes at the end if nothing
+    came of it.
 
     Args:
         what: the command.
@@ -88,7 +99,9 @@ def hold_folder(folder: str | os.PathLike, what: str, names: Iterable[str] = ())
         raise ValueError(f"{folder} is a file; name a folder")
     is_new = not folder.exists()
     try:
-        with hold(folder / LOCK, f"another `{what}` writes to {folder}{{owner}}; wait for it to end, or name another folder"):
+        with hold(
+            folder / LOCK, f"another `{what}` writes to {folder}{{owner}}; wait for it to end, or name another folder"
+        ):
             sweep_temporary(folder, names)
             yield
     finally:
@@ -98,7 +111,9 @@ def hold_folder(folder: str | os.PathLike, what: str, names: Iterable[str] = ())
 
 
 def token_of(lock: Path) -> str:
-    """By what this thread's hold of a lock file is known, in the name of its owner file; a new one where it holds none."""
+    """By what this thread's hold of a lock file is known, in the name of its owner file; a new one where it
+    holds none.
+    """
     owner = _holding.get().get(os.path.join(os.path.realpath(lock.parent), lock.name))
     return owner.token if owner else token()
 
@@ -117,7 +132,10 @@ def is_of_lock(lock: str, name: str) -> bool:
 
 
 def _acquire(lock: Path, busy: str, shared: bool, waits: bool, missing: str) -> tuple[int, Owner]:
-    """The descriptor of the locked file, and the owner file. Two that come at once, without a lock of the system, may both give way."""
+    """The descriptor of the locked file, and the owner file.
+
+    Two that come at once, without a lock of the system, may both give way.
+    """
     while True:
         if not missing:
             lock.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +192,8 @@ def _lock(descriptor: int, lock: Path, shared: bool) -> bool:
 @functools.cache
 def _tell_without_locks(reason: str, folder: str) -> None:
     _logger.info(
-        f"the file system of {folder} has no locks (flock: {reason}); files that say who is at work there, refreshed every "
+        f"the file system of {folder} has no locks (flock: {reason}); files that say who is at work there, refreshed "
+        f"every "
         f"{REFRESH_SECONDS:g} s, keep others out (Lustre has locks with the mount option flock)"
     )
 

@@ -1,8 +1,9 @@
 """Owner files: who is at work in a folder, on which machine, and whether that process is alive.
 
-Beside a lock file ``LOCK`` lies ``LOCK.16-hex-digits`` for each holder: its machine, its process, and since when, as JSON. A thread refreshes
-the time of the file every 5 seconds. An owner on this machine is alive as long as its process is. One on another machine is alive where
-its file's time changes while it is watched, and dead where it does not for ``STALE_SECONDS``, or is ``ABANDONED_SECONDS`` old already.
+Beside a lock file ``LOCK`` lies ``LOCK.16-hex-digits`` for each holder: its machine, its process, and since when, as
+JSON. A thread refreshes the time of the file every 5 seconds. An owner on this machine is alive as long as its process
+is. One on another machine is alive where its file's time changes while it is watched, and dead where it does not for
+``STALE_SECONDS``, or is ``ABANDONED_SECONDS`` old already.
 """
 
 import json
@@ -172,7 +173,8 @@ class _Heart:
                         self._paths.discard(path)
                     if is_missed:
                         _logger.warning(
-                            f"{path} was removed while this process was at work there; if another process has taken {path.parent} "
+                            f"{path} was removed while this process was at work there; if another process has taken "
+                            f"{path.parent} "
                             "meanwhile, stop one of them"
                         )
                 except OSError:  # a server that does not answer now may answer in time

@@ -1,8 +1,8 @@
 """Bounded reading of files that somebody else may have made: the one reader of JSON, YAML and other small files.
 
-A file is opened without waiting for a writer, must be a regular file, and has at most so many bytes; JSON and YAML nested too
-deeply, and YAML whose aliases repeat each other, are refused. Every refusal is a ValueError of half a sentence without the path,
-which the caller puts in front.
+A file is opened without waiting for a writer, must be a regular file, and has at most so many bytes; JSON and YAML
+nested too deeply, and YAML whose aliases repeat each other, are refused. Every refusal is a ValueError of half a
+sentence without the path, which the caller puts in front.
 """
 
 import errno
@@ -42,7 +42,12 @@ def open_regular(path: str | os.PathLike, *, follow_links: bool = True) -> Binar
     """
     if not follow_links and os.path.islink(path):
         raise ValueError("it is a symbolic link")
-    flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0) | (0 if follow_links else getattr(os, "O_NOFOLLOW", 0))
+    flags = (
+        os.O_RDONLY
+        | os.O_CLOEXEC
+        | getattr(os, "O_NONBLOCK", 0)
+        | (0 if follow_links else getattr(os, "O_NOFOLLOW", 0))
+    )
     descriptor = os.open(path, flags)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -74,7 +79,15 @@ def refusing(path: str | os.PathLike, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError) as error:
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        AssertionError,
+        RecursionError,
+    ) as error:
         if isinstance(error, ValueError) and os.fspath(path) in str(error):
             raise
         raise ValueError(f"{path} is damaged ({reason_of(error)}); {remedy}") from None
@@ -96,7 +109,9 @@ def read_bytes(path: str | os.PathLike, limit: int = SMALL_FILE_BYTES, *, follow
         if os.fstat(file.fileno()).st_size > limit:  # nothing of it is read
             raise ValueError(f"it has more than {limit:,} bytes")
         parts = []
-        while part := file.read(min(limit + 1 - sum(map(len, parts)), MIB)):  # a read of so many bytes takes them at once
+        while part := file.read(
+            min(limit + 1 - sum(map(len, parts)), MIB)
+        ):  # a read of so many bytes takes them at once
             parts.append(part)
         content = b"".join(parts)
     if len(content) > limit:
@@ -158,7 +173,8 @@ def parse_yaml(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: it is not YAML.
-        ValueError: it is nested too deeply, contains itself, or has more than 100,000 values once aliases are written out.
+        ValueError: it is nested too deeply, contains itself, or has more than 100,000 values once aliases are written
+            out.
     """
     if len(text) > YAML_BYTES:
         raise ValueError(f"its YAML has more than {YAML_BYTES:,} characters")
@@ -175,12 +191,19 @@ def parse_yaml(text: str) -> Any:
             loader.dispose()
     except RecursionError:
         raise ValueError("its YAML is nested too deeply") from None
-    except (AttributeError, LookupError, TypeError, ArithmeticError):  # of PyYAML, as for `!!bool perhaps` and `!!timestamp 5`
+    except (
+        AttributeError,
+        LookupError,
+        TypeError,
+        ArithmeticError,
+    ):  # of PyYAML, as for `!!bool perhaps` and `!!timestamp 5`
         raise ValueError("its YAML has a value that is not what its tag says") from None
 
 
 def _size_of(node: yaml.Node, known: dict[int, int | None]) -> int:
-    """Values below a node, those of an alias as often as it is used; ``known`` by identity, None while it is counted."""
+    """Values below a node, those of an alias as often as it is used; ``known`` by identity, None while it is
+    counted.
+    """
     if id(node) in known:
         size = known[id(node)]
         if size is None:
@@ -203,7 +226,8 @@ def read_yaml(path: str | os.PathLike, *, follow_links: bool = True) -> Any:
 
 
 def is_outward_link(path: Path) -> bool:
-    """Whether a file is a link that leads out of its folder; within a cache of Hugging Face's hub, out of the cache of its repository.
+    """Whether a file is a link that leads out of its folder; within a cache of Hugging Face's hub, out of the cache of
+    its repository.
 
     There ``snapshots/REVISION/NAME`` are links to ``blobs``.
     """

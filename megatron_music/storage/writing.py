@@ -1,8 +1,9 @@
 """Files that are there whole or not at all: the one writer of whole files, and of what waits for the disk.
 
-A file is written under a temporary name beside its own, ``.NAME.16-hex-digits.tmp``, which nobody can foresee and which is made
-anew (``O_EXCL``, ``O_NOFOLLOW``), waits for the disk, and takes its name by one rename. A link that lies under either name is
-never written through. What a killed process left under such a name is removed by whoever holds the folder next.
+A file is written under a temporary name beside its own, ``.NAME.16-hex-digits.tmp``, which nobody can foresee and which
+is made anew (``O_EXCL``, ``O_NOFOLLOW``), waits for the disk, and takes its name by one rename. A link that lies under
+either name is never written through. What a killed process left under such a name is removed by whoever holds the
+folder next.
 """
 
 import errno
@@ -65,7 +66,8 @@ def appearing(path: str | os.PathLike, *, syncs_folder: bool = False) -> Iterato
 
 @contextmanager
 def written_apart(path: str | os.PathLike) -> Iterator[Path]:
-    """A path in a new folder beside ``path``, for libraries that open files by name; what they write there takes its name at the end.
+    """A path in a new folder beside ``path``, for libraries that open files by name; what they write there takes its
+    name at the end.
 
     What a killed process left of the same file is removed: only while nobody else writes it.
     """
@@ -83,12 +85,15 @@ def create(path: str | os.PathLike) -> BinaryIO:
     Raises:
         FileExistsError: something has the name, be it a link to nothing.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    descriptor = os.open(
+        path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0), 0o666
+    )
     return open(descriptor, "wb")
 
 
 def no_links(path: str, flags: int) -> int:
-    """An opener for ``open`` that refuses a link, a pipe or a device under the file's own name: for logs, which grow in place.
+    """An opener for ``open`` that refuses a link, a pipe or a device under the file's own name: for logs, which grow in
+    place.
 
     Raises:
         OSError: it is a link, or cannot be opened.

@@ -1,7 +1,8 @@
 """The encoding of several datasets that one model is trained on.
 
-Datasets are refused where the same token means different things in two of them: another grid, other merged tokens, other names
-of labels, other density levels. Options that only add tokens (meters, velocity, tempo, infill, labels, densities) may be on in
+Datasets are refused where the same token means different things in two of them: another grid, other merged tokens,
+other names of labels, other density levels. Options that only add tokens (meters, velocity, tempo, infill, labels,
+densities) may be on in
 a part of the data: the model's encoding has them all, so that generation offers everything that some of its data had.
 """
 
@@ -33,8 +34,11 @@ def blend_encodings(encodings: Mapping[str, Encoding]) -> Encoding:
 
 def added_by_some(encodings: Sequence[Encoding]) -> list[str]:
     """The options that add tokens to a part of the datasets only, by their names."""
-    found = [name for name in ("meters", *ADDED, "labels", "density", "bar_density", "bars")
-             if len({getattr(encoding, name) for encoding in encodings}) > 1]  # fmt: skip
+    found = [
+        name
+        for name in ("meters", *ADDED, "labels", "density", "bar_density", "bars")
+        if len({getattr(encoding, name) for encoding in encodings}) > 1
+    ]
     return [name.replace("_", "-") for name in found]
 
 
@@ -51,12 +55,15 @@ def _joined(first: str, one: Encoding, second: str, other: Encoding) -> Encoding
     )
     changes = {name: getattr(one, name) or getattr(other, name) for name in ADDED}
     for name in ("density", "bar_density"):
-        of_one, of_other = ((getattr(encoding, name), getattr(encoding, f"{name}_bins"), encoding.bars) for encoding in (one, other))
+        of_one, of_other = (
+            (getattr(encoding, name), getattr(encoding, f"{name}_bins"), encoding.bars) for encoding in (one, other)
+        )
         if name == "bar_density":
             of_one, of_other = of_one[:2], of_other[:2]  # a bar has as many notes in a window of any length
         _refuse_if(
             bool(of_one[0] and of_other[0]) and of_one != of_other,
-            f"{first} ({_levels(of_one)}) and {second} ({_levels(of_other)}) differ in the levels of --{name.replace('_', '-')}",
+            f"{first} ({_levels(of_one)}) and {second} ({_levels(of_other)}) differ in the levels of "
+            f"--{name.replace('_', '-')}",
             "build them as one dataset, or leave the option out of all but one",
         )
         levels, bins = of_one[:2] if of_one[0] else of_other[:2]

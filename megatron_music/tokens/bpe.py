@@ -1,12 +1,13 @@
 """Merged tokens above the vocabulary's own: byte-pair encoding of the events within a bar.
 
-A word is a run of TIME_DELTA, VELOCITY, NOTE_ON and NOTE_OFF within one bar or fill; merges never leave it, and every other id
-stays as it is. A merged token stands for the ids it was merged from, so decoding is exact. Only learning needs the package
-``tokenizers``.
+A word is a run of TIME_DELTA, VELOCITY, NOTE_ON and NOTE_OFF within one bar or fill; merges never leave it, and every
+other id stays as it is. A merged token stands for the ids it was merged from, so decoding is exact. Only learning needs
+the package ``tokenizers``.
 
 Shapes: N ids, D documents.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -56,7 +57,9 @@ class Bpe:
         self._results: list[int] = []  # by rank
         total = 0
         for rank, pair in enumerate(self.merges):
-            if not all((0 <= part < v.SIZE and _IS_EVENT[part]) or v.SIZE <= part < v.SIZE + len(spelled) for part in pair):
+            if not all(
+                (0 <= part < v.SIZE and _IS_EVENT[part]) or v.SIZE <= part < v.SIZE + len(spelled) for part in pair
+            ):
                 raise ValueError(f"merge {rank + 1} is of {pair}, which are not events or earlier results")
             lengths = [len(spelled[part - v.SIZE]) if part >= v.SIZE else 1 for part in pair]
             total += sum(lengths)
@@ -153,7 +156,7 @@ class Bpe:
         """One word: the pair of lowest rank is merged, the leftmost first, as long as there is one."""
         ids = np.frombuffer(word, np.uint16).tolist()
         rank_of = self._ranks.get
-        ranks = [rank_of(left << 16 | right, _NEVER) for left, right in zip(ids, ids[1:])]  # noqa: B905 (of pairs)
+        ranks = [rank_of(left << 16 | right, _NEVER) for left, right in itertools.pairwise(ids)]
         while ranks and (rank := min(ranks)) < _NEVER:
             place = ranks.index(rank)
             ids[place : place + 2] = [self._results[rank]]
@@ -177,9 +180,9 @@ def learn_bpe(documents: Iterable[np.ndarray], merges: int) -> Bpe:
 
     Args:
         documents: base ids of one document or of several one after another; open densities do not matter.
-        merges: how many merged tokens are wanted, rounded up to a multiple of 128, so that the vocabulary's size divides
-            among tensor-parallel ranks. Pairs seen once are not merged: where too few are left, the result has fewer,
-            if it can a multiple of 128 all the same.
+        merges: how many merged tokens are wanted, rounded up to a multiple of 128, so that the vocabulary's size
+            divides among tensor-parallel ranks. Pairs seen once are not merged: where too few are left, the result has
+            fewer, if it can a multiple of 128 all the same.
 
     Raises:
         ModuleNotFoundError: the package ``tokenizers`` is not installed (the extra ``bpe``).
@@ -194,7 +197,11 @@ def learn_bpe(documents: Iterable[np.ndarray], merges: int) -> Bpe:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.BpeTrainer(
-        vocab_size=len(alphabet) + wanted, min_frequency=2, initial_alphabet=alphabet, special_tokens=[], show_progress=False
+        vocab_size=len(alphabet) + wanted,
+        min_frequency=2,
+        initial_alphabet=alphabet,
+        special_tokens=[],
+        show_progress=False,
     )
     tokenizer.train_from_iterator((_CHARACTERS[ids].tobytes().decode("utf-32-le") for ids in documents), trainer)
     pairs = list(_id_pairs(json.loads(tokenizer.to_str())["model"]["merges"]))

@@ -13,8 +13,8 @@ from megatron_music.tokens import vocabulary as v
 # A generator that yields masks of what may come next and is sent what came.
 Choices = Generator[np.ndarray, int, None]
 
-# One freely chosen token lengthens the shortest ending by at most 5: a rest (1) that then needs a note: velocity, strike,
-# rest, release (4), with one token of slack. While more than this is left, every lawful token may come.
+# One freely chosen token lengthens the shortest ending by at most 5: a rest (1) that then needs a note: velocity,
+# strike, rest, release (4), with one token of slack. While more than this is left, every lawful token may come.
 RESERVE = 6
 
 

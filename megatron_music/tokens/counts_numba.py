@@ -1,4 +1,6 @@
-"""Counts over all notes and all ids as compiled loops: the same as ``music.fingerprint`` and ``data.token_counts``, faster."""
+"""Counts over all notes and all ids as compiled loops: the same as ``music.fingerprint`` and ``data.token_counts``,
+faster.
+"""
 
 import numpy as np
 

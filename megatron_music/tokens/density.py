@@ -1,8 +1,9 @@
 """DENSITY before and after its levels are known.
 
-How many notes make a track dense is asked of the training split, which is known only when every file is encoded. Until then the
-place of a DENSITY holds the note count itself, as an id above the vocabulary: an open id. Closing turns each into its DENSITY
-by one table look-up.
+How many notes make a track dense is asked of the training split, which is known only when every file is encoded. Until
+then the
+place of a DENSITY holds the note count itself, as an id above the vocabulary: an open id. Closing turns each into its
+DENSITY by one table look-up.
 """
 
 import numpy as np
@@ -97,7 +98,9 @@ def density_ids(counts: np.ndarray, bins: tuple[int, ...]) -> np.ndarray:
 
 
 def closing_table(track_bins: tuple[int, ...], bar_bins: tuple[int, ...] = ()) -> np.ndarray:
-    """The table (uint16, [NUM_IDS]) with which ``table[ids]`` closes every open id and leaves the others as they are."""
+    """The table (uint16, [NUM_IDS]) with which ``table[ids]`` closes every open id and leaves the others as
+    they are.
+    """
     table = np.arange(NUM_IDS, dtype=np.uint16)
     counts = np.arange(MAX_COUNT + 1)
     table[OPEN_TRACK : OPEN_TRACK + MAX_COUNT + 1] = density_ids(counts, track_bins)

@@ -19,7 +19,9 @@ BAR_LINES = ("carry", "clip", "split")
 MAX_BARS = 1 << 16
 
 
-METERS = tuple(token.removeprefix("TIME_SIGNATURE=") for token in vocabulary.TOKENS if token.startswith("TIME_SIGNATURE="))
+METERS = tuple(
+    token.removeprefix("TIME_SIGNATURE=") for token in vocabulary.TOKENS if token.startswith("TIME_SIGNATURE=")
+)
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,10 @@ class Encoding:
         labels: the names of each label, frozen: ``(("GENRE", ("JAZZ", "ROCK")), ("MOOD", ("HAPPY",)))``.
         bpe: merged tokens above the vocabulary's own; 0 for none.
         voices: which tracks are read as SOPRANO .. BASS, ``auto``, ``names`` or ``off``: see ``music.score.voices_of``.
-        pedal: whether notes are read as long as the sustain pedal lets them sound: ``auto`` on keyboards (programs 0-7),
-            ``extend`` on every instrument but drums, ``ignore`` on none.
-        lone_quarter_undeclared: whether a 1/4 that is a file's only meter is read as if the file had not declared it: many
-            programs write it where they know no meter.
+        pedal: whether notes are read as long as the sustain pedal lets them sound: ``auto`` on keyboards (programs
+            0-7), ``extend`` on every instrument but drums, ``ignore`` on none.
+        lone_quarter_undeclared: whether a 1/4 that is a file's only meter is read as if the file had not declared it:
+            many programs write it where they know no meter.
     """
 
     steps_per_quarter: int = 4
@@ -76,20 +78,26 @@ class Encoding:
         if self.steps_per_quarter not in (4, 12):
             raise ValueError(f"steps_per_quarter is {self.steps_per_quarter}; use 4 or 12")
         if not 0 <= self.bars <= MAX_BARS or not 1 <= self.hop <= MAX_BARS:
-            raise ValueError(f"bars is {self.bars} and hop {self.hop}; use 0 (the whole piece) to {MAX_BARS:,} bars and a hop from 1")
+            raise ValueError(
+                f"bars is {self.bars} and hop {self.hop}; use 0 (the whole piece) to {MAX_BARS:,} bars and a hop from 1"
+            )
         if self.bar_line not in BAR_LINES:
             raise ValueError(f"bar_line is {self.bar_line!r}; use one of {', '.join(BAR_LINES)}")
         if not self.meters:
             raise ValueError("meters is empty; name at least one, such as 4/4, or all")
         for meter in (*filter(lambda meter: meter != "all", self.meters), *self.unknown_meters):
             if f"TIME_SIGNATURE={meter}" not in vocabulary.IDS:
-                raise ValueError(f"the meter {meter!r} is not in the vocabulary; use 1/2 to 16/16 with 2, 4, 8 or 16 below")
+                raise ValueError(
+                    f"the meter {meter!r} is not in the vocabulary; use 1/2 to 16/16 with 2, 4, 8 or 16 below"
+                )
         for name in ("density", "bar_density"):
             levels, bins = getattr(self, name), getattr(self, f"{name}_bins")
             if not 0 <= levels <= vocabulary.NUM_DENSITIES:
                 raise ValueError(f"{name} is {levels}; use 0 for none, or 2 to {vocabulary.NUM_DENSITIES} levels")
             if bins and (len(bins) != levels - 1 or list(bins) != sorted(bins)):
-                raise ValueError(f"{name}_bins is {bins}; give {max(levels - 1, 0)} rising note counts, one fewer than {name}")
+                raise ValueError(
+                    f"{name}_bins is {bins}; give {max(levels - 1, 0)} rising note counts, one fewer than {name}"
+                )
         if not 0 <= self.bpe <= MAX_MERGES:
             raise ValueError(f"bpe is {self.bpe}; use 0 for none, at most {MAX_MERGES:,} merged tokens: ids are uint16")
         for name, modes in (("voices", VOICE_MODES), ("pedal", PEDAL_MODES)):
@@ -98,8 +106,10 @@ class Encoding:
         label_ids(self.labels)  # raises
         if self.vocabulary_hash != vocabulary.HASH:
             raise ValueError(
-                f"made with the vocabulary {self.vocabulary_name} ({self.vocabulary_hash[:12]}), while this version reads "
-                f"{vocabulary.NAME} ({vocabulary.HASH[:12]}); build the dataset again or install the version that made it"
+                f"made with the vocabulary {self.vocabulary_name} ({self.vocabulary_hash[:12]}), while this version "
+                f"reads "
+                f"{vocabulary.NAME} ({vocabulary.HASH[:12]}); build the dataset again or install the version that "
+                f"made it"
             )
 
     @property
@@ -126,7 +136,8 @@ class Encoding:
         """The meters that are read as if a file had not declared them.
 
         Args:
-            signatures: the file's, as (start, numerator, denominator) in their order; of several at one time the last holds.
+            signatures: the file's, as (start, numerator, denominator) in their order; of several at one time the last
+                holds.
         """
         named = self._unknown_meter_set
         if self.lone_quarter_undeclared and LONE_QUARTER not in named:

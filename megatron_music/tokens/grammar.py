@@ -1,8 +1,8 @@
 """Which token may come next: the mmmtrack grammar for constrained sampling.
 
-A piece sampled under it decodes without repair and encodes again to the same ids (DENSITY aside, which the model chooses): bars
-are complete, every note is switched off, events stand in canonical order, and the piece is over before the token budget is.
-``tokens.infill_grammar`` does the same for bars that were taken out.
+A piece sampled under it decodes without repair and encodes again to the same ids (DENSITY aside, which the model
+chooses): bars are complete, every note is switched off, events stand in canonical order, and the piece is over before
+the token budget is. ``tokens.infill_grammar`` does the same for bars that were taken out.
 """
 
 from collections.abc import Sequence
@@ -24,18 +24,19 @@ class Grammar(Walk):
         max_tokens: the piece, its DOCUMENT_END included, never grows longer.
         instruments: the INST ids of the tracks in order, e.g. the four voices; then the piece has just these tracks.
             None leaves tracks to the model, at least one.
-        given: ids of a piece of fewer bars, from ``encode_piece`` without labels: its tempo, meters, tracks and bars are the
-            only ones allowed in their places. Its instruments are the piece's. Notes that it leaves on sound on in the bar
-            that follows.
+        given: ids of a piece of fewer bars, from ``encode_piece`` without labels: its tempo, meters, tracks and bars
+            are the only ones allowed in their places. Its instruments are the piece's. Notes that it leaves on sound on
+            in the bar that follows.
         labels: label ids, such as that of GENRE=JAZZ; then the piece has just these. None leaves them to the model.
-        meters: the TIME_SIGNATURE ids to choose from, for the first bar and for changes; None for the encoding's. With one
-            of them the meter never changes.
+        meters: the TIME_SIGNATURE ids to choose from, for the first bar and for changes; None for the encoding's. With
+            one of them the meter never changes.
         tempos: the same of TEMPO ids.
         densities: the DENSITY ids of the tracks in order, or one for all; None leaves them to the model.
         bar_density: the DENSITY id of every bar that is not given; None leaves it to the model.
 
     Raises:
-        ValueError: what is given and the emptiest rest do not fit into ``max_tokens``, or the encoding has no such tokens.
+        ValueError: what is given and the emptiest rest do not fit into ``max_tokens``, or the encoding has no such
+            tokens.
     """
 
     def __init__(
@@ -73,7 +74,9 @@ class Grammar(Walk):
         if (densities is not None and not encoding.density) or (bar_density is not None and not encoding.bar_density):
             raise ValueError("a density is given that the encoding does not write; omit it")
         if densities is not None and len(densities) not in (1, len(instruments or ())):
-            raise ValueError(f"{len(densities)} densities are given; give one for all tracks, or one for each instrument")
+            raise ValueError(
+                f"{len(densities)} densities are given; give one for all tracks, or one for each instrument"
+            )
         self._changes: list[list[int]] = [[] for _ in range(encoding.bars)]  # what each bar says of its meter and tempo
         super().__init__(max_tokens)
         needed = 1 + len(labels or ()) + encoding.tempo + encoding.writes_meters + self._tokens_from(0, 0) + RESERVE
@@ -95,10 +98,15 @@ class Grammar(Walk):
             track += 1
 
     def _head(self) -> Choices:
-        """Labels, tempo and meter, and the first TRACK_START; returns the ids of meter and tempo, where there are any."""
+        """Labels, tempo and meter, and the first TRACK_START; returns the ids of meter and tempo, where there
+        are any.
+        """
         given = self._given.head if self._given else {}
-        slots = [only(given[kind]) if kind in given else free
-                 for kind, free in (("tempo", self._tempos), ("meter", self._meters)) if free.any()]  # fmt: skip
+        slots = [
+            only(given[kind]) if kind in given else free
+            for kind, free in (("tempo", self._tempos), ("meter", self._meters))
+            if free.any()
+        ]
         slots.append(only(v.TRACK_START))
         if self._labels is not None:
             yield from self._exactly(self._labels)
@@ -137,7 +145,9 @@ class Grammar(Walk):
         Args:
             said: the head's ids of meter and tempo, in the order in which bars say them.
         """
-        instruments = range(v.INST, v.INST + v.NUM_INSTRUMENTS) if self._instruments is None else [self._instruments[track]]
+        instruments = (
+            range(v.INST, v.INST + v.NUM_INSTRUMENTS) if self._instruments is None else [self._instruments[track]]
+        )
         yield only(*instruments)
         if self._encoding.density:
             chosen = self._densities
@@ -171,10 +181,7 @@ class Grammar(Walk):
         while True:
             later = 1 + self._tokens_from(track, bar + 1)
             events = Events(self._steps(said), sounding, must_end, self._encoding.velocity, v.BAR_END)
-            if self._encoding.bar_density:
-                mask = self._bar_density
-            else:
-                mask = events.allowed(self._left() - later)
+            mask = self._bar_density if self._encoding.bar_density else events.allowed(self._left() - later)
             room = self._left() - later - events.ending_tokens() - bool(self._encoding.bar_density) - RESERVE
             if room > tracks_after:
                 for choices in offered:

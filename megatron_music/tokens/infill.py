@@ -1,8 +1,8 @@
 """Bars taken out of documents and written at their end: what a model learns to fill them in from.
 
 ``BAR_START NOTE_ON=60 ... BAR_END`` becomes ``BAR_START FILL_IN BAR_END``, and its events follow the last track as
-``FILL_START NOTE_ON=60 ... FILL_END``, in the order of the FILL_INs. What a bar says of itself (meter, tempo, density) stays
-with it. Arithmetic on ids.
+``FILL_START NOTE_ON=60 ... FILL_END``, in the order of the FILL_INs. What a bar says of itself (meter, tempo, density)
+stays with it. Arithmetic on ids.
 
 Source: Ens and Pasquier 2020, arXiv:2008.06048, BarFill.
 """
@@ -50,7 +50,8 @@ def take_out(ids: np.ndarray, bars: Iterable[tuple[int, int]]) -> np.ndarray:
         found = (track == wanted[0]) & (place == wanted[1])
         if not found.any():
             raise ValueError(
-                f"bar {wanted[1]} of track {wanted[0]} is not in the document; count both from 0, in its {len(starts)} bars"
+                f"bar {wanted[1]} of track {wanted[0]} is not in the document; count both from 0, in its "
+                f"{len(starts)} bars"
             )
         chosen |= found
     open_ended = not len(ids) or ids[-1] != v.DOCUMENT_END
@@ -63,8 +64,8 @@ def take_out(ids: np.ndarray, bars: Iterable[tuple[int, int]]) -> np.ndarray:
 def put_back(ids: np.ndarray) -> np.ndarray:
     """A document with the bars that were taken out of it: the inverse of ``take_out``.
 
-    Lenient where a model may slip: a bar whose fill is missing is empty, surplus fills are dropped, and so is all that is no
-    event in a fill.
+    Lenient where a model may slip: a bar whose fill is missing is empty, surplus fills are dropped, and so is all that
+    is no event in a fill.
 
     Args:
         ids: of one document, with or without its DOCUMENT_END; what follows that is dropped.
@@ -91,11 +92,12 @@ def infill_documents(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Documents, some of them with bars taken out.
 
-    Whether a document is one of them, how many of its bars are taken out (at least one, at most half of them, each number
-    alike) and which ones depends on (key, window, copy) alone.
+    Whether a document is one of them, how many of its bars are taken out (at least one, at most half of them, each
+    number alike) and which ones depends on (key, window, copy) alone.
 
     Args:
-        ids: documents one after another, each ending with DOCUMENT_END, none with FILL_IN; open densities may stand in them.
+        ids: documents one after another, each ending with DOCUMENT_END, none with FILL_IN; open densities may stand in
+            them.
         lengths: tokens in each [D].
         windows: number of each document's window in its file [D].
         key: 64 bits of (seed, file).
@@ -156,8 +158,8 @@ def _move(ids: np.ndarray, lengths: np.ndarray, holes: _Contents) -> tuple[np.nd
     gone = np.cumsum(sizes) - sizes - (np.cumsum(num_moved) - num_moved)[document]
     fills = (new_ends - 1 - num_moved - 2 * num_holes)[document] + gone + 2 * number  # places of the FILL_STARTs
 
-    # How far an id moves to the right: 3 for each hole of earlier documents; in its own document 1 for each FILL_IN before
-    # it, less the events gone; within a hole, to its fill. Summed up from its changes.
+    # How far an id moves to the right: 3 for each hole of earlier documents; in its own document 1 for each FILL_IN
+    # before it, less the events gone; within a hole, to its fill. Summed up from its changes.
     before = 3 * holes_before_document[document] + number - gone
     inside = fills + 1 - holes.starts
     change = np.zeros(len(ids) + 1, np.int64)

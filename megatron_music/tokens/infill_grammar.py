@@ -1,4 +1,5 @@
-"""Which token may come next when bars that were taken out of a piece are filled: the grammar of what follows the piece.
+"""Which token may come next when bars that were taken out of a piece are filled: the grammar of what follows
+the piece.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ from megatron_music.tokens.grammar import is_meter, steps_of_meter
 class FillGrammar(Walk):
     """The fills of a document in the making, after the document itself.
 
-    A fill obeys the rules of the bar it stands for. One after which its track goes on as it was ends with nothing sounding.
+    A fill obeys the rules of the bar it stands for. One after which its track goes on as it was ends with nothing
+    sounding.
 
     Args:
         encoding: as for ``Grammar``.
@@ -21,7 +23,8 @@ class FillGrammar(Walk):
         prompt: ids of a document with FILL_IN bars, from ``take_out``, up to its last TRACK_END.
 
     Raises:
-        ValueError: the prompt and the emptiest fills do not fit into ``max_tokens``, or notes sound out of a FILL_IN bar.
+        ValueError: the prompt and the emptiest fills do not fit into ``max_tokens``, or notes sound out of a FILL_IN
+            bar.
     """
 
     def __init__(self, encoding: Encoding, max_tokens: int, prompt: Sequence[int]):
@@ -83,7 +86,8 @@ def _read_holes(prompt: list[int], encoding: Encoding) -> list[Hole]:
         elif v.NOTE_OFF <= token_id < v.NOTE_OFF + 128:
             if token_id - v.NOTE_OFF not in sounding:
                 raise ValueError(
-                    f"{v.TOKENS[token_id]} ends a note that starts in a bar to fill and sounds on behind it; take such notes "
+                    f"{v.TOKENS[token_id]} ends a note that starts in a bar to fill and sounds on behind it; take "
+                    f"such notes "
                     "out whole, as `generate midi --infill` does with those of a MIDI file"
                 )
             sounding.remove(token_id - v.NOTE_OFF)

@@ -30,7 +30,8 @@ def label_ids(labels: LabelNames) -> dict[str, int]:
             raise ValueError(f"the label {label} is there twice; name each label once, with all its names")
         if not _LABEL.fullmatch(label) or label in _OTHER_BLOCKS:
             raise ValueError(
-                f"the label {label!r} cannot be a token; use capital letters and underscores, and no word of the vocabulary's "
+                f"the label {label!r} cannot be a token; use capital letters and underscores, and no word of the "
+                f"vocabulary's "
                 f"own ({', '.join(sorted(_OTHER_BLOCKS - {''}))})"
             )
         block = label if label in RANGES else "RESERVED"
@@ -41,7 +42,8 @@ def label_ids(labels: LabelNames) -> dict[str, int]:
                 others = f"the labels other than GENRE and STYLE, {label} among them, have"
                 which = f"{label} has" if block == label else others
                 raise ValueError(
-                    f"{which} more than {len(RANGES[block].values)} names; group the rarest under one name such as OTHER, "
+                    f"{which} more than {len(RANGES[block].values)} names; group the rarest under one name such as "
+                    f"OTHER, "
                     "or leave a label out"
                 )
             if vocabulary.IDS.get(token, token_id) != token_id or _SPECIAL.search(token):

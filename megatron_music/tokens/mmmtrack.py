@@ -6,13 +6,13 @@
     event := TIME_DELTA=<1..48> | [VELOCITY=<k>] NOTE_ON=<pitch> | NOTE_OFF=<pitch>
     fill  := FILL_START event* FILL_END
 
-Time counts in grid steps and restarts in each bar. A rest before a note is written, a rest after the last one is not. At one
-time NOTE_OFF comes before NOTE_ON, each by rising pitch. A note that ends on a bar line is switched off in the bar it fills, at
-its last step, not in the next. A bar says its meter and tempo where they differ from the bar before; the piece's head says
-those of its first bar. Which of the optional tokens are there is the ``Encoding``'s word.
+Time counts in grid steps and restarts in each bar. A rest before a note is written, a rest after the last one is not.
+At one time NOTE_OFF comes before NOTE_ON, each by rising pitch. A note that ends on a bar line is switched off in the
+bar it fills, at its last step, not in the next. A bar says its meter and tempo where they differ from the bar before;
+the piece's head says those of its first bar. Which of the optional tokens are there is the ``Encoding``'s word.
 
-The law, for each bar-line policy: ``decode(encode(quantize(score))) == apply_bar_lines(quantize(score))``, which for ``carry``
-is ``quantize(score)`` itself. A window decodes to ``slice_bars`` of the piece.
+The law, for each bar-line policy: ``decode(encode(quantize(score))) == apply_bar_lines(quantize(score))``, which for
+``carry`` is ``quantize(score)`` itself. A window decodes to ``slice_bars`` of the piece.
 """
 
 from typing import NamedTuple
@@ -43,10 +43,12 @@ from megatron_music.tokens.windows import (
 
 __all__ = ["Windows", "decode_piece", "encode_piece", "encode_windows", "instrument_id", "window_starts"]
 
-_METERS = [tuple(map(int, values.split("/"))) for values in next(b.values for b in v.BLOCKS if b.name == "TIME_SIGNATURE")]
+_METERS = [
+    tuple(map(int, values.split("/"))) for values in next(b.values for b in v.BLOCKS if b.name == "TIME_SIGNATURE")
+]
 
 
-def encode_piece(score: Score, encoding: Encoding = Encoding(), label_ids: tuple[int, ...] = ()) -> np.ndarray:  # noqa: B008
+def encode_piece(score: Score, encoding: Encoding = Encoding(), label_ids: tuple[int, ...] = ()) -> np.ndarray:
     """Token ids (uint16) of the whole quantised piece, its silent tracks included, without a DOCUMENT_END.
 
     Args:
@@ -57,13 +59,16 @@ def encode_piece(score: Score, encoding: Encoding = Encoding(), label_ids: tuple
     return write_windows(score, np.zeros(1, np.int64), score.num_bars, encoding, label_ids, keep_silent=True).ids
 
 
-def window_starts(score: Score, encoding: Encoding = Encoding()) -> np.ndarray:  # noqa: B008
+def window_starts(score: Score, encoding: Encoding = Encoding()) -> np.ndarray:
     """First bars of the full windows of the piece, the last full window included."""
     return first_bars_of(score.bar_starts, int(score.columns[1].max(initial=0)), encoding)
 
 
 def encode_windows(
-    score: Score, first_bars: np.ndarray, encoding: Encoding = Encoding(), label_ids: tuple[int, ...] = ()  # noqa: B008
+    score: Score,
+    first_bars: np.ndarray,
+    encoding: Encoding = Encoding(),
+    label_ids: tuple[int, ...] = (),
 ) -> Windows:
     """Windows of a quantised piece, ``encoding.bars`` long, that begin at the rising ``first_bars`` (int64 [W]).
 
@@ -76,8 +81,9 @@ def decode_piece(token_ids, steps_per_quarter: int = 4) -> Score:
     """The score that ``token_ids`` spell, up to the end of the document or of the ids.
 
     Lenient where a model may slip: tokens out of place are skipped, a NOTE_OFF without its NOTE_ON is ignored, a
-    note that is never switched off lasts a quarter, at most to the end of the piece; of two meters or tempos that tracks
-    give to one bar the first counts. Tokens of ``encode_piece`` need none of this. Bars that were taken out are put back.
+    note that is never switched off lasts a quarter, at most to the end of the piece; of two meters or tempos that
+    tracks give to one bar the first counts. Tokens of ``encode_piece`` need none of this. Bars that were taken out are
+    put back.
 
     Args:
         token_ids: ids of ``mmmtrack-1``.
@@ -129,14 +135,26 @@ def check_grid(token_ids, steps_per_quarter: int) -> str:
     for bar, (steps, length) in enumerate(zip(reached, lengths, strict=False)):
         if steps > length:
             count, unit = [s for s in bars.time_signatures if s.start_step <= bars.starts[bar]][-1][1:]
-            remedy = "use --steps-per-quarter 12" if steps_per_quarter == 4 else "the tokens are damaged, or of another program"
+            remedy = (
+                "use --steps-per-quarter 12"
+                if steps_per_quarter == 4
+                else "the tokens are damaged, or of another program"
+            )
             raise ValueError(
-                f"bar {bar + 1} has {steps} steps where a bar of {count}/{unit} at {steps_per_quarter} steps per quarter note "
+                f"bar {bar + 1} has {steps} steps where a bar of {count}/{unit} at {steps_per_quarter} steps per "
+                f"quarter note "
                 f"has {length}; {remedy}"
             )
     fit_a_third = [3 * steps == length for steps, length in zip(reached, lengths, strict=False)]
-    if steps_per_quarter == 12 and sum(fit_a_third) > 1 and all(3 * s <= n for s, n in zip(reached, lengths, strict=False)):
-        return "every bar ends within its first third, as if the tokens were of 4 steps per quarter note; use --steps-per-quarter 4"
+    if (
+        steps_per_quarter == 12
+        and sum(fit_a_third) > 1
+        and all(3 * s <= n for s, n in zip(reached, lengths, strict=False))
+    ):
+        return (
+            "every bar ends within its first third, as if the tokens were of 4 steps per quarter note; use "
+            "--steps-per-quarter 4"
+        )
     return ""
 
 
@@ -189,7 +207,9 @@ def _replace_last(events: list, event) -> None:
 
 def _opens_bar(body: np.ndarray) -> np.ndarray:
     """Which tokens stand between a BAR_START and the first token that is neither meter, tempo nor density."""
-    attribute = (body >= v.TIME_SIGNATURE) & (body < v.VELOCITY) | (body >= v.DENSITY) & (body < v.DENSITY + v.NUM_DENSITIES)
+    attribute = (body >= v.TIME_SIGNATURE) & (body < v.VELOCITY) | (body >= v.DENSITY) & (
+        body < v.DENSITY + v.NUM_DENSITIES
+    )
     # The last token before each place that is no attribute: is it a BAR_START?
     place = np.maximum.accumulate(np.where(attribute, 0, np.arange(len(body))))
     return attribute & (body[place] == v.BAR_START)
@@ -253,7 +273,9 @@ def _close(notes: list, sounding: dict[int, tuple[int, int]], pitch: int, step: 
         notes.append((start, step, pitch, velocity))
 
 
-def _finish_track(instrument: int, notes: list, sounding: dict[int, tuple[int, int]], steps_per_quarter: int, length: int):
+def _finish_track(
+    instrument: int, notes: list, sounding: dict[int, tuple[int, int]], steps_per_quarter: int, length: int
+):
     for pitch, (start, velocity) in sounding.items():
         _close(notes, {pitch: (start, velocity)}, pitch, min(start + steps_per_quarter, length))
     rows = np.array(notes, np.int64).reshape(-1, 4)

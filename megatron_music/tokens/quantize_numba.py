@@ -1,7 +1,8 @@
-"""The way from a score to its windows as compiled loops: the same results as ``music.grid`` and ``tokens.windows``, faster.
+"""The way from a score to its windows as compiled loops: the same results as ``music.grid`` and ``tokens.windows``,
+faster.
 
-Notes are put in order by counting, which takes a time in proportion to their number; they are sorted where they come in no order
-of time.
+Notes are put in order by counting, which takes a time in proportion to their number; they are sorted where they come in
+no order of time.
 """
 
 from collections.abc import Callable
@@ -77,27 +78,46 @@ def encode_stretch(score: Score, encoding: Encoding, label_ids: tuple[int, ...] 
         return EncodedStretch(Windows.none(), report, num_bars, len(tracks))
     instruments = np.array([instrument_id(track) for track in tracks])
     ids, lengths, begins, rows = write_windows(
-        columns, lines, head, change, instruments, first_bars, encoding.bars or num_bars, _track_table(encoding),
-        _bar_table(encoding), velocity, not encoding.bars,
-    )  # fmt: skip
+        columns,
+        lines,
+        head,
+        change,
+        instruments,
+        first_bars,
+        encoding.bars or num_bars,
+        _track_table(encoding),
+        _bar_table(encoding),
+        velocity,
+        not encoding.bars,
+    )
     return EncodedStretch(Windows(ids, lengths, begins, *rows), report, num_bars, len(tracks))
 
 
 @compiled
 def _quantize(columns, new, old, velocity, num_tracks):
-    """``music.grid.quantize_columns``: the columns; and the last step and onset, and what the report is of, in one array.
+    """``music.grid.quantize_columns``: the columns; and the last step and onset, and what the report is of, in one
+    array.
 
-    One call, and one for the windows: to go from Python into compiled code and back costs as much as a hundred notes, and each
-    array as much as twenty.
+    One call, and one for the windows: to go from Python into compiled code and back costs as much as a hundred notes,
+    and each array as much as twenty.
     """
-    key, is_sorted, last, lengthened, error, worst, on_steps, errors = _quantize_keys(columns, new, old, velocity, num_tracks)
+    key, is_sorted, last, lengthened, error, worst, on_steps, errors = _quantize_keys(
+        columns, new, old, velocity, num_tracks
+    )
     if not is_sorted:
         key.sort()
     quantized, shortened = _quantize_columns(key, velocity)
     counts = np.zeros(7 + len(errors), np.int64)
     for note in range(quantized.shape[1]):
         counts[1] = max(counts[1], quantized[1, note])
-    counts[0], counts[2], counts[3], counts[4], counts[5], counts[6] = last, shortened, lengthened, error, worst, on_steps
+    counts[0], counts[2], counts[3], counts[4], counts[5], counts[6] = (
+        last,
+        shortened,
+        lengthened,
+        error,
+        worst,
+        on_steps,
+    )
     counts[7:] = errors
     return quantized, counts
 
@@ -111,7 +131,8 @@ def _quantize_keys(columns, new, old, velocity, num_tracks):
     place = np.zeros(num_tracks * 128 + 1, np.int64)
     last = lengthened = total = worst = on_steps = 0
     for note in range(num_notes):
-        # Division of floats, which is exact here (quotients below 2**21 of numbers below 2**53) and faster than of integers.
+        # Division of floats, which is exact here (quotients below 2**21 of numbers below 2**53) and faster than of
+        # integers.
         start = int((2 * new * columns[1, note] + old) / (2.0 * old))
         end = int((2 * new * columns[2, note] + old) / (2.0 * old))
         if end <= start:
@@ -160,10 +181,19 @@ def _quantize_columns(key, velocity):
         if note and key[note] >> 25 == key[note - 1] >> 25:
             continue
         group, start = key[note] >> 45, key[note] >> 25 & MAX_STEPS
-        if place and columns[0, place - 1] == group >> 7 and columns[3, place - 1] == group & 127 and columns[2, place - 1] > start:
+        if (
+            place
+            and columns[0, place - 1] == group >> 7
+            and columns[3, place - 1] == group & 127
+            and columns[2, place - 1] > start
+        ):
             columns[2, place - 1] = start
             shortened += 1
-        columns[0, place], columns[1, place], columns[2, place] = group >> 7, start, MAX_STEPS - (key[note] >> 5 & MAX_STEPS)
+        columns[0, place], columns[1, place], columns[2, place] = (
+            group >> 7,
+            start,
+            MAX_STEPS - (key[note] >> 5 & MAX_STEPS),
+        )
         columns[3, place] = group & 127
         columns[4, place] = 126 - ((key[note] & 31) << 2) if velocity else DEFAULT_VELOCITY
         place += 1

@@ -20,9 +20,9 @@ from megatron_music.tokens.lexicon import Wording, read_wording
 def tokenizer_metadata() -> dict:
     """Metadata under which every ``MegatronTokenizer.from_pretrained(folder, metadata)`` gives a ``MusicTokenizer``.
 
-    megatron-core 0.16 to 0.19 read the first three names, with a module; Megatron-LM's main branch, which has the version
-    number 0.20, reads the other two, with its name. Either takes a tokenizer of its own where it finds none of its names:
-    ``library`` sees to it that this has the same ids.
+    megatron-core 0.16 to 0.19 read the first three names, with a module; Megatron-LM's main branch, which has the
+    version number 0.20, reads the other two, with its name. Either takes a tokenizer of its own where it finds none of
+    its names: ``library`` sees to it that this has the same ids.
     """
     return {
         "library": "huggingface",

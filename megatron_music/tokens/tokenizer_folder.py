@@ -18,13 +18,11 @@ from megatron_music.tokens.encoding import Encoding
 ENCODING_FILE = "mmmtrack.json"
 
 
-
-
 def write_tokenizer_folder(folder: str | os.PathLike, encoding: Encoding, bpe: Bpe | None = None) -> None:
     """Write the folder; ``AutoTokenizer.from_pretrained(folder)`` then gives the same ids.
 
-    It reads tokens as they stand, merged ones too (``NOTE_ON=60+TIME_DELTA=4``), and merges nothing itself. A word that is
-    no token reads as PAD there, while ``MusicTokenizer`` refuses it.
+    It reads tokens as they stand, merged ones too (``NOTE_ON=60+TIME_DELTA=4``), and merges nothing itself. A word that
+    is no token reads as PAD there, while ``MusicTokenizer`` refuses it.
     """
     assert encoding.bpe == (bpe.size if bpe else 0)
     folder = Path(folder)

@@ -39,7 +39,7 @@ def _numbers(count: int, first: int = 0) -> tuple[str, ...]:
 BLOCKS = (
     Block("", ("PAD", "PIECE_START", "PIECE_END", "TRACK_START", "TRACK_END", "BAR_START", "BAR_END")),
     Block("", ("FILL_IN", "FILL_START", "FILL_END")),
-    Block("INST", _numbers(128) + (DRUMS,) + VOICE_NAMES),
+    Block("INST", (*_numbers(128), DRUMS, *VOICE_NAMES)),
     Block("DENSITY", _numbers(10)),
     Block("TIME_DELTA", _numbers(MAX_TIME_DELTA, first=1)),
     Block("NOTE_ON", _numbers(128)),

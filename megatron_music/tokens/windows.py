@@ -1,8 +1,8 @@
 """Windows of a quantised piece as token ids, by array arithmetic: the meaning of the encoding on the writing side.
 
-Each bar of each track is written once, whatever windows it is in. A window is, for each track, a run of bars between two edges:
-it begins by striking what sounds on from before, and ends by closing what sounds on. ``tokens.quantize_numba`` does the same as one
-loop, faster; the two are tested equal.
+Each bar of each track is written once, whatever windows it is in. A window is, for each track, a run of bars between
+two edges: it begins by striking what sounds on from before, and ends by closing what sounds on.
+``tokens.quantize_numba`` does the same as one loop, faster; the two are tested equal.
 """
 
 from typing import NamedTuple
@@ -30,7 +30,6 @@ class Windows(NamedTuple):
     row_tracks: np.ndarray  # int64 [R]: number of the track in the piece
     row_notes: np.ndarray  # int64 [R]: NOTE_ONs
 
-
     @staticmethod
     def none() -> "Windows":
         none = np.empty(0, np.int64)
@@ -47,9 +46,15 @@ class EncodedStretch(NamedTuple):
 
 
 def encode_stretch(score: Score, encoding: Encoding, label_ids: tuple[int, ...] = ()) -> EncodedStretch:
-    """Quantise a stretch that ``sections`` gave, and encode all its windows; the whole of it where the encoding has none."""
+    """Quantise a stretch that ``sections`` gave, and encode all its windows; the whole of it where the encoding has
+    none.
+    """
     quantized = quantize(
-        score, encoding.steps_per_quarter, meters=encoding.writes_meters, velocity=encoding.velocity, tempo=encoding.tempo
+        score,
+        encoding.steps_per_quarter,
+        meters=encoding.writes_meters,
+        velocity=encoding.velocity,
+        tempo=encoding.tempo,
     )
     starts = first_bars_of(quantized.bar_starts, int(quantized.columns[1].max()), encoding)
     bars = encoding.bars or quantized.num_bars
@@ -58,7 +63,8 @@ def encode_stretch(score: Score, encoding: Encoding, label_ids: tuple[int, ...] 
 
 
 def first_bars_of(bar_starts: np.ndarray, last_onset: int, encoding: Encoding) -> np.ndarray:
-    """First bars of the full windows of a piece, the last full window included (int64 [W]); 0 where there are no windows.
+    """First bars of the full windows of a piece, the last full window included (int64 [W]); 0 where there are no
+    windows.
 
     Under ``clip`` no note sounds past the bar it starts in, so a piece ends with the bar of its last onset.
     """
@@ -134,7 +140,9 @@ def write_windows(
     row_notes = written.notes[first + bars] - written.notes[first] + written.heads.added[first]
     if not keep_silent:
         sounding = np.flatnonzero(row_notes)
-        row_window, row_track, first, row_notes = (array[sounding] for array in (row_window, row_track, first, row_notes))
+        row_window, row_track, first, row_notes = (
+            array[sounding] for array in (row_window, row_track, first, row_notes)
+        )
     used = np.zeros(len(first_bars), bool)
     used[row_window] = True
     row_document = (np.cumsum(used) - 1)[row_window]
@@ -185,7 +193,9 @@ class _Bars(NamedTuple):
     attributes: Attributes
 
 
-def _write_bars(score: Score, encoding: Encoding, attributes: Attributes, begins: np.ndarray, ends: np.ndarray) -> _Bars:
+def _write_bars(
+    score: Score, encoding: Encoding, attributes: Attributes, begins: np.ndarray, ends: np.ndarray
+) -> _Bars:
     """Write each bar once, whatever windows it is in, and its edges where windows begin or end in each track."""
     lines, num_bars, num_tracks = score.bar_starts, score.num_bars, len(score.tracks)
     total, bar_steps = num_tracks * num_bars, np.diff(lines)
@@ -214,9 +224,17 @@ def _write_bars(score: Score, encoding: Encoding, attributes: Attributes, begins
     at_begin, at_end = is_begin[before + 1], is_end[before]
 
     own_bar, own_low, at_start = bar, key & 4095, (time == 0) & (is_on == 1)
-    changes = np.count_nonzero(change, axis=1) * np.tile(is_begin, num_tracks)  # a document's first bar says none of them
+    changes = np.count_nonzero(change, axis=1) * np.tile(
+        is_begin, num_tracks
+    )  # a document's first bar says none of them
     heads = _heads(
-        (offset + before + 1)[at_begin], low[at_begin], own_bar[at_start], own_low[at_start], changes, notes_in_bar, encoding
+        (offset + before + 1)[at_begin],
+        low[at_begin],
+        own_bar[at_start],
+        own_low[at_start],
+        changes,
+        notes_in_bar,
+        encoding,
     )
     at_line = time == np.tile(bar_steps, num_tracks)[bar]
     rest = np.tile(bar_steps, num_tracks)
@@ -329,10 +347,18 @@ def _write_rows(bars: _Bars, first, last, row_document, first_bars, instruments,
     head = before + 2 + (density is not None)  # TRACK_START INST [DENSITY]
     after = 1 + (closes & ends)
     ids = np.concatenate((bars.ids, bars.heads.ids, bars.tails.ids))
-    plain_start, plain_end = bars.start[first] + bars.heads.replaced[first], bars.start[last + 1] - bars.tails.replaced[last]
-    sources = np.stack((
-        len(bars.ids) + bars.heads.start[first], plain_start, len(bars.ids) + len(bars.heads.ids) + bars.tails.start[last]
-    ), axis=1).ravel()  # fmt: skip
+    plain_start, plain_end = (
+        bars.start[first] + bars.heads.replaced[first],
+        bars.start[last + 1] - bars.tails.replaced[last],
+    )
+    sources = np.stack(
+        (
+            len(bars.ids) + bars.heads.start[first],
+            plain_start,
+            len(bars.ids) + len(bars.heads.ids) + bars.tails.start[last],
+        ),
+        axis=1,
+    ).ravel()
     lengths = np.stack((bars.heads.length[first], plain_end - plain_start, bars.tails.length[last]), axis=1)
     body = lengths.sum(axis=1)
     row_length = head + body + after

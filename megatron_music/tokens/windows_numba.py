@@ -1,7 +1,7 @@
 """Quantised notes to the ids of all their windows, as compiled loops: what ``tokens.windows`` does by array arithmetic.
 
-Events are put in order by counting, which takes a time in proportion to their number; they are sorted where that does not fit,
-as in a long piece with hardly a note.
+Events are put in order by counting, which takes a time in proportion to their number; they are sorted where that does
+not fit, as in a long piece with hardly a note.
 """
 
 import numpy as np
@@ -12,7 +12,13 @@ from megatron_music.tokens import vocabulary as v
 # Plain integers, which compiled code takes as constants.
 _PIECE_START, _TRACK_START, _TRACK_END, _DOCUMENT_END = v.PIECE_START, v.TRACK_START, v.TRACK_END, v.DOCUMENT_END
 _BAR_START, _BAR_END = v.BAR_START, v.BAR_END
-_NOTE_ON, _NOTE_OFF, _VELOCITY, _TIME_DELTA, _LONGEST = v.NOTE_ON, v.NOTE_OFF, v.VELOCITY, v.TIME_DELTA, v.MAX_TIME_DELTA
+_NOTE_ON, _NOTE_OFF, _VELOCITY, _TIME_DELTA, _LONGEST = (
+    v.NOTE_ON,
+    v.NOTE_OFF,
+    v.VELOCITY,
+    v.TIME_DELTA,
+    v.MAX_TIME_DELTA,
+)
 
 
 @compiled
@@ -108,8 +114,11 @@ def _write_bars(key, lines, change, num_tracks, bar_table, velocity):
     out = np.empty(len(key) * (2 + velocity) + total * (6 + longest // _LONGEST), np.uint16)
     start, notes = np.empty(total + 1, np.int64), np.empty(total + 1, np.int64)
     struck, released, last_step, changes = (
-        np.zeros(total, np.int64), np.zeros(total, np.int64), np.zeros(total, np.int64), np.zeros(total, np.int64)
-    )  # fmt: skip
+        np.zeros(total, np.int64),
+        np.zeros(total, np.int64),
+        np.zeros(total, np.int64),
+        np.zeros(total, np.int64),
+    )
     place = event = num_notes = 0
     for bar in range(total):
         start[bar], notes[bar] = place, num_notes
@@ -166,7 +175,7 @@ def _write_bars(key, lines, change, num_tracks, bar_table, velocity):
 @compiled
 def write_windows(
     columns, lines, head, change, instruments, first_bars, bars, track_table, bar_table, velocity, keep_silent
-):  # fmt: skip
+):
     """All windows of quantised notes; ``head`` and ``change`` are empty where nothing is said.
 
     Returns:

@@ -44,8 +44,8 @@ class StepResult(NamedTuple):
 class Engine:
     """This rank's part of a model, wrapped for data parallelism, with its optimizer and schedule.
 
-    It is one chunk of the model, or several where the pipeline is interleaved: chunk ``i`` of the first stage, then that
-    of the second and so on come before chunk ``i + 1`` of the first.
+    It is one chunk of the model, or several where the pipeline is interleaved: chunk ``i`` of the first stage, then
+    that of the second and so on come before chunk ``i + 1`` of the first.
 
     Attributes:
         modules: the bare chunks, as the task built them.
@@ -201,7 +201,7 @@ class Engine:
         sums = [0.0, 0.0]
         for _ in range(num_global_batches):
             reports = self._run(batches, forward_only=True)
-            sums = [total + value for total, value in zip(sums, self._local_sums(reports))]
+            sums = [total + value for total, value in zip(sums, self._local_sums(reports), strict=True)]
         loss, num_tokens = distributed.sum_over_processes(sums)
         return loss / max(num_tokens, 1), int(num_tokens)
 
@@ -262,7 +262,9 @@ def check_messages(core_config: TransformerConfig) -> None:
     is_interleaved = core_config.virtual_pipeline_model_parallel_size is not None
     if is_interleaved and (core_config.batch_p2p_comm or not core_config.overlap_p2p_comm):
         raise ConfigError(
-            f"the model has virtual_pipeline_model_parallel_size={core_config.virtual_pipeline_model_parallel_size} with "
-            f"batch_p2p_comm={core_config.batch_p2p_comm} and overlap_p2p_comm={core_config.overlap_p2p_comm}, which gives "
+            f"the model has virtual_pipeline_model_parallel_size={core_config.virtual_pipeline_model_parallel_size} "
+            f"with "
+            f"batch_p2p_comm={core_config.batch_p2p_comm} and overlap_p2p_comm={core_config.overlap_p2p_comm}, which "
+            f"gives "
             "wrong gradients; set batch_p2p_comm=False and overlap_p2p_comm=True"
         )

@@ -1,6 +1,7 @@
 """The batches and the forward step of both text-to-music models, and their loss.
 
-What a sample draws (noise, sigma, which of its captions, whether it keeps them) depends on the seed and on its number in the
+What a sample draws (noise, sigma, which of its captions, whether it keeps them) depends on the seed and on its number
+in the
 run alone: not on the layout, nor on where a run was stopped. Shapes: B samples, L words.
 """
 
@@ -45,13 +46,13 @@ def flow_batches(
 
     Args:
         kind: text2muq or dit.
-        shuffles: each epoch in an order of its own; else always the data's, where everything drawn is of another seed, and
-            no condition is dropped.
+        shuffles: each epoch in an order of its own; else always the data's, where everything drawn is of another seed,
+            and no condition is dropped.
         hears_music: stage 2 is told an embedding of music.
 
     Yields:
-        ``noisy``, ``velocity`` and ``sigma_B`` with the condition, by the names of the model's arguments; all float32 but
-        ``keeps_BL``.
+        ``noisy``, ``velocity`` and ``sigma_B`` with the condition, by the names of the model's arguments; all float32
+        but ``keeps_BL``.
     """
     size = train.micro_batch_size
     start = consumed_samples + data_parallel_rank * size

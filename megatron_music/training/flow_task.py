@@ -55,7 +55,8 @@ def flow_task(config: FlowRunConfig) -> Task:
                 words=train_set.info.text_length,
                 music_size=train_set.info.embedding_size if hears_music else None,
             ).model,
-            f"{flow_flops.FORMULA} (all attention, {counted(positions, 'position')}, {counted(train_set.info.text_length, 'word')})",
+            f"{flow_flops.FORMULA} (all attention, {counted(positions, 'position')}, "
+            f"{counted(train_set.info.text_length, 'word')})",
         ),
     )
 

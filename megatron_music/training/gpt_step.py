@@ -1,5 +1,4 @@
-"""One forward pass of the GPT on one micro batch, and its loss. Shapes: B sequences, S tokens.
-"""
+"""One forward pass of the GPT on one micro batch, and its loss. Shapes: B sequences, S tokens."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -39,8 +38,8 @@ def forward_step(batches: Iterator[dict[str, Tensor]], model) -> tuple[Tensor, p
 def own_parts(whole_BS: Tensor, rank: int, size: int) -> Tensor:
     """The two of ``2 x size`` parts of every sequence that a context-parallel rank has, [B, S / size].
 
-    One from the front and its mirror image from the back, so that causal attention costs every rank the same. It is what
-    megatron-core's ``get_batch_on_this_cp_rank`` cuts, whose arguments change from version to version.
+    One from the front and its mirror image from the back, so that causal attention costs every rank the same. It is
+    what megatron-core's ``get_batch_on_this_cp_rank`` cuts, whose arguments change from version to version.
     """
     parts = whole_BS.chunk(2 * size, dim=1)
     return torch.cat([parts[rank], parts[2 * size - 1 - rank]], dim=1)

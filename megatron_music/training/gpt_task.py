@@ -58,7 +58,9 @@ def gpt_task(config: RunConfig) -> Task:
         forward_step=gpt_step.forward_step,
         train_batches=lambda consumed_samples: batches(train_set, consumed_samples),
         valid_batches=(lambda: batches(valid_set, 0)) if has_valid else None,
-        files=distributed.on_main(lambda: tokenizer_files(config.data) | {DATA_RECORD: record_bytes(record_of(config.data))}),
+        files=distributed.on_main(
+            lambda: tokenizer_files(config.data) | {DATA_RECORD: record_bytes(record_of(config.data))}
+        ),
         seq_length=config.model.seq_length,
         work=_work_of_gpt(config, num_tokens(config.data, "train")),
     )
@@ -75,7 +77,9 @@ def made_up_task(config: RunConfig) -> Task:
         "data.reset_attention_mask is true and data.path is not set; name a dataset, whose documents the mask is of",
     )
     shape = (config.train.micro_batch_size, config.model.seq_length)
-    tokens_BS = torch.randint(config.model.vocab_size, shape, generator=torch.Generator().manual_seed(config.train.seed))
+    tokens_BS = torch.randint(
+        config.model.vocab_size, shape, generator=torch.Generator().manual_seed(config.train.seed)
+    )
     batch = {
         "tokens": tokens_BS,
         "labels": tokens_BS.roll(-1, dims=1),

@@ -1,5 +1,4 @@
-"""The training loop: steps, evaluations, checkpoints, and an orderly end when a signal asks for one.
-"""
+"""The training loop: steps, evaluations, checkpoints, and an orderly end when a signal asks for one."""
 
 import contextlib
 import math
@@ -61,7 +60,9 @@ def train(config: Run, *, profile_steps: tuple[int, int] | None = None) -> int:
     distributed.start(config.parallel)
     try:
         status = _train(config, profile_steps)
-        distributed.on_main(lambda: None)  # a launcher may end all as soon as one has ended, and the main process writes last
+        distributed.on_main(
+            lambda: None
+        )  # a launcher may end all as soon as one has ended, and the main process writes last
         return status
     finally:
         distributed.stop()
@@ -71,7 +72,9 @@ def _train(config: Run, profile_steps: tuple[int, int] | None) -> int:
     config = distributed.on_main(lambda: with_facts_of_data(config))
     folder = Path(config.checkpoint.save) if config.checkpoint.save else None
     with contextlib.ExitStack() as held:
-        distributed.on_main(lambda: held.enter_context(held_folder(folder)))  # before its newest checkpoint is looked for
+        distributed.on_main(
+            lambda: held.enter_context(held_folder(folder))
+        )  # before its newest checkpoint is looked for
         origin, is_own = starting_point(config)
         for sentence in distributed.on_main(lambda: facts_to_tell(config)):
             distributed.tell(sentence)
@@ -89,7 +92,9 @@ def _train(config: Run, profile_steps: tuple[int, int] | None) -> int:
                 distributed.warn(refusal)
                 return FAILED
         if progress.iteration < config.train.train_iters:
-            _tell(messages.opening(config, task.work, progress.iteration, origin, is_own, task.valid_batches is not None))
+            _tell(
+                messages.opening(config, task.work, progress.iteration, origin, is_own, task.valid_batches is not None)
+            )
         return _run(config, task, engine, progress, folder, StepProfiler(folder, profile_steps))
 
 
@@ -143,7 +148,9 @@ def _run(
             if result.skipped:
                 distributed.warn(f"step {iteration} was skipped, since {result.skipped}; the weights stay as they were")
                 # NaN is no JSON, and what is missing is noticed where a strange number is averaged.
-                numbers = {name: value for name, value in numbers.items() if value is None or math.isfinite(value)} | {"skipped": 1}
+                numbers = {name: value for name, value in numbers.items() if value is None or math.isfinite(value)} | {
+                    "skipped": 1
+                }
             record(iteration, **numbers)
             if len(progress.guard.in_a_row) >= config.train.max_skipped_steps:
                 return _give_up(progress, saver, folder)
@@ -155,7 +162,9 @@ def _run(
                     music = samples.take(engine.modules[0], iteration, loss, metrics)
                     record(iteration, valid_loss=loss, valid_tokens=num_tokens, **music)
                 else:
-                    distributed.warn(f"the evaluation after step {iteration} gave a loss of {loss}: the weights have diverged")
+                    distributed.warn(
+                        f"the evaluation after step {iteration} gave a loss of {loss}: the weights have diverged"
+                    )
             if saver:
                 saver.poll()
             if is_last and not is_sound:
@@ -171,7 +180,9 @@ def _run(
     if cost:
         distributed.tell(cost)
     if saver and saver.failure:
-        distributed.warn(f"{saver.failure}; the run ends without its last steps: make room, and give the same command again")
+        distributed.warn(
+            f"{saver.failure}; the run ends without its last steps: make room, and give the same command again"
+        )
         return FAILED
     if not stopped:
         if first < total:
@@ -187,7 +198,9 @@ def _tell(sentences: list[str]) -> None:
 
 
 def _give_up(progress: Progress, saver: Saver | None, folder: Path | None) -> int:
-    """End a run that skipped its last steps, or whose evaluation is not finite, and save nothing over its last good state."""
+    """End a run that skipped its last steps, or whose evaluation is not finite, and save nothing over its last good
+    state.
+    """
     if saver:
         saver.finish()  # of a state before; it was good then
     skipped = progress.guard.in_a_row
@@ -199,8 +212,10 @@ def _give_up(progress: Progress, saver: Saver | None, folder: Path | None) -> in
     newest = distributed.on_main(lambda: read_latest(folder)[0]) if folder else None
     kept = f"the newest checkpoint is {newest}, of before" if newest else "no checkpoint was saved"
     distributed.warn(
-        f"the run ends unfinished at iteration {progress.iteration}, since {reason}: {kept}; lower optimizer.lr, look at the "
-        "data there, go back to an earlier checkpoint with checkpoint.load, or raise train.max_skipped_steps or train.train_iters"
+        f"the run ends unfinished at iteration {progress.iteration}, since {reason}: {kept}; lower optimizer.lr, look "
+        f"at the "
+        "data there, go back to an earlier checkpoint with checkpoint.load, or raise train.max_skipped_steps or "
+        "train.train_iters"
     )
     return FAILED
 
@@ -215,7 +230,9 @@ def _recorder(metrics: Metrics) -> Callable[..., None]:
         try:
             metrics.write(iteration, **values)
         except OSError as error:
-            distributed.warn(f"the metrics of iteration {iteration} could not be written yet ({error.strerror}); make room")
+            distributed.warn(
+                f"the metrics of iteration {iteration} could not be written yet ({error.strerror}); make room"
+            )
 
     return record
 
@@ -228,8 +245,8 @@ def _is_due(iteration: int, interval: int, is_last: bool) -> bool:
 def _signals() -> Iterator[list]:
     """A list that fills when the run is asked to stop.
 
-    Slurm sends SIGUSR1 or SIGTERM before it kills, a person SIGINT, a terminal that closes SIGHUP. A second one takes its usual
-    course. Signals that are ignored, as under nohup or in a script's background, stay ignored.
+    Slurm sends SIGUSR1 or SIGTERM before it kills, a person SIGINT, a terminal that closes SIGHUP. A second one takes
+    its usual course. Signals that are ignored, as under nohup or in a script's background, stay ignored.
     """
     asked: list[int] = []
     kinds = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)

@@ -1,5 +1,4 @@
-"""A few steps of a run, timed: the same engine as training's, no evaluation, nothing saved.
-"""
+"""A few steps of a run, timed: the same engine as training's, no evaluation, nothing saved."""
 
 import time
 from typing import NamedTuple

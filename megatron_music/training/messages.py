@@ -1,4 +1,6 @@
-"""Sentences that a run says at its start and its end: where it begins, what it reads, what was kept, what to do next."""
+"""Sentences that a run says at its start and its end: where it begins, what it reads, what was kept, what to do
+next.
+"""
 
 import math
 from pathlib import Path
@@ -28,14 +30,22 @@ def opening(config: Run, work: Work, iteration: int, origin: Path | None, is_own
         weights = f"from the weights of {origin}" if origin else "from new weights"
         found = [f"training {weights}, {counted(train.train_iters, 'iteration')}" + (f", into {save}" if save else "")]
     if not save:
-        found.append("checkpoint.save is not set: the model will be discarded at the end; checkpoint.save=RUN keeps it in the folder RUN")
+        found.append(
+            "checkpoint.save is not set: the model will be discarded at the end; checkpoint.save=RUN keeps it in the "
+            "folder RUN"
+        )
     samples = math.ceil(work.train_tokens / work.tokens_per_sample)
     epochs = train.train_iters * train.global_batch_size * work.tokens_per_sample / work.train_tokens
-    noun, length = ("sequence", f" of {work.tokens_per_sample:,} tokens") if hasattr(config.model, "seq_length") else ("sample", "")
+    noun, length = (
+        ("sequence", f" of {work.tokens_per_sample:,} tokens")
+        if hasattr(config.model, "seq_length")
+        else ("sample", "")
+    )
     found.append(f"the training data are {counted(samples, noun)}{length}{_read(epochs)}")
     if epochs >= MANY_EPOCHS:
         found.append(
-            f"{counted(samples, noun)} x {epochs:,.0f} epochs: the model will memorise them; add data, or lower train.train_iters, "
+            f"{counted(samples, noun)} x {epochs:,.0f} epochs: the model will memorise them; add data, or lower "
+            f"train.train_iters, "
             "and keep the checkpoint with the lowest valid_loss"
         )
     if train.eval_iters and not has_valid:
@@ -53,7 +63,9 @@ def _read(epochs: float) -> str:
 
 def finished(config: Run, iteration: int) -> list[str]:
     """What a run says that was complete before it was started."""
-    sentence = f"already finished at iteration {iteration} of {config.checkpoint.save}; a larger train.train_iters trains on"
+    sentence = (
+        f"already finished at iteration {iteration} of {config.checkpoint.save}; a larger train.train_iters trains on"
+    )
     return [sentence, next_step(config)]
 
 
@@ -61,8 +73,14 @@ def done(config: Run) -> list[str]:
     """What a run says after its last step."""
     train, save = config.train, config.checkpoint.save
     if not save:
-        return [f"finished {counted(train.train_iters, 'iteration')}; the model was discarded, since checkpoint.save is not set"]
-    return [f"finished; iteration {train.train_iters} is saved in {Path(save) / checkpoint_name(train.train_iters)}", next_step(config)]
+        return [
+            f"finished {counted(train.train_iters, 'iteration')}; the model was discarded, since checkpoint.save is "
+            f"not set"
+        ]
+    return [
+        f"finished; iteration {train.train_iters} is saved in {Path(save) / checkpoint_name(train.train_iters)}",
+        next_step(config),
+    ]
 
 
 def stopped(config: Run, iteration: int) -> list[str]:
@@ -70,7 +88,10 @@ def stopped(config: Run, iteration: int) -> list[str]:
     save = config.checkpoint.save
     if not save:
         return [f"stopped after iteration {iteration}; nothing was kept, since checkpoint.save is not set"]
-    return [f"stopped; iteration {iteration} is saved in {Path(save) / checkpoint_name(iteration)}: the same command resumes from there"]
+    return [
+        f"stopped; iteration {iteration} is saved in {Path(save) / checkpoint_name(iteration)}: the same command "
+        f"resumes from there"
+    ]
 
 
 def next_step(config: Run) -> str:

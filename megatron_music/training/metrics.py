@@ -21,11 +21,24 @@ from megatron_music.storage.writing import appearing, no_links
 FILE = "metrics.jsonl"
 # What is shown to a person, in this order; the files have everything.
 SHOWN = {
-    "loss": ".4f", "valid_loss": ".4f", "valid_perplexity": ".3f", "grad_norm": ".3f", "learning_rate": ".2e",
-    "epoch": ".3f", "tokens_per_second": ",.0f", "tflops_per_gpu": ",.3g", "mfu": ".1%", "cuda_memory_gib": ".2f",
-    "process_memory_gib": ".2f", "grammatical_share": ".0%", "pitch_class_distance": ".3f", "duration_distance": ".3f",
-    "self_similarity": ".3f", "note_density": ".1f", "polyphony": ".2f",
-}  # fmt: skip
+    "loss": ".4f",
+    "valid_loss": ".4f",
+    "valid_perplexity": ".3f",
+    "grad_norm": ".3f",
+    "learning_rate": ".2e",
+    "epoch": ".3f",
+    "tokens_per_second": ",.0f",
+    "tflops_per_gpu": ",.3g",
+    "mfu": ".1%",
+    "cuda_memory_gib": ".2f",
+    "process_memory_gib": ".2f",
+    "grammatical_share": ".0%",
+    "pitch_class_distance": ".3f",
+    "duration_distance": ".3f",
+    "self_similarity": ".3f",
+    "note_density": ".1f",
+    "polyphony": ".2f",
+}
 
 
 def cut_metrics(path: Path, iteration: int) -> None:
@@ -85,7 +98,7 @@ class Metrics:
             self.wandb = _start_wandb(wandb_project, folder, run)
         if folder is not None:
             cut_metrics(folder / FILE, iteration)
-            self.file = open(folder / FILE, "a", encoding="utf-8", opener=no_links)
+            self.file = open(folder / FILE, "a", encoding="utf-8", opener=no_links)  # noqa: SIM115 (closed by close)
             if tensorboard:
                 from torch.utils.tensorboard import (
                     SummaryWriter,  # takes a second to import
@@ -94,8 +107,12 @@ class Metrics:
                 self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=iteration + 1)
         if sys.stderr.isatty() and iteration < total and not is_quiet():
             self.terminal = sys.stderr
-            self.bar = tqdm(total=total, initial=iteration, unit="step", desc="train", dynamic_ncols=True, file=self.terminal)
-            sys.stderr = DummyTqdmFile(self.terminal)  # whoever writes a line while the bar is shown writes it above the bar
+            self.bar = tqdm(
+                total=total, initial=iteration, unit="step", desc="train", dynamic_ncols=True, file=self.terminal
+            )
+            sys.stderr = DummyTqdmFile(
+                self.terminal
+            )  # whoever writes a line while the bar is shown writes it above the bar
 
     def write(self, iteration: int, **values: float | None) -> None:
         """Record numbers under an iteration; None, where there is none, becomes null, and no point of a curve."""

@@ -70,16 +70,23 @@ def write_card(folder: Path, checkpoint: Path, run: Run, class_name: str, parame
         "## Training": _training(checkpoint, run),
         "## Losses": _losses(checkpoint),
         "## How to load it": _LOAD_GPT.format(length=run.model.seq_length) if is_gpt else _LOAD_DIT,
-        "## Licence": "Not stated: whoever publishes this model chooses a licence, with regard to the data it was trained on.",
+        "## Licence": "Not stated: whoever publishes this model chooses a licence, with regard to the data it was "
+        "trained on.",
     }
     text = "\n\n".join(f"{heading}\n\n{body}" for heading, body in sections.items())
     (folder / CARD).write_text(text + "\n", encoding="utf-8")
 
 
 def _what(is_gpt: bool) -> str:
-    by = f"trained with megatron_music {megatron_music.__version__} on megatron-core and exported with `megatron-music convert`"
+    by = (
+        f"trained with megatron_music {megatron_music.__version__} on megatron-core and exported with `megatron-music "
+        f"convert`"
+    )
     if is_gpt:
-        return f"A language model of music, {by}. It reads and writes MIDI as tokens: a piece is a sequence of tracks, bars and notes."
+        return (
+            f"A language model of music, {by}. It reads and writes MIDI as tokens: a piece is a sequence of tracks, "
+            f"bars and notes."
+        )
     return f"A diffusion transformer that generates audio latents from a text prompt, {by}."
 
 
@@ -117,7 +124,11 @@ def _data(checkpoint: Path, run: Run) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         recorded = None
     if isinstance(run, FlowRunConfig):
-        return f"`{Path(run.data.path).name}`, a dataset of `megatron-music build latents`." if run.data.path else "Not recorded."
+        return (
+            f"`{Path(run.data.path).name}`, a dataset of `megatron-music build latents`."
+            if run.data.path
+            else "Not recorded."
+        )
     if not run.data.path:
         return "Not recorded: the weights were converted from another format."
     names = [Path(folder).name for folder in run.data.folders]
@@ -128,7 +139,11 @@ def _data(checkpoint: Path, run: Run) -> str:
         for split, facts in splits.items():
             rows.append(f"| {name} | {split} | {facts['documents']:,} | {facts['bin_bytes'] // _BYTES_PER_TOKEN:,} |")
     weights = run.data.weights
-    blend = f"\n\nBlended with the weights {', '.join(f'{weight:g}' for weight in weights)}." if len(names) > 1 and weights else ""
+    blend = (
+        f"\n\nBlended with the weights {', '.join(f'{weight:g}' for weight in weights)}."
+        if len(names) > 1 and weights
+        else ""
+    )
     return "\n".join(rows) + blend
 
 
@@ -165,4 +180,8 @@ def _losses(checkpoint: Path) -> str:
         pass
     kinds = {"loss": "training loss", "valid_loss": "validation loss"}
     lines = [f"| {kinds[name]} | {value:.4f} | {iteration:,} |" for name, (value, iteration) in found.items()]
-    return "\n".join(["| | value | step |", "| --- | ---: | ---: |", *lines]) if lines else "Not recorded beside the checkpoint."
+    return (
+        "\n".join(["| | value | step |", "| --- | ---: | ---: |", *lines])
+        if lines
+        else "Not recorded beside the checkpoint."
+    )

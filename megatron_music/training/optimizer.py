@@ -1,4 +1,5 @@
-"""megatron-core's optimizer and schedule, and the state that this process keeps of the optimizer, by model parameter.
+"""megatron-core's optimizer and schedule, and the state that this process keeps of the optimizer, by model
+parameter.
 """
 
 from collections.abc import Iterator
@@ -131,7 +132,9 @@ def l2_norm(chunk_size, noop_flag, tensor_lists: list[list[Tensor]], per_tensor:
 
 
 def _measure_gradients_at_once() -> None:
-    """Replace megatron-core's fallback without apex and Transformer Engine, which waits for the GPU once per parameter."""
+    """Replace megatron-core's fallback without apex and Transformer Engine, which waits for the GPU once per
+    parameter.
+    """
     if megatron_clipping.l2_norm_impl is getattr(megatron_clipping, "local_multi_tensor_l2_norm", None):
         megatron_clipping.l2_norm_impl = l2_norm
 

@@ -51,7 +51,9 @@ def with_facts_of_data(config: Run) -> Run:
 
 def _with_shape_of_latents(config: FlowRunConfig) -> FlowRunConfig:
     if config.data.path is None:
-        raise ConfigError("data.path is not set; name the folder made by `megatron-music build latents`, as in data.path=OUT")
+        raise ConfigError(
+            "data.path is not set; name the folder made by `megatron-music build latents`, as in data.path=OUT"
+        )
     found = LatentDataset(config.data.path, "train")
     if not len(found):
         raise ConfigError(f"{config.data.path} has no training samples; build it of more files")
@@ -103,7 +105,8 @@ def starting_point(config: Run) -> tuple[Path | None, bool]:
 
 @contextmanager
 def held_folder(folder: Path | None) -> Iterator[None]:
-    """Keep a second run out of a folder as long as this one lives; the folder is made where it is missing. For the main process.
+    """Keep a second run out of a folder as long as this one lives; the folder is made where it is missing. For the main
+    process.
 
     Nothing is written into it here. If it has nothing but an index cache at the end, and was made here, it goes again.
 
@@ -117,7 +120,9 @@ def held_folder(folder: Path | None) -> Iterator[None]:
         raise ConfigError(f"{folder} is a file; name a folder with checkpoint.save=DIR")
     is_new = not folder.exists()
     try:
-        with hold(folder / LOCK, f"{folder} is in use by a run that is under way{{owner}}; wait for it or name another folder"):
+        with hold(
+            folder / LOCK, f"{folder} is in use by a run that is under way{{owner}}; wait for it or name another folder"
+        ):
             try:
                 yield
             finally:
@@ -150,7 +155,8 @@ def count_start(folder: Path, iteration: int, config: Run) -> str | None:
     starts = _read_starts(path, iteration)
     if allowed and starts >= allowed:
         return (
-            f"{folder} was started {starts} times from iteration {iteration} and completed no checkpoint in between; see "
+            f"{folder} was started {starts} times from iteration {iteration} and completed no checkpoint in between; "
+            f"see "
             f"why it ended, then remove {path} to start it again (train.max_starts_without_progress={allowed})"
         )
     record = {"iteration": iteration, "starts": starts + 1}
@@ -208,7 +214,10 @@ def _check_same_run(found: Run, wanted: Run, where: Path) -> None:
     """A run goes on over the same data in the same order, or its position in the data means nothing."""
     if isinstance(wanted, FlowRunConfig):
         own = [
-            *((f"flow.{item.name}", getattr(found.flow, item.name), getattr(wanted.flow, item.name)) for item in fields(wanted.flow)),
+            *(
+                (f"flow.{item.name}", getattr(found.flow, item.name), getattr(wanted.flow, item.name))
+                for item in fields(wanted.flow)
+            ),
         ]
     else:
         own = [
@@ -221,7 +230,8 @@ def _check_same_run(found: Run, wanted: Run, where: Path) -> None:
     ):
         if old != new:
             raise ConfigError(
-                f"{where} was trained with {name}={old}, not {new}; set it back, or start a new run from these weights with "
+                f"{where} was trained with {name}={old}, not {new}; set it back, or start a new run from these "
+                f"weights with "
                 f"checkpoint.load={where} and another checkpoint.save"
             )
 
@@ -252,7 +262,9 @@ def _difference_of_paths(found: Run, wanted: Run) -> str:
     """How ``data.path`` is not as it was, in words; empty where it names the same folders with the same weights."""
     old, new = found.data.folders, wanted.data.folders
     if list(map(os.path.realpath, old)) != list(map(os.path.realpath, new)):
-        relative = "" if all(folder.is_absolute() for folder in old) else ", from the folder that the run was started in"
+        relative = (
+            "" if all(folder.is_absolute() for folder in old) else ", from the folder that the run was started in"
+        )
         return f"data.path is {' '.join(map(str, new))}, and was {' '.join(map(str, old))}{relative}"
     if found.data.weights != wanted.data.weights:
         return f"the weights of data.path are {wanted.data.weights}, and were {found.data.weights}"
@@ -265,7 +277,11 @@ def _tell_changes(found: Run, wanted: Run, where: Path) -> None:
         logger.warning(
             f"train.train_iters is {wanted.train.train_iters}, and was {found.train.train_iters} in {where}; "
             "megatron-core shuffles the data anew for another length"
-            + (", and the learning rate leaps to the schedule of that length" if wanted.optimizer.lr_decay_style != "constant" else "")
+            + (
+                ", and the learning rate leaps to the schedule of that length"
+                if wanted.optimizer.lr_decay_style != "constant"
+                else ""
+            )
         )
     changes = [
         f"{section}.{item.name} is {getattr(new, item.name)}, and was {getattr(old, item.name)}"
@@ -276,8 +292,6 @@ def _tell_changes(found: Run, wanted: Run, where: Path) -> None:
     ]
     if changes:
         logger.warning(f"{'; '.join(changes)} in {where}")
-
-
 
 
 def _check_same_data(where: Path, config: Run, every_field: bool) -> None:
@@ -298,7 +312,8 @@ def _check_encoders(where: Path, data: Path) -> None:
     names = [name for name in sorted(found) if found[name] != wanted.get(name)]
     if names:
         raise ConfigError(
-            f"{where} was trained on data of other encoders than {data} ({', '.join(names)}); name the data it was trained on"
+            f"{where} was trained on data of other encoders than {data} ({', '.join(names)}); name the data it was "
+            f"trained on"
         )
 
 
@@ -308,9 +323,12 @@ def _check_encoding(where: Path, tokenizer: Tokenizer, every_field: bool) -> Non
     if not same:
         names = [item.name for item in fields(found) if getattr(found, item.name) != getattr(wanted, item.name)]
         old, new = (", ".join(f"{name}={getattr(encoding, name)}" for name in names) for encoding in (found, wanted))
-        raise ConfigError(f"{where} was trained on the encoding {old}, and the data have {new}; name the data it was trained on")
+        raise ConfigError(
+            f"{where} was trained on the encoding {old}, and the data have {new}; name the data it was trained on"
+        )
     if old_merges != new_merges:
         raise ConfigError(
-            f"{where} was trained on {found.bpe} merged tokens that are not those of the data ({wanted.bpe}); name the data it "
+            f"{where} was trained on {found.bpe} merged tokens that are not those of the data ({wanted.bpe}); name "
+            f"the data it "
             "was trained on"
         )

@@ -38,8 +38,8 @@ _SEQUENCE_PARALLEL = ("sequence_parallel", "scatter_to_sequence_parallel", "redu
 class Samples:
     """What ``logging.sample_pieces`` asks for; without it, and where it cannot be, ``take`` does nothing.
 
-    Piece k is made from seed k, from nothing, in one window of the model: always the same seeds, so that pictures of a run
-    show one piece as it grows. Every process must make one, and call ``take`` together.
+    Piece k is made from seed k, from nothing, in one window of the model: always the same seeds, so that pictures of a
+    run show one piece as it grows. Every process must make one, and call ``take`` together.
 
     Args:
         folder: the run's folder, or None to write no files.
@@ -95,7 +95,10 @@ class Samples:
         if self._config.parallel.pipeline_model_parallel_size > 1:
             return "the model is on several pipeline stages; `generate midi` writes pieces from a checkpoint"
         if self._config.parallel.context_parallel_size > 1:
-            return "the sequences are on several context-parallel processes; `generate midi` writes pieces from a checkpoint"
+            return (
+                "the sequences are on several context-parallel processes; `generate midi` writes pieces from a "
+                "checkpoint"
+            )
         if self._encoding.bars < 1 or self._encoding.bpe:
             return "the data has whole pieces or merged tokens, and the grammar knows windows (--bars 4) without --bpe"
         return ""

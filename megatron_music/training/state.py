@@ -1,8 +1,9 @@
 """Checkpoints: a whole training state on disk, loaded again in any parallel layout.
 
-``RUN/iter_0000123`` is one: the tensors as megatron-core's dist_checkpointing writes them, ``state.json``, ``config.yaml``, the
-files that the model is used with (``tokenizer/`` of a GPT, ``encoders/`` of a model of sound), and ``manifest.json`` over all
-of it. It is written beside its place and renamed into it, so a save that is killed leaves the one before untouched.
+``RUN/iter_0000123`` is one: the tensors as megatron-core's dist_checkpointing writes them, ``state.json``,
+``config.yaml``, the files that the model is used with (``tokenizer/`` of a GPT, ``encoders/`` of a model of sound), and
+``manifest.json`` over all of it. It is written beside its place and renamed into it, so a save that is killed leaves
+the one before untouched.
 """
 
 import json
@@ -156,7 +157,9 @@ def begin_save(folder: Path, engine: Engine, progress: Progress, *, copies: bool
 
 
 def sharded_state(engine: Engine) -> dict:
-    """The whole state of a run as this process holds it: a tree of sharded tensors, of which it writes the main replicas."""
+    """The whole state of a run as this process holds it: a tree of sharded tensors, of which it writes the main
+    replicas.
+    """
     weights = sharded_weights(engine.modules)
     tensors = {"model": _pieces(weights), "optimizer": _sharded_optimizer(weights, engine), "rng": _sharded_rng_state()}
     if engine.averages:
@@ -255,14 +258,6 @@ def load_checkpoint(checkpoint: Path, engine: Engine, *, resume: bool) -> Progre
     return Progress(facts["iteration"], facts["consumed_samples"], GuardState.from_json(facts["guard"]))
 
 
-
-
-
-
-
-
-
-
 def _sharded_optimizer(weights: dict[str, ShardedWeight], engine: Engine) -> dict[str, dict[str, list[ShardedTensor]]]:
     """This process's part of the optimizer's state, in the optimizer's own memory, by name and kind."""
     state = own_state(engine.optimizer)
@@ -308,7 +303,9 @@ def _sharded_rng_state() -> dict[str, ShardedTensor]:
     states = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state()}
     states |= {f"tracker.{name}": state for name, state in get_cuda_rng_tracker().get_states().items()}
     place = (0, dist.get_rank(), dist.get_world_size())
-    return {name: ShardedTensor.from_rank_offsets(f"rng.{name}", state[None].cpu(), place) for name, state in states.items()}
+    return {
+        name: ShardedTensor.from_rank_offsets(f"rng.{name}", state[None].cpu(), place) for name, state in states.items()
+    }
 
 
 def _set_rng_state(rows: dict[str, torch.Tensor]) -> None:

@@ -1,5 +1,4 @@
-"""Some steps of a run under a profiler: nsys's window and ranges on a GPU, torch.profiler's trace on a CPU.
-"""
+"""Some steps of a run under a profiler: nsys's window and ranges on a GPU, torch.profiler's trace on a CPU."""
 
 import time
 from collections.abc import Iterator
@@ -20,7 +19,8 @@ class StepProfiler:
     """Marks each step with its iteration, and profiles a window of them.
 
     On a GPU a step is an NVTX range, and the window is opened and closed by cudaProfilerStart and cudaProfilerStop, for
-    ``nsys profile --capture-range=cudaProfilerApi``. On a CPU the window is written as ``trace-rankN.json`` into the run's folder.
+    ``nsys profile --capture-range=cudaProfilerApi``. On a CPU the window is written as ``trace-rankN.json`` into the
+    run's folder.
 
     Args:
         folder: the run's, or None.
@@ -33,7 +33,9 @@ class StepProfiler:
     def __init__(self, folder: Path | None, window: tuple[int, int] | None):
         self._on_gpu = torch.cuda.is_available()
         if window and folder is None and not self._on_gpu:
-            raise ConfigError("without a GPU --profile-steps writes trace-rankN.json into the run's folder; set checkpoint.save")
+            raise ConfigError(
+                "without a GPU --profile-steps writes trace-rankN.json into the run's folder; set checkpoint.save"
+            )
         self._folder, self._window = folder, window
         self._is_open = False
         self._seconds: dict[bool, list[float]] = {True: [], False: []}  # of steps, by whether they were profiled
@@ -64,12 +66,17 @@ class StepProfiler:
         """What profiling does to the times in a trace, in a sentence; None where nothing was to be profiled."""
         profiled, others = self._seconds[True], self._seconds[False][1:]  # the first step of a run warms up
         if not profiled:
-            return f"no step was profiled: this start had none of the iterations {self._window[0]}-{self._window[1]}" if self._window else None
+            return (
+                f"no step was profiled: this start had none of the iterations {self._window[0]}-{self._window[1]}"
+                if self._window
+                else None
+            )
         if min(len(profiled), len(others)) < FEWEST:
             return f"too few steps to say what the profiler costs: {len(profiled)} profiled, {len(others)} others"
         slower = median(profiled) / median(others) - 1
         return (
-            f"{len(profiled)} profiled steps took {median(profiled):.4g} s, the {len(others)} others {median(others):.4g} s (medians): "
+            f"{len(profiled)} profiled steps took {median(profiled):.4g} s, the {len(others)} others "
+            f"{median(others):.4g} s (medians): "
             f"{slower:+.0%}, the profiler's part in the trace"
         )
 

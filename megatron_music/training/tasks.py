@@ -3,8 +3,6 @@
 A task is all that the loop knows of what is trained: it builds the model, makes batches and runs a forward step.
 """
 
-
-
 from megatron_music.config.run import FlowRunConfig
 from megatron_music.config.sections import Run
 from megatron_music.data.folders import (
@@ -18,22 +16,6 @@ from megatron_music.training.task import Task
 def task_of(config: Run) -> Task:
     """The task of a run. Every process must call this; the groups must exist."""
     return flow_task(config) if isinstance(config, FlowRunConfig) else gpt_task(config)
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 
 
 def facts_to_tell(config: Run) -> list[str]:

@@ -19,7 +19,8 @@ class Throughput:
     """The figures of steps of one run.
 
     Args:
-        speaks: the main process says on stderr by which formula, vocabulary and peak they are; without those they mean nothing.
+        speaks: the main process says on stderr by which formula, vocabulary and peak they are; without those they mean
+            nothing.
     """
 
     def __init__(self, config: Run, work: Work, speaks: bool = True):
@@ -27,7 +28,9 @@ class Throughput:
         self._num_gpus = distributed.launched_size()
         self._peak, source = _peak(config)
         if speaks:
-            distributed.tell(f"speed: tflops_per_gpu counts the model's operations by the formula {work.formula}; {source}")
+            distributed.tell(
+                f"speed: tflops_per_gpu counts the model's operations by the formula {work.formula}; {source}"
+            )
 
     def of_step(self, seconds: float, consumed_samples: int) -> dict[str, float | None]:
         """The figures after a step.
@@ -54,7 +57,10 @@ class Throughput:
 def _peak(config: Run) -> tuple[float | None, str]:
     """The peak of a GPU in TFLOP/s, and where it is from in words."""
     if config.logging.peak_tflops:
-        return config.logging.peak_tflops, f"mfu is its share of {config.logging.peak_tflops:g} TFLOP/s (logging.peak_tflops)"
+        return (
+            config.logging.peak_tflops,
+            f"mfu is its share of {config.logging.peak_tflops:g} TFLOP/s (logging.peak_tflops)",
+        )
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "the CPU"
     dtype = "bf16" if config.train.bf16 else "fp32"
     peak = peak_of(name) if config.train.bf16 else None

@@ -58,7 +58,9 @@ def test_every_control_has_a_name_of_its_own(content):
     labels = [value for name, value in Page(content).attributes if name == "aria-label"]
     for piece in NAMES:
         assert {f"Play {piece}", f"Position in {piece}", f"Piano roll of {piece}"} <= set(labels)
-    assert re.search(r'<div class="window" tabindex="0" role="region"', content), "the keyboard reaches a roll that scrolls"
+    assert re.search(r'<div class="window" tabindex="0" role="region"', content), (
+        "the keyboard reaches a roll that scrolls"
+    )
 
 
 def test_two_tracks_of_one_instrument_are_told_apart_in_the_legend(content):

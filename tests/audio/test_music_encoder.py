@@ -105,7 +105,7 @@ def test_a_probe_tells_what_it_was_shown_and_no_more(music):
         fit_probe(features, ["a"] * len(features))
 
 
-STAND_IN = '''
+STAND_IN = """
 import torch
 print("a library that prints")
 class MuQMuLan:
@@ -120,7 +120,7 @@ class MuQMuLan:
         if wavs is not None:
             return torch.full((1, 512), float(wavs.abs().mean())) + torch.arange(512) * float(wavs.shape[1] == 24000)
         return torch.full((1, 512), float(len(texts[0])))
-'''
+"""
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_muq_mulan_runs_in_a_python_of_its_own(python_with_muq, tmp_path, monkey
 
 
 def test_what_goes_wrong_there_is_told(python_with_muq, tmp_path):
-    with pytest.raises(ValueError, match="has not started .*no model named nowhere"):
+    with pytest.raises(ValueError, match=r"has not started .*no model named nowhere"):
         MuQMuLanProcess(python_with_muq, "nowhere")
     with pytest.raises(ValueError, match="cannot be run"):
         MuQMuLanProcess(os.fspath(tmp_path / "missing"))

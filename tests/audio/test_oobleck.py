@@ -79,8 +79,16 @@ def test_published_weights_without_scales_are_read(autoencoder, tmp_path):
     ("name", "change", "sentence"),
     [
         (CONFIG, lambda text: "{", "cannot be read"),
-        (CONFIG, lambda text: text.replace("AutoencoderOobleck", "AutoencoderKL"), "is not of diffusers' AutoencoderOobleck"),
-        (CONFIG, lambda text: text.replace('"encoder_hidden_size": 8', '"encoder_hidden_size": 6'), "do not go together"),
+        (
+            CONFIG,
+            lambda text: text.replace("AutoencoderOobleck", "AutoencoderKL"),
+            "is not of diffusers' AutoencoderOobleck",
+        ),
+        (
+            CONFIG,
+            lambda text: text.replace('"encoder_hidden_size": 8', '"encoder_hidden_size": 6'),
+            "do not go together",
+        ),
         (CONFIG, lambda text: text.replace('"decoder_channels": 4', '"decoder_channels": 5'), "holds no whole Oobleck"),
         (CONFIG, lambda text: json.dumps({**json.loads(text), "audio_channels": "two"}), "do not go together"),
         (WEIGHTS, lambda text: None, "holds no whole Oobleck"),
@@ -96,8 +104,6 @@ def test_what_is_no_autoencoder_is_refused(autoencoder, tmp_path, name, change, 
     with pytest.raises(ValueError, match=sentence) as error:
         load_oobleck(tmp_path)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
-
-
 
 
 def test_fitting_brings_spectra_nearer_and_latents_to_unit_variance():
@@ -116,5 +122,5 @@ def test_fitting_brings_spectra_nearer_and_latents_to_unit_variance():
 
 
 def test_too_short_sounds_are_refused():
-    with pytest.raises(ValueError, match="a sound of 0.256 s or more"):
+    with pytest.raises(ValueError, match=r"a sound of 0.256 s or more"):
         fit_oobleck([np.zeros((2, 100), np.float32)], SIZES["tiny"], steps=1)

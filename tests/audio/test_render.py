@@ -59,7 +59,7 @@ def test_drums_sound_and_instruments_differ():
 def test_no_notes_are_refused_and_no_sound_font_is_named():
     with pytest.raises(ValueError, match="no notes to play"):
         render(replace(score(60), tracks=()), RATE)
-    with pytest.raises(ValueError, match="nowhere.sf2 does not exist"):
+    with pytest.raises(ValueError, match=r"nowhere.sf2 does not exist"):
         render(score(60), RATE, "nowhere.sf2")
 
 
@@ -87,4 +87,6 @@ def test_before_the_first_tempo_of_a_file_it_is_played_at_120(tempo, seconds):
     piece = score(*[60] * 16, tempos=(Tempo(8 * 4, tempo),))
     assert seconds_at(piece, 4 * np.array([0, 4, 8, 9, 16])).tolist() == seconds
     found = render(piece, 4000, own=True).waveform.samples
-    assert np.abs(found[:, :2000]).max() > 0.01 and found.shape[1] == pytest.approx((seconds[-1] + TAIL_SECONDS) * 4000, abs=2)
+    assert np.abs(found[:, :2000]).max() > 0.01 and found.shape[1] == pytest.approx(
+        (seconds[-1] + TAIL_SECONDS) * 4000, abs=2
+    )

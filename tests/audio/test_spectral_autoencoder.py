@@ -114,7 +114,7 @@ def test_what_is_no_autoencoder_is_refused(autoencoder, tmp_path, name, change):
 
 def test_too_little_sound_is_refused():
     for sounds in ([], [np.zeros((2, 0), np.float32)], [tones(0)]):
-        with pytest.raises(ValueError, match="needs 4.1 s of sound or more"):
+        with pytest.raises(ValueError, match=r"needs 4.1 s of sound or more"):
             fit_spectral_autoencoder(sounds)
 
 

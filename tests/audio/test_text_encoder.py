@@ -97,8 +97,6 @@ def test_no_captions_are_refused():
         fit_words([], np.zeros((0, 4)))
 
 
-
-
 @pytest.mark.parametrize("kind", ["t5", "bert"])
 def test_hugging_face_encoders(tmp_path, kind):
     folder = hugging_face_folder(tmp_path / "local", kind)
@@ -155,7 +153,9 @@ def test_a_text_that_was_cut_has_the_first_words_of_the_whole(text):
 
 def test_prompts_in_other_scripts_differ_and_meanings_are_learned():
     texts = ["遅いオルガン", "速いオルガン", "遅いフルート", "速いフルート", "медленный орган", "быстрый орган"]
-    encoder = fit_words(texts, np.stack([target("fast" if text[0] in "速б" else "") for text in texts]), size=16, length=12)
+    encoder = fit_words(
+        texts, np.stack([target("fast" if text[0] in "速б" else "") for text in texts]), size=16, length=12
+    )
     states, keeps = encoder.encode(["遅いオルガン", "速いオルガン", ""])
     assert not torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2]) and keeps[0].sum() > 1
     assert encoder.reads("速い 🎹 zither орган") == (("速", "い", "орган"), ("zither",))

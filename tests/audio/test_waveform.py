@@ -16,7 +16,9 @@ from megatron_music.audio.waveform import (
 
 def tone(hertz: float = 440, seconds: float = 0.5, sample_rate: int = 16000, channels: int = 2) -> Waveform:
     phase = 2 * np.pi * hertz * np.arange(int(seconds * sample_rate)) / sample_rate
-    return Waveform(0.5 * np.stack([np.sin(phase + channel) for channel in range(channels)]).astype(np.float32), sample_rate)
+    return Waveform(
+        0.5 * np.stack([np.sin(phase + channel) for channel in range(channels)]).astype(np.float32), sample_rate
+    )
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac"])

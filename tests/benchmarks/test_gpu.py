@@ -61,7 +61,9 @@ def test_recomputation_happens(gpu):
         calls[kind] = {"core_attention": 0, "mlp": 0}
         layer = engine.modules[0].decoder.layers[0]
         for name, part in (("core_attention", layer.self_attention.core_attention), ("mlp", layer.mlp)):
-            part.register_forward_hook(lambda *_, name=name, kind=kind: calls[kind].__setitem__(name, calls[kind][name] + 1))
+            part.register_forward_hook(
+                lambda *_, name=name, kind=kind: calls[kind].__setitem__(name, calls[kind][name] + 1)
+            )
         engine.step(gpu.batches_of(gpu.tokens_of(config, "cpu")))
         distributed.stop()
     assert calls == {
@@ -91,7 +93,11 @@ def test_a_column_ends_where_memory_is_out(gpu):
         return lambda: float(batch)
 
     rows = list(gpu.measure_column(build, gpu.MICRO_BATCHES, 2, 1, on_cuda=False))
-    assert [(row["micro_batch"], row["outcome"]) for row in rows] == [(1, "measured"), (2, "measured"), (4, "out of memory")]
+    assert [(row["micro_batch"], row["outcome"]) for row in rows] == [
+        (1, "measured"),
+        (2, "measured"),
+        (4, "out of memory"),
+    ]
     assert rows[1]["loss"] == 2.0
     named = {"size": "tiny", "seq_length": 64, "recomputation": "none", "contender": "x"}
     assert "| 4 | out of memory |" in gpu.line(named | rows[2])

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from kills import Job, contents, killed, traces, try_kills  # noqa: E402
+from kills import Job, contents, killed, traces, try_kills
 
 SLOW = "import os, shutil, sys, time\nfrom pathlib import Path\nout = Path(sys.argv[2])\n"
-# Ten files, one after another: in a folder that is renamed when it is whole, or in place, where what is there is taken for whole.
-WHOLE = SLOW + """
+# Ten files, one after another: in a folder that is renamed when it is whole, or in place, where what is there is taken
+# for whole.
+WHOLE = (
+    SLOW
+    + """
 made = out.with_name(out.name + ".unfinished")
 shutil.rmtree(made, ignore_errors=True)
 made.mkdir()
@@ -20,7 +23,10 @@ for number in range(10):
     time.sleep(0.02)
 os.rename(made, out)
 """
-IN_PLACE = SLOW + """
+)
+IN_PLACE = (
+    SLOW
+    + """
 out.mkdir(exist_ok=True)
 for number in range(10):
     path = out / f"{number}.txt"
@@ -31,7 +37,10 @@ for number in range(10):
             time.sleep(0.02)
             file.write("x" * 500)
 """
-REFUSES = SLOW + """
+)
+REFUSES = (
+    SLOW
+    + """
 if any(out.name in path.name for path in out.parent.iterdir()):
     sys.exit("it is there already")
 out.mkdir()
@@ -39,14 +48,21 @@ for number in range(10):
     (out / f"{number}.txt").write_text("x")
     time.sleep(0.02)
 """
-LEAVES = WHOLE.replace("shutil.rmtree(made, ignore_errors=True)", "made = made.with_name(f'{made.name}{os.urandom(8).hex()}')")
+)
+LEAVES = WHOLE.replace(
+    "shutil.rmtree(made, ignore_errors=True)", "made = made.with_name(f'{made.name}{os.urandom(8).hex()}')"
+)
 
 
-@pytest.mark.parametrize(("program", "fails"), [(WHOLE, None), (IN_PLACE, "different"), (REFUSES, "refused"), (LEAVES, "left_behind")])
+@pytest.mark.parametrize(
+    ("program", "fails"), [(WHOLE, None), (IN_PLACE, "different"), (REFUSES, "refused"), (LEAVES, "left_behind")]
+)
 def test_a_command_that_does_not_survive_a_kill_is_found_out(tmp_path, program, fails):
     found = try_kills("x", Job([], "-o", program=(sys.executable, "-c", program)), tmp_path, 8, random.Random(0))
     assert found["kills"] == 8 and sum(found["moments"].values()) == 8
-    assert {name for name in ("different", "refused", "left_behind") if found[name]} == ({fails} if fails else set()), found
+    assert {name for name in ("different", "refused", "left_behind") if found[name]} == ({fails} if fails else set()), (
+        found
+    )
 
 
 def test_a_command_that_was_over_before_its_kill_does_not_count(tmp_path):
@@ -61,4 +77,6 @@ def test_times_and_rates_alone_are_left_out_of_the_comparison(tmp_path):
         for value in ("1.0", "2.5"):
             (tmp_path / f"{number}-{value}").mkdir()
             (tmp_path / f"{number}-{value}" / "metrics.jsonl").write_text(row % value + "\n")
-    assert contents(tmp_path / "0-1.0") == contents(tmp_path / "0-2.5") and contents(tmp_path / "1-1.0") != contents(tmp_path / "1-2.5")
+    assert contents(tmp_path / "0-1.0") == contents(tmp_path / "0-2.5") and contents(tmp_path / "1-1.0") != contents(
+        tmp_path / "1-2.5"
+    )

@@ -1,6 +1,7 @@
 """The comparison of writers, at its smallest: that each row is what its name says."""
 
 import importlib.util
+import itertools
 import json
 import math
 import sys
@@ -37,7 +38,7 @@ def folder(tmp_path_factory) -> Path:
     data = tiny_dataset(folder / "data")
     run = tiny_run(
         data, f"checkpoint.save={folder / 'run'}", "train.train_iters=60", "train.eval_iters=0", "model.seq_length=96"
-    )  # fmt: skip
+    )
     assert train(run) == DONE
     return folder
 
@@ -52,7 +53,7 @@ def result(music, folder) -> dict:
 
 def test_the_rows(music, folder, result):
     trained, untrained, ngram, held_out, reference = result["rows"].values()
-    order = int([name for name in result["rows"] if name.startswith("n-gram")][0].split()[-1])
+    order = int(next(name for name in result["rows"] if name.startswith("n-gram")).split()[-1])
     # Before training every id is about as likely as any other.
     assert trained["perplexity"] < 200 < 700 < untrained["perplexity"] < 850
     assert ngram["perplexity"] < 200 and min(result["ngram_validation_perplexity"].values()) == pytest.approx(
@@ -74,7 +75,7 @@ def test_the_loss_of_a_gpt_is_that_of_each_id_after_those_before(music, folder):
     for document in documents:
         logits = UncachedGPT(model)
         ids = document.tolist()
-        for before, after in zip(ids, ids[1:], strict=False):
+        for before, after in itertools.pairwise(ids):
             total -= float(F.log_softmax(logits(torch.tensor([[before]])), -1)[0, after])
     for batch_size in (1, 2, 8):
         found, count = music.gpt_loss(model, documents, 96, batch_size)

@@ -28,7 +28,9 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
-    assert train(tiny_run(data, f"checkpoint.save={folder}", "train.train_iters=3", "checkpoint.save_interval=1")) == DONE
+    assert (
+        train(tiny_run(data, f"checkpoint.save={folder}", "train.train_iters=3", "checkpoint.save_interval=1")) == DONE
+    )
     return folder
 
 
@@ -80,13 +82,20 @@ def test_the_checkpoint_before_a_damaged_one_is_used_aloud(run, capfd, name, dam
     said = capfd.readouterr().err
     assert said.count("\n") == 1 and "iter_0000003 is damaged" in said and f"using {run / 'iter_0000002'}" in said
     assert reason in said
-    with pytest.raises(ConfigError, match="iter_0000003 (is damaged|holds no checkpoint)"):
+    with pytest.raises(ConfigError, match=r"iter_0000003 (is damaged|holds no checkpoint)"):
         find_checkpoint(run / "iter_0000003")
 
 
-@pytest.mark.parametrize(("latest", "complaint"), [
-    (None, "is missing"), ("", "is empty"), ("iter_", "'iter_'"), ("../finished", "no checkpoint's name"), ("\0\n", "says"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("latest", "complaint"),
+    [
+        (None, "is missing"),
+        ("", "is empty"),
+        ("iter_", "'iter_'"),
+        ("../finished", "no checkpoint's name"),
+        ("\0\n", "says"),
+    ],
+)
 def test_without_a_good_latest_the_newest_whole_one_is_used_aloud(run, capfd, latest, complaint):
     (run / "latest").unlink() if latest is None else (run / "latest").write_text(latest)
     cut(run / "iter_0000003" / ".metadata")
@@ -114,7 +123,7 @@ def test_where_none_is_whole_one_sentence_says_so(data, run):
         lambda: train(tiny_run(data, f"checkpoint.save={run}", "train.train_iters=3")),
         lambda: train(tiny_run(data, f"checkpoint.load={run}", "train.train_iters=3")),
     ):
-        with pytest.raises(ConfigError, match="no checkpoint of .* is whole") as refused:
+        with pytest.raises(ConfigError, match=r"no checkpoint of .* is whole") as refused:
             use()
         assert "\n" not in str(refused.value)
 
@@ -219,7 +228,9 @@ def poison_by_attribute(checkpoint: Path, malice: Malice) -> None:
 
 
 def test_an_index_of_any_python_is_read(run):
-    """Members of an enumeration are written as calls of getattr by some Pythons, such as 3.11.2, and by value by others."""
+    """Members of an enumeration are written as calls of getattr by some Pythons, such as 3.11.2, and by value by
+    others.
+    """
     path = run / "iter_0000003" / ".metadata"
     index = pickle.loads(path.read_bytes())
     members = [Attribute(type(member), member.name) for member in _MEM_FORMAT_ENCODING]
@@ -228,13 +239,16 @@ def test_an_index_of_any_python_is_read(run):
     assert IndexReader(path.parent).read_metadata().planner_data == list(_MEM_FORMAT_ENCODING)
 
 
-@pytest.mark.parametrize(("poison", "reason"), [
-    (poison_by_attribute, "asks for an attribute"),
-    (poison_index, "posix.system"),
-    (poison_inside_index, "posix.system"),
-    (poison_tensors, "[Ww]eights"),
-    (lead_index_out, "no file of tensors"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("poison", "reason"),
+    [
+        (poison_by_attribute, "asks for an attribute"),
+        (poison_index, "posix.system"),
+        (poison_inside_index, "posix.system"),
+        (poison_tensors, "[Ww]eights"),
+        (lead_index_out, "no file of tensors"),
+    ],
+)
 def test_a_hostile_checkpoint_runs_nothing(data, run, tmp_path, poison, reason):
     poison(run / "iter_0000003", Malice(tmp_path / "marker"))
     write_manifest(run / "iter_0000003")  # who writes all files writes the manifest, too

@@ -48,7 +48,10 @@ def test_a_second_conversion_is_refused_and_the_living_one_keeps_its_folder(tmp_
 
 
 def test_what_a_killed_conversion_left_goes_and_nothing_else(tmp_path):
-    code = "import os, signal, sys; from megatron_music.checkpoints.new_folder import new_folder\nwith new_folder(sys.argv[1]): os.kill(os.getpid(), 9)"
+    code = (
+        "import os, signal, sys; from megatron_music.checkpoints.new_folder import new_folder\nwith "
+        "new_folder(sys.argv[1]): os.kill(os.getpid(), 9)"
+    )
     assert subprocess.run([sys.executable, "-c", code, tmp_path / "out"], check=False).returncode == -9
     (tmp_path / ".out.notes.unfinished").mkdir()
     (tmp_path / "precious").mkdir()
@@ -60,7 +63,10 @@ def test_what_a_killed_conversion_left_goes_and_nothing_else(tmp_path):
 
 
 def test_a_folder_that_was_filled_meanwhile_keeps_what_is_in_it(tmp_path):
-    with pytest.raises(ConfigError, match="was filled meanwhile; name a new folder"), new_folder(tmp_path / "out") as folder:
+    with (
+        pytest.raises(ConfigError, match="was filled meanwhile; name a new folder"),
+        new_folder(tmp_path / "out") as folder,
+    ):
         (folder / "ours").touch()
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "theirs").touch()
@@ -80,7 +86,9 @@ def test_a_disk_that_safetensors_finds_full_is_told_as_that(tmp_path):
 def test_a_source_that_cannot_be_read_is_named_and_not_the_new_folder(tmp_path, number):
     with pytest.raises(OSError) as caught, new_folder(tmp_path / "out"):
         raise OSError(number, os.strerror(number), "/source/model.safetensors")
-    assert (caught.value.errno, caught.value.filename) == (number, "/source/model.safetensors") and list(tmp_path.iterdir()) == []
+    assert (caught.value.errno, caught.value.filename) == (number, "/source/model.safetensors") and list(
+        tmp_path.iterdir()
+    ) == []
 
 
 def test_the_error_of_the_disk_is_found_behind_others():

@@ -1,4 +1,6 @@
-"""Checkpoints in parts: every process writes and reads its own share, and what lies on disk does not depend on the shares."""
+"""Checkpoints in parts: every process writes and reads its own share, and what lies on disk does not depend on the
+shares.
+"""
 
 import json
 import math
@@ -47,20 +49,30 @@ def test_blocks_of_a_range_are_the_range(case):
 
 
 def contents(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a checkpoint, whole, by torch alone; without the random generators, of which each process has its own."""
+    """Every tensor of a checkpoint, whole, by torch alone; without the random generators, of which each process has its
+    own.
+    """
     index = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    found = {key: torch.empty(facts.size, dtype=facts.properties.dtype) for key, facts in index.items() if not key.startswith("rng.")}
+    found = {
+        key: torch.empty(facts.size, dtype=facts.properties.dtype)
+        for key, facts in index.items()
+        if not key.startswith("rng.")
+    }
     torch_checkpoint.load(found, storage_reader=FileSystemReader(checkpoint), no_dist=True)
     return found
 
 
 def assert_same(found: dict, expected: dict) -> None:
     assert found.keys() == expected.keys()
-    assert [key for key in expected if found[key].dtype != expected[key].dtype or not torch.equal(found[key], expected[key])] == []
+    assert [
+        key for key in expected if found[key].dtype != expected[key].dtype or not torch.equal(found[key], expected[key])
+    ] == []
 
 
 def write_as_before(folder: Path, engine, progress: Progress) -> Path:
-    """A checkpoint as it was written when one process wrote the whole state: each process's piece of a state tensor in one block."""
+    """A checkpoint as it was written when one process wrote the whole state: each process's piece of a state tensor in
+    one block.
+    """
     save = begin_save(folder, engine, progress, copies=False)
     items = {
         f"{chunk}.{name}": item
@@ -77,9 +89,12 @@ def write_as_before(folder: Path, engine, progress: Progress) -> Path:
         for name, item in items.items()
     }
     average = {
-        name: make_sharded_optimizer_tensor(item, averages[name.removeprefix("0.")], prefix="average") for name, item in items.items()
+        name: make_sharded_optimizer_tensor(item, averages[name.removeprefix("0.")], prefix="average")
+        for name, item in items.items()
     }
-    save.writer = TensorsWriter({"model": items, "optimizer": optimizer, "average": average}, save.unfinished, copies=False)
+    save.writer = TensorsWriter(
+        {"model": items, "optimizer": optimizer, "average": average}, save.unfinished, copies=False
+    )
     return save.finish(save.write)
 
 
@@ -126,7 +141,11 @@ def test_every_layout_loads_what_any_other_saved(folder, start, results, saved, 
 
 def test_a_share_that_ends_within_a_row_is_on_disk(folder, results):
     index = FileSystemReader(find_checkpoint(folder / "0")).read_metadata().state_dict_metadata
-    state = [facts for key, facts in index.items() if key.startswith("optimizer.") and facts.size[-2:].numel() > facts.size[-1]]
+    state = [
+        facts
+        for key, facts in index.items()
+        if key.startswith("optimizer.") and facts.size[-2:].numel() > facts.size[-1]
+    ]
     cut = [chunk for facts in state for chunk in facts.chunks if chunk.sizes[-1] < facts.size[-1]]
     assert cut, "no share ends within a row: the layouts here test less than they say"
 

@@ -15,16 +15,28 @@ from megatron_music.data.build_latents import build_latents
 from megatron_music.data.latents_options import LatentsOptions
 from megatron_music.training.loop import train
 
-SHORT = ["train.train_iters=8", "optimizer.lr=0.01", "optimizer.lr_warmup_iters=0", "train.eval_iters=0",
-         "train.micro_batch_size=4", "train.global_batch_size=4",
-         "checkpoint.save_interval=8", "logging.tensorboard=false", "model.num_layers=2"]  # fmt: skip
-SMALL = {"text2muq": ["model.hidden_size=64", "model.num_attention_heads=4", "model.ffn_hidden_size=64"],
-         "dit": ["model.hidden_size=128", "model.num_attention_heads=2", "model.ffn_hidden_size=64"]}  # fmt: skip
+SHORT = [
+    "train.train_iters=8",
+    "optimizer.lr=0.01",
+    "optimizer.lr_warmup_iters=0",
+    "train.eval_iters=0",
+    "train.micro_batch_size=4",
+    "train.global_batch_size=4",
+    "checkpoint.save_interval=8",
+    "logging.tensorboard=false",
+    "model.num_layers=2",
+]
+SMALL = {
+    "text2muq": ["model.hidden_size=64", "model.num_attention_heads=4", "model.ffn_hidden_size=64"],
+    "dit": ["model.hidden_size=128", "model.num_attention_heads=2", "model.ffn_hidden_size=64"],
+}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """A folder with ``data`` and the runs ``text2muq``, ``dit``, and of dits by other objectives ``regression`` and ``v``."""
+    """A folder with ``data`` and the runs ``text2muq``, ``dit``, and of dits by other objectives ``regression`` and
+    ``v``.
+    """
     folder = tmp_path_factory.mktemp("audio")
     options = LatentsOptions(seconds=0.512, autoencoder="tiny", autoencoder_steps=2, min_seconds=0.2)
     build_latents(tiny_sounds(folder / "sounds"), folder / "data", options)
@@ -43,8 +55,22 @@ def generate(runs: Path, out: Path, *options: str, stages: tuple[str, ...] = ("t
 
 def test_files_with_what_made_them(runs, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("fast bass music\n\n")
-    status = generate(runs, tmp_path / "out", "--prompt", "slow bell music", "--prompts", str(tmp_path / "prompts.txt"),
-                      "--num", "2", "--seed", "7", "--format", "flac", "--bits", "24")  # fmt: skip
+    status = generate(
+        runs,
+        tmp_path / "out",
+        "--prompt",
+        "slow bell music",
+        "--prompts",
+        str(tmp_path / "prompts.txt"),
+        "--num",
+        "2",
+        "--seed",
+        "7",
+        "--format",
+        "flac",
+        "--bits",
+        "24",
+    )
     assert status == 0 and "4 sounds in" in capsys.readouterr().out
     names = [f"{prompt:02}-{number:03}.flac" for prompt in (1, 2) for number in (1, 2)]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*names, "made-with.json", "sounds.jsonl"]
@@ -82,10 +108,15 @@ def test_what_is_missing_is_made_by_the_same_command_as_if_it_had_not_stopped(ru
     capsys.readouterr()
     assert generate(runs, tmp_path / "out", *words) == 0, "by the batch size that the first command had"
     assert "2 sounds in" in (told := capsys.readouterr().out) and "; 4 more were there" in told
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == calm and kept.stat().st_mtime_ns == before
+    assert {
+        path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()
+    } == calm and kept.stat().st_mtime_ns == before
     assert generate(runs, tmp_path / "out", *words) == 0
     assert "already generated: 6 sounds in" in capsys.readouterr().out
-    for other, sentence in ((["--seed", "1"], "made with seed 0, not 1"), (["--batch-size", "3"], "made with batch_size 2, not 3")):
+    for other, sentence in (
+        (["--seed", "1"], "made with seed 0, not 1"),
+        (["--batch-size", "3"], "made with batch_size 2, not 3"),
+    ):
         assert generate(runs, tmp_path / "out", *words, *other) == 2
         assert sentence in capsys.readouterr().err
     assert generate(runs, tmp_path / "out", *words, stages=("dit",)) == 2
@@ -109,7 +140,11 @@ def test_continuation_inpainting_and_variation(runs, tmp_path):
 
     plain = autoencoder.decode(autoencoder.encode(torch.from_numpy(given)[None]))[0].numpy()
     # The decoder hears a few frames around each, so what is kept is the plain one's but for its end.
-    assert np.abs(continued[:, :2000] - plain[:, :2000]).max() < 1e-3 < np.abs(continued[:, 6000:8000] - plain[:, 6000:8000]).max()
+    assert (
+        np.abs(continued[:, :2000] - plain[:, :2000]).max()
+        < 1e-3
+        < np.abs(continued[:, 6000:8000] - plain[:, 6000:8000]).max()
+    )
     assert np.abs(near - plain).mean() < 0.3 * np.abs(far - plain).mean()
 
 
@@ -121,8 +156,12 @@ def test_interpolation_negative_prompts_and_ranking(runs, tmp_path, capsys):
     assert similarities == sorted(similarities, reverse=True) and len(set(similarities)) > 1
     assert lines[0]["file"] in capsys.readouterr().out
     sounds = {"plain": read_waveform(tmp_path / "plain" / "01-001.wav").samples}
-    for name, options in (("negative", ["--negative", "fast"]), ("towards", ["--towards", "fast bass", "--share", "0.7"]),
-                          ("last", ["--last-weights"]), ("dopri5", ["--solver", "dopri5"])):  # fmt: skip
+    for name, options in (
+        ("negative", ["--negative", "fast"]),
+        ("towards", ["--towards", "fast bass", "--share", "0.7"]),
+        ("last", ["--last-weights"]),
+        ("dopri5", ["--solver", "dopri5"]),
+    ):
         assert generate(runs, tmp_path / name, "--prompt", "slow bell music", *options) == 0
         sounds[name] = read_waveform(tmp_path / name / "01-001.wav").samples
         assert np.abs(sounds[name] - sounds["plain"]).max() > 1e-6, name
@@ -168,7 +207,19 @@ def test_a_model_of_the_v_objective_is_sampled_by_its_own_solver(runs, tmp_path,
 )
 def test_what_is_asked_wrongly_is_one_sentence(runs, tmp_path, capsys, options, sentence):
     try:
-        status = main(["generate", "audio", str(runs / "text2muq"), str(runs / "dit"), "-o", str(tmp_path / "out"), "--embedding-steps", "2", *options])
+        status = main(
+            [
+                "generate",
+                "audio",
+                str(runs / "text2muq"),
+                str(runs / "dit"),
+                "-o",
+                str(tmp_path / "out"),
+                "--embedding-steps",
+                "2",
+                *options,
+            ]
+        )
     except SystemExit as stop:
         status = stop.code
     told = capsys.readouterr().err.strip()
@@ -177,8 +228,11 @@ def test_what_is_asked_wrongly_is_one_sentence(runs, tmp_path, capsys, options, 
 
 
 def test_other_checkpoints_are_refused(runs, tmp_path, capsys):
-    cases = [(("text2muq",), "no checkpoint of a dit was named"), (("dit", "regression"), "is of a dit; name one run of a dit"),
-             (("data", "dit"), "holds no checkpoint")]  # fmt: skip
+    cases = [
+        (("text2muq",), "no checkpoint of a dit was named"),
+        (("dit", "regression"), "is of a dit; name one run of a dit"),
+        (("data", "dit"), "holds no checkpoint"),
+    ]
     for stages, sentence in cases:
         assert generate(runs, tmp_path / "out", "--prompt", "a", stages=stages) == 2
         assert sentence in capsys.readouterr().err
@@ -219,8 +273,15 @@ def test_clipped_samples_are_counted_and_said(runs, tmp_path, capsys):
     assert "clipped" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("wrong", [("--prompt", "ピアノ"), ("--prompt", "🎹"), ("--prompt", "slow bell", "--negative", "barabane"),
-                                   ("--prompt", "slow bell", "--towards", "zither")])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--prompt", "ピアノ"),
+        ("--prompt", "🎹"),
+        ("--prompt", "slow bell", "--negative", "barabane"),
+        ("--prompt", "slow bell", "--towards", "zither"),
+    ],
+)
 def test_a_prompt_of_unknown_words_alone_is_refused(runs, tmp_path, capsys, wrong):
     assert generate(runs, tmp_path / "out", *wrong) == 2
     said = capsys.readouterr().err
@@ -231,7 +292,10 @@ def test_a_prompt_of_unknown_words_alone_is_refused(runs, tmp_path, capsys, wron
 def test_unknown_words_of_a_prompt_are_named(runs, tmp_path, capsys):
     assert generate(runs, tmp_path / "out", "--prompt", "slow zither ピアノ", "--prompt", "fast bell") == 0
     said = capsys.readouterr().err
-    assert "does not know 3 words of the prompt 'slow zither ピアノ': zither, ピア, アノ" in said and said.count("does not know") == 1
+    assert (
+        "does not know 3 words of the prompt 'slow zither ピアノ': zither, ピア, アノ" in said
+        and said.count("does not know") == 1
+    )
 
 
 def test_another_file_under_the_name_of_a_sample_is_told_by_name(tmp_path):

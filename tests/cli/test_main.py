@@ -71,7 +71,9 @@ def test_a_waltz_is_said_to_be_one(capsys, tmp_path):
     assert status == 0 and text.startswith("PIECE_START TIME_SIGNATURE=3/4") and "so its meters are written too" in err
     status, text, err = run(capsys, "tokenize", tmp_path / "waltz.mid", "--meters", "4/4")
     assert status == 0 and "TIME_SIGNATURE" not in text and "its bars are written as if it were" in err
-    assert "has no part in 4/4; --meters all takes them" in refused(capsys, "tokenize", tmp_path / "waltz.mid", "--bars", 4, "--meters", "4/4")
+    assert "has no part in 4/4; --meters all takes them" in refused(
+        capsys, "tokenize", tmp_path / "waltz.mid", "--bars", 4, "--meters", "4/4"
+    )
     assert run(capsys, "tokenize", tmp_path / "waltz.mid", "--bars", 4)[0] == 0
 
 
@@ -94,40 +96,66 @@ def test_build_and_inspect(capsys, midi, tmp_path):
 def test_doctor(capsys):
     status, text, _ = run(capsys, "doctor", "--json")
     findings = {finding["name"]: finding for finding in json.loads(text)}
-    assert status == 0 and findings["base"]["status"] == "ok" and "miditoolkit" in findings["base"]["detail"] and findings["python"]["status"] == "ok"
+    assert (
+        status == 0
+        and findings["base"]["status"] == "ok"
+        and "miditoolkit" in findings["base"]["detail"]
+        and findings["python"]["status"] == "ok"
+    )
 
 
 def test_one_of_a_thing_is_singular(capsys, midi, tmp_path):
     out, sweep, job = tmp_path / "out", tmp_path / "sweep", tmp_path / "job.sbatch"
     job.write_text("#!/usr/bin/env bash\n#SBATCH --nodes=1\nmegatron-music train tiny\n")
     run_of_one = ["model.num_layers=1", "train.global_batch_size=1", "train.micro_batch_size=1"]
-    shape = "--num-layers 1 --hidden-size 64 --num-attention-heads 1 --seq-length 64 --vocab-size 768 --global-batch-size 1 --num-gpus 1"
+    shape = (
+        "--num-layers 1 --hidden-size 64 --num-attention-heads 1 --seq-length 64 --vocab-size 768 --global-batch-size "
+        "1 --num-gpus 1"
+    )
     commands = [
-        ["build", "tokens", midi.parent, "-o", out, "--bars", 2], ["inspect", out],
-        ["memory", "tiny", *run_of_one], ["predict", "tiny", *run_of_one, "--gpu", "a100", "--search", "--top", 1],
+        ["build", "tokens", midi.parent, "-o", out, "--bars", 2],
+        ["inspect", out],
+        ["memory", "tiny", *run_of_one],
+        ["predict", "tiny", *run_of_one, "--gpu", "a100", "--search", "--top", 1],
         ["mfu", *shape.split(), "--step-time", 1, "--gpu", "a100"],
-        ["sweep", "tiny", *run_of_one, "-o", sweep, "--steps", 1, "--plan"], ["sweep", sweep, "--report"],
+        ["sweep", "tiny", *run_of_one, "-o", sweep, "--steps", 1, "--plan"],
+        ["sweep", sweep, "--report"],
         ["preflight", job],
-    ]  # fmt: skip
+    ]
     for command in commands:
         _, text, err = run(capsys, *command)
-        assert text and not re.findall(r"(?<![\d.,:/=-])1 (?!is\b|was\b|has\b|does\b)[A-Za-z]+s\b(?!/)", text + err), (command, text, err)
+        assert text and not re.findall(r"(?<![\d.,:/=-])1 (?!is\b|was\b|has\b|does\b)[A-Za-z]+s\b(?!/)", text + err), (
+            command,
+            text,
+            err,
+        )
 
 
-@pytest.mark.parametrize(("text", "statuses", "said"), [
-    ("raise OSError('libtransformer_engine.so: undefined symbol: _ZN3c10')", ("note", "wrong"),
-     "cannot be imported: OSError: libtransformer_engine.so: undefined symbol: _ZN3c10"),
-    ("import os; os._exit(3)", ("note", "wrong"), "cannot be imported: ended with status 3"),
-    ("print('a greeting'); __version__ = '9.8.7'", ("ok",), "9.8.7: layers use it on CUDA"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "statuses", "said"),
+    [
+        (
+            "raise OSError('libtransformer_engine.so: undefined symbol: _ZN3c10')",
+            ("note", "wrong"),
+            "cannot be imported: OSError: libtransformer_engine.so: undefined symbol: _ZN3c10",
+        ),
+        ("import os; os._exit(3)", ("note", "wrong"), "cannot be imported: ended with status 3"),
+        ("print('a greeting'); __version__ = '9.8.7'", ("ok",), "9.8.7: layers use it on CUDA"),
+    ],
+)
 def test_doctor_imports_transformer_engine_in_a_process_of_its_own(tmp_path, text, statuses, said):
     """A build for another torch may raise anything or end the process; what it prints is no version."""
     (tmp_path / "transformer_engine" / "pytorch").mkdir(parents=True)
     (tmp_path / "transformer_engine" / "__init__.py").write_text(text + "\n")
     (tmp_path / "transformer_engine" / "pytorch" / "__init__.py").touch()
     paths = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run([sys.executable, "-m", "megatron_music", "doctor", "--json"], env=os.environ | {"PYTHONPATH": paths},
-                          capture_output=True, text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "megatron_music", "doctor", "--json"],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert "Traceback" not in done.stderr
     finding = next(finding for finding in json.loads(done.stdout) if finding["name"] == "transformer-engine")
     assert finding["status"] in statuses and said in finding["detail"]
@@ -137,41 +165,44 @@ def test_recipes(capsys):
     assert "demo" in run(capsys, "recipes")[1]
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    (["tokenize", "nowhere.mid"], "nowhere.mid cannot be read"),
-    (["tokenize", "{text}"], "is no MIDI file"),
-    (["tokenize", "{midi}", "--bars", "-1"], "bars is -1"),
-    (["detokenize", "nowhere.txt", "-o", "x.mid"], "nowhere.txt cannot be read"),
-    (["detokenize", "{midi}", "-o", "x.mid"], "cannot be read as text"),
-    (["detokenize", "{text}", "-o", "x.mid"], "is 'no', which is not in the vocabulary"),
-    (["plot", "nowhere.mid", "-o", "x.png"], "nowhere.mid cannot be read"),
-    (["build", "tokens", "nowhere", "-o", "out"], "nowhere does not exist"),
-    (["build", "tokens", "{empty}", "-o", "out"], "no MIDI files in"),
-    (["build", "tokens", "{text}", "-o", "out"], "no document in 1 file"),
-    (["build", "tokens", "{midi}", "-o", "out", "--split", "half"], "--split is 'half'"),
-    (["build", "tokens", "{midi}", "-o", "out", "--split", "1,1,1"], "does not add up to 1"),
-    (["build", "tokens", "{midi}", "-o", "out", "--workers", "0"], "workers is 0"),
-    (["build", "tokens", "{midi}", "-o", "{empty}/.."], "is not empty and holds no dataset"),
-    (["inspect", "{empty}"], "report.json is missing"),
-    (["inspect", "{midi}"], "report.json is missing"),
-    (["plot", "{midi}", "-o", "no/roll.png"], "no does not exist"),
-    (["plot", "{midi}", "-o", "roll"], "does not end in .png"),
-    (["plot", "{midi}", "-o", "{empty}"], "is a folder"),
-    (["corpus", "bach", "-o", "."], "holds other MIDI files"),
-    (["build", "tokens", "{midi}", "-o", "out", "--split", "nan,.5,.5"], "does not add up to 1"),
-    (["build", "tokens", "{midi}", "-o", "out", "--copies", "2"], "ask for transpose or permute_tracks"),
-    (["build", "tokens", "{midi}", "-o", "out", "--labels", "no.csv"], "no.csv cannot be read"),
-    (["build", "shard", "out"], "run `megatron-music build plan` first"),
-    (["build", "shard", "out", "--rank", "2", "--world-size", "2"], "rank is 2 of 2"),
-    (["build", "merge", "out"], "run `megatron-music build plan` first"),
-    (["train", "nosuch"], "nosuch"),
-    (["train", "tiny", "train.steps=3"], "steps"),
-    (["train", "tiny", "data.path={empty}"], "holds no train.bin"),
-    (["generate", "midi", "{empty}", "-o", "out"], "{empty}"),
-    (["generate", "midi", "{empty}", "-o", "out", "--num", "0"], "--num is 0"),
-    (["generate", "midi", "{empty}", "-o", "out", "--temperature", "-1"], "temperature is -1"),
-    (["generate", "midi", "{empty}", "-o", "out", "--continue", "nowhere.mid"], "nowhere.mid cannot be read"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["tokenize", "nowhere.mid"], "nowhere.mid cannot be read"),
+        (["tokenize", "{text}"], "is no MIDI file"),
+        (["tokenize", "{midi}", "--bars", "-1"], "bars is -1"),
+        (["detokenize", "nowhere.txt", "-o", "x.mid"], "nowhere.txt cannot be read"),
+        (["detokenize", "{midi}", "-o", "x.mid"], "cannot be read as text"),
+        (["detokenize", "{text}", "-o", "x.mid"], "is 'no', which is not in the vocabulary"),
+        (["plot", "nowhere.mid", "-o", "x.png"], "nowhere.mid cannot be read"),
+        (["build", "tokens", "nowhere", "-o", "out"], "nowhere does not exist"),
+        (["build", "tokens", "{empty}", "-o", "out"], "no MIDI files in"),
+        (["build", "tokens", "{text}", "-o", "out"], "no document in 1 file"),
+        (["build", "tokens", "{midi}", "-o", "out", "--split", "half"], "--split is 'half'"),
+        (["build", "tokens", "{midi}", "-o", "out", "--split", "1,1,1"], "does not add up to 1"),
+        (["build", "tokens", "{midi}", "-o", "out", "--workers", "0"], "workers is 0"),
+        (["build", "tokens", "{midi}", "-o", "{empty}/.."], "is not empty and holds no dataset"),
+        (["inspect", "{empty}"], "report.json is missing"),
+        (["inspect", "{midi}"], "report.json is missing"),
+        (["plot", "{midi}", "-o", "no/roll.png"], "no does not exist"),
+        (["plot", "{midi}", "-o", "roll"], "does not end in .png"),
+        (["plot", "{midi}", "-o", "{empty}"], "is a folder"),
+        (["corpus", "bach", "-o", "."], "holds other MIDI files"),
+        (["build", "tokens", "{midi}", "-o", "out", "--split", "nan,.5,.5"], "does not add up to 1"),
+        (["build", "tokens", "{midi}", "-o", "out", "--copies", "2"], "ask for transpose or permute_tracks"),
+        (["build", "tokens", "{midi}", "-o", "out", "--labels", "no.csv"], "no.csv cannot be read"),
+        (["build", "shard", "out"], "run `megatron-music build plan` first"),
+        (["build", "shard", "out", "--rank", "2", "--world-size", "2"], "rank is 2 of 2"),
+        (["build", "merge", "out"], "run `megatron-music build plan` first"),
+        (["train", "nosuch"], "nosuch"),
+        (["train", "tiny", "train.steps=3"], "steps"),
+        (["train", "tiny", "data.path={empty}"], "holds no train.bin"),
+        (["generate", "midi", "{empty}", "-o", "out"], "{empty}"),
+        (["generate", "midi", "{empty}", "-o", "out", "--num", "0"], "--num is 0"),
+        (["generate", "midi", "{empty}", "-o", "out", "--temperature", "-1"], "temperature is -1"),
+        (["generate", "midi", "{empty}", "-o", "out", "--continue", "nowhere.mid"], "nowhere.mid cannot be read"),
+    ],
+)
 def test_bad_input_is_one_sentence_and_nothing_written(capsys, midi, tmp_path, monkeypatch, arguments, said):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.mid").write_text("no music")
@@ -206,7 +237,9 @@ def test_ctrl_c_keeps_what_is_finished(capsys, midi, tmp_path, monkeypatch):
     with monkeypatch.context() as hand:
         hand.setattr("megatron_music.data.merge.write_tokenizer_folder", interrupt)
         status, _, err = run(capsys, "build", "tokens", midi, "-o", tmp_path / "out")
-    assert status == 1 and f"what is finished is kept in {tmp_path / 'out'}.building, and the same command goes on" in err
+    assert (
+        status == 1 and f"what is finished is kept in {tmp_path / 'out'}.building, and the same command goes on" in err
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mid", "out.building"]
     assert run(capsys, "build", "tokens", midi, "-o", tmp_path / "out")[0] == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mid", "out"]
@@ -220,7 +253,9 @@ def test_a_build_in_parts(capsys, midi, tmp_path):
         assert run(capsys, "build", "shard", out, "--rank", rank, "--world-size", 2)[0] == 0
     status, text, _ = run(capsys, "build", "merge", out, "--json")
     assert status == 0 and json.loads(text)["splits"]["train"]["documents"] == 3
-    assert (out / "train.txt").read_text().startswith("PIECE_START TIME_SIGNATURE=4/4 TRACK_START INST=SOPRANO BAR_START")
+    assert (
+        (out / "train.txt").read_text().startswith("PIECE_START TIME_SIGNATURE=4/4 TRACK_START INST=SOPRANO BAR_START")
+    )
     assert "is there already" in run(capsys, "build", "plan", midi, "-o", out, "--bars", 2, "--format", "both")[1]
     assert json.loads(run(capsys, "build", "merge", out, "--json")[1]) == json.loads(text)
 
@@ -230,22 +265,38 @@ def test_a_page_of_a_dataset(capsys, dataset, tmp_path):
     assert "<svg" in (tmp_path / "page.html").read_text()
 
 
-@pytest.mark.parametrize(("words", "wanted"), [
-    ("--copies 2 --transpose -5..6", {"copies": 2, "transpose": (-5, 6)}),
-    ("--copies 2 --transpose=-5..-1", {"copies": 2, "transpose": (-5, -1)}),
-    ("--tracks 2..8 --notes-per-bar 0.5.. --pitches ..100",
-     {"filters": Filters(tracks=(2, 8), notes_per_bar=(0.5, None), pitches=(None, 100))}),
-    ("--meters 4/4,3/4 --unknown-meters 1/4 --velocity --tempo",
-     {"encoding": Encoding(meters=("4/4", "3/4"), unknown_meters=("1/4",), velocity=True, tempo=True)}),
-    ("--infill 0.5 --density 5 --bar-density 3 --bpe 256",
-     {"infill": 0.5, "encoding": replace(DEFAULT_ENCODING, infill=True, density=5, bar_density=3, bpe=256)}),
-    ("--meters 4/4 --unknown-meters none", {"encoding": Encoding()}),
-    ("--unknown-meters auto,2/4", {"encoding": replace(DEFAULT_ENCODING, unknown_meters=("2/4",))}),
-    ("--split-by folder", {"split_by": "folder"}),
-    ("--format both --no-sanitize --drop-duplicates --seed 3 --split 1,0,0", {
-        "formats": ("megatron", "text"), "sanitize": False, "drop_duplicates": True, "seed": 3, "fractions": (1, 0, 0),
-    }),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("--copies 2 --transpose -5..6", {"copies": 2, "transpose": (-5, 6)}),
+        ("--copies 2 --transpose=-5..-1", {"copies": 2, "transpose": (-5, -1)}),
+        (
+            "--tracks 2..8 --notes-per-bar 0.5.. --pitches ..100",
+            {"filters": Filters(tracks=(2, 8), notes_per_bar=(0.5, None), pitches=(None, 100))},
+        ),
+        (
+            "--meters 4/4,3/4 --unknown-meters 1/4 --velocity --tempo",
+            {"encoding": Encoding(meters=("4/4", "3/4"), unknown_meters=("1/4",), velocity=True, tempo=True)},
+        ),
+        (
+            "--infill 0.5 --density 5 --bar-density 3 --bpe 256",
+            {"infill": 0.5, "encoding": replace(DEFAULT_ENCODING, infill=True, density=5, bar_density=3, bpe=256)},
+        ),
+        ("--meters 4/4 --unknown-meters none", {"encoding": Encoding()}),
+        ("--unknown-meters auto,2/4", {"encoding": replace(DEFAULT_ENCODING, unknown_meters=("2/4",))}),
+        ("--split-by folder", {"split_by": "folder"}),
+        (
+            "--format both --no-sanitize --drop-duplicates --seed 3 --split 1,0,0",
+            {
+                "formats": ("megatron", "text"),
+                "sanitize": False,
+                "drop_duplicates": True,
+                "seed": 3,
+                "fractions": (1, 0, 0),
+            },
+        ),
+    ],
+)
 def test_what_is_typed_is_what_is_built(words, wanted):
     parsed = build_parser().parse_args(["build", "tokens", "midi", "-o", "out", *words.split()])
     assert build_options_of(parsed) == BuildOptions(**wanted)
@@ -273,11 +324,20 @@ def test_a_script_reads_the_result_of_each_command_as_json(capsys, midi, tmp_pat
     out = tmp_path / "out"
     planned = result("build", "plan", midi, "-o", out, "--bars", 2)
     assert (planned["files"], planned["shards"], planned["already_built"]) == (1, 1, False)
-    assert result("build", "shard", out) == {"output": str(out), "rank": 0, "world_size": 1, "shards": 1, "found": 0, "files": 1}
+    assert result("build", "shard", out) == {
+        "output": str(out),
+        "rank": 0,
+        "world_size": 1,
+        "shards": 1,
+        "found": 0,
+        "files": 1,
+    }
     assert result("build", "merge", out)["splits"]["train"]["documents"] == 3
     assert result("build", "plan", midi, "-o", out, "--bars", 2) == {"output": str(out), "already_built": True}
     rendered = result("render", midi, "-o", tmp_path / "a.wav", "--own")
-    assert [piece["file"] for piece in rendered["pieces"]] == [str(tmp_path / "a.wav")] and rendered["pieces"][0]["seconds"] > 1
+    assert [piece["file"] for piece in rendered["pieces"]] == [str(tmp_path / "a.wav")] and rendered["pieces"][0][
+        "seconds"
+    ] > 1
     sounds = result("corpus", "sounds", midi.parent, "-o", tmp_path / "audio", "--num", 2, "--seconds", 1, "--own")
     assert sounds == {"output": str(tmp_path / "audio"), "audio_files": 2}
 
@@ -289,7 +349,12 @@ def test_quiet_prints_warnings_and_answers_but_no_report(capsys, verbosity, midi
     assert json.loads(run(capsys, "-q", "inspect", tmp_path / "out", "--json")[1])["files"]["used"] == 1
     write_midi(Score(tiny_score().tracks, 4, (TimeSignature(0, 3, 4),)), tmp_path / "waltz.mid")
     status, text, err = run(capsys, "tokenize", tmp_path / "waltz.mid", "--meters", "4/4", "-q")
-    assert status == 0 and text.startswith("PIECE_START") and err.startswith("megatron-music: ") and "not all in 4/4" in err
+    assert (
+        status == 0
+        and text.startswith("PIECE_START")
+        and err.startswith("megatron-music: ")
+        and "not all in 4/4" in err
+    )
     assert "nowhere.mid cannot be read" in refused(capsys, "tokenize", "nowhere.mid", "-q")
     status, text, _ = run(capsys, "build", "tokens", midi, "-o", tmp_path / "out")
     assert "1 of 1 used" in text  # the next command is not quiet
@@ -297,11 +362,18 @@ def test_quiet_prints_warnings_and_answers_but_no_report(capsys, verbosity, midi
 
 def test_verbose_shows_where_an_error_came_from(capsys, verbosity):
     status, _, err = run(capsys, "-v", "tokenize", "nowhere.mid")
-    assert status == 2 and "Traceback" in err and err.splitlines()[-1].startswith("megatron-music: nowhere.mid cannot be read")
+    assert (
+        status == 2
+        and "Traceback" in err
+        and err.splitlines()[-1].startswith("megatron-music: nowhere.mid cannot be read")
+    )
 
 
 def test_settings_of_a_run_stand_before_and_after_options(capsys, verbosity):
-    before, after = (run(capsys, "memory", "tiny", *words)[1] for words in (["--json", "train.bf16=true"], ["train.bf16=true", "--json"]))
+    before, after = (
+        run(capsys, "memory", "tiny", *words)[1]
+        for words in (["--json", "train.bf16=true"], ["train.bf16=true", "--json"])
+    )
     assert before == after
     assert run(capsys, "memory", "tiny", "train.bf16=true", "--json", "model.num_layers=4")[1] != before
     with pytest.raises(SystemExit):
@@ -313,7 +385,11 @@ def test_settings_of_a_run_stand_before_and_after_options(capsys, verbosity):
 
 
 def test_an_unknown_option_is_answered_with_the_help_of_its_own_command(capsys):
-    for words in (["train", "tiny", "--data", "data"], ["build", "tokens", "midi", "-o", "out", "--bar", "4", "--nosuch"], ["corpus", "bach", "-o", "x", "y"]):
+    for words in (
+        ["train", "tiny", "--data", "data"],
+        ["build", "tokens", "midi", "-o", "out", "--bar", "4", "--nosuch"],
+        ["corpus", "bach", "-o", "x", "y"],
+    ):
         with pytest.raises(SystemExit):
             main(words)
         name = " ".join(words[: 2 if words[0] != "train" else 1])
@@ -324,12 +400,16 @@ def test_a_missing_extra_is_named(capsys, monkeypatch, midi):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "megatron_music.reports.pianoroll", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.collections", None)
-    assert f"needs matplotlib; run: {sys.executable} -m pip install matplotlib" in refused(capsys, "plot", midi, "-o", "x.png")
+    assert f"needs matplotlib; run: {sys.executable} -m pip install matplotlib" in refused(
+        capsys, "plot", midi, "-o", "x.png"
+    )
 
 
 def test_the_demo_and_the_job_scripts_come_with_the_package(capsys, tmp_path):
     assert run(capsys, "launch", "-o", tmp_path / "work")[0] == 0
-    assert (tmp_path / "work" / "launch" / "train.sbatch").is_file() and (tmp_path / "work" / "ngc" / "Dockerfile").is_file()
+    assert (tmp_path / "work" / "launch" / "train.sbatch").is_file() and (
+        tmp_path / "work" / "ngc" / "Dockerfile"
+    ).is_file()
     assert (tmp_path / "work" / "examples" / "music_gpt.ipynb").is_file()
     (tmp_path / "work" / "launch" / "train.sbatch").write_text("mine")
     assert "nothing is overwritten" in refused(capsys, "launch", "-o", tmp_path / "work")
@@ -360,16 +440,23 @@ def test_several_pieces_are_rendered_into_a_folder_with_a_page(capsys, midi, tmp
     assert run(capsys, "render", tmp_path, "-o", tmp_path / "wavs", "--own", "--html", tmp_path / "page.html")[0] == 0
     assert sorted(path.name for path in (tmp_path / "wavs").iterdir()) == ["a.wav", "b.wav"]
     page = (tmp_path / "page.html").read_text()
-    assert page.count("<audio") == 2 and 'aria-label="Play a.mid"' in page and "http" not in page.replace("http://www.w3.org", "")
+    assert (
+        page.count("<audio") == 2
+        and 'aria-label="Play a.mid"' in page
+        and "http" not in page.replace("http://www.w3.org", "")
+    )
     assert "do not fit in one file" in refused(capsys, "render", tmp_path, "-o", tmp_path / "x.wav")
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (["trane"], "did you mean train?"),
-    (["sing"], "invalid choice: 'sing'"),
-    (["build", "tokens", "midi", "-o", "out", "--tracks", "many"], "'many' is no range; write 2..8, 2.. or ..8"),
-    (["build", "tokens", "midi", "-o", "out", "--transpose", "..6"], "'..6' is open on a side"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trane"], "did you mean train?"),
+        (["sing"], "invalid choice: 'sing'"),
+        (["build", "tokens", "midi", "-o", "out", "--tracks", "many"], "'many' is no range; write 2..8, 2.. or ..8"),
+        (["build", "tokens", "midi", "-o", "out", "--transpose", "..6"], "'..6' is open on a side"),
+    ],
+)
 def test_wrong_words_exit_with_2_and_one_sentence(words, said):
     done = subprocess.run([sys.executable, "-m", "megatron_music", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr
@@ -381,7 +468,9 @@ def test_a_reader_that_leaves_early_is_no_error(midi):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize(("rank", "status", "said"), [("0", 1, "megatron-music: No space"), ("1", 1, "megatron-music: rank 1: No space")])
+@pytest.mark.parametrize(
+    ("rank", "status", "said"), [("0", 1, "megatron-music: No space"), ("1", 1, "megatron-music: rank 1: No space")]
+)
 def test_what_fails_on_one_process_alone_is_told_by_it(monkeypatch, capsys, rank, status, said):
     monkeypatch.setenv("RANK", rank)
 
@@ -391,10 +480,20 @@ def test_what_fails_on_one_process_alone_is_told_by_it(monkeypatch, capsys, rank
     assert guarded(full) == status and capsys.readouterr().err.startswith(said)
 
 
-@pytest.mark.parametrize("words", [
-    ["build", "tokens", "", "-o", "out"], ["build", "tokens", "x", "-o", ""], ["render", "", "-o", "z"], ["render", "{midi}", "-o", ""],
-    ["tokenize", ""], ["plot", "{midi}", "-o", ""], ["train", ""], ["inspect", ""], ["generate", "midi", "", "-o", "new"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["build", "tokens", "", "-o", "out"],
+        ["build", "tokens", "x", "-o", ""],
+        ["render", "", "-o", "z"],
+        ["render", "{midi}", "-o", ""],
+        ["tokenize", ""],
+        ["plot", "{midi}", "-o", ""],
+        ["train", ""],
+        ["inspect", ""],
+        ["generate", "midi", "", "-o", "new"],
+    ],
+)
 def test_an_empty_path_is_not_the_current_folder(capsys, midi, tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
     assert "is empty; name a path" in refused(capsys, *(word.format(midi=midi) for word in words))
@@ -404,7 +503,21 @@ def test_an_empty_path_is_not_the_current_folder(capsys, midi, tmp_path, monkeyp
 def test_a_file_whose_name_is_not_utf_8_is_drawn_and_rendered(capsys, midi, tmp_path):
     odd = midi.rename(tmp_path / os.fsdecode(b"\xff\xfe.mid"))
     assert run(capsys, "plot", odd, "-o", tmp_path / "roll.png")[0] == 0
-    assert run(capsys, "render", odd, "-o", tmp_path / "wavs", "--own", "--html", tmp_path / "page.html", "--sample-rate", "4000")[0] == 0
+    assert (
+        run(
+            capsys,
+            "render",
+            odd,
+            "-o",
+            tmp_path / "wavs",
+            "--own",
+            "--html",
+            tmp_path / "page.html",
+            "--sample-rate",
+            "4000",
+        )[0]
+        == 0
+    )
     assert (tmp_path / "page.html").stat().st_size > 1000 and (tmp_path / "roll.png").stat().st_size > 1000
 
 
@@ -423,8 +536,17 @@ def test_memory_that_is_not_there_is_one_sentence(capsys):
 
 def test_settings_far_too_large_end_with_one_sentence_and_no_traceback():
     words = ["tiny", "parallel.distributed_timeout_minutes=1e30"]
-    done = subprocess.run([sys.executable, "-m", "megatron_music", "train", *words], capture_output=True, text=True, check=False, timeout=100)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "parallel.distributed_timeout_minutes is 1" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "megatron_music", "train", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (
+        2,
+        1,
+    ) and "parallel.distributed_timeout_minutes is 1" in done.stderr
 
 
 def test_a_folder_is_rendered_without_its_damaged_and_its_empty_files(capsys, midi, tmp_path):
@@ -435,11 +557,17 @@ def test_a_folder_is_rendered_without_its_damaged_and_its_empty_files(capsys, mi
     write_midi(Score((), 4), folder / "c.mid")
     status, out, err = run(capsys, "render", folder, "-o", tmp_path / "wavs", "--own", "--html", page)
     assert status == 0 and out.startswith("1 piece, ") and out.splitlines()[-1] == "2 of 3 files skipped"
-    assert [line.partition(" skipped: ")[2][: len(str(folder / "b.mid"))] for line in err.splitlines()[:2]] == [str(folder / "b.mid"), str(folder / "c.mid")]
+    assert [line.partition(" skipped: ")[2][: len(str(folder / "b.mid"))] for line in err.splitlines()[:2]] == [
+        str(folder / "b.mid"),
+        str(folder / "c.mid"),
+    ]
     assert err.splitlines()[-1] == f"megatron-music: next: open {page} in a browser"
     assert [path.name for path in (tmp_path / "wavs").iterdir()] == ["a.wav"] and page.read_text().count("<audio") == 1
     status, out, _ = run(capsys, "render", folder, "-o", tmp_path / "more", "--own", "--json")
-    assert status == 0 and [entry["file"] for entry in json.loads(out)["left_out"]] == [str(folder / "b.mid"), str(folder / "c.mid")]
+    assert status == 0 and [entry["file"] for entry in json.loads(out)["left_out"]] == [
+        str(folder / "b.mid"),
+        str(folder / "c.mid"),
+    ]
 
 
 def test_what_cannot_be_rendered_at_all_is_an_error_and_leaves_nothing_behind(capsys, tmp_path, monkeypatch):
@@ -448,7 +576,9 @@ def test_what_cannot_be_rendered_at_all_is_an_error_and_leaves_nothing_behind(ca
     for name in ("b.mid", "c.mid"):
         (tmp_path / name).write_bytes(b"no music")
     assert "b.mid is no MIDI file" in refused(capsys, "render", "b.mid", "-o", "new")
-    assert "none of 2 files could be rendered; the first: b.mid is no MIDI file" in refused(capsys, "render", ".", "-o", "new")
+    assert "none of 2 files could be rendered; the first: b.mid is no MIDI file" in refused(
+        capsys, "render", ".", "-o", "new"
+    )
     assert not (tmp_path / "new").exists()
 
 
@@ -469,16 +599,25 @@ def test_commands_say_what_to_do_next_but_not_to_scripts_and_not_when_quiet(caps
     built = ["build", "tokens", midi, "-o", out]
     assert following(*built) == [f"megatron-music train demo data.path={out} checkpoint.save=run"]
     assert following(*built, "--json") == [] == following(*built, "-q")
-    assert following("build", "tokens", midi, "-o", tmp_path / "text", "--format", "text") == [], "Megatron does not read text"
+    assert following("build", "tokens", midi, "-o", tmp_path / "text", "--format", "text") == [], (
+        "Megatron does not read text"
+    )
     audio = tmp_path / "audio"
-    assert following("corpus", "sounds", midi.parent, "-o", audio, "--num", 2, "--seconds", 1, "--own") == [f"megatron-music build latents {audio} -o data"]
+    assert following("corpus", "sounds", midi.parent, "-o", audio, "--num", 2, "--seconds", 1, "--own") == [
+        f"megatron-music build latents {audio} -o data"
+    ]
     (said,) = following("launch", "-o", tmp_path / "work")
-    assert said.startswith(f"edit {tmp_path / 'work' / 'launch' / 'env.sh'}; then, in {tmp_path / 'work'}: megatron-music preflight ")
+    assert said.startswith(
+        f"edit {tmp_path / 'work' / 'launch' / 'env.sh'}; then, in {tmp_path / 'work'}: megatron-music preflight "
+    )
 
 
 def test_the_next_command_can_be_copied_where_a_name_has_spaces(capsys, midi, tmp_path, verbosity):
     for words, rest in (
-        (["build", "tokens", midi, "-o", tmp_path / "my data"], ["train", "demo", f"data.path={tmp_path / 'my data'}", "checkpoint.save=run"]),
+        (
+            ["build", "tokens", midi, "-o", tmp_path / "my data"],
+            ["train", "demo", f"data.path={tmp_path / 'my data'}", "checkpoint.save=run"],
+        ),
         (
             ["corpus", "sounds", midi.parent, "-o", tmp_path / "my audio", "--num", 1, "--seconds", 1, "--own"],
             ["build", "latents", f"{tmp_path / 'my audio'}", "-o", "data"],
@@ -487,8 +626,13 @@ def test_the_next_command_can_be_copied_where_a_name_has_spaces(capsys, midi, tm
         status, _, err = run(capsys, *words)
         (command,) = (line.partition("next: ")[2] for line in err.splitlines() if "next: " in line)
         assert status == 0 and shlex.split(command) == ["megatron-music", *rest]
-    _, told, _ = run(capsys, "sweep", "tiny", "-o", tmp_path / "my sweep", "--plan", "--vary", "train.micro_batch_size=1,2")
-    first, second = (shlex.split(line.partition(sign)[2]) for line, sign in zip(told.splitlines(), ("machine: ", "job: "), strict=False))
+    _, told, _ = run(
+        capsys, "sweep", "tiny", "-o", tmp_path / "my sweep", "--plan", "--vary", "train.micro_batch_size=1,2"
+    )
+    first, second = (
+        shlex.split(line.partition(sign)[2])
+        for line, sign in zip(told.splitlines(), ("machine: ", "job: "), strict=False)
+    )
     assert first == ["megatron-music", "sweep", f"{tmp_path / 'my sweep'}"] and second[-1] == first[-1]
 
 
@@ -496,9 +640,15 @@ def test_a_dataset_of_the_other_kind_is_named_as_such(capsys, midi, tmp_path):
     tokens, latents = tmp_path / "tokens", tiny_latents(tmp_path / "latents")
     assert run(capsys, "build", "tokens", midi, "-o", tokens)[0] == 0
     said = refused(capsys, "train", "tiny", f"data.path={latents}")
-    assert f"{latents} is a dataset of latents, of a text-to-music model; a GPT is trained on one of `megatron-music build tokens`" in said
+    assert (
+        f"{latents} is a dataset of latents, of a text-to-music model; a GPT is trained on one of `megatron-music "
+        f"build tokens`" in said
+    )
     said = refused(capsys, "train", "demo-text2muq", f"data.path={tokens}")
-    assert f"{tokens} is a dataset of tokens, of a GPT; a text-to-music model is trained on one of `megatron-music build latents`" in said
+    assert (
+        f"{tokens} is a dataset of tokens, of a GPT; a text-to-music model is trained on one of `megatron-music build "
+        f"latents`" in said
+    )
 
 
 def test_a_build_that_was_done_before_says_so(capsys, midi, tmp_path):

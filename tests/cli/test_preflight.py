@@ -34,7 +34,9 @@ HERE = {"MEGATRON_MUSIC_VENV": sys.prefix}
 def _no_slurm(monkeypatch):
     """Without Slurm's commands, whatever this machine has."""
     which = shutil.which
-    monkeypatch.setattr("megatron_music.cli.preflight.shutil.which", lambda name: None if name == "sinfo" else which(name))
+    monkeypatch.setattr(
+        "megatron_music.cli.preflight.shutil.which", lambda name: None if name == "sinfo" else which(name)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,10 @@ def test_a_good_job_has_nothing_wrong(data, tmp_path):
     said = "\n".join(finding.what for finding in findings)
     assert "4 tasks: tensor 2 x pipeline 1 x data 2, 2 micro batches per step" in said
     assert "tensor 1 x pipeline 1 x data 4, 1 micro batch per step" in "\n".join(
-        finding.what for finding in look(tmp_path, recipe=run_of(data, tmp_path, "train.micro_batch_size=2", "train.global_batch_size=8"))
+        finding.what
+        for finding in look(
+            tmp_path, recipe=run_of(data, tmp_path, "train.micro_batch_size=2", "train.global_batch_size=8")
+        )
     )
     assert "of 80 GB: it fits" in said and "sinfo is not on this machine" in said
 
@@ -79,12 +84,24 @@ def test_our_own_scripts_have_nothing_wrong(path):
         (GOOD + "#SBATCH --time=02:00:00\n", "job.sbatch:10: '#SBATCH --time=02:00:00' stands after the first command"),
         (GOOD[GOOD.index("\n") + 1 :], "job.sbatch:1: the first line names no shell"),
         (GOOD + "if true; then\n", "bash cannot read it"),
-        (GOOD.replace("B:USR1", "USR1"), "--signal=USR1@300 goes to the steps, and the script's trap never runs; write --signal=B:USR1@300"),
-        (GOOD.replace("set -euo pipefail", "set -eu").replace("srun true", "srun true | tee log"), "a pipe behind srun hides the status"),
-        (GOOD.replace("a100:2", "a100:1"), "4 tasks on 2 nodes of 1 GPU: more tasks than GPUs; set --ntasks-per-node=1"),
+        (
+            GOOD.replace("B:USR1", "USR1"),
+            "--signal=USR1@300 goes to the steps, and the script's trap never runs; write --signal=B:USR1@300",
+        ),
+        (
+            GOOD.replace("set -euo pipefail", "set -eu").replace("srun true", "srun true | tee log"),
+            "a pipe behind srun hides the status",
+        ),
+        (
+            GOOD.replace("a100:2", "a100:1"),
+            "4 tasks on 2 nodes of 1 GPU: more tasks than GPUs; set --ntasks-per-node=1",
+        ),
         (GOOD.replace("01:00:00", "00:08:00"), "the signal comes 300 s before the end of 480 s"),
         (GOOD.replace("#SBATCH --time", "#SBATCH --requeue\n#SBATCH --time"), "--requeue without --open-mode=append"),
-        (GOOD.replace("#SBATCH --time", "#SBATCH --output=missing/%j.out\n#SBATCH --time"), "the folder of --output=missing/%j.out is missing"),
+        (
+            GOOD.replace("#SBATCH --time", "#SBATCH --output=missing/%j.out\n#SBATCH --time"),
+            "the folder of --output=missing/%j.out is missing",
+        ),
         (GOOD.replace("nodes=2", "nodes=two"), "sbatch's option --nodes=two cannot be read"),
     ],
 )
@@ -97,7 +114,10 @@ def test_mistakes_of_a_script(tmp_path, text, sentence):
     ("overrides", "sentence"),
     [
         (["parallel.tensor_model_parallel_size=3"], "is not divisible by parallel.tensor_model_parallel_size 3"),
-        (["parallel.pipeline_model_parallel_size=8", "model.num_layers=8"], "4 processes cannot be divided by tensor x pipeline"),
+        (
+            ["parallel.pipeline_model_parallel_size=8", "model.num_layers=8"],
+            "4 processes cannot be divided by tensor x pipeline",
+        ),
         (["train.global_batch_size=6"], "train.global_batch_size 6 is not a multiple of"),
         (["checkpoint.load=nowhere"], "checkpoint.load=nowhere is missing"),
         (["checkpoint.save=null"], "checkpoint.save is not set: what is trained would be lost"),
@@ -115,7 +135,12 @@ def test_mistakes_of_a_run(data, tmp_path, overrides, sentence):
 def test_a_v100_has_no_bf16(data, tmp_path):
     text = GOOD.replace("a100", "v100")
     assert any("no bfloat16" in line for line in wrong(look(tmp_path, text, run_of(data, tmp_path, "train.bf16=true"))))
-    assert any("no bfloat16" in line for line in wrong(look(tmp_path, GOOD.replace("a100:", ""), run_of(data, tmp_path, "train.bf16=true"), gpu="V100")))
+    assert any(
+        "no bfloat16" in line
+        for line in wrong(
+            look(tmp_path, GOOD.replace("a100:", ""), run_of(data, tmp_path, "train.bf16=true"), gpu="V100")
+        )
+    )
 
 
 def test_checkpoints_further_apart_than_a_start_is_long(data, tmp_path):
@@ -123,14 +148,21 @@ def test_checkpoints_further_apart_than_a_start_is_long(data, tmp_path):
     lines = [json.dumps({"iteration": step, "loss": 1.0, "step_seconds": 2.0}) for step in range(1, 40)]
     (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     (line,) = wrong(look(tmp_path, recipe=run_of(data, tmp_path, "checkpoint.save_interval=2000")))
-    assert "2,000 steps of 2 s from checkpoint to checkpoint: more than the 3300 s a start has; set checkpoint.save_interval=412" in line
+    assert (
+        "2,000 steps of 2 s from checkpoint to checkpoint: more than the 3300 s a start has; set "
+        "checkpoint.save_interval=412" in line
+    )
     findings = look(tmp_path, recipe=run_of(data, tmp_path, "checkpoint.save_interval=100"))
     assert not wrong(findings) and any("1,650 of them in one start" in finding.what for finding in findings)
 
 
 def test_containers(data, tmp_path):
     image = tmp_path / "music.sqsh"
-    environment = {"MEGATRON_MUSIC_RUNTIME": "pyxis", "MEGATRON_MUSIC_IMAGE": str(image), "MEGATRON_MUSIC_MOUNTS": f"{data.parent}:/data:ro"}
+    environment = {
+        "MEGATRON_MUSIC_RUNTIME": "pyxis",
+        "MEGATRON_MUSIC_IMAGE": str(image),
+        "MEGATRON_MUSIC_MOUNTS": f"{data.parent}:/data:ro",
+    }
     found = wrong(look(tmp_path, recipe=run_of(data, tmp_path), environment=environment))
     assert any(f"the image {image} is missing" in line for line in found)
     assert any(f"{tmp_path / 'run'} lies below no mount" in line for line in found)
@@ -138,15 +170,29 @@ def test_containers(data, tmp_path):
     environment["MEGATRON_MUSIC_MOUNTS"] += f",{tmp_path}:{tmp_path}"
     assert not wrong(look(tmp_path, recipe=run_of(data, tmp_path), environment=environment))
     environment["MEGATRON_MUSIC_MOUNTS"] += ",/nowhere/at/all:/x"
-    assert any("/nowhere/at/all, which is to be mounted, is missing" in line for line in wrong(look(tmp_path, environment=environment)))
-    for changes, sentence in (({"MEGATRON_MUSIC_IMAGE": ""}, "MEGATRON_MUSIC_IMAGE is not set"), ({"MEGATRON_MUSIC_RUNTIME": "docker"}, "is docker")):
+    assert any(
+        "/nowhere/at/all, which is to be mounted, is missing" in line
+        for line in wrong(look(tmp_path, environment=environment))
+    )
+    for changes, sentence in (
+        ({"MEGATRON_MUSIC_IMAGE": ""}, "MEGATRON_MUSIC_IMAGE is not set"),
+        ({"MEGATRON_MUSIC_RUNTIME": "docker"}, "is docker"),
+    ):
         assert any(sentence in line for line in wrong(look(tmp_path, environment=environment | changes)))
-    assert any("has no bin/python" in line for line in wrong(look(tmp_path, environment={"MEGATRON_MUSIC_VENV": str(tmp_path)})))
+    assert any(
+        "has no bin/python" in line
+        for line in wrong(look(tmp_path, environment={"MEGATRON_MUSIC_VENV": str(tmp_path)}))
+    )
 
 
 def test_a_folder_that_is_not_ours(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("megatron_music.cli.preflight_run.os.access", lambda path, mode: str(path) != "/usr")  # root may write anywhere
-    assert any("cannot be written" in line for line in wrong(look(tmp_path, recipe=["tiny", f"data.path={data}", "checkpoint.save=/usr/run"])))
+    monkeypatch.setattr(
+        "megatron_music.cli.preflight_run.os.access", lambda path, mode: str(path) != "/usr"
+    )  # root may write anywhere
+    assert any(
+        "cannot be written" in line
+        for line in wrong(look(tmp_path, recipe=["tiny", f"data.path={data}", "checkpoint.save=/usr/run"]))
+    )
 
 
 SLURM = """\
@@ -161,10 +207,26 @@ esac
 @pytest.mark.parametrize(
     ("text", "answer", "sentence"),
     [
-        (GOOD.replace("01:00:00", "05:00:00"), "true", "--time=05:00:00 is above the limit 04:00:00 of partition batch"),
-        (GOOD.replace("#SBATCH --time", "#SBATCH --partition=fast\n#SBATCH --time"), "true", "there is no partition fast; use one of batch, long"),
-        (GOOD.replace("#SBATCH --time", "#SBATCH -p long\n#SBATCH -c 9\n#SBATCH --time"), "true", "18 cores per node are asked for"),
-        (GOOD, "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1", "sbatch --test-only refuses it (Requested node"),
+        (
+            GOOD.replace("01:00:00", "05:00:00"),
+            "true",
+            "--time=05:00:00 is above the limit 04:00:00 of partition batch",
+        ),
+        (
+            GOOD.replace("#SBATCH --time", "#SBATCH --partition=fast\n#SBATCH --time"),
+            "true",
+            "there is no partition fast; use one of batch, long",
+        ),
+        (
+            GOOD.replace("#SBATCH --time", "#SBATCH -p long\n#SBATCH -c 9\n#SBATCH --time"),
+            "true",
+            "18 cores per node are asked for",
+        ),
+        (
+            GOOD,
+            "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1",
+            "sbatch --test-only refuses it (Requested node",
+        ),
         (GOOD, "echo 'sbatch: Job 7 to start at once' >&2", None),
     ],
 )
@@ -207,7 +269,10 @@ def job_of(tmp_path, *lines: str, command_line=(), environment=None):
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
-        (["-N 2 -n 8 --gpus-per-node=2 --time=01:00:00"], {"num_nodes": 2, "num_tasks": 8, "gpus_per_node": 2, "seconds": 3600}),
+        (
+            ["-N 2 -n 8 --gpus-per-node=2 --time=01:00:00"],
+            {"num_nodes": 2, "num_tasks": 8, "gpus_per_node": 2, "seconds": 3600},
+        ),
         (["-N2 -n8", '--job-name="a b" # a comment'], {"num_nodes": 2, "num_tasks": 8}),
         (["--time=UNLIMITED"], {"seconds": None}),
         (["--time=infinite"], {"seconds": None}),
@@ -239,14 +304,31 @@ def test_headers_are_read_as_slurm_reads_them(tmp_path, lines, expected):
 
 def test_the_command_line_goes_before_the_environment_and_that_before_the_script(tmp_path):
     environment = {"SBATCH_TIMELIMIT": "2:00:00", "SBATCH_PARTITION": "long"}
-    job = job_of(tmp_path, "--nodes=2", "--time=1:00:00", "--partition=short", command_line=["-N", "4", "--time=3:00:00"], environment=environment)
+    job = job_of(
+        tmp_path,
+        "--nodes=2",
+        "--time=1:00:00",
+        "--partition=short",
+        command_line=["-N", "4", "--time=3:00:00"],
+        environment=environment,
+    )
     assert (job.num_nodes, job.seconds, job.partitions) == (4, 3 * 3600, ["long"])
 
 
 def test_the_command_that_submits_can_be_given_whole(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("MEGATRON_MUSIC_VENV", sys.prefix)
     (tmp_path / "job.sbatch").write_text(GOOD)
-    command = ["preflight", "sbatch", "--nodes=1", "-J", "name", str(tmp_path / "job.sbatch"), *run_of(data, tmp_path), "--gpu", "a100"]
+    command = [
+        "preflight",
+        "sbatch",
+        "--nodes=1",
+        "-J",
+        "name",
+        str(tmp_path / "job.sbatch"),
+        *run_of(data, tmp_path),
+        "--gpu",
+        "a100",
+    ]
     assert main(command) == 0
     assert "2 tasks: tensor 1 x pipeline 1 x data 2" in capsys.readouterr().out
     assert main(["preflight", "sbatch", "--nodes=4"]) == 2
@@ -255,7 +337,9 @@ def test_the_command_that_submits_can_be_given_whole(data, tmp_path, capsys, mon
 
 def test_what_a_plain_srun_does_with_gpus_per_task_and_export_none_is_noted(tmp_path):
     text = "#!/usr/bin/env bash\n#SBATCH --ntasks=2\n#SBATCH --gpus-per-task=1\n#SBATCH --export=NONE\n"
-    notes = {finding.what.partition(":")[0] for finding in look(tmp_path, text + "srun true\n") if finding.status == NOTE}
+    notes = {
+        finding.what.partition(":")[0] for finding in look(tmp_path, text + "srun true\n") if finding.status == NOTE
+    }
     assert {"--gpus-per-task", "--export=NONE"} < notes
     cared = look(tmp_path, text + "source launch/env.sh\nrun_tasks -- true\n")
     assert not {finding.what.partition(":")[0] for finding in cared} & {"--gpus-per-task", "--export=NONE"}
@@ -268,7 +352,9 @@ def given(script: str, *arguments, **options) -> list:
 def test_a_script_that_is_not_known_says_so(data, tmp_path):
     (note, *_) = [finding.what for finding in look(tmp_path, recipe=run_of(data, tmp_path)) if finding.status == NOTE]
     assert note.startswith("job.sbatch runs none of this package's commands: its arguments are read as a recipe")
-    assert not any("none of this package's" in finding.what for finding in given("train.sbatch", *run_of(data, tmp_path)))
+    assert not any(
+        "none of this package's" in finding.what for finding in given("train.sbatch", *run_of(data, tmp_path))
+    )
 
 
 def test_arguments_of_the_jobs_that_build_a_dataset(tmp_path):
@@ -280,43 +366,72 @@ def test_arguments_of_the_jobs_that_build_a_dataset(tmp_path):
     assert not wrong(given("merge_dataset.sbatch", planned))
     assert not wrong(given("build_shards.sbatch", planned, sbatch=["--array=0-3"]))
     assert any("the job is no array" in line for line in wrong(given("build_shards.sbatch", planned)))
-    assert any("is not counted from 0 in ones" in line for line in wrong(given("build_shards.sbatch", planned, sbatch=["--array=1-4"])))
+    assert any(
+        "is not counted from 0 in ones" in line
+        for line in wrong(given("build_shards.sbatch", planned, sbatch=["--array=1-4"]))
+    )
     assert any("takes OUT alone" in line for line in wrong(given("merge_dataset.sbatch", planned, "x")))
     assert not wrong(given("build_dataset.sh", 4, planned, source, "--meters", "all"))
-    assert any("JOBS, OUT and at least one SOURCE" in line for line in wrong(given("build_dataset.sh", "x", planned, source)))
+    assert any(
+        "JOBS, OUT and at least one SOURCE" in line for line in wrong(given("build_dataset.sh", "x", planned, source))
+    )
     assert any("--metres" in line for line in wrong(given("build_dataset.sh", 4, planned, source, "--metres", "all")))
-    assert any("nowhere is missing" in line for line in wrong(given("build_dataset.sh", 4, planned, tmp_path / "nowhere")))
+    assert any(
+        "nowhere is missing" in line for line in wrong(given("build_dataset.sh", 4, planned, tmp_path / "nowhere"))
+    )
 
 
 def test_arguments_of_a_sweep(tmp_path):
     words = ["sweep", "tiny", "-o", str(tmp_path / "sweep"), "--num-gpus=1,2,16", "--sequences-per-gpu", "8", "--plan"]
     assert main(words) == 0
     assert not wrong(given("benchmark_sweep.sbatch", tmp_path / "sweep", sbatch=["--array=0-2", "--nodes=2"]))
-    assert any("a row of" in line and "takes 16 tasks, and the job has 8; submit with --nodes=2" in line
-               for line in wrong(given("benchmark_sweep.sbatch", tmp_path / "sweep", sbatch=["--array=0-2"])))  # fmt: skip
+    assert any(
+        "a row of" in line and "takes 16 tasks, and the job has 8; submit with --nodes=2" in line
+        for line in wrong(given("benchmark_sweep.sbatch", tmp_path / "sweep", sbatch=["--array=0-2"]))
+    )
     assert any("submit with --array=0-2" in line for line in wrong(given("benchmark_sweep.sbatch", tmp_path / "sweep")))
-    assert any("has task 3" in line for line in wrong(given("benchmark_sweep.sbatch", tmp_path / "sweep", sbatch=["--array=0-3", "--nodes=2"])))
+    assert any(
+        "has task 3" in line
+        for line in wrong(given("benchmark_sweep.sbatch", tmp_path / "sweep", sbatch=["--array=0-3", "--nodes=2"]))
+    )
     assert any("holds no plan of a sweep" in line for line in wrong(given("benchmark_sweep.sbatch", tmp_path)))
 
 
 def test_arguments_of_generation(tmp_path):
     (tmp_path / "run").mkdir()
     assert not wrong(given("generate.sbatch", "midi", tmp_path / "run", "-o", tmp_path / "new", "--num", "64"))
-    assert any("run2 is missing" in line for line in wrong(given("generate.sbatch", "midi", tmp_path / "run2", "-o", tmp_path / "new")))
-    assert any("--numb" in line for line in wrong(given("generate.sbatch", "midi", tmp_path / "run", "-o", tmp_path / "new", "--numb=x")))
+    assert any(
+        "run2 is missing" in line
+        for line in wrong(given("generate.sbatch", "midi", tmp_path / "run2", "-o", tmp_path / "new"))
+    )
+    assert any(
+        "--numb" in line
+        for line in wrong(given("generate.sbatch", "midi", tmp_path / "run", "-o", tmp_path / "new", "--numb=x"))
+    )
 
 
 def test_arguments_of_a_profiled_run(data):
-    found = given("profile_nsys.sbatch", "tiny", f"data.path={data}", "train.train_iters=3", "train.global_batch_size=16")
+    found = given(
+        "profile_nsys.sbatch", "tiny", f"data.path={data}", "train.train_iters=3", "train.global_batch_size=16"
+    )
     assert any("PROFILE_STEPS=10-12 begins after the last iteration" in line for line in wrong(found))
-    assert not wrong(given("profile_nsys.sbatch", "tiny", f"data.path={data}", "train.train_iters=15", "train.global_batch_size=16"))
+    assert not wrong(
+        given("profile_nsys.sbatch", "tiny", f"data.path={data}", "train.train_iters=15", "train.global_batch_size=16")
+    )
 
 
 def test_the_article_runs_on_the_scripts_own_two_nodes(data, tmp_path):
     found = given("train.sbatch", "article", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", gpu="a100")
     assert not wrong(found) and any("16 tasks: tensor 1 x pipeline 1 x data 16" in finding.what for finding in found)
     assert any(finding.what.startswith("train.bf16 is false: a100 computes in float32") for finding in found)
-    found = given("train.sbatch", "article", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", "train.bf16=true", gpu="a100")
+    found = given(
+        "train.sbatch",
+        "article",
+        f"data.path={data}",
+        f"checkpoint.save={tmp_path / 'run'}",
+        "train.bf16=true",
+        gpu="a100",
+    )
     assert not wrong(found) and not any("train.bf16" in finding.what for finding in found)
 
 
@@ -331,7 +446,10 @@ def test_data_that_train_refuses_is_wrong_here_too(data, tmp_path):
 
 
 def test_a_seed_that_no_generator_takes(data, tmp_path):
-    assert any("train.seed is 4294967296" in line for line in wrong(look(tmp_path, recipe=run_of(data, tmp_path, "train.seed=4294967296"))))
+    assert any(
+        "train.seed is 4294967296" in line
+        for line in wrong(look(tmp_path, recipe=run_of(data, tmp_path, "train.seed=4294967296")))
+    )
 
 
 def test_the_command(data, tmp_path, capsys, monkeypatch):
@@ -348,13 +466,20 @@ def test_the_command(data, tmp_path, capsys, monkeypatch):
 
 def test_steps_measured_on_a_cpu_are_not_taken_for_those_of_a_gpu(data, tmp_path):
     (tmp_path / "run").mkdir()
-    lines = [json.dumps({"iteration": step, "loss": 1.0, "step_seconds": 2.0, "process_memory_gib": 1.0}) for step in range(1, 40)]
+    lines = [
+        json.dumps({"iteration": step, "loss": 1.0, "step_seconds": 2.0, "process_memory_gib": 1.0})
+        for step in range(1, 40)
+    ]
     (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     recipe = run_of(data, tmp_path, "checkpoint.save_interval=2000")
     findings = look(tmp_path, recipe=recipe)
-    assert not wrong(findings) and any(f"the steps in {tmp_path / 'run'} were measured on a CPU" in finding.what for finding in findings)
+    assert not wrong(findings) and any(
+        f"the steps in {tmp_path / 'run'} were measured on a CPU" in finding.what for finding in findings
+    )
     on_cpu = GOOD.replace("#SBATCH --gpus-per-node=a100:2\n", "")
-    assert any("2,000 steps of 2 s from checkpoint to checkpoint" in line for line in wrong(look(tmp_path, on_cpu, recipe)))
+    assert any(
+        "2,000 steps of 2 s from checkpoint to checkpoint" in line for line in wrong(look(tmp_path, on_cpu, recipe))
+    )
 
 
 def test_without_an_environment_the_one_that_runs_is_offered(tmp_path, monkeypatch):
@@ -365,4 +490,7 @@ def test_without_an_environment_the_one_that_runs_is_offered(tmp_path, monkeypat
 
 def test_a_folder_without_a_plan_of_a_sweep_is_said_once(tmp_path):
     (line,) = [line for line in wrong(given("benchmark_sweep.sbatch", tmp_path)) if "plan" in line]
-    assert line == f"{tmp_path}: {tmp_path} holds no plan of a sweep; make one: megatron-music sweep RECIPE -o {tmp_path} --plan"
+    assert (
+        line == f"{tmp_path}: {tmp_path} holds no plan of a sweep; make one: megatron-music sweep RECIPE -o {tmp_path} "
+        f"--plan"
+    )

@@ -1,4 +1,6 @@
-"""Standard streams that are closed, full or have no reader any more: a sentence or nothing, and what was asked for is done."""
+"""Standard streams that are closed, full or have no reader any more: a sentence or nothing, and what was asked for is
+done.
+"""
 
 import os
 import subprocess
@@ -12,7 +14,15 @@ from megatron_music.music.midi import write_midi
 
 # Prints come out at once, or with the last of them.
 BUFFERING = pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
-COMMANDS = [["recipes"], ["recipes", "demo"], ["recipes", "--json"], ["--help"], ["--version"], ["build", "tokens", "--help"], []]
+COMMANDS = [
+    ["recipes"],
+    ["recipes", "demo"],
+    ["recipes", "--json"],
+    ["--help"],
+    ["--version"],
+    ["build", "tokens", "--help"],
+    [],
+]
 
 
 @pytest.fixture
@@ -58,7 +68,9 @@ def test_wrong_use_stays_wrong_use_where_nothing_can_be_printed():
 def test_tokens_from_a_closed_standard_input_are_none(tmp_path, closing):
     command = [sys.executable, "-m", "megatron_music", "detokenize", "-", "-o", str(tmp_path / "x.mid")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, **closing(0))
-    assert done.returncode == 2 and done.stderr.startswith("megatron-music: ") and done.stderr.count("\n") == 1, done.stderr
+    assert done.returncode == 2 and done.stderr.startswith("megatron-music: ") and done.stderr.count("\n") == 1, (
+        done.stderr
+    )
 
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
@@ -67,8 +79,26 @@ def test_closed_streams_change_nothing_of_what_is_written(tmp_path, closing, clo
     for number in range(3):
         write_midi(tiny_score(4 + number), tmp_path / "midi" / f"{number}.mid")
     for out, options in (("wanted", {}), ("found", closing(*closed))):
-        command = [sys.executable, "-m", "megatron_music", "build", "tokens", tmp_path / "midi", "-o", tmp_path / out, "--workers", "2"]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False, **options)
+        command = [
+            sys.executable,
+            "-m",
+            "megatron_music",
+            "build",
+            "tokens",
+            tmp_path / "midi",
+            "-o",
+            tmp_path / out,
+            "--workers",
+            "2",
+        ]
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+            **options,
+        )
         assert done.returncode == 0, out
     for name in ("train.bin", "train.idx", "valid.bin", "files.jsonl"):
         assert (tmp_path / "found" / name).read_bytes() == (tmp_path / "wanted" / name).read_bytes(), name

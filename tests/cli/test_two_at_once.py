@@ -22,7 +22,10 @@ COMMANDS = {
 def test_a_second_command_on_a_folder_is_refused_with_who_is_at_work(tmp_path, capsys, name):
     (tmp_path / "checkpoint").mkdir()
     write_corpus(tmp_path / "midi")
-    words = [word.format(checkpoint=tmp_path / "checkpoint", out=tmp_path / "out", midi=tmp_path / "midi") for word in COMMANDS[name]]
+    words = [
+        word.format(checkpoint=tmp_path / "checkpoint", out=tmp_path / "out", midi=tmp_path / "midi")
+        for word in COMMANDS[name]
+    ]
     (tmp_path / "out").mkdir()
     with hold(tmp_path / "out" / LOCK, "busy"):
         before = sorted((tmp_path / "out").iterdir())

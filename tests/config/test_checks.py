@@ -1,4 +1,6 @@
-"""Every contradiction between the fields of a run, the processes and the GPU is one sentence that says what would work."""
+"""Every contradiction between the fields of a run, the processes and the GPU is one sentence that says what
+would work.
+"""
 
 import sys
 
@@ -66,7 +68,12 @@ def test_fields_that_contradict_each_other(overrides, words):
     ("world_size", "overrides", "words", "remedy"),
     [
         (6, [f"{TP}=4"], ["6 processes", "4 x 1", "a multiple of 4"], None),
-        (4, [f"{TP}=2", f"{CP}=4"], ["4 processes", "tensor x pipeline x context", "2 x 1 x 4", "a multiple of 8"], None),
+        (
+            4,
+            [f"{TP}=2", f"{CP}=4"],
+            ["4 processes", "tensor x pipeline x context", "2 x 1 x 4", "a multiple of 8"],
+            None,
+        ),
         (2, ["train.micro_batch_size=8"], ["global_batch_size 8", "8 x 2"], "train.global_batch_size=16"),
         (
             4,
@@ -93,7 +100,9 @@ def test_bfloat16_is_refused_on_gpus_without_it(name):
     check_gpu(load_run("tiny"), name)
 
 
-@pytest.mark.parametrize("name", ["A100", "gpu:h100:8", "NVIDIA H200", "NVIDIA RTX 6000 Ada Generation", "L4", "unheard of"])
+@pytest.mark.parametrize(
+    "name", ["A100", "gpu:h100:8", "NVIDIA H200", "NVIDIA RTX 6000 Ada Generation", "L4", "unheard of"]
+)
 def test_bfloat16_is_taken_on_gpus_with_it(name):
     check_gpu(half(), name)
 

@@ -28,7 +28,9 @@ def test_every_field_of_a_run_says_what_it_means(kind):
 
 
 def test_the_page_of_fields_is_what_the_code_says():
-    assert (DOCS / "configuration.md").read_text() == page(), "run python -m megatron_music.config.reference > docs/configuration.md"
+    assert (DOCS / "configuration.md").read_text() == page(), (
+        "run python -m megatron_music.config.reference > docs/configuration.md"
+    )
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -53,7 +55,9 @@ def test_a_printed_recipe_is_edited_and_trained(tmp_path):
     assert "  train_iters: 20 " in text and "(default 1000)" in text
     edited = text.replace("train_iters: 20 ", "train_iters: 2 ").replace("tensorboard: true", "tensorboard: false")
     data = tiny_dataset(tmp_path / "data")
-    (tmp_path / "mine.yaml").write_text(edited.replace("  path: null", f"  path: {data}", 1).replace("  save: null", f"  save: {tmp_path / 'run'}"))
+    (tmp_path / "mine.yaml").write_text(
+        edited.replace("  path: null", f"  path: {data}", 1).replace("  save: null", f"  save: {tmp_path / 'run'}")
+    )
     run = load_run(str(tmp_path / "mine.yaml"))
     assert (run.train.train_iters, run.data.path) == (2, str(data))
     assert train(run) == DONE and (tmp_path / "run" / "iter_0000002").is_dir()
@@ -94,7 +98,7 @@ def test_hints_of_text_to_music_know_its_sections():
 
 def test_a_seed_that_numpy_does_not_take_is_refused_by_name():
     assert TrainConfig(seed=2**32 - 1).seed == 2**32 - 1
-    with pytest.raises(ConfigError, match="train.seed is 4294967296"):
+    with pytest.raises(ConfigError, match=r"train.seed is 4294967296"):
         TrainConfig(seed=2**32)
 
 

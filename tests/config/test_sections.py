@@ -27,8 +27,15 @@ def test_overrides_lie_on_top_of_the_recipe():
 
 
 def test_values_take_the_type_of_their_field():
-    config = load_run("tiny", ["optimizer.lr=1e-3", "optimizer.clip_grad=2", "train.bf16=true", "train.train_iters=1e2"])
-    assert (config.optimizer.lr, config.optimizer.clip_grad, config.train.bf16, config.train.train_iters) == (1e-3, 2.0, True, 100)
+    config = load_run(
+        "tiny", ["optimizer.lr=1e-3", "optimizer.clip_grad=2", "train.bf16=true", "train.train_iters=1e2"]
+    )
+    assert (config.optimizer.lr, config.optimizer.clip_grad, config.train.bf16, config.train.train_iters) == (
+        1e-3,
+        2.0,
+        True,
+        100,
+    )
     assert isinstance(config.optimizer.lr, float) and isinstance(config.train.train_iters, int)
     assert load_run("tiny", ["data.path=[0.3, a, 0.7, b]"]).data.weights == [0.3, 0.7]
     assert load_run("tiny", ["checkpoint.save=null"]).checkpoint.save is None
@@ -107,7 +114,7 @@ def test_a_number_of_processes_that_does_not_divide_is_refused(world_size, overr
 
 
 def test_sequence_parallel_needs_a_sequence_that_divides():
-    with pytest.raises(ConfigError, match="model.seq_length 63"):
+    with pytest.raises(ConfigError, match=r"model.seq_length 63"):
         RunConfig(
             model=ModelConfig(size="tiny", seq_length=63),
             parallel=ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True),
@@ -115,7 +122,7 @@ def test_sequence_parallel_needs_a_sequence_that_divides():
 
 
 def test_unknown_recipes_and_damaged_files_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="did you mean demo?"):
+    with pytest.raises(ConfigError, match=r"did you mean demo?"):
         load_run("dem")
     (tmp_path / "list.yaml").write_text("- 1\n")
     (tmp_path / "flat.yaml").write_text("model: 3\n")
@@ -123,7 +130,7 @@ def test_unknown_recipes_and_damaged_files_are_refused(tmp_path):
     for name in ("list", "flat", "broken"):
         with pytest.raises(ConfigError, match=f"{name}.yaml"):
             load_run(str(tmp_path / f"{name}.yaml"))
-    with pytest.raises(ConfigError, match="none.yaml"):
+    with pytest.raises(ConfigError, match=r"none.yaml"):
         read_run(tmp_path / "none.yaml")
 
 
@@ -155,7 +162,11 @@ NUMBERS = [
 @pytest.mark.parametrize(("recipe", "name", "item"), NUMBERS, ids=lambda value: value if isinstance(value, str) else "")
 def test_a_number_that_is_not_finite_or_far_too_large_is_refused_by_its_name(recipe, name, item):
     is_float = float in (typing.get_args(item.type) or (item.type,))
-    values = [".inf", ".nan", "-.inf", "inf", "1" + "0" * 400] if is_float else ["1e30", ".inf", ".nan", "1" + "0" * 400, "1e13"]
+    values = (
+        [".inf", ".nan", "-.inf", "inf", "1" + "0" * 400]
+        if is_float
+        else ["1e30", ".inf", ".nan", "1" + "0" * 400, "1e13"]
+    )
     for value in values:
         with pytest.raises(ConfigError, match=f"^{re.escape(name)} ") as caught:
             load_run(recipe, [f"{name}={value}"])
@@ -163,9 +174,9 @@ def test_a_number_that_is_not_finite_or_far_too_large_is_refused_by_its_name(rec
 
 
 def test_fields_that_are_set_in_python_are_checked_too():
-    with pytest.raises(ConfigError, match="optimizer.lr is nan; use a finite number, such as 0.0003"):
+    with pytest.raises(ConfigError, match=r"optimizer.lr is nan; use a finite number, such as 0.0003"):
         OptimizerConfig(lr=float("nan"))
-    with pytest.raises(ConfigError, match="model.num_layers is 1000.*; use a whole number of at most"):
+    with pytest.raises(ConfigError, match=r"model.num_layers is 1000.*; use a whole number of at most"):
         ModelConfig(size="demo", num_layers=10**30)
 
 
@@ -183,7 +194,7 @@ def test_weights_of_a_blend_are_finite_and_above_0(weight):
 @pytest.mark.parametrize("recipe", ["tiny", "demo-dit"])
 @pytest.mark.parametrize("kind", ["[1]", "{}", "null", "7", "ditt"])
 def test_a_kind_that_is_none_is_refused_by_name(recipe, kind):
-    with pytest.raises(ConfigError, match="^model.kind is .*; use text2muq or dit"):
+    with pytest.raises(ConfigError, match=r"^model.kind is .*; use text2muq or dit"):
         load_run(recipe, [f"model.kind={kind}"])
 
 
@@ -195,5 +206,5 @@ def test_values_that_yaml_itself_cannot_make_are_refused(value):
 
 def test_a_key_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "run.yaml").write_text("model: {size: tiny}\ntrain: {1: 2}\n")
-    with pytest.raises(ConfigError, match="unknown key train.1; use"):
+    with pytest.raises(ConfigError, match=r"unknown key train.1; use"):
         load_run(str(tmp_path / "run.yaml"))

@@ -24,7 +24,14 @@ def words(labels: Labels, path: str, content: bytes = b"") -> str:
 
 
 def test_columns_become_labels_and_values_names(tmp_path):
-    labels = read(tmp_path, "mood,file,genre,Style", "happy,a.mid,rock,", ",b.mid, hip  hop ,late", "sad,c.mid,jazz,Late", ",d.mid,,")
+    labels = read(
+        tmp_path,
+        "mood,file,genre,Style",
+        "happy,a.mid,rock,",
+        ",b.mid, hip  hop ,late",
+        "sad,c.mid,jazz,Late",
+        ",d.mid,,",
+    )
     assert labels.names == (("STYLE", ("LATE",)), ("GENRE", ("HIP_HOP", "JAZZ", "ROCK")), ("MOOD", ("HAPPY", "SAD")))
     assert words(labels, "a.mid") == "GENRE=ROCK MOOD=HAPPY"
     assert words(labels, "b.mid") == "STYLE=LATE GENRE=HIP_HOP"
@@ -37,8 +44,12 @@ def test_other_labels_share_the_reserved_range_in_their_order():
     labels = (("MOOD", ("HAPPY", "SAD")), ("GENRE", ("JAZZ",)), ("ERA", ("NEW", "OLD")))
     first = v.IDS["RESERVED=0"]
     assert label_ids(labels) == {
-        "MOOD=HAPPY": first, "MOOD=SAD": first + 1, "GENRE=JAZZ": v.IDS["GENRE=0"], "ERA=NEW": first + 2, "ERA=OLD": first + 3,
-    }  # fmt: skip
+        "MOOD=HAPPY": first,
+        "MOOD=SAD": first + 1,
+        "GENRE=JAZZ": v.IDS["GENRE=0"],
+        "ERA=NEW": first + 2,
+        "ERA=OLD": first + 3,
+    }
 
 
 def test_a_path_matches_the_end_of_a_path_in_whole_names(tmp_path):
@@ -78,27 +89,33 @@ def test_quotes_and_a_mark_of_byte_order_are_read(tmp_path):
     assert Labels.read(path).digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize(("lines", "said"), [
-    ([""], "has the columns none, where one must be the key"),
-    (["genre", "jazz"], "one must be the key"),
-    (["path,md5,genre", "a,b,c"], "path, md5, genre, where one must be the key"),
-    (["path", "a.mid"], "at least one such as GENRE"),
-    (["path,genre,GENRE", "a.mid,a,b"], "give each label one, at least"),
-    (["path,genre 2", "a.mid,a"], "the column 'GENRE 2'"),
-    (["path,tempo", "a.mid,fast"], "label 'TEMPO' cannot be a token"),
-    (["path,genre", "a.mid"], "line 2 has 1 columns and the header 2"),
-    (["path,genre", "a.mid,jazz", ",jazz"], "line 3 has no path"),
-    (["path,genre", "a.mid,rock;pop"], "line 2 gives GENRE as 'rock;pop'; a file has one value"),
-    (["path,genre", "a.mid,jazz", "b.mid,rock", "./a.mid,rock"], "line 4 gives ./a.mid other labels"),
-    (["md5,genre", "abc,jazz"], "line 2 has the md5 'abc'; write 32 hexadecimal digits"),
-    (["hash,genre", "x" * 32 + ",jazz"], "write 32 or 64 hexadecimal digits"),
-    (["path,genre", 'a.mid,"jazz'], "line 2 is no CSV"),
-    (["path,genre", "a.mid,5"], "GENRE=5 reads like another token"),
-    (["path,genre", "a.mid,PAD"], "GENRE=PAD reads like another token"),
-    (["path,genre", *(f"{n}.mid,g{n}" for n in range(129))], "GENRE has more than 128 names; group the rarest"),
-    (["path,style", *(f"{n}.mid,s{n}" for n in range(33))], "STYLE has more than 32 names"),
-    (["path,mood,era", *(f"{n}.mid,m{n},e{n}" for n in range(12))], "other than GENRE and STYLE, ERA among them, have more than 22"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([""], "has the columns none, where one must be the key"),
+        (["genre", "jazz"], "one must be the key"),
+        (["path,md5,genre", "a,b,c"], "path, md5, genre, where one must be the key"),
+        (["path", "a.mid"], "at least one such as GENRE"),
+        (["path,genre,GENRE", "a.mid,a,b"], "give each label one, at least"),
+        (["path,genre 2", "a.mid,a"], "the column 'GENRE 2'"),
+        (["path,tempo", "a.mid,fast"], "label 'TEMPO' cannot be a token"),
+        (["path,genre", "a.mid"], "line 2 has 1 columns and the header 2"),
+        (["path,genre", "a.mid,jazz", ",jazz"], "line 3 has no path"),
+        (["path,genre", "a.mid,rock;pop"], "line 2 gives GENRE as 'rock;pop'; a file has one value"),
+        (["path,genre", "a.mid,jazz", "b.mid,rock", "./a.mid,rock"], "line 4 gives ./a.mid other labels"),
+        (["md5,genre", "abc,jazz"], "line 2 has the md5 'abc'; write 32 hexadecimal digits"),
+        (["hash,genre", "x" * 32 + ",jazz"], "write 32 or 64 hexadecimal digits"),
+        (["path,genre", 'a.mid,"jazz'], "line 2 is no CSV"),
+        (["path,genre", "a.mid,5"], "GENRE=5 reads like another token"),
+        (["path,genre", "a.mid,PAD"], "GENRE=PAD reads like another token"),
+        (["path,genre", *(f"{n}.mid,g{n}" for n in range(129))], "GENRE has more than 128 names; group the rarest"),
+        (["path,style", *(f"{n}.mid,s{n}" for n in range(33))], "STYLE has more than 32 names"),
+        (
+            ["path,mood,era", *(f"{n}.mid,m{n},e{n}" for n in range(12))],
+            "other than GENRE and STYLE, ERA among them, have more than 22",
+        ),
+    ],
+)
 def test_a_mistake_is_one_sentence(tmp_path, lines, said):
     with pytest.raises(ValueError) as caught:
         read(tmp_path, *lines)
@@ -132,10 +149,17 @@ def test_the_words_of_labels_are_frozen_in_the_folder(tmp_path):
         wording.to_ids("GENRE=0")
 
 
-@pytest.mark.parametrize("labels", [
-    (("genre", ("JAZZ",)),), (("NOTE_ON", ("X",)),), (("MOOD", ("A B",)),), (("MOOD", ("",)),), (("MOOD", ("A", "A")),),
-    (("MOOD", ("A",)), ("MOOD", ("B",))),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "labels",
+    [
+        (("genre", ("JAZZ",)),),
+        (("NOTE_ON", ("X",)),),
+        (("MOOD", ("A B",)),),
+        (("MOOD", ("",)),),
+        (("MOOD", ("A", "A")),),
+        (("MOOD", ("A",)), ("MOOD", ("B",))),
+    ],
+)
 def test_labels_that_cannot_be_are_refused(labels):
     with pytest.raises(ValueError):
         Encoding(labels=labels)

@@ -77,7 +77,8 @@ def reason(entry: Entry) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "mode"), [("x.tar", "w"), ("x.tar.gz", "w:gz"), ("x.TGZ", "w:gz"), ("x.tar.bz2", "w:bz2"), ("x.tar.xz", "w:xz")]
+    ("name", "mode"),
+    [("x.tar", "w"), ("x.tar.gz", "w:gz"), ("x.TGZ", "w:gz"), ("x.tar.bz2", "w:bz2"), ("x.tar.xz", "w:xz")],
 )
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
 def test_a_tar_reads_as_what_is_in_it(tmp_path, name, mode, format):
@@ -147,7 +148,10 @@ def test_a_list_names_files_folders_and_archives(tmp_path):
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"gone.mid does not exist"):
         find_files([tmp_path / "gone.mid"])
-    with pytest.raises(ValueError, match=r"no MIDI files in .*; files ending in .mid, .midi, .kar, .rmi are read: export scores .* as MIDI first"):
+    with pytest.raises(
+        ValueError,
+        match=r"no MIDI files in .*; files ending in .mid, .midi, .kar, .rmi are read: export scores .* as MIDI first",
+    ):
         find_files([tmp_path])
 
 
@@ -177,7 +181,9 @@ def test_a_compressed_tar_is_read_once_forward(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "_open_tar", lambda path: opened.append(path) or open_tar(path))
     beats = []
     with Reader(beat=lambda: beats.append(1)) as reader:
-        assert [reader.read(found[number]) for number in (0, 2, 4)] == [list(MIDI.values())[number] for number in (0, 2, 4)]
+        assert [reader.read(found[number]) for number in (0, 2, 4)] == [
+            list(MIDI.values())[number] for number in (0, 2, 4)
+        ]
         assert len(opened) == 1 and len(beats) == 3  # two.MIDI, notes.txt and the Latin name were passed over
         reader.read(found[1])
         assert len(opened) == 2
@@ -219,14 +225,20 @@ def test_archives_that_are_none_are_refused(tmp_path):
 
 
 def test_an_archive_changed_after_planning_is_noticed(tmp_path):
-    for path in (write_tar(tmp_path / "x.tar"), write_tar(tmp_path / "x.tar.gz", "w:gz"), write_zip(tmp_path / "x.zip")):
+    for path in (
+        write_tar(tmp_path / "x.tar"),
+        write_tar(tmp_path / "x.tar.gz", "w:gz"),
+        write_zip(tmp_path / "x.zip"),
+    ):
         found = entries(path)
         path.write_bytes(b"\1" * path.stat().st_size)
         assert all(reason(replace(entry, mtime_ns=0)) for entry in found), "of the same time"
         os.utime(path, ns=(0, 1))
-        with pytest.raises(midi_files.ChangedSource, match=f"{path} was changed since it was planned"):
-            with Reader() as reader:
-                reader.read(found[0])
+        with (
+            pytest.raises(midi_files.ChangedSource, match=f"{path} was changed since it was planned"),
+            Reader() as reader,
+        ):
+            reader.read(found[0])
     found = [replace(entry, mtime_ns=0) for entry in entries(write_tar(tmp_path / "y.tar.gz", "w:gz"))]
     write_tar(tmp_path / "y.tar.gz", "w:gz", contents=dict(reversed(CONTENTS.items())))
     assert "the archive was changed" in reason(found[0])

@@ -22,7 +22,9 @@ OPTIONS = ["--num", "6", "--seconds", "1", "--own"]
 def midi(tmp_path):
     (tmp_path / "midi").mkdir()
     for number in range(3):
-        tracks = tuple(Track(track.notes + (0, 0, number, 0), track.program, voice=track.voice) for track in tiny_score(6).tracks)
+        tracks = tuple(
+            Track((*track.notes, 0, 0, number, 0), track.program, voice=track.voice) for track in tiny_score(6).tracks
+        )
         write_midi(Score(tracks, 4), tmp_path / "midi" / f"{number}.mid")
     return tmp_path / "midi"
 
@@ -44,10 +46,16 @@ def test_the_same_command_completes_a_folder(midi, tmp_path):
     assert sounds(midi, tmp_path / "out") == 0 and files_of(tmp_path / "out") == whole
 
 
-@pytest.mark.parametrize(("options", "named"), [
-    (["--seed", "1"], "seed 0 instead of 1"), (["--seconds", "2"], "seconds 1.0 instead of 2.0"), (["--num", "5"], "num 6 instead of 5"),
-    (["--sample-rate", "8000"], "sample_rate 16000 instead of 8000"), ("midi", "MIDI files"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--seed", "1"], "seed 0 instead of 1"),
+        (["--seconds", "2"], "seconds 1.0 instead of 2.0"),
+        (["--num", "5"], "num 6 instead of 5"),
+        (["--sample-rate", "8000"], "sample_rate 16000 instead of 8000"),
+        ("midi", "MIDI files"),
+    ],
+)
 def test_other_options_in_the_same_folder_are_refused(midi, tmp_path, capsys, options, named):
     assert sounds(midi, tmp_path / "out") == 0
     before = files_of(tmp_path / "out")
@@ -70,7 +78,19 @@ def test_a_folder_of_other_sounds_is_refused(midi, tmp_path, capsys):
 
 def test_a_killed_run_leaves_nothing_after_the_next(midi, tmp_path):
     assert sounds(midi, tmp_path / "calm", "--num", "40") == 0
-    command = [sys.executable, "-m", "megatron_music", "corpus", "sounds", str(midi), "-o", str(tmp_path / "out"), *OPTIONS, "--num", "40"]
+    command = [
+        sys.executable,
+        "-m",
+        "megatron_music",
+        "corpus",
+        "sounds",
+        str(midi),
+        "-o",
+        str(tmp_path / "out"),
+        *OPTIONS,
+        "--num",
+        "40",
+    ]
     process = subprocess.Popen(command)
     while process.poll() is None and not (tmp_path / "out" / "00004.flac").exists():
         time.sleep(0.002)

@@ -88,7 +88,9 @@ def test_a_document_does_not_see_the_one_before(folder):
     train, _, _ = datasets(str(folder), reset_attention_mask=True, reset_position_ids=True)
     for batch in take(train, 5):
         assert batch["attention_mask"].shape == (2, 1, 64, 64)
-        for tokens, hidden, positions in zip(batch["tokens"], batch["attention_mask"][:, 0], batch["position_ids"]):
+        for tokens, hidden, positions in zip(
+            batch["tokens"], batch["attention_mask"][:, 0], batch["position_ids"], strict=False
+        ):
             # Tokens belong to the document that starts after the last DOCUMENT_END before them.
             ends = (tokens == DOCUMENT_END).int()
             document = ends.cumsum(0) - ends
@@ -101,8 +103,11 @@ def test_a_document_does_not_see_the_one_before(folder):
 def test_a_global_batch_does_not_depend_on_the_layout(folder, size, micro_batch_size):
     train, _, _ = datasets(str(folder))
     expected = torch.cat([batch["tokens"] for batch in take(train, 4)])
-    ranks = [take(train, 8 // size // micro_batch_size, rank=rank, size=size, micro_batch_size=micro_batch_size) for rank in range(size)]
-    found = torch.cat([batch["tokens"] for portion in zip(*ranks) for batch in portion])
+    ranks = [
+        take(train, 8 // size // micro_batch_size, rank=rank, size=size, micro_batch_size=micro_batch_size)
+        for rank in range(size)
+    ]
+    found = torch.cat([batch["tokens"] for portion in zip(*ranks, strict=False) for batch in portion])
     assert torch.equal(found, expected)
 
 
@@ -131,15 +136,17 @@ def test_folders_are_blended_by_weight(tmp_path, one_process):
             builder.add_document(np.array([token] * 31 + [DOCUMENT_END], np.uint16), [32])
         builder.finalize(str(tmp_path / name / "train.idx"))
         write_tokenizer_folder(tmp_path / name / "tokenizer", Encoding())
-    train, _, _ = datasets([0.25, str(tmp_path / "a"), 0.75, str(tmp_path / "b")], seq_length=32, num_samples=(40, 0, 0))
+    train, _, _ = datasets(
+        [0.25, str(tmp_path / "a"), 0.75, str(tmp_path / "b")], seq_length=32, num_samples=(40, 0, 0)
+    )
     firsts = [int((train[index]["tokens"] == 400).any()) for index in range(40)]
     assert sum(firsts) == 30
 
 
 def test_bad_folders_are_refused_in_one_sentence(tmp_path, folder):
-    with pytest.raises(ValueError, match="data.path is not set"):
+    with pytest.raises(ValueError, match=r"data.path is not set"):
         datasets(None)
-    with pytest.raises(ValueError, match="holds no train.bin"):
+    with pytest.raises(ValueError, match=r"holds no train.bin"):
         datasets(str(tmp_path / "nothing"))
     tiny_dataset(tmp_path / "fine")
     write_tokenizer_folder(tmp_path / "fine" / "tokenizer", Encoding(steps_per_quarter=12))
@@ -154,7 +161,9 @@ def test_bad_folders_are_refused_in_one_sentence(tmp_path, folder):
         datasets(str(empty))
 
 
-@pytest.mark.parametrize(("num_samples", "field"), [((2**40, 1, 0), "train.train_iters"), ((1, 10**15, 0), "train.eval_iters")])
+@pytest.mark.parametrize(
+    ("num_samples", "field"), [((2**40, 1, 0), "train.train_iters"), ((1, 10**15, 0), "train.eval_iters")]
+)
 def test_more_samples_than_the_memory_can_index_are_refused_at_once(folder, num_samples, field):
     start = time.monotonic()
     with pytest.raises(ConfigError, match=f"{field} x train.global_batch_size is .* GiB of memory; lower {field}"):

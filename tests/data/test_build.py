@@ -91,16 +91,24 @@ def test_bad_files_go_to_quarantine_with_a_reason(corpus, tmp_path):
     assert [line["path"] for line in lines] == [str(corpus / "cut.mid"), str(corpus / "text.mid")]
     assert "no MIDI file" in lines[1]["reason"]
     assert report["files"] == {
-        "found": 16, "used": 12, "copies": 0, "near_copies": 0, "dropped_copies": 0, "quarantined": 2, "rescued": 0,
+        "found": 16,
+        "used": 12,
+        "copies": 0,
+        "near_copies": 0,
+        "dropped_copies": 0,
+        "quarantined": 2,
+        "rescued": 0,
         "left_out": {"no part in 4/4": 1, "no part in 4/4 of 4 bars": 1},
-    }  # fmt: skip
+    }
 
 
 def test_copies_share_a_split(tmp_path):
     write_corpus(tmp_path / "midi", 30)
     for path in list((tmp_path / "midi").iterdir()):
         (tmp_path / "midi" / f"copy-{path.name}").write_bytes(path.read_bytes())
-    report = build_tokens([tmp_path / "midi"], tmp_path / "out", BuildOptions(Encoding(hop=4), fractions=(0.5, 0.25, 0.25)))
+    report = build_tokens(
+        [tmp_path / "midi"], tmp_path / "out", BuildOptions(Encoding(hop=4), fractions=(0.5, 0.25, 0.25))
+    )
     assert report["files"]["copies"] == 30
     digests = [
         {hashlib.sha256(document.tobytes()).hexdigest() for document in documents(tmp_path / "out", split)}
@@ -116,7 +124,7 @@ def test_a_tiny_corpus_still_has_a_validation_split(tmp_path):
     write_corpus(tmp_path / "one", 1)
     report = build_tokens([tmp_path / "one"], tmp_path / "out1")
     assert [report["splits"][split]["files"] for split in SPLITS] == [1, 0, 0]
-    with pytest.raises(ValueError, match="valid.bin is empty"):
+    with pytest.raises(ValueError, match=r"valid.bin is empty"):
         open_split(tmp_path / "out1", "valid")
 
 
@@ -142,7 +150,7 @@ def test_nothing_to_encode_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match="no MIDI files"):
         build_tokens([tmp_path / "midi"], tmp_path / "out")
     (tmp_path / "midi" / "a.mid").write_text("no music")
-    with pytest.raises(BuildError, match="no document in 1 file .1 damaged"):
+    with pytest.raises(BuildError, match=r"no document in 1 file .1 damaged"):
         build_tokens([tmp_path / "midi"], tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["midi"]
 
@@ -151,7 +159,7 @@ def test_a_build_that_fails_keeps_its_shards_and_goes_on(corpus, tmp_path, monke
     build_tokens([corpus], tmp_path / "calm")
     with monkeypatch.context() as full:
         full.setattr(merge, "write_tokenizer_folder", raising(OSError(28, "No space left on device")))
-        with pytest.raises(OSError, match="No space left on device.*out.building"):
+        with pytest.raises(OSError, match=r"No space left on device.*out.building"):
             build_tokens([corpus], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     times = {path: path.stat().st_mtime_ns for path in (building_folder(tmp_path / "out") / "shards").iterdir()}
@@ -209,7 +217,9 @@ def test_an_unfinished_build_of_other_options_is_not_mixed_in(corpus, tmp_path):
 
 
 def test_a_job_scripts_verbs_give_the_same_bytes(corpus, tmp_path):
-    options = BuildOptions(Encoding(density=4, bar_density=3), copies=2, transpose=(-3, 3), formats=("megatron", "text"))
+    options = BuildOptions(
+        Encoding(density=4, bar_density=3), copies=2, transpose=(-3, 3), formats=("megatron", "text")
+    )
     write_corpus(corpus, 70)
     build_tokens([corpus], tmp_path / "at once", options)
     plan_tokens([corpus], tmp_path / "in parts", options)
@@ -223,7 +233,12 @@ def test_every_option_at_once_reads_back(corpus, tmp_path):
     (tmp_path / "labels.csv").write_text("file,genre\n00.mid,baroque\n01.mid,jazz\n")
     encoding = Encoding(bars=2, meters=("all",), velocity=True, tempo=True, density=5, bar_density=3, bpe=128)
     options = BuildOptions(
-        encoding, copies=3, transpose=(-2, 2), permute_tracks=True, labels=str(tmp_path / "labels.csv"), drop_duplicates=True
+        encoding,
+        copies=3,
+        transpose=(-2, 2),
+        permute_tracks=True,
+        labels=str(tmp_path / "labels.csv"),
+        drop_duplicates=True,
     )
     report = build_tokens([corpus], tmp_path / "out", options)
     closed = read_encoding(tmp_path / "out" / "tokenizer")

@@ -26,9 +26,14 @@ from megatron_music.data.latents_options import LatentsOptions
 from megatron_music.data.latents_shards import _fill_in
 
 OPTIONS = {
-    "seconds": 0.512, "autoencoder": "tiny", "autoencoder_steps": 2, "min_seconds": 0.2, "files_per_shard": 3,
-    "valid_fraction": 0.2, "test_fraction": 0.2,
-}  # fmt: skip
+    "seconds": 0.512,
+    "autoencoder": "tiny",
+    "autoencoder_steps": 2,
+    "min_seconds": 0.2,
+    "files_per_shard": 3,
+    "valid_fraction": 0.2,
+    "test_fraction": 0.2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +53,13 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_samples_are_what_the_encoders_make_of_their_crops(sounds, built):
-    autoencoder, music = (load(built / "encoders" / name) for load, name in (
-        (load_autoencoder, "autoencoder"), (load_music_encoder, "music"),
-    ))  # fmt: skip
+    autoencoder, music = (
+        load(built / "encoders" / name)
+        for load, name in (
+            (load_autoencoder, "autoencoder"),
+            (load_music_encoder, "music"),
+        )
+    )
     by_caption = {}
     for sound in read_captioned(sounds):
         by_caption.setdefault(sound.captions, []).append(read_waveform(sounds / sound.path))
@@ -102,7 +111,10 @@ def test_again_it_stays_and_other_options_are_refused(sounds, built):
 def test_a_second_build_at_a_time_is_refused(sounds, tmp_path):
     out = tmp_path / "latents"
     (tmp_path / "latents.building").mkdir()
-    code = "import sys, time; from megatron_music.data.plan import held\nwith held(sys.argv[1]): print('held', flush=True); time.sleep(60)"
+    code = (
+        "import sys, time; from megatron_music.data.plan import held\nwith held(sys.argv[1]): print('held', "
+        "flush=True); time.sleep(60)"
+    )
     other = subprocess.Popen([sys.executable, "-c", code, str(out) + ".building"], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == "held\n"
@@ -241,7 +253,18 @@ def test_music4all(tmp_path):
 
 def start_rank(sounds: Path, out: Path, *options: str, **environment: str) -> subprocess.Popen:
     named = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
-    command = [sys.executable, "-m", "megatron_music", "build", "latents", str(sounds), "-o", str(out), *named, *options]
+    command = [
+        sys.executable,
+        "-m",
+        "megatron_music",
+        "build",
+        "latents",
+        str(sounds),
+        "-o",
+        str(out),
+        *named,
+        *options,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -264,7 +287,10 @@ def test_ranks_one_after_the_other_and_one_that_was_killed(sounds, undisturbed, 
         time.sleep(0.002)
     killed.kill()
     killed.communicate()
-    for rank, expected in ((share, "the rank that finishes last writes"), (("--rank", "0", "--world-size", "2"), "samples")):
+    for rank, expected in (
+        (share, "the rank that finishes last writes"),
+        (("--rank", "0", "--world-size", "2"), "samples"),
+    ):
         process = start_rank(sounds, out, *rank)
         assert expected in process.communicate()[0] and process.returncode == 0
     assert files_of(out) == undisturbed and not (tmp_path / "latents.building").exists()
@@ -272,7 +298,16 @@ def test_ranks_one_after_the_other_and_one_that_was_killed(sounds, undisturbed, 
 
 def test_under_torchrun_the_processes_share_the_work_and_one_speaks(sounds, undisturbed, tmp_path):
     named = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "megatron_music"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "megatron_music",
+    ]
     command += ["build", "latents", str(sounds), "-o", str(tmp_path / "latents"), *named]
     for _ in range(2):  # the second time it is there already
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -303,7 +338,9 @@ def test_a_rank_that_is_at_work_is_not_started_twice(sounds, tmp_path):
 
 
 def test_batches_over_sounds_that_memory_cuts_give_each_sound_its_own_latents(built, sounds):
-    """What a GPU does, on the CPU's device type: more sounds than a batch holds, and memory for fewer than one batch."""
+    """What a GPU does, on the CPU's device type: more sounds than a batch holds, and memory for fewer than one
+    batch.
+    """
     autoencoder = load_autoencoder(built / "encoders" / "autoencoder")
     waves = [read_waveform(path).samples[:, :8192] for path in sorted(sounds.glob("*.wav"))]
 
@@ -329,7 +366,10 @@ def test_captions_that_hold_no_word_are_counted_and_said(tmp_path, capsys):
     for line, captions in zip(lines, [["🎹"], ["!?"], ["遅いピアノ"], ["медленно"], ["بطيء"], ["slow"]], strict=True):
         line |= {"captions": captions}
     (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in (OPTIONS | {"valid_fraction": 0, "test_fraction": 0}).items()]
+    options = [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in (OPTIONS | {"valid_fraction": 0, "test_fraction": 0}).items()
+    ]
     assert main(["build", "latents", str(folder), "-o", str(tmp_path / "out"), *options]) == 0
     told = capsys.readouterr()
     assert "2 of 6 captions hold no word that the text encoder knows, such as '🎹'" in told.err
@@ -339,7 +379,9 @@ def test_captions_that_hold_no_word_are_counted_and_said(tmp_path, capsys):
         f"megatron-music: next: megatron-music train demo-dit data.path={tmp_path / 'out'} checkpoint.save=STAGE2",
     ]
     assert main(["build", "latents", str(folder), "-o", str(tmp_path / "out"), *options]) == 0
-    assert capsys.readouterr().out.endswith(f"already built: {tmp_path / 'out'}; nothing to do\n{told.out[told.out.index('samples  '):]}")
+    assert capsys.readouterr().out.endswith(
+        f"already built: {tmp_path / 'out'}; nothing to do\n{told.out[told.out.index('samples  ') :]}"
+    )
     words = json.loads((tmp_path / "out" / "encoders" / "text" / "words.json").read_text())["words"]
     assert {"медленно", "ピア", "بطيء", "slow"} <= set(words)
 
@@ -355,8 +397,9 @@ def test_notes_of_the_mp3_decoder_do_not_reach_the_terminal(tmp_path):
     (folder / "broken.mp3").write_bytes(bytes(content))
     noisy = subprocess.run(
         [sys.executable, "-c", "import soundfile, sys; soundfile.read(sys.argv[1])", str(folder / "broken.mp3")],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     assert "mpg123" in noisy.stderr, "the decoder writes notes about this file"
     with open(folder / "captions.jsonl", "a") as file:
         file.write(json.dumps({"path": "broken.mp3", "caption": "slow"}) + "\n")
@@ -380,7 +423,9 @@ def test_a_link_to_a_place_for_the_dataset_is_followed_as_build_tokens_does(soun
     (tmp_path / "out").symlink_to(tmp_path / "disk" / "data")
     build_latents(sounds, tmp_path / "out", LatentsOptions(**OPTIONS))
     assert LatentDataset(tmp_path / "disk" / "data", "train").check() is None
-    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["data"] and [path.name for path in tmp_path.iterdir() if path.name != "disk"] == ["out"]
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["data"] and [
+        path.name for path in tmp_path.iterdir() if path.name != "disk"
+    ] == ["out"]
 
 
 def test_the_name_of_a_shard_is_on_the_disk_before_its_record_says_so(sounds, tmp_path, monkeypatch):
@@ -399,13 +444,21 @@ def test_the_name_of_a_shard_is_on_the_disk_before_its_record_says_so(sounds, tm
     monkeypatch.setattr(os, "replace", noting_replace)
     build_latents(sounds, tmp_path / "out", LatentsOptions(**OPTIONS))
     made = tmp_path / "out.building" / "out"
-    shards = [(place, Path(name)) for place, (what, name) in enumerate(done) if what == "name" and Path(name).stem.isdigit() and name.endswith(".safetensors")]
+    shards = [
+        (place, Path(name))
+        for place, (what, name) in enumerate(done)
+        if what == "name" and Path(name).stem.isdigit() and name.endswith(".safetensors")
+    ]
     assert len(shards) >= 3
     for place, shard in shards:
-        record = done.index(("name", str(tmp_path / "out.building" / "records" / f"{shard.parent.name}-{shard.stem}.json")))
+        record = done.index(
+            ("name", str(tmp_path / "out.building" / "records" / f"{shard.parent.name}-{shard.stem}.json"))
+        )
         assert ("sync", str(shard.parent)) in done[place:record], shard
     last = max(place for place, (what, _) in enumerate(done) if what == "name")
-    assert {str(folder) for folder in (made, *(made / split for split in ("train", "valid", "test")))} <= {name for what, name in done[last:] if what == "sync"}
+    assert {str(folder) for folder in (made, *(made / split for split in ("train", "valid", "test")))} <= {
+        name for what, name in done[last:] if what == "sync"
+    }
 
 
 KILLED_AFTER_THE_RENAME = """
@@ -418,8 +471,20 @@ main(sys.argv[1:])
 
 
 def test_what_a_build_that_was_killed_at_its_very_end_left_goes_by_name_with_the_next(sounds, tmp_path):
-    words = ["build", "latents", str(sounds), "-o", str(tmp_path / "out"), *(f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items())]
-    assert subprocess.run([sys.executable, "-c", KILLED_AFTER_THE_RENAME, *words], capture_output=True, check=False).returncode == -9
+    words = [
+        "build",
+        "latents",
+        str(sounds),
+        "-o",
+        str(tmp_path / "out"),
+        *(f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()),
+    ]
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", KILLED_AFTER_THE_RENAME, *words], capture_output=True, check=False
+        ).returncode
+        == -9
+    )
     building = tmp_path / "out.building"
     assert (tmp_path / "out" / "index.json").exists() and any((building / "records").iterdir())
     (building / "records" / "notes.txt").write_text("mine")

@@ -88,7 +88,7 @@ def options_of(wanted: dict, folder: Path) -> BuildOptions:
     values = {"bars": 2, "hop": 2} | wanted
     if "labels" in values:
         values["labels"] = str(folder / values["labels"])
-    of = lambda kind: {field.name: values[field.name] for field in fields(kind) if field.name in values}  # noqa: E731
+    of = lambda kind: {field.name: values[field.name] for field in fields(kind) if field.name in values}
     labels = Labels.read(values["labels"]).names if "labels" in values else ()
     encoding = Encoding(**of(Encoding) | {"infill": "infill" in values, "labels": labels})
     return BuildOptions(**of(BuildOptions) | {"encoding": encoding, "filters": Filters(**of(Filters))})
@@ -101,17 +101,21 @@ PAIRS = [pair for pair in combinations(SETTINGS, 2) if together(*pair) and pair 
 def groups_of(pairs: list[tuple[str, str]], size: int) -> list[tuple[str, ...]]:
     """Groups of at most ``size`` settings that go together, every pair in one of them; always the same groups.
 
-    Of what leaves music out, or little of it off the grid, a group has two at most: enough is left to check the others by.
+    Of what leaves music out, or little of it off the grid, a group has two at most: enough is left to check the others
+    by.
     """
     scarce, left, found = {*FILTERS, "whole pieces", "4 bars", "12 steps"}, set(pairs), []
     for pair in pairs:
         group = set(pair) if pair in left else set()
         while group and len(group) < size:
             able = [
-                name for name in SETTINGS
-                if name not in group and together(*group, name) and group_pairs(group, name) <= set(pairs)
+                name
+                for name in SETTINGS
+                if name not in group
+                and together(*group, name)
+                and group_pairs(group, name) <= set(pairs)
                 and len(scarce & {*group, name}) <= 2
-            ]  # fmt: skip
+            ]
             best = max(able, key=lambda name: len(group_pairs(group, name) & left), default=None)
             if not best or not group_pairs(group, best) & left:
                 break
@@ -174,12 +178,15 @@ def band(chance: random.Random, quarters: int, meters=((0, 4, 4),), **more) -> S
 def pieces() -> dict[str, Score]:
     chance = random.Random(5)
     tempos = (Tempo(0, 97.0), Tempo(5 * QUARTER, 150.0), Tempo(12 * QUARTER, 60.0))
-    quiet = Score((
-        Track([Note(0, 480, 60), Note(480, 9000, 64, 30)], 6),  # one note over four bars
-        Track([Note(15_360, 15_840, 50), Note(17_000, 17_100, 52, 127)], 7),  # after two bars of silence
-    ), QUARTER)  # fmt: skip
+    quiet = Score(
+        (
+            Track([Note(0, 480, 60), Note(480, 9000, 64, 30)], 6),  # one note over four bars
+            Track([Note(15_360, 15_840, 50), Note(17_000, 17_100, 52, 127)], 7),  # after two bars of silence
+        ),
+        QUARTER,
+    )
     tune = band(chance, 26, tempos=tempos)
-    higher = [Track(t.notes + (0, 0, 0 if t.is_drum else 2, 0), t.program, t.is_drum) for t in tune.tracks if len(t)]
+    higher = [Track((*t.notes, 0, 0, 0 if t.is_drum else 2, 0), t.program, t.is_drum) for t in tune.tracks if len(t)]
     wide = Track([Note(960 * n, 960 * n + 500, (0, 127)[n % 2]) for n in range(9)], 5)  # fits in no other key
     found = {
         "a/voices.mid": tiny_score(6),
@@ -300,30 +307,42 @@ def check_dataset(out: Path, report: dict, options: BuildOptions, done: dict[str
         assert said.get("text_bytes", 0) == found.text_bytes and ("text_bytes" in said) == ("text" in options.formats)
         assert {kind: count for kind, count in said.items() if kind != "text_bytes"} == {
             "files": sum(split == number for split in split_of.values()),
-            "documents": len(found.documents), "tokens": sum(found.lengths), "bytes": found.bytes,
-        }  # fmt: skip
+            "documents": len(found.documents),
+            "tokens": sum(found.lengths),
+            "bytes": found.bytes,
+        }
     given = [file for file in done.values() if file.copies]
     same = [file for number, file in enumerate(given) if file.content in {other.content for other in given[:number]}]
-    copies = [file for file in same if file.digest in {other.digest for other in given if other is not file}]  # of bytes
+    copies = [
+        file for file in same if file.digest in {other.digest for other in given if other is not file}
+    ]  # of bytes
     assert len(used) == len(given) - (len(same) if options.drop_duplicates else 0)
     files = report["files"]
     is_label = [v.TOKENS[file.ids[1]].startswith(("STYLE=", "GENRE=", "RESERVED=")) for file in used.values()]
     assert files.get("labelled", 0) == sum(is_label) and ("labelled" in files) == bool(options.labels)
     assert {name: count for name, count in files.items() if name != "labelled"} == {
-        "found": len(done), "used": len(used), "copies": len(copies), "near_copies": len(same) - len(copies),
-        "dropped_copies": len(given) - len(used), "quarantined": sum(bool(file.damage) for file in done.values()),
+        "found": len(done),
+        "used": len(used),
+        "copies": len(copies),
+        "near_copies": len(same) - len(copies),
+        "dropped_copies": len(given) - len(used),
+        "quarantined": sum(bool(file.damage) for file in done.values()),
         "rescued": sum(file.rescued for file in done.values()),
         "left_out": dict(Counter(file.left_out for file in done.values() if file.left_out)),
-    }  # fmt: skip
+    }
     lines = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
     assert lines == [{"path": path, "reason": file.damage} for path, file in done.items() if file.damage]
-    assert report["windows_left_out"] == dict(sum((Counter(file.windows_left_out) for file in done.values()), Counter()))
+    assert report["windows_left_out"] == dict(
+        sum((Counter(file.windows_left_out) for file in done.values()), Counter())
+    )
     for source in report["sources"]:
         paths = {path for path in done if Path(path).parent.name == source["name"]}
         assert source["found"] == len(paths) and source["used"] == len(paths & used.keys())
         assert source["documents"] == sum(kept[path] for path in paths & used.keys())
     for kind in ("documents", "tokens", "bytes"):
-        assert sum(source[kind] for source in report["sources"]) == sum(said[kind] for said in report["splits"].values())
+        assert sum(source[kind] for source in report["sources"]) == sum(
+            said[kind] for said in report["splits"].values()
+        )
     check_figures(report, splits, encoding, done)
     check_bins(encoding, options.encoding, [ids for path, ids in opens.items() if split_of[path] == 0])
 
@@ -331,15 +350,20 @@ def check_dataset(out: Path, report: dict, options: BuildOptions, done: dict[str
 def check_tokenizer(out: Path, report: dict, options: BuildOptions) -> Encoding:
     """The tokenizer folder reads back as what was asked for, with what the build found."""
     encoding, bpe, _ = read_wording(out / "tokenizer")
-    found = {name: getattr(encoding, name) for name in ("density", "density_bins", "bar_density", "bar_density_bins", "bpe")}
+    found = {
+        name: getattr(encoding, name) for name in ("density", "density_bins", "bar_density", "bar_density_bins", "bpe")
+    }
     assert encoding == replace(options.encoding, **found)
-    assert (encoding.bpe > 0) == (options.encoding.bpe > 0) == bool(bpe) and (encoding.bpe < 128 or encoding.bpe % 128 == 0)
+    assert (encoding.bpe > 0) == (options.encoding.bpe > 0) == bool(bpe) and (
+        encoding.bpe < 128 or encoding.bpe % 128 == 0
+    )
     assert report["encoding"] == json.loads((out / "tokenizer" / "mmmtrack.json").read_text())
     return encoding
 
 
 def find_files(splits: list[Split], options: BuildOptions, encoding: Encoding, done: dict[str, EncodedFile]):
-    """Read the splits as the files' documents, one file after another: which files are in, their splits, their open ids.
+    """Read the splits as the files' documents, one file after another: which files are in, their splits, their open
+    ids.
 
     The same music must not be in two splits, and nothing may be left over.
     """
@@ -363,7 +387,10 @@ def find_files(splits: list[Split], options: BuildOptions, encoding: Encoding, d
 def closed(ids: np.ndarray, encoding: Encoding) -> np.ndarray:
     """Ids with DENSITY where a count stood."""
     ids = ids.copy()
-    for first, last, bins in ((OPEN_TRACK, OPEN_BAR, encoding.density_bins), (OPEN_BAR, 1 << 16, encoding.bar_density_bins)):
+    for first, last, bins in (
+        (OPEN_TRACK, OPEN_BAR, encoding.density_bins),
+        (OPEN_BAR, 1 << 16, encoding.bar_density_bins),
+    ):
         for place in np.flatnonzero((ids >= first) & (ids < last)).tolist():
             ids[place] = v.DENSITY + sum(int(ids[place]) - first >= limit for limit in bins)
     return ids
@@ -376,8 +403,9 @@ def check_bins(encoding: Encoding, asked: Encoding, opens: list[np.ndarray]) -> 
     bars = sorted((ids[ids > OPEN_BAR] - OPEN_BAR).tolist())
     rests = bool((ids == OPEN_BAR).any())  # bars of rest set no level, and have the lowest
     for levels, bins, counts, zeros in (
-        (asked.density, encoding.density_bins, tracks, []), (asked.bar_density, encoding.bar_density_bins, bars, [0] * rests),
-    ):  # fmt: skip
+        (asked.density, encoding.density_bins, tracks, []),
+        (asked.bar_density, encoding.bar_density_bins, bars, [0] * rests),
+    ):
         places = [Fraction(level * (len(counts) - 1), levels) for level in range(1, levels)]
         below = [counts[int(place)] for place in places]
         above = [counts[min(int(place) + 1, len(counts) - 1)] for place in places]
@@ -409,7 +437,11 @@ def check_figures(report: dict, splits: list[Split], encoding: Encoding, done: d
     every = Counter(v.TOKENS[token_id] for ids in base for token_id in ids.tolist())
     assert figures["instruments"] == {token[5:]: count for token, count in every.items() if token.startswith("INST=")}
     if encoding.bpe:
-        assert report["bpe"] == {"merges": encoding.bpe, "tokens_before": sum(map(len, base)), "tokens_after": sum(lengths)}
+        assert report["bpe"] == {
+            "merges": encoding.bpe,
+            "tokens_before": sum(map(len, base)),
+            "tokens_after": sum(lengths),
+        }
         assert sum(lengths) < sum(map(len, base))
     else:
         assert report["bpe"] is None
@@ -437,9 +469,26 @@ def test_the_laws(names, music, tmp_path):
 
 
 EVERYTHING = (
-    "split", "12 steps", "all meters", "unknown 1/4", "velocity", "tempo", "density", "bar density", "infill", "labels",
-    "bpe", "transpose", "permute", "drop duplicates", "piece bars", "tracks", "pitches", "both formats", "split and seed",
-)  # fmt: skip
+    "split",
+    "12 steps",
+    "all meters",
+    "unknown 1/4",
+    "velocity",
+    "tempo",
+    "density",
+    "bar density",
+    "infill",
+    "labels",
+    "bpe",
+    "transpose",
+    "permute",
+    "drop duplicates",
+    "piece bars",
+    "tracks",
+    "pitches",
+    "both formats",
+    "split and seed",
+)
 
 
 def test_everything_at_once(music, tmp_path):

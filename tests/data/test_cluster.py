@@ -1,4 +1,6 @@
-"""datatrove's local executor. Its processes start with a fresh interpreter, where pytest's strict warnings do not hold."""
+"""datatrove's local executor. Its processes start with a fresh interpreter, where pytest's strict warnings do
+not hold.
+"""
 
 import os
 import subprocess
@@ -30,7 +32,7 @@ if __name__ == "__main__":
 def plan(tmp_path):
     (tmp_path / "midi").mkdir()
     for number in range(10):
-        tracks = tuple(Track(t.notes + (0, 0, number, 0), t.program, voice=t.voice) for t in tiny_score(6).tracks)
+        tracks = tuple(Track((*t.notes, 0, 0, number, 0), t.program, voice=t.voice) for t in tiny_score(6).tracks)
         write_midi(Score(tracks, 4), tmp_path / "midi" / f"{number}.mid")
     plan_build([tmp_path / "midi"], tmp_path / "plain", BuildOptions(), 2)
     encode_shard(tmp_path / "plain")
@@ -44,9 +46,13 @@ def shards(building: Path) -> dict[str, bytes]:
 def run(tmp_path) -> subprocess.CompletedProcess:
     (tmp_path / "run.py").write_text(RUN)
     return subprocess.run(
-        [sys.executable, "run.py", "out", "logs"], cwd=tmp_path, capture_output=True, text=True, check=False,
+        [sys.executable, "run.py", "out", "logs"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-    )  # fmt: skip
+    )
 
 
 def test_datatrove_writes_the_same_shards(plan, tmp_path):

@@ -1,5 +1,6 @@
 """A real folder of music: many meters, lone 1/4s, pickups, damaged files, odd names, and the splits of pieces."""
 
+import itertools
 import json
 import os
 import tarfile
@@ -26,15 +27,24 @@ QUARTER = 480
 
 
 def tune(number: int, *meters: tuple[float, int, int], quarters: int = 48, push: int = 0) -> Score:
-    """A melody of eighths of its own; meters as (quarter, numerator, denominator), ``push`` in ticks, drawn for each note."""
+    """A melody of eighths of its own; meters as (quarter, numerator, denominator), ``push`` in ticks, drawn for each
+    note.
+    """
     chance = np.random.default_rng(number)
     starts = np.arange(2 * quarters) * QUARTER // 2 + (chance.integers(0, push, 2 * quarters) if push else 0)
-    notes = [Note(int(start), int(start) + 200, int(pitch)) for start, pitch in zip(starts, chance.integers(50, 80, len(starts)))]
-    return Score((Track(notes, 40),), QUARTER, tuple(TimeSignature(int(start * QUARTER), *meter) for start, *meter in meters))
+    notes = [
+        Note(int(start), int(start) + 200, int(pitch))
+        for start, pitch in zip(starts, chance.integers(50, 80, len(starts)), strict=False)
+    ]
+    return Score(
+        (Track(notes, 40),), QUARTER, tuple(TimeSignature(int(start * QUARTER), *meter) for start, *meter in meters)
+    )
 
 
 def mixed_folder(folder: Path) -> Path:
-    """Jigs, waltzes and polkas, pop songs with a lone 1/4, scores with pickups, songs in 4/4, damaged files, odd names."""
+    """Jigs, waltzes and polkas, pop songs with a lone 1/4, scores with pickups, songs in 4/4, damaged files,
+    odd names.
+    """
     made = {
         **{f"tunes/jig {n}.mid": tune(n, (0, 6, 8)) for n in range(8)},
         **{f"tunes/waltz é{n}.mid": tune(20 + n, (0, 3, 4)) for n in range(5)},
@@ -71,8 +81,11 @@ def test_a_mixed_folder_is_used(built):
     report, out = built
     assert (report["files"]["found"], report["files"]["used"], report["files"]["quarantined"]) == (31, 29, 2)
     assert report["meters"] == {
-        "files": {"6/8": 8, "1/4": 6, "3/4": 5, "2/2": 4, "4/4": 6}, "left_out": {}, "undeclared": {"1/4": 6}, "changing": 3,
-    }  # fmt: skip
+        "files": {"6/8": 8, "1/4": 6, "3/4": 5, "2/2": 4, "4/4": 6},
+        "left_out": {},
+        "undeclared": {"1/4": 6},
+        "changing": 3,
+    }
     assert read_encoding(out / "tokenizer") == DEFAULT_ENCODING
     said = describe(report, out)
     assert "meters   8 in 6/8, 6 in 1/4 (as if not declared), 6 in 4/4" in said
@@ -93,17 +106,21 @@ def test_the_articles_encoding_names_what_it_leaves_out_and_the_way_out(folder, 
     assert "files left out: no part in 4/4 (8 in 6/8" in said and "--meters all takes them" in said
     assert any(line.startswith("warning: ") and "of the files were left out" in line for line in said.splitlines())
     assert "> **Warning:**" in markdown(report)
-    with pytest.raises(BuildError, match="mostly in 3/4; for one: no part in 4/4.; --meters all takes them"):
+    with pytest.raises(BuildError, match=r"mostly in 3/4; for one: no part in 4/4.; --meters all takes them"):
         build_tokens([folder / f"tunes/waltz é{n}.mid" for n in range(5)], tmp_path / "none", BuildOptions(Encoding()))
 
 
 def test_every_file_has_a_line_and_its_documents_are_where_it_says(built):
     report, out = built
     lines = file_lines(out)
-    assert [line["path"] for line in lines] == sorted(line["path"] for line in lines) and len(lines) == report["files"]["found"]
+    assert [line["path"] for line in lines] == sorted(line["path"] for line in lines) and len(lines) == report["files"][
+        "found"
+    ]
     for split, said in report["splits"].items():
         rows = [line for line in lines if line["split"] == split]
-        assert [row["first_document"] for row in rows] == [sum(r["documents"] for r in rows[:place]) for place in range(len(rows))]
+        assert [row["first_document"] for row in rows] == [
+            sum(r["documents"] for r in rows[:place]) for place in range(len(rows))
+        ]
         assert sum(row["documents"] for row in rows) == said["documents"] == len(open_split(out, split))
     reasons = {Path(line["path"]).name: line["reason"] for line in lines if line["split"] is None}
     assert set(reasons) == {"broken.mid", "readme.mid"} and all(reasons.values())
@@ -123,7 +140,10 @@ def test_members_of_an_archive_are_listed_by_name(folder, tmp_path):
 
 
 def test_the_list_does_not_depend_on_the_shards(tmp_path):
-    files = [TinyFile([[[1, 60 + n]] * (n % 3 + 1)]) for n in range(20)] + [TinyFile(damage="torn"), TinyFile(left_out="no part in 4/4")]
+    files = [TinyFile([[[1, 60 + n]] * (n % 3 + 1)]) for n in range(20)] + [
+        TinyFile(damage="torn"),
+        TinyFile(left_out="no part in 4/4"),
+    ]
     for name, size in (("one", 100), ("many", 1), ("some", 7)):
         write_shards(tmp_path / name, files, BuildOptions(), size)
         merge_shards(tmp_path / name)
@@ -136,7 +156,9 @@ def test_a_performance_without_a_grid_is_said_to_be_one(tmp_path):
         for name, push in (("played", 120), ("written", 0)):
             (tmp_path / name).mkdir(exist_ok=True)
             write_midi(tune(number, (0, 4, 4), push=push), tmp_path / name / f"{number}.mid")
-    played, written = (describe(build_tokens([tmp_path / name], tmp_path / f"{name}-data"), "x") for name in ("played", "written"))
+    played, written = (
+        describe(build_tokens([tmp_path / name], tmp_path / f"{name}-data"), "x") for name in ("played", "written")
+    )
     assert "in 6 of 6 files onsets lie as chance would put them" in played and "chance" not in written
 
 
@@ -180,7 +202,10 @@ def test_a_given_split_is_obeyed_and_contradictions_are_counted(tmp_path):
     names = ["train", "validation", "test"]
     given = {str(path): names[number % 3] for number, path in enumerate(paths)}
     paths[1].write_bytes(paths[0].read_bytes())  # train and validation
-    lines = ["canonical_title,split,midi_filename", *(f'"a, b",{split},{Path(path).relative_to(source)}' for path, split in given.items())]
+    lines = [
+        "canonical_title,split,midi_filename",
+        *(f'"a, b",{split},{Path(path).relative_to(source)}' for path, split in given.items()),
+    ]
     (tmp_path / "maestro.csv").write_text("\n".join(lines))
     options = BuildOptions(split_by=f"{tmp_path / 'maestro.csv'}:split")
     report = build_tokens([source], tmp_path / "data", options)
@@ -191,18 +216,24 @@ def test_a_given_split_is_obeyed_and_contradictions_are_counted(tmp_path):
     assert "as given by" in describe(report, "x")
 
 
-@pytest.mark.parametrize(("split_by", "said"), [
-    ("no group", "has no group in parentheses"),
-    ("(", "is no regular expression"),
-    ("/(nothing here)/", "finds nothing in"),
-    ("no.csv:piece", "no.csv cannot be read"),
-    ("{csv}:composer", "has no column 'composer'"),
-    ("{csv}:split", "finds the splits train and test, and 'spare', which is none"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("split_by", "said"),
+    [
+        ("no group", "has no group in parentheses"),
+        ("(", "is no regular expression"),
+        ("/(nothing here)/", "finds nothing in"),
+        ("no.csv:piece", "no.csv cannot be read"),
+        ("{csv}:composer", "has no column 'composer'"),
+        ("{csv}:split", "finds the splits train and test, and 'spare', which is none"),
+    ],
+)
 def test_a_split_by_that_says_nothing_is_refused_before_the_build(tmp_path, split_by, said):
     source = pieces(tmp_path, 3, 1)
     csv = tmp_path / "a.csv"
-    rows = [f"{path.relative_to(source)},{split}" for path, split in zip(sorted(source.rglob("*.mid")), ("train", "test", "spare"))]
+    rows = [
+        f"{path.relative_to(source)},{split}"
+        for path, split in zip(sorted(source.rglob("*.mid")), ("train", "test", "spare"), strict=False)
+    ]
     csv.write_text("\n".join(["path,split", *rows]))
     with pytest.raises(ValueError, match=said):
         build_tokens([source], tmp_path / "data", BuildOptions(split_by=split_by.format(csv=csv)))
@@ -215,7 +246,9 @@ def test_loose_files_of_a_collection_are_no_group(tmp_path):
     value_of = Grouping.of("folder", [tmp_path]).value_of
     assert value_of(Entry(str(tmp_path / "a.mid"))) is None
     assert value_of(Entry(str(tmp_path / "x/a.mid"))) == str(tmp_path / "x")
-    assert value_of(Entry("/m.zip", member="a.mid")) is None and value_of(Entry("/m.zip", member="p/a.mid")) == "/m.zip/p"
+    assert (
+        value_of(Entry("/m.zip", member="a.mid")) is None and value_of(Entry("/m.zip", member="p/a.mid")) == "/m.zip/p"
+    )
 
 
 def test_groups_and_notes_are_joined_in_chains():
@@ -227,16 +260,19 @@ def test_groups_and_notes_are_joined_in_chains():
         assert len(set(found.splits[:5].tolist())) == 1 and found.joined == 3
 
 
-@pytest.mark.parametrize(("counts", "asked", "bins"), [
-    ([0, 0, 0, 9, 0, 0, 3], 10, (5,)),
-    ([0, 5], 4, ()),
-    ([4, 0, 0, 9, 1], 3, (3,)),
-    ([0, 9, 9, 9, 9], 2, (3,)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("counts", "asked", "bins"),
+    [
+        ([0, 0, 0, 9, 0, 0, 3], 10, (5,)),
+        ([0, 5], 4, ()),
+        ([4, 0, 0, 9, 1], 3, (3,)),
+        ([0, 9, 9, 9, 9], 2, (3,)),
+    ],
+)
 def test_levels_that_never_occur_are_merged(counts, asked, bins):
     found = without_empty_levels(quantile_bins(np.array(counts), asked), np.array(counts))
     edges = [0, *found, len(counts)]
-    assert all(sum(counts[low:high]) for low, high in zip(edges, edges[1:], strict=False))
+    assert all(sum(counts[low:high]) for low, high in itertools.pairwise(edges))
     assert set(found) <= set(quantile_bins(np.array(counts), asked))
     assert found == bins
 

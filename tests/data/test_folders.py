@@ -51,7 +51,10 @@ def losses(run):
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (0.001, 0.999)])
 def test_a_blend_trains(two, tmp_path, weights):
     blend = f"[{weights[0]},{two[0]},{weights[1]},{two[1]}]"
-    assert train(tiny_run(blend, f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=3", "train.eval_iters=1")) == DONE
+    assert (
+        train(tiny_run(blend, f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=3", "train.eval_iters=1"))
+        == DONE
+    )
     assert len(losses(tmp_path / "run")) == 3
 
 
@@ -59,7 +62,9 @@ def test_three_folders_are_blended_and_the_first_does_not_decide(tmp_path):
     """The checkpoint's tokenizer offers what any part of the data had, in whatever order they are given."""
     folders = [tiny_dataset(tmp_path / name, seed=number) for number, name in enumerate("abc")]
     write_tokenizer_folder(folders[1] / "tokenizer", Encoding(tempo=True, meters=("all",)))
-    write_tokenizer_folder(folders[2] / "tokenizer", Encoding(velocity=True, infill=True, labels=(("GENRE", ("JAZZ",)),)))
+    write_tokenizer_folder(
+        folders[2] / "tokenizer", Encoding(velocity=True, infill=True, labels=(("GENRE", ("JAZZ",)),))
+    )
     for name, order in (("one", folders), ("other", folders[::-1])):
         path = "[" + ",".join(f"1,{folder}" for folder in order) + "]"
         assert train(tiny_run(path, f"checkpoint.save={tmp_path / name}", "train.train_iters=1")) == DONE
@@ -77,14 +82,29 @@ def test_the_difference_of_blended_folders_is_told(two, capsys):
 DENSE = Encoding(density=3, density_bins=(2, 5))
 
 
-@pytest.mark.parametrize(("one", "other", "said"), [
-    (Encoding(), Encoding(steps_per_quarter=12), "a .4. and b .12. differ in steps a quarter"),
-    (Encoding(), Encoding(bpe=4), "differ in merged tokens"),
-    (Encoding(labels=(("GENRE", ("JAZZ",)),)), Encoding(labels=(("GENRE", ("ROCK",)),)), "differ in the names of labels"),
-    (DENSE, replace(DENSE, density_bins=(2, 6)), "a .3 levels cut at 2, 5 notes.*differ in the levels of --density"),
-    (DENSE, replace(DENSE, bars=8), "windows of 4 bars.*windows of 8 bars.*differ in the levels"),
-    (Encoding(bar_density=2, bar_density_bins=(3,)), Encoding(bar_density=2, bar_density_bins=(4,)), "--bar-density"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        (Encoding(), Encoding(steps_per_quarter=12), "a .4. and b .12. differ in steps a quarter"),
+        (Encoding(), Encoding(bpe=4), "differ in merged tokens"),
+        (
+            Encoding(labels=(("GENRE", ("JAZZ",)),)),
+            Encoding(labels=(("GENRE", ("ROCK",)),)),
+            "differ in the names of labels",
+        ),
+        (
+            DENSE,
+            replace(DENSE, density_bins=(2, 6)),
+            "a .3 levels cut at 2, 5 notes.*differ in the levels of --density",
+        ),
+        (DENSE, replace(DENSE, bars=8), "windows of 4 bars.*windows of 8 bars.*differ in the levels"),
+        (
+            Encoding(bar_density=2, bar_density_bins=(3,)),
+            Encoding(bar_density=2, bar_density_bins=(4,)),
+            "--bar-density",
+        ),
+    ],
+)
 def test_encodings_whose_tokens_mean_different_things_are_refused(one, other, said):
     for names, pair in ((("a", "b"), (one, other)), (("b", "a"), (other, one))):
         with pytest.raises(ValueError, match="differ in") as found:
@@ -95,7 +115,9 @@ def test_encodings_whose_tokens_mean_different_things_are_refused(one, other, sa
 
 
 def test_encodings_that_differ_in_what_is_added_are_joined():
-    found = blend_encodings({"a": Encoding(bars=0, bar_line="clip"), "b": DENSE, "c": Encoding(bars=8, meters=("3/4",), hop=2)})
+    found = blend_encodings(
+        {"a": Encoding(bars=0, bar_line="clip"), "b": DENSE, "c": Encoding(bars=8, meters=("3/4",), hop=2)}
+    )
     assert found == replace(DENSE, bars=4, meters=("4/4", "3/4"))
 
 
@@ -143,14 +165,20 @@ def put(table, row, value):
 
 DAMAGES = {
     "sequence 3 has -5 tokens": lambda kind, lengths, offsets, documents: put(lengths, 3, -5),
-    "sequence 4 begins at byte [0-9]+ where [0-9]+ is due": lambda kind, lengths, offsets, documents: put(lengths, 3, 2**31 - 1),
+    "sequence 4 begins at byte [0-9]+ where [0-9]+ is due": lambda kind, lengths, offsets, documents: put(
+        lengths, 3, 2**31 - 1
+    ),
     "sequence 0 begins at byte 8 where 0 is due": lambda kind, lengths, offsets, documents: put(offsets, 0, 8),
     "its tokens have the unknown type 77": lambda kind, lengths, offsets, documents: put(kind, 0, 77),
     "sequence 1 begins at byte": lambda kind, lengths, offsets, documents: put(kind, 0, 4),
     "document 0 begins with sequence 1, out of order": lambda kind, lengths, offsets, documents: put(documents, 0, 1),
     "document 7 begins with sequence 5, out of order": lambda kind, lengths, offsets, documents: put(documents, 7, 5),
-    "its documents end at sequence [0-9]+ where there are": lambda kind, lengths, offsets, documents: put(documents, -1, documents[-1] + 1),
-    "the train.bin is shorter than it says": lambda kind, lengths, offsets, documents: put(lengths, -1, lengths[-1] + 1),
+    "its documents end at sequence [0-9]+ where there are": lambda kind, lengths, offsets, documents: put(
+        documents, -1, documents[-1] + 1
+    ),
+    "the train.bin is shorter than it says": lambda kind, lengths, offsets, documents: put(
+        lengths, -1, lengths[-1] + 1
+    ),
 }
 
 
@@ -192,7 +220,9 @@ def test_ids_outside_the_vocabulary_are_refused_by_name(built, tmp_path, capsys)
     ids = np.fromfile(data / "train.bin", "<u2")
     ids[5] = 0xFFFF
     ids.tofile(data / "train.bin")
-    refused_alike(data, tmp_path, capsys, "train.bin is damaged .token 5 is 65535, and its tokenizer's ids are below [0-9]+")
+    refused_alike(
+        data, tmp_path, capsys, "train.bin is damaged .token 5 is 65535, and its tokenizer's ids are below [0-9]+"
+    )
 
 
 def with_a_wrong_id(folder: Path) -> tuple[Path, int]:
@@ -208,7 +238,9 @@ def with_a_wrong_id(folder: Path) -> tuple[Path, int]:
 
 def test_every_token_is_looked_at_before_the_first_step(tmp_path):
     data, place = with_a_wrong_id(tmp_path)
-    with pytest.raises(ValueError, match=f"train.bin is damaged .token {place} is 65535, and its tokenizer's ids are below 768"):
+    with pytest.raises(
+        ValueError, match=f"train.bin is damaged .token {place} is 65535, and its tokenizer's ids are below 768"
+    ):
         train(tiny_run(data, f"checkpoint.save={tmp_path / 'run'}", "train.eval_iters=0"))
     assert not (tmp_path / "run").exists()
 
@@ -237,17 +269,24 @@ def test_a_wrong_id_in_a_large_dataset_is_named_when_its_sample_is_read(tmp_path
 
 
 def test_files_that_are_not_those_of_the_report_are_refused(built, tmp_path, capsys):
-    """As after a copy of half of a dataset that was built again: its .bin and .idx go together, and are of another build."""
+    """As after a copy of half of a dataset that was built again: its .bin and .idx go together, and are of another
+    build.
+    """
     data = tmp_path / "data"
     shutil.copytree(built, data)
     other = tiny_dataset(tmp_path / "other")
     for suffix in ("bin", "idx"):
         shutil.copy(other / f"train.{suffix}", data)
-    refused_alike(data, tmp_path, capsys, "train.bin and .idx have 60 documents in [0-9,]+ bytes, and .*report.json counts [0-9]+ in [0-9]+;")
+    refused_alike(
+        data,
+        tmp_path,
+        capsys,
+        "train.bin and .idx have 60 documents in [0-9,]+ bytes, and .*report.json counts [0-9]+ in [0-9]+;",
+    )
     shutil.copytree(built, data, dirs_exist_ok=True)
     for damage in ("{", "[]", '{"splits": {"train": 3}}', '{"splits": 7}'):
         (data / "report.json").write_text(damage)
-        with pytest.raises(ConfigError, match="report.json is damaged"):
+        with pytest.raises(ConfigError, match=r"report.json is damaged"):
             check_folders(DataConfig(str(data)))
     (data / "report.json").unlink()
     check_folders(DataConfig(str(data)))
@@ -318,10 +357,17 @@ def test_a_read_only_dataset_trains_without_a_word_about_caches(tmp_path):
     if not can_mount(tmp_path):
         pytest.skip("this user may not mount")
     data = tiny_dataset(tmp_path / "data")
-    program = f"mount --bind {data} {data} && mount -o remount,bind,ro {data} && exec {sys.executable} -m megatron_music train tiny"
+    program = (
+        f"mount --bind {data} {data} && mount -o remount,bind,ro {data} && exec {sys.executable} -m megatron_music "
+        f"train tiny"
+    )
     for save in ("null", tmp_path / "run"):
-        words = f"data.path={data} checkpoint.save={save} train.train_iters=1 train.eval_iters=1 logging.tensorboard=false"
-        done = subprocess.run(["unshare", "-m", "sh", "-c", f"{program} {words}"], capture_output=True, text=True, check=False)
+        words = (
+            f"data.path={data} checkpoint.save={save} train.train_iters=1 train.eval_iters=1 logging.tensorboard=false"
+        )
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", f"{program} {words}"], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
     assert not (data / "cache").exists()
 
@@ -342,7 +388,7 @@ def test_a_cache_that_others_can_write_to_is_not_used(two, tmp_path, monkeypatch
     own.chmod(0o777)
     assert user_cache().parent == tmp_path / "spare"
     user_cache().chmod(0o777)
-    with pytest.raises(ConfigError, match="set data.cache_path to a folder"):
+    with pytest.raises(ConfigError, match=r"set data.cache_path to a folder"):
         user_cache()
     own.chmod(0o700)
     assert user_cache() == own

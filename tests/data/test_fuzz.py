@@ -29,8 +29,12 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 LABELS = (v.IDS["STYLE=1"], v.IDS["GENRE=2"])
 EVERYTHING = BuildOptions(
     Encoding(bars=2, meters=("all",), velocity=True, tempo=True, density=4, bar_density=3, infill=True),
-    copies=2, transpose=(-5, 6), permute_tracks=True, infill=0.5, seconds_per_file=10,
-)  # fmt: skip
+    copies=2,
+    transpose=(-5, 6),
+    permute_tracks=True,
+    infill=0.5,
+    seconds_per_file=10,
+)
 PLAIN = BuildOptions(Encoding(bars=4), seconds_per_file=10)
 WHOLE = BuildOptions(Encoding(bars=0, bar_line="split", steps_per_quarter=12, meters=("all",), tempo=True))
 MUTANTS = 400
@@ -65,7 +69,9 @@ def test_each_is_encoded_lawfully_or_has_a_reason(files, options, labels):
         except AssertionError as error:
             raise AssertionError(f"mutant {number} ({kind})") from error
         kinds[kind] += 1
-        outcome = "damage" if found.damage else "left out" if found.left_out else "rescued" if found.rescued else "encoded"
+        outcome = (
+            "damage" if found.damage else "left out" if found.left_out else "rescued" if found.rescued else "encoded"
+        )
         outcomes[outcome] += 1
     assert kinds.keys() == KINDS.keys()
     assert all(outcomes[outcome] >= MUTANTS // 20 for outcome in ("damage", "rescued", "encoded")), outcomes

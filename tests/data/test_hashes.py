@@ -59,7 +59,11 @@ def test_all_damaged_files_are_named_and_json_has_them(built, tmp_path, capsys):
     capsys.readouterr()
     assert main(["inspect", str(data), "--verify"]) == 1
     said = capsys.readouterr().err
-    for words in ("train.bin is missing", "train.idx was changed", "valid.bin cannot be read (it is not a regular file); build"):
+    for words in (
+        "train.bin is missing",
+        "train.idx was changed",
+        "valid.bin cannot be read (it is not a regular file); build",
+    ):
         assert words in said
     assert main(["inspect", str(data), "--verify", "--json"]) == 1
     assert len(json.loads(capsys.readouterr().out)["damaged"]) == 3
@@ -67,11 +71,18 @@ def test_all_damaged_files_are_named_and_json_has_them(built, tmp_path, capsys):
     assert "train.bin is missing" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("table", "said"), [
-    (None, "has no hashes to verify the files with: an older version wrote it; build the dataset again"),
-    ({}, "is damaged"), ([], "is damaged"), ({"../../secret": "0"}, "is damaged"), ({"/etc/passwd": "0"}, "is damaged"),
-    ({"train.bin": 3}, "is damaged"), ({"a\0b": "0"}, "is damaged"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (None, "has no hashes to verify the files with: an older version wrote it; build the dataset again"),
+        ({}, "is damaged"),
+        ([], "is damaged"),
+        ({"../../secret": "0"}, "is damaged"),
+        ({"/etc/passwd": "0"}, "is damaged"),
+        ({"train.bin": 3}, "is damaged"),
+        ({"a\0b": "0"}, "is damaged"),
+    ],
+)
 def test_a_report_without_hashes_is_told_and_a_strangers_names_stay_in_the_folder(built, tmp_path, capsys, table, said):
     data = tmp_path / "data"
     shutil.copytree(built, data)

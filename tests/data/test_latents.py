@@ -80,7 +80,7 @@ def test_captions_of_each_number(tmp_path):
 
 def test_what_is_damaged(tmp_path):
     folder = tiny_latents(tmp_path / "data")
-    with pytest.raises(DamagedLatents, match="holds no index.json; make it with `megatron-music build latents"):
+    with pytest.raises(DamagedLatents, match=r"holds no index.json; make it with `megatron-music build latents"):
         LatentDataset(tmp_path, "train")
     shard = folder / "train" / "00000.safetensors"
     content = shard.read_bytes()
@@ -120,7 +120,9 @@ def changed(path, place=-1):
     path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("name", ["encoders/music/made-up.json", "train/00001.safetensors", "texts.safetensors", "texts.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["encoders/music/made-up.json", "train/00001.safetensors", "texts.safetensors", "texts.jsonl"]
+)
 def test_one_bit_that_changed_anywhere_is_refused_by_name_before_training(tmp_path, name):
     folder = tiny_latents(tmp_path / "data")
     assert verify(folder) == 2 + 6 + 3
@@ -138,7 +140,7 @@ def test_large_shards_are_compared_by_inspect_alone_and_encoders_always(tmp_path
     monkeypatch.setattr(latents, "CHECKED_BYTES", 100)
     check_before_training(folder)
     changed(folder / "encoders" / "text" / "made-up.json")
-    with pytest.raises(DamagedLatents, match="encoders/text is not the encoder that .*index.json names"):
+    with pytest.raises(DamagedLatents, match=r"encoders/text is not the encoder that .*index.json names"):
         check_before_training(folder)
 
 
@@ -157,18 +159,32 @@ def test_what_lies_beside_the_encoders_is_not_copied(tmp_path):
     folder = tiny_latents(tmp_path / "data")
     (folder / "encoders" / "notes").mkdir()
     (folder / "encoders" / "notes" / "key.txt").write_text("key")
-    assert sorted(name for name, _ in encoder_files(folder)) == [f"encoders/{name}/made-up.json" for name in ("autoencoder", "music", "text")]
+    assert sorted(name for name, _ in encoder_files(folder)) == [
+        f"encoders/{name}/made-up.json" for name in ("autoencoder", "music", "text")
+    ]
 
 
 ODD = [
-    ("latent_length", "5"), ("latent_length", None), ("latent_channels", True), ("sample_rate", -1), ("channels", 2.0), ("text_size", 2**70),
-    ("encoders", []), ("encoders", {"../..": {"name": "x", "sha256": "0" * 64}}), ("encoders", {"text": {"name": 5, "sha256": "0" * 64}}),
-    ("encoders", {"text": {"name": "x", "sha256": "0"}}), ("splits", []), ("splits", {"train": {}}), ("splits", {"train": [5]}),
-    ("splits", {"other": []}), ("splits", {"train": [{"name": "../00000.safetensors", "count": 1, "bytes": 1, "sha256": "0" * 64}]}),
+    ("latent_length", "5"),
+    ("latent_length", None),
+    ("latent_channels", True),
+    ("sample_rate", -1),
+    ("channels", 2.0),
+    ("text_size", 2**70),
+    ("encoders", []),
+    ("encoders", {"../..": {"name": "x", "sha256": "0" * 64}}),
+    ("encoders", {"text": {"name": 5, "sha256": "0" * 64}}),
+    ("encoders", {"text": {"name": "x", "sha256": "0"}}),
+    ("splits", []),
+    ("splits", {"train": {}}),
+    ("splits", {"train": [5]}),
+    ("splits", {"other": []}),
+    ("splits", {"train": [{"name": "../00000.safetensors", "count": 1, "bytes": 1, "sha256": "0" * 64}]}),
     ("splits", {"train": [{"name": "00000.safetensors", "count": "1", "bytes": 1, "sha256": "0" * 64}]}),
     ("splits", {"train": [{"name": "00000.safetensors", "count": 1, "bytes": 1e300, "sha256": "0" * 64}]}),
-    ("files", {"../x.txt": {"bytes": 1, "sha256": "0" * 64}}), ("files", 5),
-]  # fmt: skip
+    ("files", {"../x.txt": {"bytes": 1, "sha256": "0" * 64}}),
+    ("files", 5),
+]
 
 
 @pytest.mark.parametrize(("name", "value"), ODD)
@@ -176,12 +192,17 @@ def test_an_odd_value_in_the_index_is_one_sentence(tmp_path, name, value):
     folder = tiny_latents(tmp_path / "data")
     index = json.loads((folder / "index.json").read_text()) | {name: value}
     (folder / "index.json").write_text(json.dumps(index))
-    with pytest.raises(DamagedLatents, match=r"index.json is no index of latents \(.*\); build the dataset again") as error:
+    with pytest.raises(
+        DamagedLatents, match=r"index.json is no index of latents \(.*\); build the dataset again"
+    ) as error:
         LatentDataset(folder, "train")
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "value"), [("latent_length", 15), ("latent_channels", 9), ("embedding_size", 512), ("text_length", 4), ("text_size", 25)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("latent_length", 15), ("latent_channels", 9), ("embedding_size", 512), ("text_length", 4), ("text_size", 25)],
+)
 def test_an_index_of_other_shapes_than_the_shards_is_one_sentence(tmp_path, name, value):
     folder = tiny_latents(tmp_path / "data")
     index = json.loads((folder / "index.json").read_text()) | {name: value}

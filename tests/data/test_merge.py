@@ -35,10 +35,15 @@ DOUBLE = replace(PLAIN, copies=2, permute_tracks=True)
 
 def song(number: int, windows: int = 2, copies: int = 1) -> TinyFile:
     """A file whose documents say where they come from: its number, the copy and the window."""
-    return TinyFile([
-        [[v.PIECE_START, v.NOTE_ON + number, v.NOTE_ON + copy] + [v.NOTE_OFF] * (window + 1) for window in range(windows)]
-        for copy in range(copies)
-    ])  # fmt: skip
+    return TinyFile(
+        [
+            [
+                [v.PIECE_START, v.NOTE_ON + number, v.NOTE_ON + copy] + [v.NOTE_OFF] * (window + 1)
+                for window in range(windows)
+            ]
+            for copy in range(copies)
+        ]
+    )
 
 
 def documents(out: Path, split: str) -> list[list[int]]:
@@ -88,7 +93,7 @@ def test_every_document_is_there_once_and_in_order(tmp_path):
     write_shards(tmp_path / "out", files, PLAIN, files_per_shard=7)
     report = merge_shards(tmp_path / "out")
     found = {split: documents(tmp_path / "out", split) for split in SPLITS}
-    everything = [document + [v.DOCUMENT_END] for file in files for document in file.copies[0]]
+    everything = [[*document, v.DOCUMENT_END] for file in files for document in file.copies[0]]
     assert sorted(sum(found.values(), [])) == sorted(everything)
     for split in SPLITS:
         place = [everything.index(document) for document in found[split]]
@@ -112,7 +117,8 @@ def test_copies_share_a_split_or_are_dropped(tmp_path):
     first = [replace(song(number), content=f"{number:032x}", digest=f"{number:032x}" * 2) for number in range(20)]
     same = [replace(file) for file in first[:5]]
     near = [
-        replace(song(100 + number), content=first[number].content, digest=f"{100 + number:032x}" * 2) for number in range(3)
+        replace(song(100 + number), content=first[number].content, digest=f"{100 + number:032x}" * 2)
+        for number in range(3)
     ]
     for name, drop in (("kept", False), ("dropped", True)):
         write_shards(tmp_path / name, first + same + near, replace(PLAIN, drop_duplicates=drop))
@@ -121,7 +127,7 @@ def test_copies_share_a_split_or_are_dropped(tmp_path):
     assert (dropped["copies"], dropped["near_copies"], dropped["dropped_copies"], dropped["used"]) == (5, 3, 8, 20)
     for split in SPLITS:
         of_music = [document[1] - v.NOTE_ON for document in documents(tmp_path / "kept", split)]
-        group = lambda number: number % 100  # noqa: E731 (near copies have their original's number and 100)
+        group = lambda number: number % 100
         for number in {group(number) for number in of_music}:
             files = sum(group(k) == number for k in of_music)
             assert files == 2 * (1 + (number < 5) + (number < 3)), "all copies are in this split"
@@ -153,7 +159,7 @@ def test_density_levels_are_those_of_train(tmp_path):
     assert [report["splits"][split]["files"] for split in SPLITS] == [2, 1, 0]
     closed = read_encoding(tmp_path / "out" / "tokenizer")
     assert (closed.density_bins, closed.bar_density_bins) == ((3, 5, 7), (4,))
-    levels = lambda document: [i - v.DENSITY for i in document[1:-1]]  # noqa: E731
+    levels = lambda document: [i - v.DENSITY for i in document[1:-1]]
     assert [levels(document) for document in documents(tmp_path / "out", "train")] == [
         [0, 0, 1, 1, 0, 0, 1],
         [2, 2, 3, 3, 3, 0, 1],
@@ -183,7 +189,15 @@ def test_text_alone_writes_no_bin(tmp_path):
 
 
 def test_merged_tokens_spell_the_same(tmp_path):
-    pattern = [v.BAR_START, v.NOTE_ON + 60, v.TIME_DELTA + 4, v.NOTE_OFF + 60, v.NOTE_ON + 64, v.TIME_DELTA + 4, v.BAR_END]
+    pattern = [
+        v.BAR_START,
+        v.NOTE_ON + 60,
+        v.TIME_DELTA + 4,
+        v.NOTE_OFF + 60,
+        v.NOTE_ON + 64,
+        v.TIME_DELTA + 4,
+        v.BAR_END,
+    ]
     files = [TinyFile([[[v.PIECE_START, v.INST + number, *pattern * 3]] * 2]) for number in range(20)]
     write_shards(tmp_path / "plain", files, PLAIN)
     write_shards(tmp_path / "merged", files, replace(PLAIN, encoding=Encoding(bpe=5)))
@@ -193,7 +207,7 @@ def test_merged_tokens_spell_the_same(tmp_path):
     for split in SPLITS:
         spelled = [bpe.decode(np.array(document)).tolist() for document in documents(tmp_path / "merged", split)]
         assert spelled == documents(tmp_path / "plain", split)
-    tokens = lambda report: sum(row["tokens"] for row in report["splits"].values())  # noqa: E731
+    tokens = lambda report: sum(row["tokens"] for row in report["splits"].values())
     assert merged["bpe"]["tokens_before"] == tokens(plain) > tokens(merged) == merged["bpe"]["tokens_after"]
     assert sum(source["tokens"] for source in merged["sources"]) == tokens(merged)
 
@@ -209,9 +223,15 @@ def test_the_report_counts_what_there_is(tmp_path):
     report = merge_shards(tmp_path / "out")
     assert report == json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["files"] == {
-        "found": 4, "used": 2, "copies": 0, "near_copies": 0, "dropped_copies": 0, "quarantined": 1, "rescued": 0,
+        "found": 4,
+        "used": 2,
+        "copies": 0,
+        "near_copies": 0,
+        "dropped_copies": 0,
+        "quarantined": 1,
+        "rescued": 0,
         "left_out": {"no part in 4/4": 1},
-    }  # fmt: skip
+    }
     assert report["sources"] == [
         {"name": "source0", "found": 2, "used": 1, "documents": 2, "tokens": 8, "bytes": 16},
         {"name": "source1", "found": 2, "used": 1, "documents": 2, "tokens": 6, "bytes": 12},
@@ -224,8 +244,9 @@ def test_the_report_counts_what_there_is(tmp_path):
     shares = np.array([4, 4, 2, 4]) / 14
     assert report["unigram_entropy_nats"] == pytest.approx(-(shares * np.log(shares)).sum())
     assert json.loads((tmp_path / "out" / "quarantine.jsonl").read_text()) == {
-        "path": "/music/a.zip!b/c.mid", "reason": "no MIDI file",
-    }  # fmt: skip
+        "path": "/music/a.zip!b/c.mid",
+        "reason": "no MIDI file",
+    }
 
 
 @pytest.mark.parametrize("density", [0, 3])
@@ -248,7 +269,7 @@ def test_ids_of_copies_and_dropped_files_are_not_counted_where_they_are_not_writ
 
 def test_a_build_without_a_document_is_refused_and_leaves_nothing(tmp_path):
     write_shards(tmp_path / "out", [TinyFile(damage="torn"), TinyFile(left_out="short")], PLAIN)
-    with pytest.raises(BuildError, match="no document in 2 files .1 damaged, 1 left out; for one: torn"):
+    with pytest.raises(BuildError, match=r"no document in 2 files .1 damaged, 1 left out; for one: torn"):
         merge_shards(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -259,15 +280,22 @@ def _change(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(("harm", "suffix", "said"), [
-    (_change, ".bin", "00001.bin was changed since it was written"),
-    (_change, ".lengths", "00001.lengths was changed since it was written"),
-    (lambda path: os.truncate(path, 2), ".bin", "00001.bin has 2 bytes where its record says"),
-    (Path.unlink, ".lengths", "00001.lengths has 0 bytes where its record says"),
-    (Path.unlink, ".json", "00001.json is missing: the shard is not finished"),
-    (lambda path: os.truncate(path, 20), ".json", "00001.json is no completion record"),
-    (lambda path: path.write_bytes(path.with_name("00000.json").read_bytes()), ".json", "is of other files or options"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("harm", "suffix", "said"),
+    [
+        (_change, ".bin", "00001.bin was changed since it was written"),
+        (_change, ".lengths", "00001.lengths was changed since it was written"),
+        (lambda path: os.truncate(path, 2), ".bin", "00001.bin has 2 bytes where its record says"),
+        (Path.unlink, ".lengths", "00001.lengths has 0 bytes where its record says"),
+        (Path.unlink, ".json", "00001.json is missing: the shard is not finished"),
+        (lambda path: os.truncate(path, 20), ".json", "00001.json is no completion record"),
+        (
+            lambda path: path.write_bytes(path.with_name("00000.json").read_bytes()),
+            ".json",
+            "is of other files or options",
+        ),
+    ],
+)
 def test_a_damaged_shard_is_named_and_can_be_made_again(tmp_path, harm, suffix, said):
     building = write_shards(tmp_path / "out", [song(number) for number in range(9)], PLAIN)
     path = building / "shards" / f"00001{suffix}"
@@ -280,16 +308,19 @@ def test_a_damaged_shard_is_named_and_can_be_made_again(tmp_path, harm, suffix, 
     assert merge_shards(tmp_path / "out")["files"]["used"] == 9
 
 
-@pytest.mark.parametrize("asked", [
-    replace(PLAIN, formats=("text",)),
-    replace(PLAIN, encoding=Encoding(density=3)),
-    replace(PLAIN, encoding=Encoding(bpe=2)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "asked",
+    [
+        replace(PLAIN, formats=("text",)),
+        replace(PLAIN, encoding=Encoding(density=3)),
+        replace(PLAIN, encoding=Encoding(bpe=2)),
+    ],
+)
 def test_ids_that_there_are_not_are_found_before_they_are_used(tmp_path, asked):
     building = write_shards(tmp_path / "out", [song(number) for number in range(9)], asked)
     for path in (building / "shards").glob("*.bin"):
         path.write_bytes(b"\xff" * path.stat().st_size)
-    with pytest.raises(DamagedShard, match="00000.bin was changed since it was written"):
+    with pytest.raises(DamagedShard, match=r"00000.bin was changed since it was written"):
         merge_shards(tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(building.glob("merge-*"))
 
@@ -312,20 +343,23 @@ def later(target: str, call: int) -> str:
     )
 
 
-@pytest.mark.parametrize("where", [
-    later("merge.Tally.add", 2),
-    later("split_writer.SplitWriter.add", 3),
-    later("split_writer.SplitWriter.finish", 0),
-    later("index_file.IndexWriter.finish", 1),  # train is whole; valid has its .bin and no .idx
-    "merge.write_tokenizer_folder = die",
-    "merge.write_markdown = die",
-    "merge.sync_tree = die",
-    "merge._take_name = die",
-    "merge.remove_building = die",
-    later("merge.Path.unlink", 6),  # the dataset has its name; its working folder is half gone
-    later("merge.Path.unlink", 1),
-    "merge.Path.rmdir = die",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "where",
+    [
+        later("merge.Tally.add", 2),
+        later("split_writer.SplitWriter.add", 3),
+        later("split_writer.SplitWriter.finish", 0),
+        later("index_file.IndexWriter.finish", 1),  # train is whole; valid has its .bin and no .idx
+        "merge.write_tokenizer_folder = die",
+        "merge.write_markdown = die",
+        "merge.sync_tree = die",
+        "merge._take_name = die",
+        "merge.remove_building = die",
+        later("merge.Path.unlink", 6),  # the dataset has its name; its working folder is half gone
+        later("merge.Path.unlink", 1),
+        "merge.Path.rmdir = die",
+    ],
+)
 def test_killed_anywhere_it_goes_on_to_the_same_bytes(tmp_path, where):
     options = replace(DOUBLE, encoding=Encoding(density=3), formats=("megatron", "text"))
     files = [song(number, 2, 2) for number in range(12)]
@@ -346,7 +380,9 @@ def small_disk(folder: Path, size: int):
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
     mounted = subprocess.run(command, capture_output=True, check=False)
     if mounted.returncode:
-        pytest.skip(f"NOT TESTED: a full disk, since this machine lets nobody mount one ({mounted.stderr.decode().strip()})")
+        pytest.skip(
+            f"NOT TESTED: a full disk, since this machine lets nobody mount one ({mounted.stderr.decode().strip()})"
+        )
     try:
         yield folder
     finally:
@@ -361,7 +397,7 @@ def test_a_full_disk_is_said_and_the_merge_goes_on_after_room_is_made(tmp_path):
         building = write_shards(disk / "out", files, PLAIN)
         (disk / "ballast").write_bytes(bytes(500_000))
         before = {path.name: path.read_bytes() for path in (building / "shards").iterdir()}
-        with pytest.raises(OSError, match="No space left on device.*out.building"):
+        with pytest.raises(OSError, match=r"No space left on device.*out.building"):
             merge_shards(disk / "out")
         assert {path.name: path.read_bytes() for path in (building / "shards").iterdir()} == before
         assert sorted(path.name for path in building.iterdir()) == ["entries.jsonl", "plan.json", "shards"]

@@ -17,7 +17,7 @@ from megatron_music.reports.html_charts import draw_roll
 from megatron_music.tokens import vocabulary
 
 MISCHIEF = (
-    ("<script>alert(1)</script>/a&b.mid", "\"><img src=x onerror=alert(2)>"),
+    ("<script>alert(1)</script>/a&b.mid", '"><img src=x onerror=alert(2)>'),
     ("caf\udce9\x00\u202e.mid", "no header"),
 )
 
@@ -53,10 +53,25 @@ def test_strangers_names_are_words_and_no_markup(content):
 def test_it_holds_the_numbers_of_the_report(content):
     text = Reader(content).text
     for said in (
-        "20,012", "5,137,797", "10.3 MB", "of 1,409 MIDI files used", "4,545,563", "15,012", "41,322", "Grand piano",
-        "13 others", "no part in 4/4", "1,530", "0.183", "3.812 nats", "2.00 times fewer", "3 levels, cut at 4, 9 notes",
-        "2bb40d65", "250 to 299 tokens: 6,800 windows", "4 notes: 30 tracks in windows",
-    ):  # fmt: skip
+        "20,012",
+        "5,137,797",
+        "10.3 MB",
+        "of 1,409 MIDI files used",
+        "4,545,563",
+        "15,012",
+        "41,322",
+        "Grand piano",
+        "13 others",
+        "no part in 4/4",
+        "1,530",
+        "0.183",
+        "3.812 nats",
+        "2.00 times fewer",
+        "3 levels, cut at 4, 9 notes",
+        "2bb40d65",
+        "250 to 299 tokens: 6,800 windows",
+        "4 notes: 30 tracks in windows",
+    ):
         assert said in text, said
 
 
@@ -87,15 +102,15 @@ def test_documents_are_read_evenly_without_megatron_core(tmp_path):
 def test_damage_is_one_sentence(tmp_path):
     folder = tiny_dataset(tmp_path / "set")
     (folder / "train.bin").write_bytes((folder / "train.bin").read_bytes()[:-2])
-    with pytest.raises(ValueError, match="train.idx is damaged .train.bin is shorter than it says.; build"):
+    with pytest.raises(ValueError, match=r"train.idx is damaged .train.bin is shorter than it says.; build"):
         page(folder)
     for damage in (b"", b"MMIDIDX", (folder / "train.idx").read_bytes()[:60]):
         (folder / "train.idx").write_bytes(damage)
-        with pytest.raises(ValueError, match="train.idx is damaged .*; build the dataset again"):
+        with pytest.raises(ValueError, match=r"train.idx is damaged .*; build the dataset again"):
             page(folder)
     tiny_dataset(tmp_path / "other")
     (tmp_path / "other" / "quarantine.jsonl").write_text("3\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="quarantine.jsonl is damaged"):
+    with pytest.raises(ValueError, match=r"quarantine.jsonl is damaged"):
         write_page(tmp_path / "other", tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
@@ -130,7 +145,9 @@ def test_it_loads_neither_torch_nor_matplotlib():
 def test_words_stand_out_in_both_schemes(content):
     for scheme, colours in schemes(content).items():
         for paper in ("paper", "card"):
-            assert contrast(colours["ink"], colours[paper]) >= 7 and contrast(colours["soft"], colours[paper]) >= 4.5, scheme
+            assert contrast(colours["ink"], colours[paper]) >= 7 and contrast(colours["soft"], colours[paper]) >= 4.5, (
+                scheme
+            )
         assert contrast(colours["warn"], colours["paper"]) >= 3
 
 
@@ -138,7 +155,9 @@ def test_every_colour_of_a_drawing_has_a_dark_counterpart(content):
     used = set(re.findall(r"var\(--(c-[0-9a-f]+)\)", content))
     found = schemes(content)
     assert len(used) == 4 and used <= found["light"].keys() and used <= found["dark"].keys()
-    assert not re.search(r'(fill="|background:|fill:)#', content[content.index("</style>") :]), "a colour that is the same in the dark"
+    assert not re.search(r'(fill="|background:|fill:)#', content[content.index("</style>") :]), (
+        "a colour that is the same in the dark"
+    )
 
 
 def test_a_roll_of_one_note_names_an_octave():

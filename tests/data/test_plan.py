@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -67,7 +68,9 @@ def test_the_same_plan_is_used_again_and_another_refused(midi, tmp_path):
     before = tree(plan.building)
     assert plan_build([midi], tmp_path / "out", OPTIONS, 50) == plan and tree(plan.building) == before
     for options in (replace(OPTIONS, seed=1), replace(OPTIONS, encoding=Encoding(hop=2))):
-        with pytest.raises(ValueError, match=r"out.building holds an unfinished build of other files or options; finish it"):
+        with pytest.raises(
+            ValueError, match=r"out.building holds an unfinished build of other files or options; finish it"
+        ):
             plan_build([midi], tmp_path / "out", options)
     (midi / "000.mid").write_bytes(b"changed")
     with pytest.raises(ValueError, match="of other files or options"):
@@ -156,11 +159,14 @@ def test_one_alone_or_several_together(tmp_path):
             pass
 
     assert in_another_thread(lambda: take(True)) == f"{building} is missing; run `megatron-music build plan` first"
-    refusal = f"another build works in {building} (process {os.getpid()} on {os.uname().nodename!r}); wait for it to end, or stop it"
+    refusal = (
+        f"another build works in {building} (process {os.getpid()} on {os.uname().nodename!r}); wait for it to end, "
+        f"or stop it"
+    )
     with held(building):
         (building / "plan.json").touch()
         for shared in (False, True):
-            assert in_another_thread(lambda: take(shared)) == refusal
+            assert in_another_thread(partial(take, shared)) == refusal
             take(shared)  # whoever holds it alone may hold it again
     with held(building, shared=True):
         assert in_another_thread(lambda: take(True)) == ""

@@ -39,7 +39,7 @@ def write_corpus(folder: Path, count: int = 12) -> Path:
     folder.mkdir(exist_ok=True)
     write_midi(tiny_score(6), folder / "first")
     for number in range(count):
-        tracks = tuple(Track(t.notes + (0, 0, number % 30, 0), t.program, voice=t.voice) for t in tiny_score(6).tracks)
+        tracks = tuple(Track((*t.notes, 0, 0, number % 30, 0), t.program, voice=t.voice) for t in tiny_score(6).tracks)
         write_midi(Score(tracks, 4), folder / f"{number:02}.mid")
     return folder
 
@@ -87,7 +87,9 @@ def listed_children() -> list[str]:
 
 @pytest.fixture(autouse=True)
 def earlier(monkeypatch):
-    """Children that this process had before the test, such as the resource tracker of multiprocessing, which stays to the end."""
+    """Children that this process had before the test, such as the resource tracker of multiprocessing, which stays to
+    the end.
+    """
     monkeypatch.setattr(sys.modules[__name__], "EARLIER", frozenset(listed_children()))
 
 
@@ -100,7 +102,9 @@ def test_a_shard_is_what_its_files_encode_to(midi, tmp_path):
     (midi / "05.mid").write_text("no music")
     plan = plan_build([midi], tmp_path / "out", OPTIONS, 5)
     assert encode_shard(tmp_path / "out") == {"shards": 3, "found": 0, "files": 12}
-    assert sorted(shards(tmp_path / "out")) == [f"0000{n}.{part}" for n in range(3) for part in ("bin", "json", "lengths")]
+    assert sorted(shards(tmp_path / "out")) == [
+        f"0000{n}.{part}" for n in range(3) for part in ("bin", "json", "lengths")
+    ]
     encoded = [encode_content(path.read_bytes(), OPTIONS) for path in sorted(midi.glob("*.mid"))]
     for number, run in enumerate((slice(0, 5), slice(5, 10), slice(10, 12))):
         files = encoded[run]
@@ -115,19 +119,31 @@ def test_a_shard_is_what_its_files_encode_to(midi, tmp_path):
         assert record["density"] == sum(file.density for file in files).tolist() and sum(record["density"])
         assert record["onset_error"] == sum(file.onset_error for file in files).tolist() and sum(record["onset_error"])
         notes = [file.notes for file in files if file.notes]
-        assert record["notes"] == {name: [row[name] for row in notes] for name in notes[0]} and sum(record["notes"]["notes_out"])
+        assert record["notes"] == {name: [row[name] for row in notes] for name in notes[0]} and sum(
+            record["notes"]["notes_out"]
+        )
         assert record["first"] == run.start
         ids, times = record["ids"]
         assert np.array_equal(np.repeat(ids, times), np.sort(np.concatenate([file.ids for file in files])))
         assert record["files"] == [
-            {name: value for name, value in {
-                "digest": file.digest, "content": file.content, "documents": list(file.copies),
-                "tokens": [int(file.lengths.sum())] if len(file.lengths) else [],
-                "damage": file.damage, "left_out": file.left_out, "rescued": file.rescued,
-                "windows_left_out": file.windows_left_out, "unheld": file.unheld, "meter": file.meters.longest if file.meters else "",
-            }.items() if value}
+            {
+                name: value
+                for name, value in {
+                    "digest": file.digest,
+                    "content": file.content,
+                    "documents": list(file.copies),
+                    "tokens": [int(file.lengths.sum())] if len(file.lengths) else [],
+                    "damage": file.damage,
+                    "left_out": file.left_out,
+                    "rescued": file.rescued,
+                    "windows_left_out": file.windows_left_out,
+                    "unheld": file.unheld,
+                    "meter": file.meters.longest if file.meters else "",
+                }.items()
+                if value
+            }
             for file in files
-        ]  # fmt: skip
+        ]
     assert "no MIDI" in records(tmp_path / "out")[5]["damage"]
     assert all(is_finished(plan, number) for number in range(3))
 
@@ -252,18 +268,25 @@ def test_workers_that_cannot_live_end_the_build(midi, tmp_path):
     assert descriptors() == before and not children()
 
 
-@pytest.mark.parametrize("text", ["path,GENRE\n00.mid,Rock\n01.mid,Jazz\n", "path,GENRE\n00.mid,Folk\n01.mid,Pop\n", "nonsense\n"])
+@pytest.mark.parametrize(
+    "text", ["path,GENRE\n00.mid,Rock\n01.mid,Jazz\n", "path,GENRE\n00.mid,Folk\n01.mid,Pop\n", "nonsense\n"]
+)
 def test_labels_that_changed_since_the_plan_are_refused_by_name(midi, tmp_path, text):
     labels = tmp_path / "labels.csv"
     labels.write_text("path,GENRE\n00.mid,Jazz\n01.mid,Rock\n")
     plan = plan_build([midi], tmp_path / "out", replace(OPTIONS, labels=str(labels)))
     labels.write_text(text)
-    with pytest.raises(ValueError, match=f"{labels} was changed since it was planned; restore it, or remove {plan.building} and plan again"):
+    with pytest.raises(
+        ValueError,
+        match=f"{labels} was changed since it was planned; restore it, or remove {plan.building} and plan again",
+    ):
         encode_shard(tmp_path / "out")
-    with pytest.raises((ValueError, OSError), match=r"labels.csv (was changed since|has the columns)"):  # a worker that starts later
+    with pytest.raises(
+        (ValueError, OSError), match=r"labels.csv (was changed since|has the columns)"
+    ):  # a worker that starts later
         run_faulty(plan)
     labels.unlink()
-    with pytest.raises(ValueError, match="labels.csv cannot be read .*; restore the labels"):
+    with pytest.raises(ValueError, match=r"labels.csv cannot be read .*; restore the labels"):
         encode_shard(tmp_path / "out")
 
 
@@ -287,7 +310,9 @@ def test_a_midi_file_that_changed_since_the_plan_is_refused_by_name(midi, tmp_pa
         os.utime(changed, ns=(before[1], before[1]))
     else:
         os.utime(changed, ns=(before[1], before[1] + 1000))
-    with pytest.raises(ValueError, match=f"{changed} was changed since it was planned; remove {plan.building} and plan again"):
+    with pytest.raises(
+        ValueError, match=f"{changed} was changed since it was planned; remove {plan.building} and plan again"
+    ):
         encode_shard(tmp_path / "out")
     assert not [name for name in shards(tmp_path / "out") if not name.endswith("json")], "nothing is left of the shard"
 
@@ -304,9 +329,17 @@ def test_no_damaged_record_or_plan_is_taken_for_another(midi, tmp_path):
     chance = random.Random(0)
     plan = plan_build([midi], tmp_path / "out", OPTIONS, 6)
     encode_shard(tmp_path / "out")
-    record, entries, planned = plan.building / "shards" / "00000.json", plan.building / "entries.jsonl", plan.building / "plan.json"
+    record, entries, planned = (
+        plan.building / "shards" / "00000.json",
+        plan.building / "entries.jsonl",
+        plan.building / "plan.json",
+    )
     whole = read_record(plan, 0)
-    for path, read in ((record, lambda: read_record(plan, 0)), (planned, lambda: read_plan(tmp_path / "out")), (entries, lambda: plan.read_entries(1))):
+    for path, read in (
+        (record, lambda: read_record(plan, 0)),
+        (planned, lambda: read_plan(tmp_path / "out")),
+        (entries, lambda: plan.read_entries(1)),
+    ):
         content, right = path.read_bytes(), read()
         for _ in range(200):
             path.write_bytes(damaged(content, chance))
@@ -316,7 +349,7 @@ def test_no_damaged_record_or_plan_is_taken_for_another(midi, tmp_path):
                 assert str(path) in str(error) and re.search("; (delete|remove) ", str(error))
         path.write_bytes(content)
     record.write_text(json.dumps(whole))
-    with pytest.raises(ValueError, match="00000.json is no completion record .*does not begin with its hash"):
+    with pytest.raises(ValueError, match=r"00000.json is no completion record .*does not begin with its hash"):
         merge_shards(tmp_path / "out")
 
 
@@ -465,7 +498,9 @@ def test_no_more_workers_than_are_asked_for_or_needed(midi, tmp_path, monkeypatc
 def test_entries_that_changed_since_the_plan_are_refused_by_name(midi, tmp_path):
     plan = plan_build([midi], tmp_path / "out", OPTIONS)
     (plan.building / "entries.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match="entries.jsonl was changed since it was planned; remove .*out.building and plan again"):
+    with pytest.raises(
+        ValueError, match=r"entries.jsonl was changed since it was planned; remove .*out.building and plan again"
+    ):
         encode_shard(tmp_path / "out")
 
 
@@ -475,7 +510,7 @@ def test_a_fault_of_ours_is_no_fault_of_a_file(midi, tmp_path):
         "import sys\nfrom megatron_music.data import worker\n"
         "def fail(*_): raise RuntimeError('ours')\nworker.write_shard = fail\nworker.main(sys.argv[1])"
     )
-    with pytest.raises(supervisor.WorkerError, match="a worker failed on shard 0 .RuntimeError: ours"):
+    with pytest.raises(supervisor.WorkerError, match=r"a worker failed on shard 0 .RuntimeError: ours"):
         list(run_shards(plan, [0], 1, [sys.executable, "-c", broken, str(plan.building)]))
 
 
@@ -506,5 +541,5 @@ def test_a_worker_that_can_encode_nothing_ends_the_build(midi, tmp_path):
         "import sys\nfrom megatron_music.data import encode, worker\n"
         "def fail(): raise RuntimeError('no place')\nencode.fastest_engine = fail\nworker.main(sys.argv[1])"
     )
-    with pytest.raises(ChildProcessError, match="a good file cannot be encoded .RuntimeError: no place"):
+    with pytest.raises(ChildProcessError, match=r"a good file cannot be encoded .RuntimeError: no place"):
         list(run_shards(plan, range(len(plan.shards)), 1, [sys.executable, "-c", broken, str(plan.building)]))

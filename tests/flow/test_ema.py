@@ -84,5 +84,5 @@ def test_other_parameters_are_refused():
     average = WeightAverage(module().named_parameters())
     with pytest.raises(ValueError, match="other parameters than it is given: bias, weight"):
         average.update(torch.nn.Linear(4, 3).named_parameters())
-    with pytest.raises(ValueError, match="decay is 1.0"):
+    with pytest.raises(ValueError, match=r"decay is 1.0"):
         WeightAverage(module().named_parameters(), decay=1.0)

@@ -22,7 +22,9 @@ from megatron_music.tokens.encoding import Encoding
 def continued(content: bytes, encoding: Encoding, bars: int = 3, seeds=(0, 1)) -> list[bytes]:
     score = read_midi(content)
     song = Continuation(score, encoding)
-    scores = Composer(None, encoding, 2000, next_logits=RandomModel).continue_scores([song.opening] * len(seeds), bars, seeds)
+    scores = Composer(None, encoding, 2000, next_logits=RandomModel).continue_scores(
+        [song.opening] * len(seeds), bars, seeds
+    )
     return [written_into(read_events(content), score, song.extended(new), song.join).to_bytes() for new in scores]
 
 
@@ -45,9 +47,14 @@ def test_a_continued_song_has_every_event_it_had(form, options):
         new = [event for track in added(SONGS[form], content) for event in track]
         assert min(tick for tick, _ in new) >= 22 * QUARTER  # nothing before the join
         assert {message[0] for _, message in new} <= {0x80, 0x90, 0x89, 0x99, 0xB0}  # no tempo, meter or program
-        assert [event for event in new if event[1][0] == 0xB0] == [(22 * QUARTER, b"\xb0\x40\x00")]  # the pedal is lifted
+        assert [event for event in new if event[1][0] == 0xB0] == [
+            (22 * QUARTER, b"\xb0\x40\x00")
+        ]  # the pedal is lifted
         score = read_midi(content)
-        assert score.tempos == read_midi(SONGS[form]).tempos and score.time_signatures == read_midi(SONGS[form]).time_signatures
+        assert (
+            score.tempos == read_midi(SONGS[form]).tempos
+            and score.time_signatures == read_midi(SONGS[form]).time_signatures
+        )
         assert score.length_steps <= (22 + 12) * QUARTER
     assert events_of(first)[0][0] == events_of(SONGS[form])[0][0]
 
@@ -87,7 +94,10 @@ def test_a_note_that_ends_a_little_late_makes_no_bar_of_its_own():
 def test_a_piece_that_ends_in_a_meter_the_model_does_not_know_is_refused():
     signatures = (TimeSignature(0, 4, 4), TimeSignature(32, 3, 4))
     score = Score(tiny_score(6).tracks, 4, signatures)
-    with pytest.raises(ValueError, match="the piece ends in 3/4 .bar 8., which the model has no token for; it has 4/4; continue a piece that ends"):
+    with pytest.raises(
+        ValueError,
+        match=r"the piece ends in 3/4 .bar 8., which the model has no token for; it has 4/4; continue a piece",
+    ):
         Continuation(score, Encoding())
     assert Continuation(score, Encoding(unknown_meters=("3/4",))).opening.num_bars == 6
 
@@ -131,20 +141,34 @@ def test_an_infilled_song_has_all_but_the_notes_of_the_chosen_bars(form, words, 
 
 def test_lyrics_are_no_instrument():
     lyrics = at_times((0, b"\xff\x05\x02la"), (96, b"\xff\x05\x02lu"))
-    content = smf(lyrics, at_times((0, b"\xc1\x28"), *quarters(1, 60, 50, 16)), at_times(*quarters(9, 36, 50, 16)), division=QUARTER)
+    content = smf(
+        lyrics,
+        at_times((0, b"\xc1\x28"), *quarters(1, 60, 50, 16)),
+        at_times(*quarters(9, 36, 50, 16)),
+        division=QUARTER,
+    )
     score = read_midi(content)
     for words, changed in (("track 1 bar 3", [1]), ("bar 3", [1, 2])):
-        (filled,) = Composer(None, Encoding(infill=True), 2000, next_logits=RandomModel).fill(score, parse_bars(words), [0])
+        (filled,) = Composer(None, Encoding(infill=True), 2000, next_logits=RandomModel).fill(
+            score, parse_bars(words), [0]
+        )
         written = written_into(read_events(content), score, filled).to_bytes()
         tracks = enumerate(zip(events_of(content), events_of(written), strict=True))
         assert [number for number, (old, new) in tracks if old != new] == changed
-    assert v.INST + 40 in Composer(None, Encoding(), 2000, next_logits=RandomModel)._opening(
-        Continuation(score, Encoding()).opening, False
-    )[0]._instruments
+    assert (
+        v.INST + 40
+        in Composer(None, Encoding(), 2000, next_logits=RandomModel)
+        ._opening(Continuation(score, Encoding()).opening, False)[0]
+        ._instruments
+    )
 
 
-PEDAL = [(0, b"\xb0\x40\x7f"), *[(place * QUARTER, bytes((0x90, 60 + place % 2, 80))) for place in range(8)],
-         *[(place * QUARTER + 20, bytes((0x80, 60 + place % 2, 0))) for place in range(8)], (8 * QUARTER - 4, b"\xb0\x40\x00")]  # fmt: skip
+PEDAL = [
+    (0, b"\xb0\x40\x7f"),
+    *[(place * QUARTER, bytes((0x90, 60 + place % 2, 80))) for place in range(8)],
+    *[(place * QUARTER + 20, bytes((0x80, 60 + place % 2, 0))) for place in range(8)],
+    (8 * QUARTER - 4, b"\xb0\x40\x00"),
+]
 
 
 @pytest.mark.parametrize("verb", ["continue", "infill"])
@@ -167,7 +191,9 @@ def test_the_model_reads_notes_as_long_as_its_data_have_them_and_the_file_keeps_
 
 def test_a_piece_that_ends_in_a_bar_cut_short_is_told_as_that():
     meters = [(0, b"\xff\x58\x04\x04\x02\x18\x08"), (10 * QUARTER, b"\xff\x58\x04\x03\x02\x18\x08")]
-    notes = [(place * QUARTER, message) for place in range(10) for message in (bytes((0x90, 60, 80)), bytes((0x80, 60, 0)))]
+    notes = [
+        (place * QUARTER, message) for place in range(10) for message in (bytes((0x90, 60, 80)), bytes((0x80, 60, 0)))
+    ]
     notes = [(tick + (90 if message[0] == 0x80 else 0), message) for tick, message in notes]
     with pytest.raises(ValueError, match="bar 3, which the next time signature cuts short"):
         Continuation(read_midi(smf(at_times(*meters, *notes), division=QUARTER)), Encoding(meters=("4/4",)))
@@ -187,6 +213,11 @@ def test_a_program_on_another_port_is_not_that_of_the_channel(verb):
     else:
         old = score.tracks[0]
         tracks = [Track([*old, Note(5, 20, 72, 99)], old.program, old.is_drum, old.voice, old.name), *score.tracks[1:]]
-        edited = written_into(read_events(content), score, Score(tracks, score.steps_per_quarter, score.time_signatures, score.tempos)).to_bytes()
-    was, now = (Counter((track.program, note) for track in read_midi(song).tracks for note in track) for song in (content, edited))
+        edited = written_into(
+            read_events(content), score, Score(tracks, score.steps_per_quarter, score.time_signatures, score.tempos)
+        ).to_bytes()
+    was, now = (
+        Counter((track.program, note) for track in read_midi(song).tracks for note in track)
+        for song in (content, edited)
+    )
     assert not was - now and {program for program, _ in now - was} <= {track.program for track in score.tracks}

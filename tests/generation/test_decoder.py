@@ -25,9 +25,16 @@ FORMS = {
     "swiglu": replace(PLAIN, swiglu=True),
     "no biases": replace(PLAIN, add_bias_linear=False),
     "untied": replace(PLAIN, share_embeddings_and_output_weights=False),
-    "llama": replace(PLAIN, num_query_groups=2, normalization="RMSNorm", swiglu=True, add_bias_linear=False,
-                     share_embeddings_and_output_weights=False, rotary_base=500),
-}  # fmt: skip
+    "llama": replace(
+        PLAIN,
+        num_query_groups=2,
+        normalization="RMSNorm",
+        swiglu=True,
+        add_bias_linear=False,
+        share_embeddings_and_output_weights=False,
+        rotary_base=500,
+    ),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,7 +94,9 @@ def test_attention_that_obeys_its_mask_type_reads_several_tokens_on_a_cache_righ
     config.persist_layer_norm = False
     distributed.seed_for_building(1)
     layers = get_gpt_layer_local_spec()
-    model = GPTModel(config, layers, v.SIZE, PLAIN.seq_length, position_embedding_type=PLAIN.position_embedding_type).eval()
+    model = GPTModel(
+        config, layers, v.SIZE, PLAIN.seq_length, position_embedding_type=PLAIN.position_embedding_type
+    ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)

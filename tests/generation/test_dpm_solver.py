@@ -38,7 +38,9 @@ def test_the_expected_v_is_what_least_squares_finds():
     error = (v - best_v(noisy, torch.full((200_000,), 0.6))).square().mean()
     shifted = (v - best_v(noisy, torch.full((200_000,), 0.5))).square().mean()
     assert error < shifted
-    assert ((v - best_v(noisy, torch.full((200_000,), 0.6))) * noisy).mean(0).abs().max() < 0.02, "nothing is left to learn"
+    assert ((v - best_v(noisy, torch.full((200_000,), 0.6))) * noisy).mean(0).abs().max() < 0.02, (
+        "nothing is left to learn"
+    )
 
 
 def test_samples_have_the_data_s_mean_and_deviation():
@@ -55,7 +57,9 @@ def test_the_straight_path_s_velocity_is_another():
     assert not torch.allclose(interpolate(latents, noise, half)[1], interpolate_v(latents, noise, half)[1])
 
 
-@pytest.mark.parametrize(("objective", "solver", "steps"), [("flow", "heun", 7), ("v", V_SOLVER, 7), ("regression", "euler", 1)])
+@pytest.mark.parametrize(
+    ("objective", "solver", "steps"), [("flow", "heun", 7), ("v", V_SOLVER, 7), ("regression", "euler", 1)]
+)
 def test_a_sampler_follows_what_was_trained(objective, solver, steps):
     found = FlowSampler(7, "heun").as_trained(objective)
     assert (found.solver, found.num_steps) == (solver, steps)

@@ -1,5 +1,7 @@
 """Bars of a person's piece written anew, with a model of random weights."""
 
+import itertools
+
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -31,21 +33,29 @@ def bar_of(score: Score, start: int, steps_per_quarter: int) -> int:
 def test_all_else_stays_note_for_note(score, encoding, data):
     lines = score.bar_starts.tolist()
     whole = [
-        bar for bar, (start, end) in enumerate(zip(lines, lines[1:], strict=False))
+        bar
+        for bar, (start, end) in enumerate(itertools.pairwise(lines))
         if (s := [s for s in score.time_signatures if s.start_step <= start][-1])
-        and end - start == 1920 * s.numerator // s.denominator and encoding.steps_per_bar * s.numerator % s.denominator == 0
-    ]  # fmt: skip
+        and end - start == 1920 * s.numerator // s.denominator
+        and encoding.steps_per_bar * s.numerator % s.denominator == 0
+    ]
     assume(whole)
-    bars = data.draw(st.sets(
-        st.tuples(st.integers(0, sum(map(bool, map(len, score.tracks))) - 1), st.sampled_from(whole)), min_size=1, max_size=8
-    ))  # fmt: skip
+    bars = data.draw(
+        st.sets(
+            st.tuples(st.integers(0, sum(map(bool, map(len, score.tracks))) - 1), st.sampled_from(whole)),
+            min_size=1,
+            max_size=8,
+        )
+    )
     instruments = [number for number, track in enumerate(score.tracks) if len(track)]
     before = [track.notes.copy() for track in score.tracks]
     (filled,) = composer(encoding).fill(score, bars, [data.draw(st.integers(0, 1000))])
     assert all((track.notes == notes).all() for track, notes in zip(score.tracks, before, strict=True))
     assert (filled.steps_per_quarter, filled.time_signatures, filled.tempos) == (
-        score.steps_per_quarter, score.time_signatures, score.tempos
-    )  # fmt: skip
+        score.steps_per_quarter,
+        score.time_signatures,
+        score.tempos,
+    )
     for number, (old, new) in enumerate(zip(score.tracks, filled.tracks, strict=True)):
         assert (old.program, old.is_drum, old.voice, old.name) == (new.program, new.is_drum, new.voice, new.name)
         chosen = sorted(bar for track, bar in bars if instruments[track] == number)
@@ -111,7 +121,7 @@ def test_where_a_model_has_little_room_the_window_is_smaller():
 
 
 def test_a_silent_stretch_is_filled_and_tracks_without_notes_are_not_counted():
-    late = Track(tiny_score(1).tracks[0].notes + (48, 48, 0, 0), 40)
+    late = Track((*tiny_score(1).tracks[0].notes, 48, 48, 0, 0), 40)
     score = Score((Track((), 41), *tiny_score(4).tracks, late), 4)
     filling = Filling(score, [(4, 1)], Encoding(bars=2, infill=True))  # the fifth that has notes, which is silent there
     instruments = [token_id for token_id in filling.next_window(4000).prompt if v.INST <= token_id < v.DENSITY]
@@ -145,9 +155,9 @@ def test_names_are_listed_without_what_a_terminal_acts_on():
 
 def test_as_many_notes_are_asked_for_as_there_were():
     encoding = Encoding(bars=2, density=3, density_bins=(2, 8), bar_density=3, bar_density_bins=(2, 4), infill=True)
-    score = Score((
-        Track([Note(0, 4, 60), Note(4, 8, 61), Note(8, 12, 62), Note(16, 20, 60)]), Track([Note(16, 20, 50)])
-    ), 4)  # fmt: skip
+    score = Score(
+        (Track([Note(0, 4, 60), Note(4, 8, 61), Note(8, 12, 62), Note(16, 20, 60)]), Track([Note(16, 20, 50)])), 4
+    )
     prompt = Filling(score, [(0, 0), (1, 0)], encoding).next_window(400).prompt
     assert v.to_text(prompt) == (
         "PIECE_START TRACK_START INST=0 DENSITY=1 BAR_START DENSITY=1 FILL_IN BAR_END "
@@ -158,21 +168,26 @@ def test_as_many_notes_are_asked_for_as_there_were():
 
 
 def test_velocities_are_those_of_the_track_where_the_model_writes_none():
-    score = Score((Track(tiny_score(4).tracks[0].notes + (0, 0, 0, 21)),), 4)
+    score = Score((Track((*tiny_score(4).tracks[0].notes, 0, 0, 0, 21)),), 4)
     bars = [(0, 1), (0, 2)]
     for filled in composer(Encoding(infill=True)).fill(score, bars, range(5)):
         assert set(filled.tracks[0].notes[:, 3].tolist()) == {101}
-    own = [piece.tracks[0].notes for piece in composer(Encoding(infill=True, velocity=True)).fill(score, bars, range(5))]
+    own = [
+        piece.tracks[0].notes for piece in composer(Encoding(infill=True, velocity=True)).fill(score, bars, range(5))
+    ]
     assert len({velocity for notes in own for velocity in notes[:, 3].tolist()}) > 1
 
 
-@pytest.mark.parametrize(("bars", "sentence"), [
-    ([(4, 0)], "track 5 is not in the piece; its tracks are 1 Soprano, 2 Alto, 3 Tenor, 4 Bass$"),
-    ([(0, 6)], "bar 7 is not in the piece; it has 6 bars"),
-    ([(0, 1)], "bar 2 is in 3/4 or not a whole bar of it, and cannot be filled by a model of 4/4"),
-    ([(0, 2)], "bar 3 is in 4/4 or not a whole bar"),
-    ([], "there is no bar to fill; name one of the piece"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("bars", "sentence"),
+    [
+        ([(4, 0)], "track 5 is not in the piece; its tracks are 1 Soprano, 2 Alto, 3 Tenor, 4 Bass$"),
+        ([(0, 6)], "bar 7 is not in the piece; it has 6 bars"),
+        ([(0, 1)], "bar 2 is in 3/4 or not a whole bar of it, and cannot be filled by a model of 4/4"),
+        ([(0, 2)], "bar 3 is in 4/4 or not a whole bar"),
+        ([], "there is no bar to fill; name one of the piece"),
+    ],
+)
 def test_bars_that_cannot_be_filled(bars, sentence):
     signatures = (TimeSignature(0, 4, 4), TimeSignature(16, 3, 4), TimeSignature(28, 4, 4), TimeSignature(36, 4, 4))
     with pytest.raises(ValueError, match=sentence):
@@ -196,7 +211,11 @@ def test_words_for_bars():
 def test_a_whole_track_or_a_bar_of_all_tracks():
     score, encoding = tiny_score(6), Encoding(infill=True)
     (track,) = composer(encoding).fill(score, parse_bars("track 2"), [0])
-    assert track.tracks[0] == score.tracks[0] and track.tracks[2:] == score.tracks[2:] and track.tracks[1] != score.tracks[1]
+    assert (
+        track.tracks[0] == score.tracks[0]
+        and track.tracks[2:] == score.tracks[2:]
+        and track.tracks[1] != score.tracks[1]
+    )
     assert Filling(score, parse_bars("track 2"), encoding).left == {(1, bar) for bar in range(6)}
     (bar,) = composer(encoding).fill(score, parse_bars("bar 3"), [0])
     for old, new in zip(score.tracks, bar.tracks, strict=True):
@@ -209,13 +228,17 @@ def test_a_whole_track_or_a_bar_of_all_tracks():
     with pytest.raises(ValueError, match="bar 2 is in 3/4"):
         Filling(mixed, parse_bars("bar 2"), encoding)
     in_three = Score(score.tracks, 4, (TimeSignature(0, 3, 4),))
-    with pytest.raises(ValueError, match="there is no bar to fill; name one of the piece, in a meter of the model: 4/4"):
+    with pytest.raises(
+        ValueError, match="there is no bar to fill; name one of the piece, in a meter of the model: 4/4"
+    ):
         Filling(in_three, parse_bars("track 1"), encoding)
 
 
-@pytest.mark.parametrize("text", ["", "bar", "track", "3-4", "track 2 bars 3-4;", "track 2bar 1", "track two bar 1", "track 1 bar 1 bar 2"])
+@pytest.mark.parametrize(
+    "text", ["", "bar", "track", "3-4", "track 2 bars 3-4;", "track 2bar 1", "track two bar 1", "track 1 bar 1 bar 2"]
+)
 def test_other_words(text):
-    with pytest.raises(ValueError, match='write e.g. "track 2 bars 3-4", "track 2"'):
+    with pytest.raises(ValueError, match=r'write e.g. "track 2 bars 3-4", "track 2"'):
         parse_bars(text)
 
 
@@ -225,20 +248,30 @@ def test_numbers_that_cannot_be(text):
         parse_bars(text)
 
 
-@pytest.mark.parametrize(("options", "sentence"), [
-    ("--infill", "--infill and --from go together: give --infill the bars"),
-    ("--from", "--infill and --from go together: give --infill the bars"),
-    ("--infill --from --continue", "--infill does not go with --continue"),
-    ("--infill --from --bars", "--bars does not go with --infill"),
-    ("--infill --from --meter", "--meter does not go with --infill"),
-    ("--continue --tempo", "--tempo does not go with --continue"),
-    ("--infill --from --density", "--density does not go with --infill"),
-    ("--continue --bar-density", "--bar-density does not go with --continue"),
-    ("--continue --instruments", "--instruments does not go with --continue"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--infill", "--infill and --from go together: give --infill the bars"),
+        ("--from", "--infill and --from go together: give --infill the bars"),
+        ("--infill --from --continue", "--infill does not go with --continue"),
+        ("--infill --from --bars", "--bars does not go with --infill"),
+        ("--infill --from --meter", "--meter does not go with --infill"),
+        ("--continue --tempo", "--tempo does not go with --continue"),
+        ("--infill --from --density", "--density does not go with --infill"),
+        ("--continue --bar-density", "--bar-density does not go with --continue"),
+        ("--continue --instruments", "--instruments does not go with --continue"),
+    ],
+)
 def test_options_that_do_not_go_together(options, sentence, tmp_path, capsys):
-    values = {"--infill": "track 1 bar 1", "--bars": "4", "--tempo": "90", "--meter": "3/4", "--instruments": "0",
-              "--density": "1", "--bar-density": "1"}  # fmt: skip
+    values = {
+        "--infill": "track 1 bar 1",
+        "--bars": "4",
+        "--tempo": "90",
+        "--meter": "3/4",
+        "--instruments": "0",
+        "--density": "1",
+        "--bar-density": "1",
+    }
     arguments = [word for option in options.split() for word in (option, values.get(option, "x.mid"))]
     assert main(["generate", "midi", str(tmp_path), "-o", str(tmp_path / "new"), *arguments]) == 2
     assert sentence in capsys.readouterr().err

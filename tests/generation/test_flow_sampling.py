@@ -92,7 +92,9 @@ def test_words_are_prepared_once_and_mean_the_same(models):
     torch.testing.assert_close(found.embeddings_BE, wanted / wanted.norm(dim=1)[:, None], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("sampler", [FEW, replace(FEW, solver="heun"), FlowSampler(solver="dopri5", tolerance=1e-3)], ids=str)
+@pytest.mark.parametrize(
+    "sampler", [FEW, replace(FEW, solver="heun"), FlowSampler(solver="dopri5", tolerance=1e-3)], ids=str
+)
 def test_latents_do_not_depend_on_their_batch(models, sampler):
     whole, null = conditions()
     together = sample_latents(models[1], whole, null, FRAMES, 7, range(4), sampler)
@@ -117,7 +119,9 @@ def test_a_variation_is_the_nearer_the_less_noise_it_gets(models):
     whole, null = conditions()
     given = torch.randn(SIZE.latent_channels, FRAMES, generator=torch.Generator().manual_seed(1))
     distances = [
-        (sample_latents(models[1], whole, null, FRAMES, 7, range(4), FEW, given=given, start=start) - given).abs().mean()
+        (sample_latents(models[1], whole, null, FRAMES, 7, range(4), FEW, given=given, start=start) - given)
+        .abs()
+        .mean()
         for start in (0.02, 0.3, 1.0)
     ]
     assert distances[0] < 0.1 < distances[1] < distances[2]
@@ -159,7 +163,9 @@ def test_the_estimate_of_memory_holds_what_is_taken(models):
     tokens = whole["text_BLC"].shape[1] + 3
     for count in (1, 4):
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-            sample_latents(models[1], rows(whole, list(range(count))), null, frames, 7, range(count), FlowSampler(num_steps=1))
+            sample_latents(
+                models[1], rows(whole, list(range(count))), null, frames, 7, range(count), FlowSampler(num_steps=1)
+            )
         held, most = 0, 0
         for event in found.profiler.kineto_results.events():
             if event.name() == "[memory]":

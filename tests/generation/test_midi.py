@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 import runpy
@@ -42,9 +43,12 @@ def trained(request, tmp_path_factory) -> Path:
     data = tiny_dataset(folder / "data")
     write_tokenizer_folder(data / "tokenizer", Encoding(infill=True))
     run = tiny_run(
-        data, f"checkpoint.save={folder / 'run'}", "model.seq_length=256", "train.train_iters=60",
+        data,
+        f"checkpoint.save={folder / 'run'}",
+        "model.seq_length=256",
+        "train.train_iters=60",
         f"model.position_embedding_type={request.param}",
-    )  # fmt: skip
+    )
     assert loop.train(run) == 0
     return folder / "run"
 
@@ -105,8 +109,10 @@ def test_a_seed_gives_its_piece_whatever_the_batch(composer):
 def test_instruments_and_length(composer):
     (score,) = composer.compose([0], bars=7, instruments=["soprano", "33", "DRUMS"])
     assert [(track.voice, track.program, track.is_drum) for track in score.tracks] == [
-        ("SOPRANO", 52, False), ("", 33, False), ("", 0, True)
-    ]  # fmt: skip
+        ("SOPRANO", 52, False),
+        ("", 33, False),
+        ("", 0, True),
+    ]
     assert score.num_bars == 7
     assert composer.compose([0], bars=2)[0].num_bars == 2
     with pytest.raises(ValueError, match="'lute' is unknown"):
@@ -126,7 +132,10 @@ def test_a_continuation_starts_from_the_last_part_in_four_four():
     score = Score(tiny_score(8).tracks, 4, (TimeSignature(0, 3, 4), TimeSignature(48, 4, 4)))
     assert Continuation(score, Encoding()).opening.num_bars == 5
     in_three = Score(score.tracks, 4, (TimeSignature(0, 3, 4),))
-    with pytest.raises(ValueError, match="the piece ends in 3/4 .bar 11., which the model has no token for; it has 4/4; continue a piece that"):
+    with pytest.raises(
+        ValueError,
+        match=r"the piece ends in 3/4 .bar 11., which the model has no token for; it has 4/4; continue a piece that",
+    ):
         Continuation(in_three, Encoding())
     assert Continuation(in_three, Encoding(meters=("3/4", "4/4"))).opening.num_bars == 11
 
@@ -140,9 +149,17 @@ def test_whole_piece_models_are_refused():
 SONG = Score((Track([(0, 4, 60, 90), (16, 20, 62, 90)], 0),), 4, (TimeSignature(0, 4, 4), TimeSignature(16, 5, 4)))
 LABELS = (("GENRE", ("JAZZ", "ROCK")), ("MOOD", ("HAPPY", "SAD")))
 EVERYTHING = Encoding(
-    bars=4, meters=("all",), velocity=True, tempo=True, density=3, density_bins=(2, 8), bar_density=2, bar_density_bins=(3,),
-    labels=LABELS, infill=True,
-)  # fmt: skip
+    bars=4,
+    meters=("all",),
+    velocity=True,
+    tempo=True,
+    density=3,
+    density_bins=(2, 8),
+    bar_density=2,
+    bar_density_bins=(3,),
+    labels=LABELS,
+    infill=True,
+)
 
 
 class Recorder(Composer):
@@ -160,9 +177,7 @@ class Recorder(Composer):
 
 def test_a_meter_a_tempo_and_labels():
     recorder = Recorder(EVERYTHING)
-    score, other = recorder.compose(
-        [0, 1], 9, ["0", "DRUMS"], meter="6/8", tempo=96, labels=["mood=sad", "GENRE=JAZZ"]
-    )  # fmt: skip
+    score, other = recorder.compose([0, 1], 9, ["0", "DRUMS"], meter="6/8", tempo=96, labels=["mood=sad", "GENRE=JAZZ"])
     assert score.time_signatures == (TimeSignature(0, 6, 8),) and score.num_bars == 9 and score.length_steps == 108
     ((_, tempo),) = score.tempos
     assert tempo == pytest.approx(96, rel=0.04) and len({note.velocity for note in score.tracks[0]}) > 1
@@ -186,7 +201,7 @@ def test_what_the_model_chooses_stays():
     for score in scores:  # meters and tempos change on bar lines only, and never to what they are
         for events in (score.time_signatures, score.tempos):
             assert all(event.start_step in score.bar_starts for event in events)
-            assert all(one[1:] != other[1:] for one, other in zip(events, events[1:], strict=False))
+            assert all(one[1:] != other[1:] for one, other in itertools.pairwise(events))
 
 
 @pytest.mark.parametrize("window", [1, 2, 4])
@@ -202,7 +217,9 @@ def test_a_continuation_in_other_meters(window):
 
 
 class Holding:
-    """``NextLogits`` that want each bar to rest for a quarter, end the note of the bar before there, strike one and hold it."""
+    """``NextLogits`` that want each bar to rest for a quarter, end the note of the bar before there, strike one and
+    hold it.
+    """
 
     def __init__(self, model, batch_size: int, max_tokens: int):
         self.table = torch.zeros((v.SIZE, v.SIZE))
@@ -279,37 +296,52 @@ def test_densities():
     assert {levels[0] for levels in densities_of(recorder.documents[0])} == {1}
 
 
-@pytest.mark.parametrize(("wish", "sentence"), [
-    ({"density": [3]}, "--density 3 is none of the model's levels; use 0 .few notes. to 2 .many."),
-    ({"bar_density": -1}, "--bar-density -1 is none of the model's levels; use 0 .few notes. to 1 .many."),
-    ({"density": [0, 1]}, "2 densities for instruments that are the model's choice; give one for all"),
-    ({"density": [0, 1], "instruments": ["0", "1", "2"]}, "2 densities for 3 instruments; give one for all, or one for each"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("wish", "sentence"),
+    [
+        ({"density": [3]}, "--density 3 is none of the model's levels; use 0 .few notes. to 2 .many."),
+        ({"bar_density": -1}, "--bar-density -1 is none of the model's levels; use 0 .few notes. to 1 .many."),
+        ({"density": [0, 1]}, "2 densities for instruments that are the model's choice; give one for all"),
+        (
+            {"density": [0, 1], "instruments": ["0", "1", "2"]},
+            "2 densities for 3 instruments; give one for all, or one for each",
+        ),
+    ],
+)
 def test_densities_that_cannot_be(wish, sentence):
     with pytest.raises(ValueError, match=sentence):
         Recorder(EVERYTHING).compose([0], **wish)
 
 
-@pytest.mark.parametrize(("wish", "sentence"), [
-    ({"density": [1]}, "has no densities; train it on data built with --density"),
-    ({"bar_density": 1}, "train it on data built with --bar-density"),
-    ({"meter": "3/4"}, "writes only 4/4, not 3/4; train it on data built with --meters"),
-    ({"tempo": 90}, "writes no tempo; train it on data built with --tempo"),
-    ({"labels": ["GENRE=JAZZ"]}, "has no labels, so not GENRE=JAZZ; train it on data built with --labels"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("wish", "sentence"),
+    [
+        ({"density": [1]}, "has no densities; train it on data built with --density"),
+        ({"bar_density": 1}, "train it on data built with --bar-density"),
+        ({"meter": "3/4"}, "writes only 4/4, not 3/4; train it on data built with --meters"),
+        ({"tempo": 90}, "writes no tempo; train it on data built with --tempo"),
+        ({"labels": ["GENRE=JAZZ"]}, "has no labels, so not GENRE=JAZZ; train it on data built with --labels"),
+    ],
+)
 def test_wishes_a_model_does_not_know(wish, sentence):
     with pytest.raises(ValueError, match=sentence):
         Recorder(Encoding()).compose([0], **wish)
 
 
-@pytest.mark.parametrize(("wish", "sentence"), [
-    ({"meter": "7/8"}, "does not know the meter 7/8; use one of 3/4, 4/4"),
-    ({"meter": "waltz"}, "does not know the meter waltz"),
-    ({"tempo": 900}, "the tempo is 900; use 30 to 240"),
-    ({"tempo": float("nan")}, "the tempo is nan"),
-    ({"labels": ["GENRE=POLKA"]}, "does not know the label GENRE=POLKA; use one of GENRE=JAZZ, GENRE=ROCK, MOOD=HAPPY"),
-    ({"labels": ["GENRE=JAZZ", "GENRE=ROCK"]}, "two labels of one kind"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("wish", "sentence"),
+    [
+        ({"meter": "7/8"}, "does not know the meter 7/8; use one of 3/4, 4/4"),
+        ({"meter": "waltz"}, "does not know the meter waltz"),
+        ({"tempo": 900}, "the tempo is 900; use 30 to 240"),
+        ({"tempo": float("nan")}, "the tempo is nan"),
+        (
+            {"labels": ["GENRE=POLKA"]},
+            "does not know the label GENRE=POLKA; use one of GENRE=JAZZ, GENRE=ROCK, MOOD=HAPPY",
+        ),
+        ({"labels": ["GENRE=JAZZ", "GENRE=ROCK"]}, "two labels of one kind"),
+    ],
+)
 def test_wishes_that_cannot_be(wish, sentence):
     with pytest.raises(ValueError, match=sentence):
         Recorder(Encoding(meters=("3/4", "4/4"), tempo=True, labels=LABELS)).compose([0], **wish)
@@ -326,11 +358,15 @@ def draw(sampler: Sampler, logits: list[float], allowed: list[bool] | None = Non
 def test_draws_follow_the_softmax():
     logits = [0.0, 1.0, 2.0]
     assert draw(Sampler(), logits) == pytest.approx(torch.tensor(logits).softmax(0).tolist(), abs=0.001)
-    assert draw(Sampler(temperature=0.5), logits) == pytest.approx((torch.tensor(logits) * 2).softmax(0).tolist(), abs=0.001)
+    assert draw(Sampler(temperature=0.5), logits) == pytest.approx(
+        (torch.tensor(logits) * 2).softmax(0).tolist(), abs=0.001
+    )
 
 
 def test_what_is_not_allowed_is_never_drawn():
-    assert draw(Sampler(temperature=5.0), [0.0, 9.0, 0.0], [True, False, True]) == pytest.approx([0.5, 0, 0.5], abs=0.001)
+    assert draw(Sampler(temperature=5.0), [0.0, 9.0, 0.0], [True, False, True]) == pytest.approx(
+        [0.5, 0, 0.5], abs=0.001
+    )
     assert draw(Sampler(temperature=0), [0.0, 9.0, 1.0], [True, False, True]) == [0, 0, 1]
 
 
@@ -350,8 +386,9 @@ def test_draws_at_the_edges():
     assert Sampler(top_k=1, top_p=0.5).draw(logits_BV, allowed_BV, uniforms_B) == [1, 1, 1]
 
 
-@pytest.mark.parametrize("options", [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0},
-                                     {"top_p": 1.5}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options", [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}]
+)
 def test_samplers_that_cannot_be(options):
     with pytest.raises(ValueError, match="use"):
         Sampler(**options)
@@ -362,14 +399,27 @@ def test_the_command(trained, tmp_path, capsys):
     new = tmp_path / "new"
     assert main(arguments) == 0
     told = capsys.readouterr()
-    assert "3 pieces of 4 bars" in told.out and told.err.endswith(f"next: megatron-music render {new} -o {new} --html {new / 'listen.html'}\n")
+    assert "3 pieces of 4 bars" in told.out and told.err.endswith(
+        f"next: megatron-music render {new} -o {new} --html {new / 'listen.html'}\n"
+    )
     pieces = [quantize(read_midi(path)) for path in sorted((tmp_path / "new").glob("*.mid"))]
     assert len(pieces) == 3
     write_midi(tiny_score(3), tmp_path / "given.mid")
-    arguments = ["generate", "midi", str(trained), "-o", str(tmp_path / "more"), "--bars", "2",
-                 "--continue", str(tmp_path / "given.mid")]  # fmt: skip
+    arguments = [
+        "generate",
+        "midi",
+        str(trained),
+        "-o",
+        str(tmp_path / "more"),
+        "--bars",
+        "2",
+        "--continue",
+        str(tmp_path / "given.mid"),
+    ]
     assert main(arguments) == 0 and "1 piece of 5 bars" in capsys.readouterr().out
-    given, more = (Score(read_midi(path).tracks, 480) for path in (tmp_path / "given.mid", tmp_path / "more" / "001.mid"))
+    given, more = (
+        Score(read_midi(path).tracks, 480) for path in (tmp_path / "given.mid", tmp_path / "more" / "001.mid")
+    )
     assert quantize(slice_steps(more, 0, 3 * 1920)).tracks == quantize(given).tracks
 
 
@@ -377,7 +427,9 @@ def test_the_command_leaves_a_song_as_it_is(trained, tmp_path, capsys):
     """Continued and filled, more than one of each: the events of the file are in the files that are written."""
     song = tmp_path / "song.mid"
     song.write_bytes(SONGS[1])
-    for number, options in enumerate((["--continue", str(song), "--bars", "2"], ["--infill", "bar 5", "--from", str(song)])):
+    for number, options in enumerate(
+        (["--continue", str(song), "--bars", "2"], ["--infill", "bar 5", "--from", str(song)])
+    ):
         folder = tmp_path / str(number)
         assert main(["generate", "midi", str(trained), "-o", str(folder), "--num", "2", *options]) == 0
         assert f"2 pieces of {8 if number == 0 else 6} bars" in capsys.readouterr().out
@@ -397,7 +449,9 @@ def test_the_command_that_fills_bars(trained, tmp_path, capsys):
     fill = ["generate", "midi", str(trained), "--num", "2", "--from", str(tmp_path / "given.mid"), "--infill"]
     assert main([*fill, "track 2 bars 3-4; track 1 bar 6", "-o", str(tmp_path / "filled")]) == 0
     assert "2 pieces of 6 bars" in capsys.readouterr().out
-    given, *filled = (read_midi(path) for path in (tmp_path / "given.mid", *sorted((tmp_path / "filled").glob("*.mid"))))
+    given, *filled = (
+        read_midi(path) for path in (tmp_path / "given.mid", *sorted((tmp_path / "filled").glob("*.mid")))
+    )
     assert len(filled) == 2 and filled[0] != filled[1]
     for score in filled:
         assert score.tracks[2:] == given.tracks[2:]
@@ -427,9 +481,13 @@ def test_the_pieces_that_are_missing_are_written_by_the_same_command(trained, tm
     capsys.readouterr()
     assert main([*words, str(tmp_path / "out"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert [piece["seed"] for piece in told["pieces"]] == [0, 1, 2, 3, 4] and {piece["bars"] for piece in told["pieces"]} == {5}
+    assert [piece["seed"] for piece in told["pieces"]] == [0, 1, 2, 3, 4] and {
+        piece["bars"] for piece in told["pieces"]
+    } == {5}
     (tmp_path / "out" / ".notes.0123456789abcdef.tmp").unlink()
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == calm and kept.stat().st_mtime_ns == before
+    assert {
+        path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()
+    } == calm and kept.stat().st_mtime_ns == before
     assert main([*words, str(tmp_path / "out")]) == 0 and "already generated: 5 pieces in" in capsys.readouterr().out
     (tmp_path / "out" / "004.mid").unlink()
     for other in (["--temperature", "0.5"], ["--seed", "1"], ["--bars", "6"], ["--continue", str(kept)]):
@@ -437,7 +495,10 @@ def test_the_pieces_that_are_missing_are_written_by_the_same_command(trained, tm
         assert "holds files made with" in (said := capsys.readouterr().err) and "null" not in said
     assert not (tmp_path / "out" / "004.mid").exists()
     assert main([*words, str(tmp_path / "out"), "--num", "7"]) == 0, "more pieces of the same settings"
-    assert len(list((tmp_path / "out").glob("*.mid"))) == 7 and (tmp_path / "out" / "004.mid").read_bytes() == calm["004.mid"]
+    assert (
+        len(list((tmp_path / "out").glob("*.mid"))) == 7
+        and (tmp_path / "out" / "004.mid").read_bytes() == calm["004.mid"]
+    )
 
 
 def test_pieces_of_another_checkpoint_are_not_gone_on_with(trained, tmp_path, capsys):
@@ -450,7 +511,10 @@ def test_pieces_of_another_checkpoint_are_not_gone_on_with(trained, tmp_path, ca
     assert main([*words, str(trained)]) == 2
     assert "made with checkpoint_sha256" in capsys.readouterr().err and not (tmp_path / "out" / "002.mid").exists()
     (tmp_path / "out" / "made-with.json").write_text("[1]")
-    assert main([*words, str(trained)]) == 2 and "does not tell what the files beside it are made with" in capsys.readouterr().err
+    assert (
+        main([*words, str(trained)]) == 2
+        and "does not tell what the files beside it are made with" in capsys.readouterr().err
+    )
 
 
 def test_a_piece_that_cannot_be_written_costs_that_piece():
@@ -467,7 +531,9 @@ def test_a_piece_that_cannot_be_written_costs_that_piece():
 
 def test_the_command_leaves_out_what_cannot_be_written_and_does_not_try_it_again(tmp_path, capsys):
     composer = Composer(None, Encoding(bars=2), 60, next_logits=RandomModel, made_with={"checkpoint": "random"})
-    options = build_parser().parse_args(["generate", "midi", "random", "-o", str(tmp_path), "--num", "40", "--bars", "9", "--json"])
+    options = build_parser().parse_args(
+        ["generate", "midi", "random", "-o", str(tmp_path), "--num", "40", "--bars", "9", "--json"]
+    )
     names = [f"{number:03}.mid" for number in range(1, 41)]
     for attempt in range(2):
         with output_folder(tmp_path, "generate midi", names, {"seed": 0}) as output:
@@ -504,25 +570,31 @@ def test_silent_tracks_stay_in_a_continuation():
 def tokenizer_alone(tmp_path) -> Path:
     """A run of which only the tokenizer can be read: whoever reads a tensor of it says that it is damaged."""
     run, checkpoint = tmp_path / "run", tmp_path / "run" / "iter_0000005"
-    write_tokenizer_folder(checkpoint / "tokenizer", Encoding(meters=("3/4", "4/4"), tempo=True, density=3, density_bins=(2, 5), labels=LABELS))
+    write_tokenizer_folder(
+        checkpoint / "tokenizer",
+        Encoding(meters=("3/4", "4/4"), tempo=True, density=3, density_bins=(2, 5), labels=LABELS),
+    )
     (run / "latest").write_text("iter_0000005\n")
     write_midi(SONG, tmp_path / "song.mid")
     return run
 
 
-@pytest.mark.parametrize(("words", "sentence"), [
-    ("--tempo 900", "the tempo is 900"),
-    ("--meter 7/8", "does not know the meter 7/8"),
-    ("--density 9", "--density 9 is none of the model's levels"),
-    ("--density 0,1 --instruments piano", "2 densities for 1 instrument"),
-    ("--bar-density 1", "train it on data built with --bar-density"),
-    ("--label GENRE=POLKA", "does not know the label GENRE=POLKA"),
-    ("--instruments kazoo", "kazoo"),
-    ("--infill bar=1 --from SONG", "bar=1"),
-    ("--infill 'bar 1' --from SONG", "has not learned to fill bars"),
-    ("--continue SONG --tempo 100", "--tempo does not go with --continue"),
-    ("--continue SONG", "the piece ends in 5/4 (bar 2), which the model has no token for; it has 3/4 or 4/4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--tempo 900", "the tempo is 900"),
+        ("--meter 7/8", "does not know the meter 7/8"),
+        ("--density 9", "--density 9 is none of the model's levels"),
+        ("--density 0,1 --instruments piano", "2 densities for 1 instrument"),
+        ("--bar-density 1", "train it on data built with --bar-density"),
+        ("--label GENRE=POLKA", "does not know the label GENRE=POLKA"),
+        ("--instruments kazoo", "kazoo"),
+        ("--infill bar=1 --from SONG", "bar=1"),
+        ("--infill 'bar 1' --from SONG", "has not learned to fill bars"),
+        ("--continue SONG --tempo 100", "--tempo does not go with --continue"),
+        ("--continue SONG", "the piece ends in 5/4 (bar 2), which the model has no token for; it has 3/4 or 4/4"),
+    ],
+)
 def test_what_a_model_does_not_know_is_refused_before_it_is_loaded(tokenizer_alone, tmp_path, capsys, words, sentence):
     command = ["generate", "midi", str(tokenizer_alone), "-o", str(tmp_path / "new")]
     assert main([*command, *shlex.split(words.replace("SONG", str(tmp_path / "song.mid")))]) == 2
@@ -534,7 +606,15 @@ def test_what_a_model_does_not_know_is_refused_before_it_is_loaded(tokenizer_alo
 def test_bars_that_a_piece_does_not_have_are_refused_before_the_model_is_loaded(tokenizer_alone, tmp_path, capsys):
     shutil.rmtree(tokenizer_alone / "iter_0000005" / "tokenizer")
     write_tokenizer_folder(tokenizer_alone / "iter_0000005" / "tokenizer", Encoding(meters=("4/4", "5/4"), infill=True))
-    command = ["generate", "midi", str(tokenizer_alone), "-o", str(tmp_path / "new"), "--from", str(tmp_path / "song.mid")]
+    command = [
+        "generate",
+        "midi",
+        str(tokenizer_alone),
+        "-o",
+        str(tmp_path / "new"),
+        "--from",
+        str(tmp_path / "song.mid"),
+    ]
     assert main([*command, "--infill", "bar 9"]) == 2
     assert "bar 9 is not in the piece; it has 2 bars" in capsys.readouterr().err
     assert main([*command, "--infill", "bar 2"]) == 2

@@ -91,7 +91,9 @@ def test_it_stands_in_the_place_of_a_gpt():
     pieces = Composer(model, Encoding(), 512, next_logits=MarkovLogits).compose(range(4))
     assert all(score.num_bars == 4 and decode_piece(encode_piece(score)) == score for score in pieces)
     unruled = write_unruled(range(4), MarkovLogits(model, 4, 512), 512)
-    assert any(ids[1] == v.TRACK_START for ids in unruled) and not all(is_grammatical(ids, Encoding()) for ids in unruled)
+    assert any(ids[1] == v.TRACK_START for ids in unruled) and not all(
+        is_grammatical(ids, Encoding()) for ids in unruled
+    )
 
 
 def test_logits_are_the_probabilities_of_all_ids_so_far():

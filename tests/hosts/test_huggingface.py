@@ -142,13 +142,16 @@ def stranger(name: str, **fields) -> transformers.PreTrainedModel:
     config = {
         "gpt2": {"activation_function": "gelu", "embd_pdrop": 0.0},
         "gpt_neox": {
-            "use_parallel_residual": False, "intermediate_size": 80,
+            "use_parallel_residual": False,
+            "intermediate_size": 80,
             "rope_parameters": rope | {"partial_rotary_factor": 1.0},
         },
         "llama": {"rms_norm_eps": 1e-5, "num_key_value_heads": 3, "rope_parameters": rope, "intermediate_size": 80},
-    }[name]  # fmt: skip
+    }[name]
     torch.manual_seed(3)
-    model = transformers.AutoModelForCausalLM.from_config(transformers.CONFIG_MAPPING[name](**(shape | config | fields)))
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.CONFIG_MAPPING[name](**(shape | config | fields))
+    )
     for parameter in model.parameters():
         parameter.data.normal_(std=0.2)
     return model.eval()
@@ -160,16 +163,35 @@ def tokenizer(tmp_path) -> Path:
     return tmp_path / "tokenizer"
 
 
-@pytest.mark.parametrize(("name", "fields"), [
-    ("gpt2", {}), ("gpt_neox", {"tie_word_embeddings": True}), ("gpt_neox", {}), ("llama", {"tie_word_embeddings": True}),
-    ("llama", {"attention_bias": True, "mlp_bias": True}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("gpt2", {}),
+        ("gpt_neox", {"tie_word_embeddings": True}),
+        ("gpt_neox", {}),
+        ("llama", {"tie_word_embeddings": True}),
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ],
+)
 def test_what_transformers_writes_is_read(tmp_path, tokenizer, name, fields):
     model = stranger(name, **fields)
     model.save_pretrained(tmp_path / "theirs", max_shard_size="100KB")
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
-    assert main(["convert", str(tmp_path / "theirs"), "-o", str(tmp_path / "run"), "--to", "megatron",
-                 "--tokenizer", str(tokenizer)]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "convert",
+                str(tmp_path / "theirs"),
+                "-o",
+                str(tmp_path / "run"),
+                "--to",
+                "megatron",
+                "--tokenizer",
+                str(tokenizer),
+            ]
+        )
+        == 0
+    )
     with torch.no_grad():
         torch.testing.assert_close(our_logits(tmp_path / "run", IDS), model(IDS).logits, rtol=0, atol=1e-5)
 
@@ -183,7 +205,7 @@ def test_an_output_layer_written_though_it_is_the_embedding(tmp_path, tokenizer)
     convert_to_megatron(tmp_path / "theirs", tmp_path / "run", tokenizer)
     tensors["lm_head.weight"][0, 0] += 1
     save_file(tensors, path)
-    with pytest.raises(ConfigError, match="besides its own, the tensor lm_head.weight"):
+    with pytest.raises(ConfigError, match=r"besides its own, the tensor lm_head.weight"):
         convert_to_megatron(tmp_path / "theirs", tmp_path / "other", tokenizer)
 
 
@@ -198,7 +220,9 @@ def test_half_precision(tmp_path, tokenizer, dtype):
     old, new = load_file(tmp_path / "theirs" / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
     assert {tensor.dtype for tensor in new.values()} == {torch.bfloat16 if dtype == torch.bfloat16 else torch.float32}
     assert_same(*({name: tensor.float() for name, tensor in tensors.items()} for tensors in (new, old)))
-    assert json.loads((tmp_path / "back" / "config.json").read_text())["dtype"] == str(next(iter(new.values())).dtype)[6:]
+    assert (
+        json.loads((tmp_path / "back" / "config.json").read_text())["dtype"] == str(next(iter(new.values())).dtype)[6:]
+    )
 
 
 def test_checkpoints_of_any_layout(tmp_path):
@@ -215,10 +239,15 @@ def test_checkpoints_of_any_layout(tmp_path):
     torch.testing.assert_close(logits, their_logits(tmp_path / "theirs", IDS), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [
-    (), ("train.bf16=true",), ("optimizer.use_distributed_optimizer=true",),
-    ("train.bf16=true", "optimizer.use_distributed_optimizer=true"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("train.bf16=true",),
+        ("optimizer.use_distributed_optimizer=true",),
+        ("train.bf16=true", "optimizer.use_distributed_optimizer=true"),
+    ],
+)
 def test_a_run_starts_from_weights_alone(tmp_path, options):
     """Before a step and after one of next to no length, the model computes what it was given."""
     run = random_model(tmp_path / "run")
@@ -248,7 +277,7 @@ def test_train_and_generate_take_a_converted_folder(tmp_path, capsys):
     metrics = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("more", "scratch")]
     losses = [json.loads(lines[0])["loss"] for lines in metrics]
     assert losses[0] > losses[1] + 0.5  # random weights of this size are far worse than fresh ones
-    with pytest.raises(ValueError, match="holds weights alone, .* start one from them with checkpoint.load="):
+    with pytest.raises(ValueError, match=r"holds weights alone, .* start one from them with checkpoint.load="):
         train(tiny_run(data, f"checkpoint.save={tmp_path / 'back'}", *model))
     assert main(["generate", "midi", str(tmp_path / "back"), "-o", str(tmp_path / "new")]) == 0
     assert "1 piece of 4 bars" in capsys.readouterr().out
@@ -258,7 +287,18 @@ def test_train_and_generate_take_a_converted_folder(tmp_path, capsys):
 def test_an_exported_model_says_what_it_is_and_everybody_can_read_it(tmp_path, capsys):
     data = tiny_dataset(tmp_path / "my data")
     run = tmp_path / "run"
-    assert train(tiny_run(data, f"checkpoint.save={run}", "train.train_iters=2", "train.global_batch_size=4", "train.micro_batch_size=4")) == DONE
+    assert (
+        train(
+            tiny_run(
+                data,
+                f"checkpoint.save={run}",
+                "train.train_iters=2",
+                "train.global_batch_size=4",
+                "train.micro_batch_size=4",
+            )
+        )
+        == DONE
+    )
     capsys.readouterr()
     assert main(["convert", str(run), "-o", str(tmp_path / "theirs"), "--to", "huggingface", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -266,18 +306,35 @@ def test_an_exported_model_says_what_it_is_and_everybody_can_read_it(tmp_path, c
     card = (tmp_path / "theirs" / "README.md").read_text()
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs")
     tokens = (data / "train.bin").stat().st_size // 2
-    values = {line["iteration"]: line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "valid_loss" in line}
+    values = {
+        line["iteration"]: line
+        for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        if "valid_loss" in line
+    }
     for line in (
-        "| class | GPTNeoXForCausalLM |", f"| parameters | {model.num_parameters():,} |", "| encoding | mmmtrack-1 |",
-        f"| my data | train | 60 | {tokens:,} |", "| steps | 2 of 2 |", "| samples | 8 |", f"| validation loss | {values[2]['valid_loss']:.4f} | 2 |",
-    ):  # fmt: skip
+        "| class | GPTNeoXForCausalLM |",
+        f"| parameters | {model.num_parameters():,} |",
+        "| encoding | mmmtrack-1 |",
+        f"| my data | train | 60 | {tokens:,} |",
+        "| steps | 2 of 2 |",
+        "| samples | 8 |",
+        f"| validation loss | {values[2]['valid_loss']:.4f} | 2 |",
+    ):
         assert line in card.splitlines(), line
     assert "AutoModelForCausalLM.from_pretrained" in card and "## Licence" in card
-    code = card.partition("```python\n")[2].partition("```")[0].replace('folder = "."', f"folder = {str(tmp_path / 'theirs')!r}")
-    exec(code.replace('"piece.mid"', repr(str(tmp_path / "piece.mid"))), {})  # the lines of the card as a reader copies them
+    code = (
+        card.partition("```python\n")[2]
+        .partition("```")[0]
+        .replace('folder = "."', f"folder = {str(tmp_path / 'theirs')!r}")
+    )
+    exec(
+        code.replace('"piece.mid"', repr(str(tmp_path / "piece.mid"))), {}
+    )  # the lines of the card as a reader copies them
     assert read_midi(tmp_path / "piece.mid").tracks
     pieces = transformers.pipeline("text-generation", model=str(tmp_path / "theirs"))
-    text = pieces("PIECE_START ", max_length=64, logits_processor=[GrammarLogits([Grammar(Encoding(), 64)])])[0]["generated_text"]
+    text = pieces("PIECE_START ", max_length=64, logits_processor=[GrammarLogits([Grammar(Encoding(), 64)])])[0][
+        "generated_text"
+    ]
     assert text.startswith("PIECE_START TRACK_START ")
     (tmp_path / "plain").touch()
     assert {path.stat().st_mode for path in (tmp_path / "theirs").iterdir()} == {(tmp_path / "plain").stat().st_mode}
@@ -340,15 +397,26 @@ def test_transformers_generates_under_our_grammar(tmp_path):
         GrammarLogits([Grammar(Encoding(), 200)])(torch.tensor([[v.PIECE_START, v.TRACK_END]]), torch.zeros(1, v.SIZE))
 
 
-@pytest.mark.parametrize(("fields", "said"), [
-    ({"normalization": "RMSNorm"}, "model.normalization=RMSNorm has no form in transformers; the nearest is "
-     "GPTNeoXForCausalLM, for which train one with model.normalization=LayerNorm"),
-    ({"swiglu": True}, "the nearest is GPTNeoXForCausalLM, for which train one with model.swiglu=false"),
-    ({"num_query_groups": 2}, "train one with model.num_query_groups=4"),
-    (LEARNED | GATED | {"add_bias_linear": False}, "the nearest is LlamaForCausalLM, for which train one with "
-     "model.position_embedding_type=rope"),
-    (LEARNED | {"add_bias_linear": False}, "is GPT2LMHeadModel, for which train one with model.add_bias_linear=true"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"normalization": "RMSNorm"},
+            "model.normalization=RMSNorm has no form in transformers; the nearest is "
+            "GPTNeoXForCausalLM, for which train one with model.normalization=LayerNorm",
+        ),
+        ({"swiglu": True}, "the nearest is GPTNeoXForCausalLM, for which train one with model.swiglu=false"),
+        ({"num_query_groups": 2}, "train one with model.num_query_groups=4"),
+        (
+            LEARNED | GATED | {"add_bias_linear": False},
+            "the nearest is LlamaForCausalLM, for which train one with model.position_embedding_type=rope",
+        ),
+        (
+            LEARNED | {"add_bias_linear": False},
+            "is GPT2LMHeadModel, for which train one with model.add_bias_linear=true",
+        ),
+    ],
+)
 def test_models_without_a_form(fields, said):
     with pytest.raises(ConfigError) as error:
         form_of(ModelConfig(size="tiny", **fields))
@@ -367,27 +435,46 @@ def written(tmp_path_factory) -> dict[str, Path]:
 ROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
 
 
-@pytest.mark.parametrize(("name", "change", "said"), [
-    ("gpt2", {"activation_function": "gelu_new"}, "has activation_function='gelu_new', where our layers have 'gelu'"),
-    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "has scale_attn_by_inverse_layer_idx=True"),
-    ("gpt2", {"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon=1e-06, where our layers have 1e-05; train a model with"),
-    ("gpt2", {"n_layer": "two"}, "cannot be read"),
-    ("gpt2", {"n_layer": 3}, "lacks the tensor transformer.h.2.attn.c_attn.bias; save the whole GPT2LMHeadModel again"),
-    ("gpt2", {"n_layer": 1}, "has, besides its own, the tensor transformer.h.1.attn.c_attn.bias"),
-    ("gpt2", {"n_inner": 64}, "transformer.h.0.mlp.c_fc.bias in .* is \\[192\\], and by its config.json \\[64\\]"),
-    ("gpt2", {"vocab_size": 50257}, "has vocab_size=50257, and the tokenizer 768"),
-    ("gpt2", {"model_type": "bloom"}, "is a model of the type 'bloom'; use gpt2, gpt_neox or llama"),
-    ("gpt2", {"model_type": ["gpt2"]}, "is a model of the type"),
-    ("gpt_neox", {"use_parallel_residual": True}, "has use_parallel_residual=True"),
-    ("gpt_neox", {"rope_parameters": ROPE | {"partial_rotary_factor": 0.25}}, "has partial_rotary_factor=0.25"),
-    ("gpt_neox", {"rope_parameters": ROPE | {"rope_theta": 0.5}}, "has rope_theta=0.5, where ours is a whole number"),
-    ("llama", {"rms_norm_eps": 1e-6}, "has rms_norm_eps=1e-06"),
-    ("llama", {"rope_parameters": ROPE | {"rope_type": "linear", "factor": 2.0}}, "has rope_type='linear'"),
-    ("llama", {"mlp_bias": True}, "has mlp_bias=True, where our layers have False"),
-    ("llama", {"head_dim": 16}, "has head_dim=16, where our layers have 8"),
-    ("llama", {"hidden_act": "gelu"}, "has hidden_act='gelu'"),
-    ("llama", {"quantization_config": {"quant_method": "fp8"}}, "is quantized"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        (
+            "gpt2",
+            {"activation_function": "gelu_new"},
+            "has activation_function='gelu_new', where our layers have 'gelu'",
+        ),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "has scale_attn_by_inverse_layer_idx=True"),
+        (
+            "gpt2",
+            {"layer_norm_epsilon": 1e-6},
+            "layer_norm_epsilon=1e-06, where our layers have 1e-05; train a model with",
+        ),
+        ("gpt2", {"n_layer": "two"}, "cannot be read"),
+        (
+            "gpt2",
+            {"n_layer": 3},
+            "lacks the tensor transformer.h.2.attn.c_attn.bias; save the whole GPT2LMHeadModel again",
+        ),
+        ("gpt2", {"n_layer": 1}, "has, besides its own, the tensor transformer.h.1.attn.c_attn.bias"),
+        ("gpt2", {"n_inner": 64}, "transformer.h.0.mlp.c_fc.bias in .* is \\[192\\], and by its config.json \\[64\\]"),
+        ("gpt2", {"vocab_size": 50257}, "has vocab_size=50257, and the tokenizer 768"),
+        ("gpt2", {"model_type": "bloom"}, "is a model of the type 'bloom'; use gpt2, gpt_neox or llama"),
+        ("gpt2", {"model_type": ["gpt2"]}, "is a model of the type"),
+        ("gpt_neox", {"use_parallel_residual": True}, "has use_parallel_residual=True"),
+        ("gpt_neox", {"rope_parameters": ROPE | {"partial_rotary_factor": 0.25}}, "has partial_rotary_factor=0.25"),
+        (
+            "gpt_neox",
+            {"rope_parameters": ROPE | {"rope_theta": 0.5}},
+            "has rope_theta=0.5, where ours is a whole number",
+        ),
+        ("llama", {"rms_norm_eps": 1e-6}, "has rms_norm_eps=1e-06"),
+        ("llama", {"rope_parameters": ROPE | {"rope_type": "linear", "factor": 2.0}}, "has rope_type='linear'"),
+        ("llama", {"mlp_bias": True}, "has mlp_bias=True, where our layers have False"),
+        ("llama", {"head_dim": 16}, "has head_dim=16, where our layers have 8"),
+        ("llama", {"hidden_act": "gelu"}, "has hidden_act='gelu'"),
+        ("llama", {"quantization_config": {"quant_method": "fp8"}}, "is quantized"),
+    ],
+)
 def test_strangers_models_that_are_none_of_ours(tmp_path, tokenizer, written, name, change, said):
     shutil.copytree(written[name], tmp_path / "theirs")
     path = tmp_path / "theirs" / "config.json"
@@ -416,17 +503,20 @@ def spoil_vocabulary(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
 
 
-@pytest.mark.parametrize(("spoil", "said"), [
-    (lambda folder: (folder / "model.safetensors").write_bytes(b"\x08" + bytes(7) + b"nonsense"), "cannot be read"),
-    (lambda folder: (folder / "model.safetensors").unlink(), "holds no model.safetensors"),
-    (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
-    (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
-    (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json cannot be read"),
-    (spoil_vocabulary, "tokenizer.json has other ids than the tokens of"),
-    (spoil_with_pickle, "pytorch_model.bin is a pickle, which may run any code; save the model as safetensors"),
-    (spoil_index, "names files outside of the folder"),
-    (spoil_type, "transformer.ln_f.bias in .* is of the type torch.int8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\x08" + bytes(7) + b"nonsense"), "cannot be read"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "holds no model.safetensors"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json cannot be read"),
+        (spoil_vocabulary, "tokenizer.json has other ids than the tokens of"),
+        (spoil_with_pickle, "pytorch_model.bin is a pickle, which may run any code; save the model as safetensors"),
+        (spoil_index, "names files outside of the folder"),
+        (spoil_type, "transformer.ln_f.bias in .* is of the type torch.int8"),
+    ],
+)
 def test_damaged_folders(tmp_path, tokenizer, written, spoil, said):
     shutil.copytree(written["gpt2"], tmp_path / "theirs")
     spoil(tmp_path / "theirs")
@@ -474,7 +564,7 @@ def test_a_tokenizer_alone(tmp_path, merged):
     assert {path.name: path.read_bytes() for path in merged.iterdir()} == {
         path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()
     }
-    with pytest.raises(ValueError, match="mmmtrack.json is missing"):
+    with pytest.raises(ValueError, match=r"mmmtrack.json is missing"):
         write_tokenizer(tmp_path / "other", tmp_path)
 
 
@@ -496,7 +586,7 @@ def test_the_example(tmp_path, monkeypatch, capsys):
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     data, out = tiny_dataset(tmp_path / "data"), tmp_path / "out"
-    options = "--size tiny --steps 8 --pieces 2 --lr 0.01".split()
+    options = ["--size", "tiny", "--steps", "8", "--pieces", "2", "--lr", "0.01"]
     monkeypatch.setattr("sys.argv", ["", str(data), str(out), *options])
     assert guarded(example.main) == 0, capsys.readouterr().err
     losses = json.loads((out / "losses.json").read_text())

@@ -31,8 +31,6 @@ PROMPTS = ["slow organ", "fast"]
 STEPS, GUIDANCE = 6, 3.0
 
 
-
-
 @pytest.fixture(scope="module")
 def run(published, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "run"
@@ -58,14 +56,21 @@ def pipeline_of(folder: Path):
             return torch.atan(torch.as_tensor(sigma)) * 2 / torch.pi
 
     scheduler = Quarter(
-        sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX, sigma_data=1.0, sigma_schedule="exponential", prediction_type="v_prediction"
+        sigma_min=SIGMA_MIN,
+        sigma_max=SIGMA_MAX,
+        sigma_data=1.0,
+        sigma_schedule="exponential",
+        prediction_type="v_prediction",
     )
     warnings.simplefilter("ignore")
     found = StableAudioPipeline(
-        AutoencoderOobleck.from_pretrained(folder / "vae"), T5EncoderModel.from_pretrained(folder / "text_encoder"),
+        AutoencoderOobleck.from_pretrained(folder / "vae"),
+        T5EncoderModel.from_pretrained(folder / "text_encoder"),
         StableAudioProjectionModel.from_pretrained(folder / "projection_model"),
-        AutoTokenizer.from_pretrained(folder / "tokenizer"), StableAudioDiTModel.from_pretrained(folder / "transformer"), scheduler,
-    )  # fmt: skip
+        AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        StableAudioDiTModel.from_pretrained(folder / "transformer"),
+        scheduler,
+    )
     found.set_progress_bar_config(disable=True)
     return found
 
@@ -75,9 +80,14 @@ def theirs(folder: Path, negative: str | None) -> np.ndarray:
     seconds = SIZE.latent_length * 256 / 16000
     with torch.no_grad():
         found = pipeline_of(folder)(
-            PROMPTS, negative_prompt=None if negative is None else [negative] * len(PROMPTS), audio_end_in_s=seconds,
-            num_inference_steps=STEPS, guidance_scale=GUIDANCE, latents=noise, output_type="np",
-        )  # fmt: skip
+            PROMPTS,
+            negative_prompt=None if negative is None else [negative] * len(PROMPTS),
+            audio_end_in_s=seconds,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            latents=noise,
+            output_type="np",
+        )
     return found.audios
 
 
@@ -115,7 +125,9 @@ def test_back_to_diffusers_changes_no_bit(published, run, tmp_path):
         name = f"{part}/diffusion_pytorch_model.safetensors"
         before, after = load_file(published / name), load_file(tmp_path / "back" / name)
         assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
-        first, last = (json.loads((folder / part / "config.json").read_text()) for folder in (published, tmp_path / "back"))
+        first, last = (
+            json.loads((folder / part / "config.json").read_text()) for folder in (published, tmp_path / "back")
+        )
         for config in (first, last):
             config.pop("_name_or_path", None)
         assert first == last
@@ -126,12 +138,20 @@ def test_training_goes_on_from_it(published, run, tmp_path):
 
     encoders, data = run / "iter_0000000" / "encoders", tmp_path / "data"
     options = LatentsOptions(
-        seconds=SIZE.latent_length * 256 / 16000, autoencoder=str(encoders / "autoencoder"), text_encoder=str(encoders / "text"),
+        seconds=SIZE.latent_length * 256 / 16000,
+        autoencoder=str(encoders / "autoencoder"),
+        text_encoder=str(encoders / "text"),
         min_seconds=0.1,
-    )  # fmt: skip
+    )
     build_latents(tiny_sounds(tmp_path / "sounds"), data, options)
-    changes = ("model.conditions=stable-audio", "flow.objective=v", "flow.ema_decay=0", "optimizer.weight_decay=0",
-               "train.train_iters=1", "optimizer.lr_decay_style=constant")  # fmt: skip
+    changes = (
+        "model.conditions=stable-audio",
+        "flow.objective=v",
+        "flow.ema_decay=0",
+        "optimizer.weight_decay=0",
+        "train.train_iters=1",
+        "optimizer.lr_decay_style=constant",
+    )
     for name, rate in (("still", 1e-30), ("moved", 1e-2)):
         folder = tmp_path / name
         train(flow_run(data, *changes, f"optimizer.lr={rate}", f"checkpoint.load={run}", f"checkpoint.save={folder}"))
@@ -145,15 +165,36 @@ def test_training_goes_on_from_it(published, run, tmp_path):
     ("damage", "sentence"),
     [
         (lambda folder: shutil.rmtree(folder / "vae"), "vae is missing"),
-        (lambda folder: (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}'), "is a FluxPipeline"),
-        (lambda folder: change(folder / "transformer" / "config.json", time_proj_dim=8), "with 8 features of time, as no size here does"),
-        (lambda folder: change(folder / "projection_model" / "config.json", max_value=90), "counts seconds from 0 to 90"),
-        (lambda folder: change(folder / "scheduler" / "scheduler_config.json", prediction_type="epsilon"), "says epsilon"),
-        (lambda folder: change(folder / "tokenizer" / "tokenizer_config.json", model_max_length=10**30), "model_max_length"),
+        (
+            lambda folder: (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}'),
+            "is a FluxPipeline",
+        ),
+        (
+            lambda folder: change(folder / "transformer" / "config.json", time_proj_dim=8),
+            "with 8 features of time, as no size here does",
+        ),
+        (
+            lambda folder: change(folder / "projection_model" / "config.json", max_value=90),
+            "counts seconds from 0 to 90",
+        ),
+        (
+            lambda folder: change(folder / "scheduler" / "scheduler_config.json", prediction_type="epsilon"),
+            "says epsilon",
+        ),
+        (
+            lambda folder: change(folder / "tokenizer" / "tokenizer_config.json", model_max_length=10**30),
+            "model_max_length",
+        ),
         (lambda folder: cut(folder / "transformer" / "diffusion_pytorch_model.safetensors"), "describes a model of"),
         (lambda folder: cut(folder / "vae" / "diffusion_pytorch_model.safetensors"), "holds no whole Oobleck"),
-        (lambda folder: (folder / "tokenizer" / "readme.txt").symlink_to(__file__), "readme.txt is a link that leads out of its folder"),
-        (lambda folder: change(folder / "vae" / "config.json", decoder_input_channels=4, encoder_hidden_size=8), "Oobleck"),
+        (
+            lambda folder: (folder / "tokenizer" / "readme.txt").symlink_to(__file__),
+            "readme.txt is a link that leads out of its folder",
+        ),
+        (
+            lambda folder: change(folder / "vae" / "config.json", decoder_input_channels=4, encoder_hidden_size=8),
+            "Oobleck",
+        ),
     ],
 )
 def test_what_is_no_whole_pipeline_is_refused(published, tmp_path, damage, sentence):

@@ -1,7 +1,7 @@
 """Megatron-Bridge on a machine without Transformer Engine: its modules, without the packages' ``__init__``.
 
-Bridge's ``__init__`` files import every model it knows, and those import Transformer Engine. Seeding the packages as bare
-folders lets each module that needs neither be imported as it is. For tests alone: never on a machine with a GPU.
+Bridge's ``__init__`` files import every model it knows, and those import Transformer Engine. Seeding the packages as
+bare folders lets each module that needs neither be imported as it is. For tests alone: never on a machine with a GPU.
 """
 
 import importlib
@@ -10,7 +10,7 @@ import types
 from pathlib import Path
 
 import megatron
-import megatron.core  # noqa: F401  first: it must find Transformer Engine missing
+import megatron.core
 
 PACKAGES = ("", ".models", ".models.conversion")
 PROVIDERS = {"GPTModelProvider": "gpt_provider", "T5ModelProvider": "t5_provider"}

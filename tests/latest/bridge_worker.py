@@ -1,6 +1,6 @@
 """The processes of test_bridge.py: both forms of the model in every layout of two processes.
 
-    torchrun --nproc_per_node 2 tests/latest/bridge_worker.py RESULTS
+torchrun --nproc_per_node 2 tests/latest/bridge_worker.py RESULTS
 """
 
 import json

@@ -1,7 +1,7 @@
 """The door of Megatron-Bridge, against its real classes.
 
-Without Transformer Engine a package of Bridge cannot be imported whole; bridge_import.py says what stands in. Bridge's training
-loop runs the page's script, on CPUs; nothing has run on a GPU.
+Without Transformer Engine a package of Bridge cannot be imported whole; bridge_import.py says what stands in. Bridge's
+training loop runs the page's script, on CPUs; nothing has run on a GPU.
 """
 
 import ast
@@ -27,9 +27,15 @@ from megatron_music.tokens import vocabulary
 WORKER = Path(__file__).parent / "bridge_worker.py"
 LAYOUTS = ("TP1", "TP2", "TP2 SP", "PP2")
 OTHER = ModelConfig(
-    size="tiny", num_query_groups=2, swiglu=True, add_bias_linear=False, normalization="RMSNorm",
-    position_embedding_type="learned_absolute", share_embeddings_and_output_weights=False, rotary_base=500,
-)  # fmt: skip
+    size="tiny",
+    num_query_groups=2,
+    swiglu=True,
+    add_bias_linear=False,
+    normalization="RMSNorm",
+    position_embedding_type="learned_absolute",
+    share_embeddings_and_output_weights=False,
+    rotary_base=500,
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
-"""The door of Megatron-LM, against the arguments, tokenizers and data of ``megatron.training`` in megatron-core's wheel.
+"""The door of Megatron-LM, against the arguments, tokenizers and data of ``megatron.training`` in megatron-core's
+wheel.
 
 ``pretrain_gpt.py`` itself is in no wheel: what it does with these arguments has not run here.
 """
@@ -38,19 +39,44 @@ def parsed(monkeypatch, arguments: list[str], world_size: int = 1):
 
 
 SAME = (
-    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "normalization",
-    "gated_linear_unit", "activation_func", "add_bias_linear", "attention_dropout", "hidden_dropout",
-    "tensor_model_parallel_size", "pipeline_model_parallel_size", "sequence_parallel", "params_dtype",
-    "calculate_per_token_loss", "init_method_std", "layernorm_epsilon",
-)  # fmt: skip
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "normalization",
+    "gated_linear_unit",
+    "activation_func",
+    "add_bias_linear",
+    "attention_dropout",
+    "hidden_dropout",
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "sequence_parallel",
+    "params_dtype",
+    "calculate_per_token_loss",
+    "init_method_std",
+    "layernorm_epsilon",
+)
 
 
-@pytest.mark.parametrize("overrides", [
-    [],
-    ["model.swiglu=true", "model.add_bias_linear=false", "model.normalization=RMSNorm", "model.num_query_groups=2",
-     "model.share_embeddings_and_output_weights=false", "parallel.tensor_model_parallel_size=2",
-     "parallel.sequence_parallel=true", "optimizer.use_distributed_optimizer=true", "data.reset_attention_mask=true"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        [
+            "model.swiglu=true",
+            "model.add_bias_linear=false",
+            "model.normalization=RMSNorm",
+            "model.num_query_groups=2",
+            "model.share_embeddings_and_output_weights=false",
+            "parallel.tensor_model_parallel_size=2",
+            "parallel.sequence_parallel=true",
+            "optimizer.use_distributed_optimizer=true",
+            "data.reset_attention_mask=true",
+        ],
+    ],
+)
 def test_megatron_lm_takes_the_arguments_for_our_model(monkeypatch, data, overrides):
     import torch
 
@@ -108,11 +134,16 @@ def test_its_tokenizer_has_our_ids_and_its_dataset_our_documents(monkeypatch, da
     tokenizer = build_tokenizer(arguments)
     assert (tokenizer.vocab_size, tokenizer.eod, tokenizer.pad) == (768, vocabulary.DOCUMENT_END, vocabulary.PAD)
     config = GPTDatasetConfig(
-        random_seed=1, sequence_length=64, blend_per_split=[([arguments.train_data_path[0]], None), None, None],
-        tokenizer=tokenizer, path_to_cache=arguments.data_cache_path, reset_position_ids=arguments.reset_position_ids,
-        reset_attention_mask=arguments.reset_attention_mask, eod_mask_loss=arguments.eod_mask_loss,
+        random_seed=1,
+        sequence_length=64,
+        blend_per_split=[([arguments.train_data_path[0]], None), None, None],
+        tokenizer=tokenizer,
+        path_to_cache=arguments.data_cache_path,
+        reset_position_ids=arguments.reset_position_ids,
+        reset_attention_mask=arguments.reset_attention_mask,
+        eod_mask_loss=arguments.eod_mask_loss,
         create_attention_mask=arguments.create_attention_mask_in_dataloader,
-    )  # fmt: skip
+    )
     train, _, _ = BlendedMegatronDatasetBuilder(GPTDataset, [8, 0, 0], lambda: True, config).build()
     for document in train.dataset[:10]:
         assert document[-1] == tokenizer.eod and (document[:-1] != tokenizer.eod).all()
@@ -138,7 +169,7 @@ def test_numbers_alone_cannot_end_a_document_of_merged_tokens_in_core_0_16(tmp_p
 
 
 def test_what_megatron_lm_has_no_flag_for_is_refused(data):
-    with pytest.raises(ConfigError, match="data.path is not set"):
+    with pytest.raises(ConfigError, match=r"data.path is not set"):
         pretrain_gpt_arguments(load_run("tiny"))
     with pytest.raises(ConfigError, match="names 2 folders"):
         pretrain_gpt_arguments(load_run("tiny", [f"data.path=[1.0, {data}, 2.0, {data}]"]))

@@ -1,7 +1,8 @@
 """The job scripts without Slurm: their text, and the commands they give to srun, pyxis and apptainer.
 
-Stand-ins on PATH record what they are called with and run the payload, each as the real one treats the environment: an image's
-ENV goes before the job's, but for what is handed in by name. No container runs here, and no Slurm: tests/slurm has that.
+Stand-ins on PATH record what they are called with and run the payload, each as the real one treats the environment: an
+image's ENV goes before the job's, but for what is handed in by name. No container runs here, and no Slurm: tests/slurm
+has that.
 """
 
 import json
@@ -56,7 +57,8 @@ else:  # apptainer
 os.execvp(payload[0], payload)
 """
 SHOW = (
-    'echo "$RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE|$MASTER_ADDR:$MASTER_PORT|$CUDA_DEVICE_MAX_CONNECTIONS|$HF_HUB_OFFLINE"'
+    'echo "$RANK $LOCAL_RANK $WORLD_SIZE '
+    '$LOCAL_WORLD_SIZE|$MASTER_ADDR:$MASTER_PORT|$CUDA_DEVICE_MAX_CONNECTIONS|$HF_HUB_OFFLINE"'
 )
 SEEN = "3 1 4 2|node1:10042|1|1"
 
@@ -73,17 +75,36 @@ def job(tmp_path):
 
     def run(lines: str, **variables: str):
         record.write_text("")
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "MEGATRON_MUSIC", "MASTER", "CUDA", "HF_"))}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("SLURM", "MEGATRON_MUSIC", "MASTER", "CUDA", "HF_"))
+        }
         environment = kept | {
-            "PATH": f"{stand_ins}:{os.environ['PATH']}", "RECORD": str(record), "SLURM_JOB_ID": "42", "SLURM_NTASKS": "4",
-            "SLURM_JOB_NODELIST": "node[1-1999]", "MEGATRON_MUSIC_ARCH": "hopper", "MEGATRON_MUSIC_VENV": sys.prefix,
+            "PATH": f"{stand_ins}:{os.environ['PATH']}",
+            "RECORD": str(record),
+            "SLURM_JOB_ID": "42",
+            "SLURM_NTASKS": "4",
+            "SLURM_JOB_NODELIST": "node[1-1999]",
+            "MEGATRON_MUSIC_ARCH": "hopper",
+            "MEGATRON_MUSIC_VENV": sys.prefix,
             "MEGATRON_MUSIC_LOGS": str(tmp_path / "logs"),
-        }  # fmt: skip
+        }
         script = f"set -euo pipefail\nsource launch/env.sh\n{lines}"
         done = subprocess.run(
-            ["bash", "-c", script], cwd=ROOT, env=environment | variables, capture_output=True, text=True, timeout=60, check=False
+            ["bash", "-c", script],
+            cwd=ROOT,
+            env=environment | variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
-        return done.stdout.strip() + done.stderr.strip(), done.returncode, [json.loads(line) for line in record.read_text().splitlines()]
+        return (
+            done.stdout.strip() + done.stderr.strip(),
+            done.returncode,
+            [json.loads(line) for line in record.read_text().splitlines()],
+        )
 
     return run
 
@@ -93,7 +114,9 @@ STEP = f"set_rendezvous; set_gpu_environment tiny {TENSOR}; set_offline; run_tas
 
 
 @pytest.mark.parametrize(
-    ("runtime", "image"), [("bare", ""), ("pyxis", "music.sqsh"), ("apptainer", "music.sif")], ids=lambda value: value or "-"
+    ("runtime", "image"),
+    [("bare", ""), ("pyxis", "music.sqsh"), ("apptainer", "music.sif")],
+    ids=lambda value: value or "-",
 )
 def test_each_runtime_hands_every_variable_to_the_tasks(job, runtime, image):
     said, status, called = job(STEP, MEGATRON_MUSIC_RUNTIME=runtime, MEGATRON_MUSIC_IMAGE=image)
@@ -111,20 +134,36 @@ def test_an_empty_environment_is_the_python_on_path(job, venv):
 
 def test_without_the_names_an_image_wins(job):
     """What a script that merely exports gets: the image's own settings, and an address that is not the batch host's."""
-    naive = f"export MASTER_ADDR=node1 MASTER_PORT=10042 CUDA_DEVICE_MAX_CONNECTIONS=1 HF_HUB_OFFLINE=1\nsrun --container-image=x bash -c '{SHOW}'"
+    naive = (
+        f"export MASTER_ADDR=node1 MASTER_PORT=10042 CUDA_DEVICE_MAX_CONNECTIONS=1 HF_HUB_OFFLINE=1\nsrun "
+        f"--container-image=x bash -c '{SHOW}'"
+    )
     said, _, _ = job(naive)
     assert said.endswith("|of-the-image:10042||0")
 
 
 def test_the_command_lines_of_containers(job):
     mounts = "/data:/data:ro,/runs:/runs"
-    _, _, called = job(STEP, MEGATRON_MUSIC_RUNTIME="pyxis", MEGATRON_MUSIC_IMAGE="nvcr.io#nvidia/nemo:26.06", MEGATRON_MUSIC_MOUNTS=mounts)
+    _, _, called = job(
+        STEP,
+        MEGATRON_MUSIC_RUNTIME="pyxis",
+        MEGATRON_MUSIC_IMAGE="nvcr.io#nvidia/nemo:26.06",
+        MEGATRON_MUSIC_MOUNTS=mounts,
+    )
     srun = called[-1]
-    assert {"--container-image=nvcr.io#nvidia/nemo:26.06", f"--container-mounts={mounts}", "--no-container-mount-home",
-            f"--container-workdir={ROOT}"} < set(srun)  # fmt: skip
+    assert {
+        "--container-image=nvcr.io#nvidia/nemo:26.06",
+        f"--container-mounts={mounts}",
+        "--no-container-mount-home",
+        f"--container-workdir={ROOT}",
+    } < set(srun)
     (names,) = [option.partition("=")[2].split(",") for option in srun if option.startswith("--container-env=")]
-    assert {"MASTER_ADDR", "MASTER_PORT", "CUDA_DEVICE_MAX_CONNECTIONS", "NCCL_NVLS_ENABLE", "HF_HUB_OFFLINE"} < set(names)
-    _, _, called = job(STEP, MEGATRON_MUSIC_RUNTIME="apptainer", MEGATRON_MUSIC_IMAGE="/images/music.sif", MEGATRON_MUSIC_MOUNTS=mounts)
+    assert {"MASTER_ADDR", "MASTER_PORT", "CUDA_DEVICE_MAX_CONNECTIONS", "NCCL_NVLS_ENABLE", "HF_HUB_OFFLINE"} < set(
+        names
+    )
+    _, _, called = job(
+        STEP, MEGATRON_MUSIC_RUNTIME="apptainer", MEGATRON_MUSIC_IMAGE="/images/music.sif", MEGATRON_MUSIC_MOUNTS=mounts
+    )
     assert called[-1][:8] == ["apptainer", "exec", "--nv", "--bind", mounts, "--pwd", str(ROOT), "/images/music.sif"]
 
 
@@ -133,9 +172,14 @@ def test_the_address_is_found_on_the_batch_host(job):
     assert said == "node1 33456" and called == [["scontrol", "show", "hostnames", "node[1-1999]"]]
 
 
-@pytest.mark.parametrize(("architecture", "connections"), [("volta", "1"), ("ampere", "1"), ("hopper", "1"), ("blackwell", "32"), ("none", "")])
+@pytest.mark.parametrize(
+    ("architecture", "connections"),
+    [("volta", "1"), ("ampere", "1"), ("hopper", "1"), ("blackwell", "32"), ("none", "")],
+)
 def test_settings_by_architecture(job, architecture, connections):
-    said, _, _ = job(f'set_gpu_environment {TENSOR}; echo "${{CUDA_DEVICE_MAX_CONNECTIONS:-}}"', MEGATRON_MUSIC_ARCH=architecture)
+    said, _, _ = job(
+        f'set_gpu_environment {TENSOR}; echo "${{CUDA_DEVICE_MAX_CONNECTIONS:-}}"', MEGATRON_MUSIC_ARCH=architecture
+    )
     assert said == connections
 
 
@@ -158,14 +202,19 @@ def test_one_queue_only_where_layers_are_split(job, tmp_path, arguments, is_spli
     (tmp_path / "split.yaml").write_text("parallel:\n  tensor_model_parallel_size: 4\n")
     (tmp_path / "whole.yaml").write_text("parallel:\n  tensor_model_parallel_size: 1\n")
     (tmp_path / "sweep").mkdir()
-    (tmp_path / "sweep" / "plan.json").write_text('{"rows": [{"settings": {"parallel.tensor_model_parallel_size": "2"}}]}')
+    (tmp_path / "sweep" / "plan.json").write_text(
+        '{"rows": [{"settings": {"parallel.tensor_model_parallel_size": "2"}}]}'
+    )
     lines = f'cd {tmp_path}; set_gpu_environment {arguments}; echo "${{CUDA_DEVICE_MAX_CONNECTIONS:-}}"'
     assert job(lines)[0] == ("1" if is_split else "")
     assert job(lines, CUDA_DEVICE_MAX_CONNECTIONS="16")[0] == "16"
 
 
 def test_no_setting_that_pytorch_warns_of(job):
-    show = 'set_gpu_environment; echo "${PYTORCH_ALLOC_CONF:-}|${PYTORCH_CUDA_ALLOC_CONF:-}|${TORCH_NCCL_AVOID_RECORD_STREAMS:-}"'
+    show = (
+        "set_gpu_environment; echo "
+        '"${PYTORCH_ALLOC_CONF:-}|${PYTORCH_CUDA_ALLOC_CONF:-}|${TORCH_NCCL_AVOID_RECORD_STREAMS:-}"'
+    )
     assert job(show)[0] == "expandable_segments:True||"
     assert job(show, PYTORCH_ALLOC_CONF="backend:native")[0] == "backend:native||"
     assert job(show, PYTORCH_CUDA_ALLOC_CONF="backend:native")[0] == "|backend:native|"
@@ -184,27 +233,47 @@ def test_a_percent_sign_in_the_folder_of_logs_is_one(job, tmp_path):
 
 
 def test_each_task_sees_all_gpus_of_its_node(job):
-    show = 'run_tasks -- bash -c \'echo "${SLURM_GPUS_PER_TASK:-none} ${SLURM_TRES_PER_TASK:-none} ${SLURM_GPU_BIND:-none}"\''
-    assert job(show, SLURM_GPUS_PER_TASK="1", SLURM_TRES_PER_TASK="gres/gpu=1", SLURM_GPU_BIND="per_task:1")[0] == "none none none"
+    show = (
+        "run_tasks -- bash -c 'echo \"${SLURM_GPUS_PER_TASK:-none} ${SLURM_TRES_PER_TASK:-none} "
+        "${SLURM_GPU_BIND:-none}\"'"
+    )
+    assert (
+        job(show, SLURM_GPUS_PER_TASK="1", SLURM_TRES_PER_TASK="gres/gpu=1", SLURM_GPU_BIND="per_task:1")[0]
+        == "none none none"
+    )
     assert job(show, SLURM_GPU_BIND="closest")[0] == "none none closest"
 
 
 @pytest.mark.parametrize(
     ("script", "variables", "missing"),
     [
-        ("train.sbatch tiny", {}, "SLURM_JOB_ID is not set: this is no Slurm job; submit it: sbatch launch/train.sbatch"),
+        (
+            "train.sbatch tiny",
+            {},
+            "SLURM_JOB_ID is not set: this is no Slurm job; submit it: sbatch launch/train.sbatch",
+        ),
         ("train.sbatch tiny", {"SLURM_JOB_ID": "3"}, "SLURM_JOB_NODELIST is not set"),
         ("generate.sbatch midi run", {}, "SLURM_JOB_ID is not set"),
         ("profile_nsys.sbatch tiny", {}, "SLURM_JOB_ID is not set"),
         ("merge_dataset.sbatch out", {}, "SLURM_JOB_ID is not set"),
-        ("build_shards.sbatch out", {"SLURM_JOB_ID": "3"}, "SLURM_ARRAY_TASK_ID is not set; submit this script as an array: sbatch --array=0-3"),
-        ("benchmark_sweep.sbatch sweep", {"SLURM_JOB_ID": "3"}, "SLURM_ARRAY_TASK_ID is not set; submit this script as an array"),
+        (
+            "build_shards.sbatch out",
+            {"SLURM_JOB_ID": "3"},
+            "SLURM_ARRAY_TASK_ID is not set; submit this script as an array: sbatch --array=0-3",
+        ),
+        (
+            "benchmark_sweep.sbatch sweep",
+            {"SLURM_JOB_ID": "3"},
+            "SLURM_ARRAY_TASK_ID is not set; submit this script as an array",
+        ),
     ],
 )
 def test_a_script_that_is_not_submitted_says_so(script, variables, missing):
     name, *arguments = script.split()
     kept = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
-    done = subprocess.run(["bash", LAUNCH / name, *arguments], cwd=ROOT, env=kept | variables, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["bash", LAUNCH / name, *arguments], cwd=ROOT, env=kept | variables, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2 and missing in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
@@ -212,21 +281,34 @@ def test_a_script_that_is_not_submitted_says_so(script, variables, missing):
 def test_a_python_without_the_package_plans_nothing(tmp_path, runtime):
     """One sentence in place of a traceback, in container modes too, and nothing is submitted."""
     (tmp_path / "bin").mkdir()
-    for name, lines in (("python", "echo No module named megatron_music >&2; exit 1"), ("sbatch", f"touch {tmp_path}/submitted")):
+    for name, lines in (
+        ("python", "echo No module named megatron_music >&2; exit 1"),
+        ("sbatch", f"touch {tmp_path}/submitted"),
+    ):
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{lines}\n")
         (tmp_path / "bin" / name).chmod(0o755)
-    environment = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "MEGATRON_MUSIC_VENV": "", "MEGATRON_MUSIC_RUNTIME": runtime}
+    environment = os.environ | {
+        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+        "MEGATRON_MUSIC_VENV": "",
+        "MEGATRON_MUSIC_RUNTIME": runtime,
+    }
     command = ["bash", LAUNCH / "build_dataset.sh", "2", tmp_path / "out", tmp_path]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "its python cannot import this package" in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2 and "its python cannot import this package" in done.stderr and done.stderr.count("\n") == 1
+    )
     assert not (tmp_path / "submitted").exists() and not (tmp_path / "out").exists()
 
 
 def test_shellcheck_finds_nothing():
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed")
-    scripts = [str(path.relative_to(ROOT)) for folder in ("launch", "ngc", "tests/slurm") for path in sorted((ROOT / folder).glob("*"))
-               if path.suffix in (".sh", ".sbatch")]  # fmt: skip
+    scripts = [
+        str(path.relative_to(ROOT))
+        for folder in ("launch", "ngc", "tests/slurm")
+        for path in sorted((ROOT / folder).glob("*"))
+        if path.suffix in (".sh", ".sbatch")
+    ]
     done = subprocess.run(["shellcheck", "-x", *scripts], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
@@ -246,13 +328,20 @@ def test_wrong_settings_are_one_sentence(job, lines, variables, sentence):
 
 
 def test_the_status_is_the_trainers_own_though_a_trap_ran(job):
-    """bash's `wait` comes back with 138 when a trapped signal arrives; the script's own loop waits for the 75 of the step."""
+    """bash's `wait` comes back with 138 when a trapped signal arrives; the script's own loop waits for the 75 of the
+    step.
+    """
     train = (LAUNCH / "train.sbatch").read_text()
     body = train[train.index("ended=") : train.index("# Preemption")]
-    step = "bash -c 'trap \"sleep 0.3; exit 75\" USR1; while :; do sleep 0.05; done' &\nstep=$!\n(sleep 0.5; kill -USR1 $$) &\n"
+    step = (
+        "bash -c 'trap \"sleep 0.3; exit 75\" USR1; while :; do sleep 0.05; done' &\nstep=$!\n(sleep 0.5; kill -USR1 "
+        "$$) &\n"
+    )
     careful, _, _ = job(f'{step}{body}\necho "status $status"')
     assert careful.endswith("status 75")
-    naive, _, _ = job(f'{step}trap \'kill -USR1 "$step"\' USR1\nstatus=0; wait "$step" || status=$?\necho "status $status"')
+    naive, _, _ = job(
+        f'{step}trap \'kill -USR1 "$step"\' USR1\nstatus=0; wait "$step" || status=$?\necho "status $status"'
+    )
     assert naive.endswith("status 138")
 
 
@@ -268,7 +357,11 @@ def test_nsys_profiles_the_chosen_ranks_alone(job, tmp_path, ranks, profiled):
     assert status == 0 and len(nsys) == (2 if profiled else 0), said
     command = "echo train tiny data.path=x checkpoint.save=null --profile-steps 10-12"
     if profiled:
-        assert {"--capture-range=cudaProfilerApi", "--cuda-graph-trace=node", f"--output={tmp_path}/logs/music-profile-42-rank3"} < set(nsys[0])
+        assert {
+            "--capture-range=cudaProfilerApi",
+            "--cuda-graph-trace=node",
+            f"--output={tmp_path}/logs/music-profile-42-rank3",
+        } < set(nsys[0])
         assert " ".join(nsys[0]).endswith(command) and nsys[1][1] == "export"
     else:
         assert said == command.removeprefix("echo ")
@@ -300,16 +393,29 @@ def test_no_task_goes_past_the_one_function():
     ("refused", "sentences"),
     [
         (1, ("sbatch refused the array; the plan is kept in {out}.building", "give the same command again")),
-        (2, ("sbatch refused the merge, and job 7 encodes; the plan is kept in {out}.building", "run sbatch launch/merge_dataset.sbatch {out}")),
+        (
+            2,
+            (
+                "sbatch refused the merge, and job 7 encodes; the plan is kept in {out}.building",
+                "run sbatch launch/merge_dataset.sbatch {out}",
+            ),
+        ),
     ],
 )
 def test_where_sbatch_refuses_a_job_the_plan_is_kept_and_how_to_go_on_is_said(tmp_path, refused, sentences):
     write_corpus(tmp_path / "midi")
     (tmp_path / "bin").mkdir()
-    count = f"echo x >> {tmp_path}/calls; [ $(wc -l < {tmp_path}/calls) -ne {refused} ] || {{ echo 'invalid account' >&2; exit 1; }}; echo 7"
+    count = (
+        f"echo x >> {tmp_path}/calls; [ $(wc -l < {tmp_path}/calls) -ne {refused} ] || {{ echo 'invalid account' >&2; "
+        f"exit 1; }}; echo 7"
+    )
     (tmp_path / "bin" / "sbatch").write_text(f"#!/bin/sh\n{count}\n")
     (tmp_path / "bin" / "sbatch").chmod(0o755)
-    environment = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "MEGATRON_MUSIC_VENV": sys.prefix, "MEGATRON_MUSIC_RUNTIME": "bare"}
+    environment = os.environ | {
+        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+        "MEGATRON_MUSIC_VENV": sys.prefix,
+        "MEGATRON_MUSIC_RUNTIME": "bare",
+    }
     command = ["bash", LAUNCH / "build_dataset.sh", "2", tmp_path / "out", tmp_path / "midi"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "invalid account" in done.stderr, done.stderr
@@ -332,10 +438,18 @@ sys.exit(entry.main(["launch", "-o", {str(tmp_path / "out")!r}]))
 """
     command = [sys.executable, "-c", code]
     short = subprocess.run(
-        command, capture_output=True, text=True, check=False, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
     )
     assert short.returncode == 1 and short.stderr.count("\n") == 1 and "Errno" not in short.stderr, short.stderr
-    assert "File too large" in short.stderr and str(tmp_path / "out") in short.stderr and "run the command again" in short.stderr
+    assert (
+        "File too large" in short.stderr
+        and str(tmp_path / "out") in short.stderr
+        and "run the command again" in short.stderr
+    )
     assert not (tmp_path / "out").exists()
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
     assert all((tmp_path / "out" / name).is_dir() for name in ("launch", "ngc", "examples"))

@@ -1,4 +1,6 @@
-"""The container's files: their text, and what they give to docker and enroot. Nothing was built and no container ran."""
+"""The container's files: their text, and what they give to docker and enroot. Nothing was built and no
+container ran.
+"""
 
 import json
 import os
@@ -43,7 +45,9 @@ def script(tmp_path):
     def run(name: str, *arguments: str, **variables: str):
         record.write_text("")
         environment = os.environ | {"PATH": f"{stand_ins}:{os.environ['PATH']}", "RECORD": str(record)} | variables
-        done = subprocess.run(["bash", NGC / name, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["bash", NGC / name, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
         return done.stderr, done.returncode, [json.loads(line) for line in record.read_text().splitlines()]
 
     return run
@@ -60,7 +64,9 @@ def test_jupyter_is_open_on_loopback_alone(script):
     assert status == 0 and "127.0.0.1:9999:9999" in called
     (page,) = [word.partition("=")[2] for word in called if word.startswith("--LabApp.default_url=")]
     assert (ROOT / page.removeprefix("/lab/tree/")).is_file(), "the address it prints leads to the notebook"
-    assert not any("token" in word or "password" in word for word in called), "Jupyter draws the token itself, at each start"
+    assert not any("token" in word or "password" in word for word in called), (
+        "Jupyter draws the token itself, at each start"
+    )
 
 
 @pytest.mark.parametrize("port", ["80; rm", "0099", "01024", "99999", "65536", "1023", "-8888", "8888 "])
@@ -94,9 +100,14 @@ def instructions() -> list[tuple[str, str]]:
 def test_the_image_is_built_as_root_and_runs_as_a_user_under_nvidias_entry_point():
     lines = instructions()
     names = [name for name, _ in lines]
-    assert lines[0] == ("ARG", "FROM_IMAGE_NAME=nvcr.io/nvidia/nemo:26.06") and lines[1] == ("FROM", "${FROM_IMAGE_NAME}")
+    assert lines[0] == ("ARG", "FROM_IMAGE_NAME=nvcr.io/nvidia/nemo:26.06") and lines[1] == (
+        "FROM",
+        "${FROM_IMAGE_NAME}",
+    )
     first_run, last_run = names.index("RUN"), len(names) - 1 - names[::-1].index("RUN")
-    assert [text for name, text in lines[:first_run] if name == "USER"] == ["0"], "root: some of NVIDIA's images end as a user"
+    assert [text for name, text in lines[:first_run] if name == "USER"] == ["0"], (
+        "root: some of NVIDIA's images end as a user"
+    )
     assert [text for name, text in lines[last_run:] if name == "USER"] == ["10001"]
     assert ("SHELL", '["/bin/bash", "-o", "pipefail", "-c"]') in lines[:first_run]
     assert dict(lines)["ENTRYPOINT"] == '["/opt/nvidia/nvidia_entrypoint.sh", "megatron-music"]'
@@ -105,7 +116,9 @@ def test_the_image_is_built_as_root_and_runs_as_a_user_under_nvidias_entry_point
 def test_nothing_is_installed_but_under_the_constraint_and_compared_afterwards():
     runs = [text for name, text in instructions() if name == "RUN"]
     installs = [line for text in runs for line in re.findall(r"pip install [^&|;}]*", text)]
-    assert installs and all("-c /image-constraints.txt" in line or line.split()[-1] == "/opt/megatron_music" for line in installs)
+    assert installs and all(
+        "-c /image-constraints.txt" in line or line.split()[-1] == "/opt/megatron_music" for line in installs
+    )
     assert not any(re.search(r"\btorch\b", line) for line in installs)
     (written,) = [place for place, text in enumerate(runs) if "kept_packages.py write /image-constraints.txt" in text]
     (checked,) = [place for place, text in enumerate(runs) if "kept_packages.py check /image-constraints.txt" in text]
@@ -114,12 +127,22 @@ def test_nothing_is_installed_but_under_the_constraint_and_compared_afterwards()
 
 
 # What an image of NVIDIA's has: torch from a file, megatron-core editable, of which `pip freeze` names no version.
-IMAGE = {"torch": "2.12.0a0+5aff3928d8.nv26.4", "megatron_core": "0.18.0", "transformer_engine": "2.16.0", "numpy": "1.26.4"}
+IMAGE = {
+    "torch": "2.12.0a0+5aff3928d8.nv26.4",
+    "megatron_core": "0.18.0",
+    "transformer_engine": "2.16.0",
+    "numpy": "1.26.4",
+}
 
 
 def write_metadata(folder: Path, name: str, version: str, *requirements: str) -> None:
     folder.mkdir(parents=True)
-    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {text}" for text in requirements)]
+    lines = [
+        "Metadata-Version: 2.1",
+        f"Name: {name}",
+        f"Version: {version}",
+        *(f"Requires-Dist: {text}" for text in requirements),
+    ]
     (folder / "METADATA").write_text("\n".join(lines) + "\n")
     (folder / "RECORD").write_text("")
     (folder / "WHEEL").write_text("Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
@@ -134,10 +157,16 @@ def image(tmp_path):
     for name, version in IMAGE.items():
         write_metadata(site / f"{name}-{version}.dist-info", name, version)
     for name in ("torch", "megatron_core"):
-        (site / f"{name}-{IMAGE[name]}.dist-info" / "direct_url.json").write_text('{"url": "file:///opt/x", "dir_info": {"editable": true}}')
+        (site / f"{name}-{IMAGE[name]}.dist-info" / "direct_url.json").write_text(
+            '{"url": "file:///opt/x", "dir_info": {"editable": true}}'
+        )
     index = tmp_path / "index"
     index.mkdir()
-    wheels = (("newcomer", "1.0", ["megatron-core>=0.19"]), ("megatron_core", "0.19.2", []), ("modest", "1.0", ["numpy", "torch"]))
+    wheels = (
+        ("newcomer", "1.0", ["megatron-core>=0.19"]),
+        ("megatron_core", "0.19.2", []),
+        ("modest", "1.0", ["numpy", "torch"]),
+    )
     for name, version, requirements in wheels:
         write_metadata(tmp_path / name / f"{name}-{version}.dist-info", name, version, *requirements)
         with zipfile.ZipFile(index / f"{name}-{version}-py3-none-any.whl", "w") as file:
@@ -146,7 +175,19 @@ def image(tmp_path):
 
     def run(*words):
         if words[0] == "pip":
-            words = (sys.executable, "-m", "pip", "--isolated", "--python", python, "install", "--no-index", "--find-links", index, *words[1:])
+            words = (
+                sys.executable,
+                "-m",
+                "pip",
+                "--isolated",
+                "--python",
+                python,
+                "install",
+                "--no-index",
+                "--find-links",
+                index,
+                *words[1:],
+            )
         else:
             words = (python, NGC / "kept_packages.py", *words)
         return subprocess.run(words, capture_output=True, text=True, check=False)
@@ -157,9 +198,13 @@ def image(tmp_path):
 def test_pip_cannot_replace_what_the_image_has(image, tmp_path):
     file = tmp_path / "constraints.txt"
     assert image("write", file).returncode == 0
-    assert file.read_text().splitlines() == [f"{name.replace('_', '-')}=={version}" for name, version in sorted(IMAGE.items())]
+    assert file.read_text().splitlines() == [
+        f"{name.replace('_', '-')}=={version}" for name, version in sorted(IMAGE.items())
+    ]
     done = image("pip", "-c", file, "newcomer")
-    assert done.returncode != 0 and "megatron-core" in done.stdout + done.stderr, "without the constraint it would be replaced"
+    assert done.returncode != 0 and "megatron-core" in done.stdout + done.stderr, (
+        "without the constraint it would be replaced"
+    )
     assert image("pip", "-c", file, "modest").returncode == 0, "what is content with the image's versions goes in"
     assert image("check", file).returncode == 0
 
@@ -186,7 +231,11 @@ def test_a_build_that_replaced_something_is_stopped_with_its_name(image, tmp_pat
 def test_the_image_has_what_the_package_needs():
     """The package goes in without its dependencies, so each is named in the file or is the image's own."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["train"], *project["optional-dependencies"]["corpus"]]
+    wanted = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["train"],
+        *project["optional-dependencies"]["corpus"],
+    ]
     for extra in ("fast", "bpe", "cluster", "huggingface", "audio", "notebook"):
         wanted += project["optional-dependencies"][extra]
     text = " ".join(text for name, text in instructions() if name == "RUN")
@@ -197,9 +246,18 @@ def test_the_image_has_what_the_package_needs():
 
 # Names and types as JobCreateRequest, JobRunPolicy, JobWorkspaceMountInfo and Env of NVIDIA's ngcsdk 4.37.0 have them.
 JOB = {
-    "name": str, "aceName": str, "aceInstance": str, "dockerImageName": str, "useImageEntryPoint": bool, "command": str, "envs": list,
-    "workspaceMounts": list, "resultContainerMountPoint": str, "replicaCount": int, "runPolicy": dict,
-}  # fmt: skip
+    "name": str,
+    "aceName": str,
+    "aceInstance": str,
+    "dockerImageName": str,
+    "useImageEntryPoint": bool,
+    "command": str,
+    "envs": list,
+    "workspaceMounts": list,
+    "resultContainerMountPoint": str,
+    "replicaCount": int,
+    "runPolicy": dict,
+}
 
 
 def test_the_job_of_base_command():
@@ -209,10 +267,16 @@ def test_the_job_of_base_command():
     assert re.fullmatch(r"[a-zA-Z\d][a-zA-Z\d\-. ,_]*", job["name"]) and 2 <= len(job["name"]) <= 128
     assert job["runPolicy"] == {"preemptClass": "RESUMABLE", "totalRuntimeSeconds": 86400} and job["replicaCount"] == 1
     (mount,) = job["workspaceMounts"]
-    assert mount.keys() == {"id", "containerMountPoint", "mountMode"} and all(env.keys() == {"name", "value"} for env in job["envs"])
+    assert mount.keys() == {"id", "containerMountPoint", "mountMode"} and all(
+        env.keys() == {"name", "value"} for env in job["envs"]
+    )
     place, words = job["command"].split(" && ")
     words = shlex.split(words)
-    assert place == f"cd {mount['containerMountPoint']}" and words[:2] == ["torchrun", "--nproc_per_node"] and words[3:6] == ["-m", "megatron_music", "train"]
+    assert (
+        place == f"cd {mount['containerMountPoint']}"
+        and words[:2] == ["torchrun", "--nproc_per_node"]
+        and words[3:6] == ["-m", "megatron_music", "train"]
+    )
     num_gpus = int(words[2])
     assert f".{num_gpus}.norm" in job["aceInstance"]
     run = load_run(words[6], words[7:])
@@ -225,5 +289,16 @@ def test_a_machine_without_the_tool_gets_a_sentence(tmp_path, name, missing):
     (tmp_path / "bin").mkdir()
     for tool in ("bash", "basename", "id", "rm"):
         (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
-    done = subprocess.run(["bash", NGC / name, "x.sqsh"], cwd=tmp_path, env={"PATH": f"{tmp_path}/bin"}, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and f"{name}: {missing} is not on this machine; " in done.stderr and done.stderr.count("\n") == 1
+    done = subprocess.run(
+        ["bash", NGC / name, "x.sqsh"],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (
+        done.returncode == 2
+        and f"{name}: {missing} is not on this machine; " in done.stderr
+        and done.stderr.count("\n") == 1
+    )

@@ -94,7 +94,15 @@ def test_megatron_finds_the_spec_by_name():
 
 
 def test_the_adapter_leaves_nothing_behind():
-    names = ("current_device", "device_count", "synchronize", "get_rng_state", "manual_seed", "Stream", "current_stream")
+    names = (
+        "current_device",
+        "device_count",
+        "synchronize",
+        "get_rng_state",
+        "manual_seed",
+        "Stream",
+        "current_stream",
+    )
     inside = {name: getattr(torch.cuda, name) for name in names}
     distributed.stop()
     outside = {name: getattr(torch.cuda, name) for name in names}

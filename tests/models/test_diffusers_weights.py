@@ -100,5 +100,5 @@ def test_a_model_refuses_weights_of_another(ours):
     weights = from_diffusers(SIZE, oracle().state_dict())
     with pytest.raises(ConfigError, match=r"for input_layer.weight, of which .* \[64, 8\], the weights have nothing"):
         load_weights(ours, {name: value for name, value in weights.items() if name != "input_layer.weight"})
-    with pytest.raises(ConfigError, match="too many, first decoder.layers.2"):
+    with pytest.raises(ConfigError, match=r"too many, first decoder.layers.2"):
         to_diffusers(SIZE, weights | {"decoder.layers.2.mlp.linear_fc2.bias": torch.zeros(64)})

@@ -146,7 +146,7 @@ def test_seconds_are_told_apart_and_kept_within_their_range():
 
 def test_a_size_without_room_for_seconds_is_refused():
     size = replace(DIT_SIZES["tiny"], global_size=20)
-    with pytest.raises(ConfigError, match="global_size is 20, where .* set it to 48"):
+    with pytest.raises(ConfigError, match=r"global_size is 20, where .* set it to 48"):
         build_conditioned_dit(size, ParallelConfig())
 
 

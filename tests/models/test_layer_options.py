@@ -1,4 +1,6 @@
-"""Classes of ours that megatron-core instantiates, under the arguments that its newest and its next version may pass."""
+"""Classes of ours that megatron-core instantiates, under the arguments that its newest and its next version may
+pass.
+"""
 
 import inspect
 import logging

@@ -50,7 +50,9 @@ def test_the_published_shape():
 def test_there_and_back_changes_no_bit():
     state = oracle().state_dict()
     theirs = from_diffusers_names(SIZE, state)
-    assert torch.equal(theirs["transformer.layers.1.self_attn.to_qkv.weight"][64:128], state["transformer_blocks.1.attn1.to_k.weight"])
+    assert torch.equal(
+        theirs["transformer.layers.1.self_attn.to_qkv.weight"][64:128], state["transformer_blocks.1.attn1.to_k.weight"]
+    )
     back = to_diffusers_names(SIZE, theirs)
     assert back.keys() == state.keys() and all(torch.equal(back[name], value) for name, value in state.items())
 
@@ -59,8 +61,14 @@ def test_there_and_back_changes_no_bit():
     ("damage", "sentence"),
     [
         (lambda state: state.pop("transformer.project_in.weight"), "project_in.weight is missing"),
-        (lambda state: state.update({"transformer.layers.0.self_attn.q_norm.weight": torch.zeros(1)}), "1 tensors are unknown, first"),
-        (lambda state: state.update({"transformer.layers.0.cross_attn.to_kv.weight": torch.zeros(2, 2)}), "which no DiT of this size has"),
+        (
+            lambda state: state.update({"transformer.layers.0.self_attn.q_norm.weight": torch.zeros(1)}),
+            "1 tensors are unknown, first",
+        ),
+        (
+            lambda state: state.update({"transformer.layers.0.cross_attn.to_kv.weight": torch.zeros(2, 2)}),
+            "which no DiT of this size has",
+        ),
     ],
 )
 def test_others_are_refused(damage, sentence):
@@ -76,7 +84,11 @@ def test_a_whole_checkpoint_has_its_parts():
     for name in ("seconds_start", "seconds_total"):
         place = f"conditioner.conditioners.{name}.embedder.embedding"
         width = SIZE.context_input_size
-        whole |= {f"{place}.0.weights": torch.randn(128), f"{place}.1.weight": torch.randn(width, 257), f"{place}.1.bias": torch.randn(width)}
+        whole |= {
+            f"{place}.0.weights": torch.randn(128),
+            f"{place}.1.weight": torch.randn(width, 257),
+            f"{place}.1.bias": torch.randn(width),
+        }
     whole["pretransform.model.encoder.layers.0.bias"] = torch.zeros(3)
     assert dit_of_checkpoint(whole).keys() == theirs.keys()
     seconds = seconds_of_checkpoint(SIZE, whole)
@@ -87,7 +99,7 @@ def test_a_whole_checkpoint_has_its_parts():
         distributed.stop()
     missing, unexpected = ours.load_state_dict(seconds, strict=False)
     assert not unexpected and all(name.startswith("music.") for name in missing)
-    with pytest.raises(ConfigError, match="the unknown part other.weight"):
+    with pytest.raises(ConfigError, match=r"the unknown part other.weight"):
         dit_of_checkpoint(whole | {"other.weight": torch.zeros(1)})
     with pytest.raises(ConfigError, match=r"nothing under model\.model\."):
         dit_of_checkpoint({})

@@ -73,16 +73,19 @@ def test_slices():
     assert len(slice_steps(score, 16, 32).tracks) == 2
 
 
-@pytest.mark.parametrize(("signatures", "stretches"), [
-    ([(0, 4, 4)], [(0, 128)]),
-    ([(0, 3, 4)], []),
-    ([(0, 1, 4)], []),
-    ([(0, 4, 4), (32, 4, 4)], [(0, 128)]),  # repeated on a bar line: nothing new
-    ([(0, 4, 4), (40, 4, 4)], [(0, 40), (40, 88)]),  # bars restart here
-    ([(0, 4, 4), (32, 3, 4), (56, 4, 4)], [(0, 32), (56, 72)]),
-    ([(32, 3, 4)], [(0, 32)]),  # MIDI begins in 4/4
-    ([(0, 4, 4), (0, 3, 4)], []),  # the last of two at one time
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("signatures", "stretches"),
+    [
+        ([(0, 4, 4)], [(0, 128)]),
+        ([(0, 3, 4)], []),
+        ([(0, 1, 4)], []),
+        ([(0, 4, 4), (32, 4, 4)], [(0, 128)]),  # repeated on a bar line: nothing new
+        ([(0, 4, 4), (40, 4, 4)], [(0, 40), (40, 88)]),  # bars restart here
+        ([(0, 4, 4), (32, 3, 4), (56, 4, 4)], [(0, 32), (56, 72)]),
+        ([(32, 3, 4)], [(0, 32)]),  # MIDI begins in 4/4
+        ([(0, 4, 4), (0, 3, 4)], []),  # the last of two at one time
+    ],
+)
 def test_the_stretches_in_four_four(signatures, stretches):
     notes = [Note(step, step + 4, 60) for step in range(0, 128, 4)]
     score = Score((Track(notes),), 4, tuple(TimeSignature(*s) for s in signatures))
@@ -91,14 +94,20 @@ def test_the_stretches_in_four_four(signatures, stretches):
     assert [stretch.num_notes for stretch in found] == [length // 4 for _, length in stretches]
 
 
-@pytest.mark.parametrize(("signatures", "stretches"), [
-    ([(0, 4, 4), (32, 3, 4), (56, 6, 8)], [[(0, 4, 4), (32, 3, 4), (56, 6, 8)]]),  # on bar lines: one stretch
-    ([(0, 4, 4), (30, 3, 4), (54, 4, 4)], [[(0, 4, 4)], [(0, 3, 4), (24, 4, 4)]]),  # inside a bar: another
-    ([(0, 7, 8), (28, 4, 4)], [[(0, 4, 4)]]),  # 7/8 is not wanted
-    ([(0, 3, 4), (24, 7, 8), (38, 3, 4)], [[(0, 3, 4)], [(0, 3, 4)]]),
-    ([(0, 3, 4), (24, 1, 4)], [[(0, 3, 4)]]),  # 1/4 is unknown: as if it were not there
-    ([(0, 1, 4), (8, 3, 4)], [[(0, 4, 4)], [(0, 3, 4)]]),  # ... so that the piece begins in 4/4, and 3/4 inside a bar
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("signatures", "stretches"),
+    [
+        ([(0, 4, 4), (32, 3, 4), (56, 6, 8)], [[(0, 4, 4), (32, 3, 4), (56, 6, 8)]]),  # on bar lines: one stretch
+        ([(0, 4, 4), (30, 3, 4), (54, 4, 4)], [[(0, 4, 4)], [(0, 3, 4), (24, 4, 4)]]),  # inside a bar: another
+        ([(0, 7, 8), (28, 4, 4)], [[(0, 4, 4)]]),  # 7/8 is not wanted
+        ([(0, 3, 4), (24, 7, 8), (38, 3, 4)], [[(0, 3, 4)], [(0, 3, 4)]]),
+        ([(0, 3, 4), (24, 1, 4)], [[(0, 3, 4)]]),  # 1/4 is unknown: as if it were not there
+        (
+            [(0, 1, 4), (8, 3, 4)],
+            [[(0, 4, 4)], [(0, 3, 4)]],
+        ),  # ... so that the piece begins in 4/4, and 3/4 inside a bar
+    ],
+)
 def test_the_stretches_in_several_meters(signatures, stretches):
     notes = [Note(step, step + 4, 60) for step in range(0, 128, 4)]
     score = Score((Track(notes),), 4, tuple(TimeSignature(*s) for s in signatures))
@@ -139,7 +148,7 @@ def test_tracks_compare_by_their_notes():
     first, second = tiny_score(), tiny_score()
     assert first == second and first.tracks[0] != first.tracks[1]
     assert Track([Note(4, 8, 60), Note(0, 4, 62)]) == Track([Note(0, 4, 62), Note(4, 8, 60)])
-    with pytest.raises(ValueError, match="General MIDI has 0..127"):
+    with pytest.raises(ValueError, match=r"General MIDI has 0..127"):
         Track(program=128)
     with pytest.raises(ValueError, match="voice is 'MEZZO'"):
         Track(voice="MEZZO")

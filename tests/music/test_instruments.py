@@ -21,14 +21,17 @@ from megatron_music.music.instruments import (
 from megatron_music.music.score import VOICE_NAMES, Note, Track
 
 
-@pytest.mark.parametrize(("typed", "values"), [
-    ("piano,bass,drums", ["0", "33", "DRUMS"]),
-    ("acoustic grand piano,Electric Bass (finger)", ["0", "33"]),
-    ("SOPRANO,alto,Tenor,bass", ["SOPRANO", "ALTO", "TENOR", "BASS"]),
-    ("piano,BASS", ["0", "BASS"]),
-    ("0, 40,DRUMS", ["0", "40", "DRUMS"]),
-    ("violin,flute,church organ", ["40", "73", "19"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("typed", "values"),
+    [
+        ("piano,bass,drums", ["0", "33", "DRUMS"]),
+        ("acoustic grand piano,Electric Bass (finger)", ["0", "33"]),
+        ("SOPRANO,alto,Tenor,bass", ["SOPRANO", "ALTO", "TENOR", "BASS"]),
+        ("piano,BASS", ["0", "BASS"]),
+        ("0, 40,DRUMS", ["0", "40", "DRUMS"]),
+        ("violin,flute,church organ", ["40", "73", "19"]),
+    ],
+)
 def test_names_families_voices_and_programs_are_taken(typed, values):
     assert read_instruments(typed.split(",")) == values
 
@@ -42,11 +45,16 @@ def test_a_misspelt_instrument_gets_the_nearest_name():
         read_instruments(["violn"])
 
 
-PAPERS = {"light": ("#ffffff", "#fbfaf7"), "dark": ("#14171c", "#1a1d22", "#1c2128")}  # of the pages that show these colours
+PAPERS = {
+    "light": ("#ffffff", "#fbfaf7"),
+    "dark": ("#14171c", "#1a1d22", "#1c2128"),
+}  # of the pages that show these colours
 PALETTES = {
-    ("light", "tracks"): TRACK_COLOURS, ("dark", "tracks"): DARK_TRACK_COLOURS,
-    ("light", "voices"): tuple(VOICE_COLOURS.values()), ("dark", "voices"): tuple(DARK_VOICE_COLOURS.values()),
-}  # fmt: skip
+    ("light", "tracks"): TRACK_COLOURS,
+    ("dark", "tracks"): DARK_TRACK_COLOURS,
+    ("light", "voices"): tuple(VOICE_COLOURS.values()),
+    ("dark", "voices"): tuple(DARK_VOICE_COLOURS.values()),
+}
 
 
 @pytest.mark.parametrize(("scheme", "of"), PALETTES)
@@ -67,16 +75,37 @@ def test_the_dark_scheme_has_a_colour_for_each_of_the_light_one():
     light = [*VOICE_COLOURS.values(), *TRACK_COLOURS]
     assert tuple(VOICE_COLOURS) == tuple(DARK_VOICE_COLOURS) == VOICE_NAMES
     assert [found["light"][css_colour(colour)[6:-1]] for colour in light] == light
-    assert [found["dark"][css_colour(colour)[6:-1]] for colour in light] == [*DARK_VOICE_COLOURS.values(), *DARK_TRACK_COLOURS]
+    assert [found["dark"][css_colour(colour)[6:-1]] for colour in light] == [
+        *DARK_VOICE_COLOURS.values(),
+        *DARK_TRACK_COLOURS,
+    ]
 
 
 def test_a_track_without_a_name_is_called_by_its_instrument_and_no_two_are_called_alike():
     note = [Note(0, 4, 60)]
-    tracks = [Track(note, 0), Track(note, 40, name="Lead"), Track(note, 40), Track(note, 0), Track(note, is_drum=True),
-              Track(note, voice="ALTO", name="x"), Track(note, 0, name="  "), Track(note, 0, name="Grand piano 1"),
-              Track(note, 0, name="a\nb")]  # fmt: skip
+    tracks = [
+        Track(note, 0),
+        Track(note, 40, name="Lead"),
+        Track(note, 40),
+        Track(note, 0),
+        Track(note, is_drum=True),
+        Track(note, voice="ALTO", name="x"),
+        Track(note, 0, name="  "),
+        Track(note, 0, name="Grand piano 1"),
+        Track(note, 0, name="a\nb"),
+    ]
     labels = track_labels(tracks)
-    assert labels == ["Grand piano 2", "Lead", "Violin", "Grand piano 3", "Drums", "Alto", "Grand piano 4", "Grand piano 1", r"a\nb"]
+    assert labels == [
+        "Grand piano 2",
+        "Lead",
+        "Violin",
+        "Grand piano 3",
+        "Drums",
+        "Alto",
+        "Grand piano 4",
+        "Grand piano 1",
+        r"a\nb",
+    ]
     assert track_labels(tracks[:2]) == ["Grand piano", "Lead"]
 
 

@@ -83,27 +83,32 @@ def test_our_reader_and_miditoolkit_read_the_same_notes(tmp_path, score):
 
 def test_tempo_and_meter_survive(tmp_path):
     score = Score(
-        (Track([Note(0, 480, 60, 80)], program=3, name="Piano"),), 480,
-        (TimeSignature(0, 3, 4), TimeSignature(1440, 4, 4)), (Tempo(0, 90.0),),
-    )  # fmt: skip
+        (Track([Note(0, 480, 60, 80)], program=3, name="Piano"),),
+        480,
+        (TimeSignature(0, 3, 4), TimeSignature(1440, 4, 4)),
+        (Tempo(0, 90.0),),
+    )
     write_midi(score, tmp_path / "x.mid")
     read = read_midi(tmp_path / "x.mid")
     assert read.time_signatures == score.time_signatures and read.tracks == score.tracks
     assert read.tempos[0].quarters_per_minute == pytest.approx(90, abs=0.01)
 
 
-@pytest.mark.parametrize(("content", "sentence"), [
-    (b"", "is empty"),
-    (b"RIFF" + bytes(40), "is no MIDI file"),
-    (b"not music at all, just text in a file", "is no MIDI file"),
-    (midi_bytes(NOTE, division=0), "0 ticks in a quarter"),
-    (midi_bytes(NOTE, division=0xE728), "SMPTE"),
-    (midi_bytes(b"\x00\xff\x58\x04\x00\x02\x18\x08", NOTE), "the meter 0/4"),
-    (midi_bytes(b"\x00\xff\x58\x04\x04\xff\x18\x08", NOTE), "the meter 4/0"),
-    (midi_bytes(), "has no notes"),
-    (midi_bytes(b"\xff\xff\xff\x7f\x90\x3c\x50", b"\x60\x80\x3c\x00"), "in which no note begins: a damaged time"),
-    (midi_bytes(NOTE)[:30], "is damaged|has no notes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "is empty"),
+        (b"RIFF" + bytes(40), "is no MIDI file"),
+        (b"not music at all, just text in a file", "is no MIDI file"),
+        (midi_bytes(NOTE, division=0), "0 ticks in a quarter"),
+        (midi_bytes(NOTE, division=0xE728), "SMPTE"),
+        (midi_bytes(b"\x00\xff\x58\x04\x00\x02\x18\x08", NOTE), "the meter 0/4"),
+        (midi_bytes(b"\x00\xff\x58\x04\x04\xff\x18\x08", NOTE), "the meter 4/0"),
+        (midi_bytes(), "has no notes"),
+        (midi_bytes(b"\xff\xff\xff\x7f\x90\x3c\x50", b"\x60\x80\x3c\x00"), "in which no note begins: a damaged time"),
+        (midi_bytes(NOTE)[:30], "is damaged|has no notes"),
+    ],
+)
 def test_what_is_no_music_is_refused_with_a_reason(tmp_path, content, sentence):
     path = tmp_path / "bad.mid"
     path.write_bytes(content)
@@ -113,7 +118,7 @@ def test_what_is_no_music_is_refused_with_a_reason(tmp_path, content, sentence):
 
 
 def test_a_missing_file_is_named():
-    with pytest.raises(MidiError, match="nowhere.mid cannot be read"):
+    with pytest.raises(MidiError, match=r"nowhere.mid cannot be read"):
         read_midi("nowhere.mid")
 
 
@@ -138,8 +143,10 @@ def test_voices_are_named_by_order_or_by_name():
     unnamed = tuple(Track(track.notes, 0) for track in tiny_score().tracks)
     assert [t.voice for t in name_voices(Score(unnamed, 4)).tracks] == ["SOPRANO", "ALTO", "TENOR", "BASS"]
     assert [t.voice for t in name_voices(Score(unnamed[::-1], 4)).tracks] == [""] * 4
-    mixed = tuple(Track(t.notes, n, name=name) for n, (t, name) in enumerate(
-        zip(unnamed, ("Bass", "Alto ", "tenor", "SOPRANO"), strict=True)))  # fmt: skip
+    mixed = tuple(
+        Track(t.notes, n, name=name)
+        for n, (t, name) in enumerate(zip(unnamed, ("Bass", "Alto ", "tenor", "SOPRANO"), strict=True))
+    )
     assert [t.voice for t in name_voices(Score(mixed, 4)).tracks] == ["BASS", "ALTO", "TENOR", "SOPRANO"]
     chords = (*unnamed[:3], Track([Note(0, 8, 40), Note(4, 12, 43)]))
     assert [t.voice for t in name_voices(Score(chords, 4)).tracks] == [""] * 4
@@ -157,9 +164,18 @@ def programs_by_channel(content: bytes) -> dict[tuple[int, int], set[int]]:
     return found
 
 
-@pytest.mark.parametrize("programs", [
-    range(19), [*range(15)], [*range(16)], [0] * 40, [0, 1, 2] * 10, [*range(128)], [5] * 14 + [6, 7],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "programs",
+    [
+        range(19),
+        [*range(15)],
+        [*range(16)],
+        [0] * 40,
+        [0, 1, 2] * 10,
+        [*range(128)],
+        [5] * 14 + [6, 7],
+    ],
+)
 def test_no_channel_of_a_port_plays_two_programs(programs, tmp_path):
     tracks = [Track([Note(480 * n, 480 * n + 480, 60, 80)], program) for n, program in enumerate(programs)]
     drums = Track([Note(0, 480, 36, 80)], is_drum=True)

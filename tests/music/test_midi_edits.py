@@ -91,8 +91,10 @@ def test_notes_are_added_and_all_else_stays(content, data):
     number = data.draw(st.sampled_from([number for number, track in enumerate(score.tracks) if len(track)]))
     free = st.builds(
         lambda start, length, pitch: Note(start, start + length, pitch, 99),
-        st.integers(0, score.length_steps + 500), st.integers(1, 600), st.integers(60, 63),
-    )  # fmt: skip
+        st.integers(0, score.length_steps + 500),
+        st.integers(1, 600),
+        st.integers(60, 63),
+    )
     new, busy = [], {}
     for note in sorted(data.draw(st.lists(free, max_size=8))):  # as a model writes: never two at a time on a pitch
         if note.start_step >= busy.get(note.pitch, 0):
@@ -131,7 +133,7 @@ def test_a_note_keeps_its_program_where_the_channel_has_changed_to_another():
 def test_a_program_that_another_track_gives_a_channel_is_kept():
     content = smf(b"\x00\xc1\x28" + END, b"\x00\x91\x3c\x50\x60\x81\x3c\x00" + END)
     score = read_midi(content)
-    sounding = [number for number, track in enumerate(score.tracks) if len(track)][0]
+    sounding = next(number for number, track in enumerate(score.tracks) if len(track))
     after = with_notes(score, sounding, [*score.tracks[sounding], Note(96, 192, 62, 80)])
     written = written_into(read_events(content), score, after).to_bytes()
     assert [event for event in events_of(written)[1] if event[1][0] >> 4 == 12] == []
@@ -160,9 +162,11 @@ def test_pedals_are_lifted_and_bends_centred_where_something_is_appended():
     score = read_midi(content)
     written = events_of(written_into(read_events(content), score, score, release_at=200).to_bytes())
     more = [Counter(now) - Counter(before) for now, before in zip(written, events_of(content), strict=True)]
-    assert sorted(more[0]) == [
-        (200, b"\xb0\x40\x00"), (200, b"\xb0\x42\x00"), (200, b"\xe0\x00\x40"), (192 + 480, b"\xb0\x40\x00")
-    ] and not more[1]  # fmt: skip
+    assert (
+        sorted(more[0])
+        == [(200, b"\xb0\x40\x00"), (200, b"\xb0\x42\x00"), (200, b"\xe0\x00\x40"), (192 + 480, b"\xb0\x40\x00")]
+        and not more[1]
+    )
     assert written[0][-1] == (192 + 480, b"\xb0\x40\x00")  # the pedal that comes later is lifted after it
 
 
@@ -170,7 +174,11 @@ def test_meters_are_added_and_the_tracks_last_as_long_as_the_piece():
     content = smf(NOTES + END)
     score = read_midi(content)
     notes = [*score.tracks[0], Note(960, 1000, 60, 90)]
-    after = replace(with_notes(score, 0, notes), time_signatures=(*score.time_signatures, TimeSignature(960, 6, 8)), length_steps=3000)
+    after = replace(
+        with_notes(score, 0, notes),
+        time_signatures=(*score.time_signatures, TimeSignature(960, 6, 8)),
+        length_steps=3000,
+    )
     midi = written_into(read_events(content), score, after)
     assert (960, b"\xff\x58\x04\x06\x03\x18\x08") in events_of(midi.to_bytes())[0] and midi.tracks[0].end.tick == 3000
 
@@ -183,5 +191,7 @@ def test_a_score_of_another_file_is_refused():
 
 def test_a_file_of_format_2_is_refused():
     score = read_midi(smf(NOTES + END, form=2))
-    with pytest.raises(ValueError, match="the file is of format 2, whose patterns follow one another; export it as format 1"):
+    with pytest.raises(
+        ValueError, match="the file is of format 2, whose patterns follow one another; export it as format 1"
+    ):
         written_into(read_events(smf(NOTES + END, form=2)), score, score)

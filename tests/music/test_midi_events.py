@@ -33,8 +33,11 @@ def test_running_status_goes_on_across_a_packet_and_a_meta_event():
     running = b"\x00\x90\x3c\x50\x60\x3c\x00" + b"\x00\xf0\x01\xf7\x00\x3e\x50" + b"\x00\xff\x01\x00\x30\x3e\x00"
     (track,) = read_events(smf(running + END)).tracks
     assert [(tick, message) for tick, message in track.events if message[0] == 0x90] == [
-        (0, b"\x90\x3c\x50"), (0x60, b"\x90\x3c\x00"), (0x60, b"\x90\x3e\x50"), (0x90, b"\x90\x3e\x00")
-    ]  # fmt: skip
+        (0, b"\x90\x3c\x50"),
+        (0x60, b"\x90\x3c\x00"),
+        (0x60, b"\x90\x3e\x50"),
+        (0x90, b"\x90\x3e\x00"),
+    ]
 
 
 def test_bytes_after_the_end_of_a_track_and_of_the_file_stay():
@@ -47,7 +50,9 @@ def test_bytes_after_the_end_of_a_track_and_of_the_file_stay():
 
 def test_chunks_of_other_kinds_and_a_long_header_stay():
     head, track = smf(NOTE + END)[:14], smf(NOTE + END)[14:]
-    content = b"MThd\x00\x00\x00\x08" + head[8:] + b"\x01\x02" + b"XFIH\x00\x00\x00\x03abc" + track + b"XFKM\x00\x00\x00\x00"
+    content = (
+        b"MThd\x00\x00\x00\x08" + head[8:] + b"\x01\x02" + b"XFIH\x00\x00\x00\x03abc" + track + b"XFKM\x00\x00\x00\x00"
+    )
     midi = read_events(content)
     assert midi.chunks[0] == OtherChunk(b"XFIH", b"abc") and len(midi.tracks) == 1
     assert midi.to_bytes() == content == rewritten(content)
@@ -76,13 +81,16 @@ def test_a_path_is_read(tmp_path):
     assert read_events(tmp_path / "x.mid") == read_events(smf(NOTE + END))
 
 
-@pytest.mark.parametrize(("content", "sentence"), [
-    (b"", "not a MIDI file"),
-    (b"RIFF\x10\x00\x00\x00RMIDdata", "not a MIDI file"),
-    (smf(NOTE + END, NOTE + b"\x00\x90\x3c"), "track chunk 2 of the file breaks off inside an event"),
-    (smf(b"\x00\xff\x01\x10abc"), "breaks off inside an event"),
-    (smf(b"\x00\x3c\x50"), "track chunk 1 of the file is damaged .byte 1 is data without a status"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "not a MIDI file"),
+        (b"RIFF\x10\x00\x00\x00RMIDdata", "not a MIDI file"),
+        (smf(NOTE + END, NOTE + b"\x00\x90\x3c"), "track chunk 2 of the file breaks off inside an event"),
+        (smf(b"\x00\xff\x01\x10abc"), "breaks off inside an event"),
+        (smf(b"\x00\x3c\x50"), "track chunk 1 of the file is damaged .byte 1 is data without a status"),
+    ],
+)
 def test_what_is_damaged_is_refused_with_its_place(content, sentence):
     with pytest.raises(ValueError, match=sentence):
         read_events(content)

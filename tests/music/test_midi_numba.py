@@ -1,4 +1,6 @@
-"""The compiled loop, the same loop as Python and array arithmetic read the same, and refuse the same; other rules of reading."""
+"""The compiled loop, the same loop as Python and array arithmetic read the same, and refuse the same; other rules of
+reading.
+"""
 
 import struct
 from functools import partial
@@ -13,7 +15,9 @@ from tiny import scores, tiny_score
 from megatron_music.music import midi, midi_tables
 from megatron_music.music.score import Score, Track
 
-compiled_midi = pytest.importorskip("megatron_music.music.midi_numba", reason="numba is not installed: the extra `fast`")
+compiled_midi = pytest.importorskip(
+    "megatron_music.music.midi_numba", reason="numba is not installed: the extra `fast`"
+)
 
 END = b"\x00\xff\x2f\x00"
 
@@ -65,16 +69,53 @@ def quantities(draw) -> bytes:
 
 
 KEYS, FORCE, CHANNELS = st.integers(58, 61), st.sampled_from([0, 0, 1, 64, 127]), st.sampled_from([0, 0, 1, 9, 15])
-META = st.sampled_from([
-    b"\xff\x51\x03\x07\xa1\x20", b"\xff\x51\x03\x05\x00\x01", b"\xff\x58\x04\x03\x02\x18\x08", b"\xff\x58\x04\x06\x03\x18\x08",
-    b"\xff\x03\x04Alto", b"\xff\x03\x00", b"\xff\x01\x02hi", b"\xff\x59\x02\x00\x00", b"\xff\x21\x01\x00", b"\xff\x7f\x03\x00\x01\x41",
-    b"\xf0\x05\x7e\x7f\x09\x01\xf7", b"\xf7\x02\x01\x41", b"\xb0\x40\x7f", b"\xb0\x40\x00", b"\xb1\x40\x50", b"\xff\x06\x01A", b"\xff\x05\x02la", b"\xff\x05\x01\xe9", b"\xff\x03\x03\xc3\xa9\x00", b"\xff\x54\x05\x00\x00\x00\x00\x00",
-])  # fmt: skip
-ODD = st.sampled_from([
-    b"\xff\x05\x00", b"\xff\x03\x02\xe9a", b"\xff\x03\x03\xed\xa0\x80", b"\xff\x51\x03\x00\x00\x00", b"\xff\x51\x02\x07\xa1", b"\xff\x58\x04\x00\x02\x18\x08",
-    b"\xff\x58\x04\x04\x09\x18\x08", b"\xff\x58\x01\x04", b"\xf7\x01\x00", b"\xf8", b"\x90\x3c\x90", b"\x90\xbc\x40", b"\xb0\x07\x80",
-    b"\xc0\x80", b"\x3c\x40", END[1:], b"\xff\x03\x60", b"\xe0\x00\x80", b"\xd0\x90",
-])  # fmt: skip
+META = st.sampled_from(
+    [
+        b"\xff\x51\x03\x07\xa1\x20",
+        b"\xff\x51\x03\x05\x00\x01",
+        b"\xff\x58\x04\x03\x02\x18\x08",
+        b"\xff\x58\x04\x06\x03\x18\x08",
+        b"\xff\x03\x04Alto",
+        b"\xff\x03\x00",
+        b"\xff\x01\x02hi",
+        b"\xff\x59\x02\x00\x00",
+        b"\xff\x21\x01\x00",
+        b"\xff\x7f\x03\x00\x01\x41",
+        b"\xf0\x05\x7e\x7f\x09\x01\xf7",
+        b"\xf7\x02\x01\x41",
+        b"\xb0\x40\x7f",
+        b"\xb0\x40\x00",
+        b"\xb1\x40\x50",
+        b"\xff\x06\x01A",
+        b"\xff\x05\x02la",
+        b"\xff\x05\x01\xe9",
+        b"\xff\x03\x03\xc3\xa9\x00",
+        b"\xff\x54\x05\x00\x00\x00\x00\x00",
+    ]
+)
+ODD = st.sampled_from(
+    [
+        b"\xff\x05\x00",
+        b"\xff\x03\x02\xe9a",
+        b"\xff\x03\x03\xed\xa0\x80",
+        b"\xff\x51\x03\x00\x00\x00",
+        b"\xff\x51\x02\x07\xa1",
+        b"\xff\x58\x04\x00\x02\x18\x08",
+        b"\xff\x58\x04\x04\x09\x18\x08",
+        b"\xff\x58\x01\x04",
+        b"\xf7\x01\x00",
+        b"\xf8",
+        b"\x90\x3c\x90",
+        b"\x90\xbc\x40",
+        b"\xb0\x07\x80",
+        b"\xc0\x80",
+        b"\x3c\x40",
+        END[1:],
+        b"\xff\x03\x60",
+        b"\xe0\x00\x80",
+        b"\xd0\x90",
+    ]
+)
 
 
 @st.composite
@@ -119,14 +160,24 @@ def test_damaged_files_are_refused_alike_by_both(tmp_path):
 
 
 def test_the_oldest_note_of_a_key_ends_first():
-    chunk = b"\x00\x90\x3c\x50" + b"\x0a\x90\x3c\x51" + b"\x0a\x80\x3c\x00" + b"\x0a\x80\x3c\x00" + b"\x00\x80\x3c\x00" + END
+    chunk = (
+        b"\x00\x90\x3c\x50"
+        + b"\x0a\x90\x3c\x51"
+        + b"\x0a\x80\x3c\x00"
+        + b"\x0a\x80\x3c\x00"
+        + b"\x00\x80\x3c\x00"
+        + END
+    )
     assert [tuple(note) for note in both(smf(chunk)).tracks[0]] == [(0, 20, 60, 80), (10, 30, 60, 81)]
 
 
 def test_a_note_across_a_change_of_program_stays_with_the_first():
     chunk = b"\x00\xc0\x05\x00\x90\x3c\x50\x0a\xc0\x02\x0a\x80\x3c\x00\x00\x90\x3c\x50\x0a\x80\x3c\x00" + END
     score = both(smf(chunk))
-    assert [(track.program, track.notes.tolist()) for track in score.tracks] == [(2, [[20, 30, 60, 80]]), (5, [[0, 20, 60, 80]])]
+    assert [(track.program, track.notes.tolist()) for track in score.tracks] == [
+        (2, [[20, 30, 60, 80]]),
+        (5, [[0, 20, 60, 80]]),
+    ]
 
 
 def test_lyrics_and_notes_without_an_end_make_no_track():
@@ -140,7 +191,9 @@ def test_lyrics_and_notes_without_an_end_make_no_track():
 
 @pytest.mark.parametrize("count", [2, 20, 60])
 def test_many_events_at_one_time_keep_the_files_order(count):
-    tempos = b"".join(b"\x00\xff\x51\x03" + struct.pack(">I", 400_000 + 7919 * number % 101 * 1000)[1:] for number in range(count))
+    tempos = b"".join(
+        b"\x00\xff\x51\x03" + struct.pack(">I", 400_000 + 7919 * number % 101 * 1000)[1:] for number in range(count)
+    )
     score = both(smf(tempos + b"\x00\x90\x3c\x50\x60\x3c\x00" + END, tempos + END))
     assert [round(60e6 / tempo.quarters_per_minute) for tempo in score.tempos] == [
         400_000 + 7919 * number % 101 * 1000 for number in range(count)
@@ -151,7 +204,9 @@ def test_more_tracks_and_notes_than_there_is_room_for_at_first(monkeypatch):
     for module in (midi_tables, compiled_midi):
         monkeypatch.setattr(module, "FIRST_ROOM", 16)
     notes = b"".join(
-        bytes([0, 0xC0 | channel, program, 0, 0x90 | channel, 60, 80, 1, 60, 0]) for channel in range(16) for program in range(128)
+        bytes([0, 0xC0 | channel, program, 0, 0x90 | channel, 60, 80, 1, 60, 0])
+        for channel in range(16)
+        for program in range(128)
     )
     assert len(both(smf(notes + END)).tracks) == 2048
 
@@ -161,8 +216,12 @@ def test_tracks_of_a_chunk_come_by_channel_and_program():
     notes = b"".join(bytes([0, 0xC0 | c, p, 0, 0x90 | c, 40 + p, 80, 9, 40 + p, 0]) for c, p in order)
     tracks = both(smf(notes + END)).tracks
     assert [(track.program, track.is_drum, int(track.rows[0, 2])) for track in tracks] == [
-        (2, False, 42), (3, False, 43), (9, False, 49), (7, False, 47), (0, True, 40)
-    ]  # fmt: skip
+        (2, False, 42),
+        (3, False, 43),
+        (9, False, 49),
+        (7, False, 47),
+        (0, True, 40),
+    ]
 
 
 @pytest.mark.parametrize("cut", [*range(14, 60)])

@@ -37,8 +37,12 @@ NOTE = b"\x00\x90\x3c\x50\x83\x60\x80\x3c\x00"  # middle C for 480 ticks
 READERS = list(dict.fromkeys([read_midi, fastest_engine().read_midi]))
 
 
-def smf(*chunks: bytes, form: int = 1, division: int = 480, count: int | None = None, more_header: bytes = b"") -> bytes:
-    head = struct.pack(">4sIHHH", b"MThd", 6 + len(more_header), form, len(chunks) if count is None else count, division)
+def smf(
+    *chunks: bytes, form: int = 1, division: int = 480, count: int | None = None, more_header: bytes = b""
+) -> bytes:
+    head = struct.pack(
+        ">4sIHHH", b"MThd", 6 + len(more_header), form, len(chunks) if count is None else count, division
+    )
     return head + more_header + b"".join(b"MTrk" + struct.pack(">I", len(chunk)) + chunk for chunk in chunks)
 
 
@@ -71,21 +75,39 @@ def tracks(draw) -> bytes:
         kind = draw(st.sampled_from(["note", "note", "note", "off", "program", "pedal", "bend", "meta", "packet"]))
         channel = draw(st.sampled_from([0, 0, 1, 9]))
         if kind == "meta":
-            rows += draw(st.sampled_from([
-                b"\xff\x51\x03\x07\xa1\x20", b"\xff\x51\x03\x05\x00\x01", b"\xff\x51\x03\x0a\x2c\x2a", b"\xff\x58\x04\x03\x02\x18\x08",
-                b"\xff\x58\x04\x06\x03\x18\x08", b"\xff\x58\x04\x04\x02\x18\x08", b"\xff\x03\x04Alto", b"\xff\x05\x02la", b"\xff\x59\x02\x00\x00",
-            ]))  # fmt: skip
+            rows += draw(
+                st.sampled_from(
+                    [
+                        b"\xff\x51\x03\x07\xa1\x20",
+                        b"\xff\x51\x03\x05\x00\x01",
+                        b"\xff\x51\x03\x0a\x2c\x2a",
+                        b"\xff\x58\x04\x03\x02\x18\x08",
+                        b"\xff\x58\x04\x06\x03\x18\x08",
+                        b"\xff\x58\x04\x04\x02\x18\x08",
+                        b"\xff\x03\x04Alto",
+                        b"\xff\x05\x02la",
+                        b"\xff\x59\x02\x00\x00",
+                    ]
+                )
+            )
             continue
         if kind == "packet":
-            rows += draw(st.sampled_from([b"\xf0\x05\x41\x10\x42\x12\x40", b"\xf7\x05\x00\x7f\x00\x41\xf7", b"\xf7\x02\x01\x41", b"\xf7\x00"]))
+            rows += draw(
+                st.sampled_from(
+                    [b"\xf0\x05\x41\x10\x42\x12\x40", b"\xf7\x05\x00\x7f\x00\x41\xf7", b"\xf7\x02\x01\x41", b"\xf7\x00"]
+                )
+            )
             running = 0  # where mido needs a status
             continue
         status = {"note": 0x90, "off": 0x80, "program": 0xC0, "pedal": 0xB0, "bend": 0xE0}[kind] | channel
         pitch = draw(st.integers(60, 62))
         data = {
-            "note": bytes([pitch, draw(st.sampled_from([0, 1, 64, 127]))]), "off": bytes([pitch, 0]), "bend": bytes([0, 70]),
-            "program": bytes([draw(st.integers(0, 3))]), "pedal": bytes([64, draw(st.sampled_from([0, 63, 64, 127]))]),
-        }[kind]  # fmt: skip
+            "note": bytes([pitch, draw(st.sampled_from([0, 1, 64, 127]))]),
+            "off": bytes([pitch, 0]),
+            "bend": bytes([0, 70]),
+            "program": bytes([draw(st.integers(0, 3))]),
+            "pedal": bytes([64, draw(st.sampled_from([0, 63, 64, 127]))]),
+        }[kind]
         rows += data if status == running and draw(st.booleans()) else bytes([status]) + data
         running = status
     return rows + END
@@ -94,9 +116,15 @@ def tracks(draw) -> bytes:
 def by_mido(content: bytes) -> tuple[dict, list, list]:
     """Notes of each (chunk, channel, program), tempos and meters in file order: from mido's messages alone."""
     file = mido.MidiFile(file=io.BytesIO(content))
-    timed = [[(tick, message) for tick, message in zip(itertools.accumulate(m.time for m in track), track)] for track in file.tracks]  # noqa: B905
+    timed = [
+        [(tick, message) for tick, message in zip(itertools.accumulate(m.time for m in track), track, strict=False)]
+        for track in file.tracks
+    ]
     programs = [
-        (tick, chunk, message) for chunk, rows in enumerate(timed) for tick, message in rows if message.type == "program_change"
+        (tick, chunk, message)
+        for chunk, rows in enumerate(timed)
+        for tick, message in rows
+        if message.type == "program_change"
     ]
     notes, tempos, meters = defaultdict(list), [], []
     for chunk, rows in enumerate(timed):
@@ -112,15 +140,19 @@ def by_mido(content: bytes) -> tuple[dict, list, list]:
                 program = own.get(message.channel)
                 if program is None:
                     others = [
-                        (time, place, other.program) for place, (time, number, other) in enumerate(programs)
-                        if number != chunk and other.channel == message.channel and time <= tick and message.channel != 9
-                    ]  # fmt: skip
+                        (time, place, other.program)
+                        for place, (time, number, other) in enumerate(programs)
+                        if number != chunk
+                        and other.channel == message.channel
+                        and time <= tick
+                        and message.channel != 9
+                    ]
                     program = max(others)[2] if others else 0
                 sounding[message.channel, message.note].append((tick, message.velocity, program))
             elif message.type in ("note_on", "note_off") and sounding[message.channel, message.note]:
                 start, velocity, program = sounding[message.channel, message.note].popleft()
                 notes[chunk, message.channel, program].append((start, tick, message.note, velocity))
-    by_time = lambda rows: sorted(rows, key=lambda row: row[0])  # noqa: E731
+    by_time = lambda rows: sorted(rows, key=lambda row: row[0])
     return notes, by_time(tempos), by_time(meters)
 
 
@@ -155,7 +187,9 @@ def pedalled(content: bytes) -> dict:
                 for row in [row for row in held if row[2] == thing[2]]:
                     row[1] = tick
                     held.remove(row)
-            elif is_down and not any(item[1] == 1 and item[3][2] == thing[2] and item[0] == tick > thing[0] for item in queue):
+            elif is_down and not any(
+                item[1] == 1 and item[3][2] == thing[2] and item[0] == tick > thing[0] for item in queue
+            ):
                 held.append(thing)
         for row in held:
             row[1] = max(row[1], last)
@@ -168,7 +202,8 @@ def ours(score: Score) -> list[tuple]:
 
 def theirs(notes: dict) -> list[tuple]:
     return [
-        (0 if channel == 9 else program, channel == 9, sorted(rows)) for (_, channel, program), rows in sorted(notes.items())
+        (0 if channel == 9 else program, channel == 9, sorted(rows))
+        for (_, channel, program), rows in sorted(notes.items())
     ]
 
 
@@ -204,12 +239,26 @@ def test_documents_hold_the_notes_as_they_are_read(chunk, pedal, steps):
 
 
 def test_the_report_says_which_notes_the_pedal_holds(tmp_path):
-    rows = [(tick, message) for n in range(32) for tick, message in (
-        (480 * n, bytes([0x90, 60 + n % 5, 70])), (480 * n, b"\xb0\x40\x7f"), (480 * n + 60, bytes([0x80, 60 + n % 5, 0])), (480 * n + 400, b"\xb0\x40\x00"),
-        (480 * n + 401, b"\xe0\x00\x50"), (480 * n + 402, b"\xb0\x07\x50"),
-    )]  # fmt: skip
+    rows = [
+        (tick, message)
+        for n in range(32)
+        for tick, message in (
+            (480 * n, bytes([0x90, 60 + n % 5, 70])),
+            (480 * n, b"\xb0\x40\x7f"),
+            (480 * n + 60, bytes([0x80, 60 + n % 5, 0])),
+            (480 * n + 400, b"\xb0\x40\x00"),
+            (480 * n + 401, b"\xe0\x00\x50"),
+            (480 * n + 402, b"\xb0\x07\x50"),
+        )
+    ]
     tempos = [(0, b"\xff\x51\x03\x07\xa1\x20"), (700, b"\xff\x51\x03\x06\x00\x00"), (900, b"\xff\x51\x03\x02\x00\x00")]
-    more = [(0, b"\xff\x59\x02\x00\x00"), (0, b"\xff\x05\x02la"), (0, b"\xff\x03\x05Piano"), (0, b"\xff\x58\x04\x18\x04\x18\x08"), *tempos]
+    more = [
+        (0, b"\xff\x59\x02\x00\x00"),
+        (0, b"\xff\x05\x02la"),
+        (0, b"\xff\x03\x05Piano"),
+        (0, b"\xff\x58\x04\x18\x04\x18\x08"),
+        *tempos,
+    ]
     content = smf(events(*sorted([*more, (0, b"\xff\x58\x04\x04\x02\x18\x08"), *rows], key=lambda row: row[0])), END)
     (tmp_path / "x.mid").write_bytes(content)
     for pedal, said in (("auto", "makes"), ("ignore", "would make")):
@@ -217,18 +266,33 @@ def test_the_report_says_which_notes_the_pedal_holds(tmp_path):
         report = build_tokens([tmp_path], tmp_path / pedal, BuildOptions(encoding))
         assert f"pedal    {said} 100.0% of the notes longer by a step or more" in describe(report, tmp_path)
         held = {kind: (row["events"], row["files"]) for kind, row in report["unheld"].items()}
-        assert held.pop("notes lengthened by the pedal" if pedal == "auto" else "notes the pedal would lengthen") == (32, 1)
+        assert held.pop("notes lengthened by the pedal" if pedal == "auto" else "notes the pedal would lengthen") == (
+            32,
+            1,
+        )
         assert held == {
-            "pedal": (64, 1), "pitch bends": (32, 1), "other controllers": (32, 1), "key signatures": (1, 1), "lyrics": (1, 1),
-            "track names": (1, 1), "silent tracks": (1, 1), "velocities": (32, 1), "clipped tempos": (1, 1),
-            "tempos inside a bar": (1, 1), "meters": (1, 1),
-        }  # fmt: skip
+            "pedal": (64, 1),
+            "pitch bends": (32, 1),
+            "other controllers": (32, 1),
+            "key signatures": (1, 1),
+            "lyrics": (1, 1),
+            "track names": (1, 1),
+            "silent tracks": (1, 1),
+            "velocities": (32, 1),
+            "clipped tempos": (1, 1),
+            "tempos inside a bar": (1, 1),
+            "meters": (1, 1),
+        }
         for shown in (markdown(report), page(tmp_path / pedal)):
             assert "Not represented in the tokens" in shown and "key signatures" in shown
 
 
 def test_a_sysex_in_packets_moves_no_note():
-    rows = [(tick, message) for n in range(1, 9) for tick, message in ((480 * n, b"\x90\x3c\x50"), (480 * n + 432, b"\x80\x3c\x00"))]
+    rows = [
+        (tick, message)
+        for n in range(1, 9)
+        for tick, message in ((480 * n, b"\x90\x3c\x50"), (480 * n + 432, b"\x80\x3c\x00"))
+    ]
     packets = [(0, b"\xf0\x05\x41\x10\x42\x12\x40"), (10, b"\xf7\x05\x00\x7f\x00\x41\xf7"), (20, b"\xf7\x01\x41")]
     for read in READERS:
         with_packets, without = read(smf(events(*packets, *rows))), read(smf(events(*rows)))
@@ -236,7 +300,9 @@ def test_a_sysex_in_packets_moves_no_note():
     assert not encode_content(smf(events(*packets, *rows)), BuildOptions()).rescued
 
 
-@pytest.mark.parametrize("between", [b"\xf0\x01\xf7", b"\xff\x01\x02hi", b"\xf7\x01\x41", b"\xf8", b"\xf0\x85\x00" + bytes(640)])
+@pytest.mark.parametrize(
+    "between", [b"\xf0\x01\xf7", b"\xff\x01\x02hi", b"\xf7\x01\x41", b"\xf8", b"\xf0\x85\x00" + bytes(640)]
+)
 def test_running_status_lasts_across_other_events(between):
     chunk = b"\x00\x90\x3c\x50\x60\x3c\x00" + b"\x00" + between + b"\x00\x3e\x50\x60\x3e\x00" + END
     for read in READERS:
@@ -244,11 +310,18 @@ def test_running_status_lasts_across_other_events(between):
 
 
 def test_the_last_of_several_tempos_and_meters_at_one_tick_holds():
-    tempo = lambda speed: b"\xff\x51\x03" + struct.pack(">I", round(60e6 / speed))[1:]  # noqa: E731
+    tempo = lambda speed: b"\xff\x51\x03" + struct.pack(">I", round(60e6 / speed))[1:]
     chunk = events(
-        (0, tempo(120)), (0, b"\xff\x58\x04\x04\x02\x18\x08"), (0, tempo(60)), (0, b"\xff\x58\x04\x03\x02\x18\x08"),
-        *[(tick, message) for n in range(12) for tick, message in ((480 * n, b"\x90\x3c\x50"), (480 * n + 400, b"\x80\x3c\x00"))],
-    )  # fmt: skip
+        (0, tempo(120)),
+        (0, b"\xff\x58\x04\x04\x02\x18\x08"),
+        (0, tempo(60)),
+        (0, b"\xff\x58\x04\x03\x02\x18\x08"),
+        *[
+            (tick, message)
+            for n in range(12)
+            for tick, message in ((480 * n, b"\x90\x3c\x50"), (480 * n + 400, b"\x80\x3c\x00"))
+        ],
+    )
     for read in READERS:
         (stretch,) = sections(read(smf(chunk)), ((4, 4), (3, 4)))
         quantized = quantize(stretch, meters=True, tempo=True)
@@ -257,7 +330,10 @@ def test_the_last_of_several_tempos_and_meters_at_one_tick_holds():
 
 def test_a_program_set_in_another_chunk_holds_for_its_channel():
     first = events((0, b"\xc1\x28"), (0, b"\xc2\x21"), (960, b"\xc2\x05"))
-    note = lambda channel, start: ((start, bytes([0x90 | channel, 60, 80])), (start + 100, bytes([0x80 | channel, 60, 0])))  # noqa: E731
+    note = lambda channel, start: (
+        (start, bytes([0x90 | channel, 60, 80])),
+        (start + 100, bytes([0x80 | channel, 60, 0])),
+    )
     content = smf(first, events(*note(1, 0)), events(*note(2, 0), *note(2, 960)), events(*note(3, 0)))
     later = smf(events(*note(1, 0)), events((0, b"\xc1\x28")))
     for read in READERS:
@@ -273,16 +349,29 @@ def test_patterns_of_format_2_follow_one_another():
         assert notes_of(score) == [[(0, 480, 60, 80), (960, 1440, 62, 80)]]
 
 
-@pytest.mark.parametrize("content", [
-    smf(NOTE + END, more_header=b"\0\0"),
-    smf(NOTE + END, form=3),
-    smf(END, NOTE + END, count=1),
-    smf(NOTE + END, count=7),
-    smf(NOTE + END) + b"\0\0garbage at the end",
-    smf(NOTE + END)[:14] + b"XFIH\0\0\0\x02hi" + smf(NOTE + END)[14:],
-    b"RIFF\0\0\0\0RMIDdata" + struct.pack("<I", len(smf(NOTE + END))) + smf(NOTE + END),
-    b"RIFF\0\0\0\0RMIDLIST\x03\0\0\0abc\0data" + struct.pack("<I", len(smf(NOTE + END))) + smf(NOTE + END),
-], ids=["long header", "format 3", "too few counted", "too many counted", "garbage after", "alien chunk", "RMID", "RMID, LIST"])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        smf(NOTE + END, more_header=b"\0\0"),
+        smf(NOTE + END, form=3),
+        smf(END, NOTE + END, count=1),
+        smf(NOTE + END, count=7),
+        smf(NOTE + END) + b"\0\0garbage at the end",
+        smf(NOTE + END)[:14] + b"XFIH\0\0\0\x02hi" + smf(NOTE + END)[14:],
+        b"RIFF\0\0\0\0RMIDdata" + struct.pack("<I", len(smf(NOTE + END))) + smf(NOTE + END),
+        b"RIFF\0\0\0\0RMIDLIST\x03\0\0\0abc\0data" + struct.pack("<I", len(smf(NOTE + END))) + smf(NOTE + END),
+    ],
+    ids=[
+        "long header",
+        "format 3",
+        "too few counted",
+        "too many counted",
+        "garbage after",
+        "alien chunk",
+        "RMID",
+        "RMID, LIST",
+    ],
+)
 def test_what_other_programs_read_is_read(content):
     for read in READERS:
         assert notes_of(read(content)) == [[(0, 480, 60, 80)]]
@@ -310,19 +399,32 @@ def test_the_reason_is_that_of_the_try_that_failed_last():
 
 def test_a_long_piece_is_not_a_damaged_one():
     step = 8 * 480
-    rows = [(tick, m) for n in range(6000) for tick, m in ((step * n, b"\x90\x3c\x50"), (step * n + 400, b"\x80\x3c\x00"))]
+    rows = [
+        (tick, m) for n in range(6000) for tick, m in ((step * n, b"\x90\x3c\x50"), (step * n + 400, b"\x80\x3c\x00"))
+    ]
     long = smf(events(*rows))
     assert not encode_content(long, BuildOptions()).damage
     gap = smf(events(*rows[:2], *[(tick + 41_000 * 480, m) for tick, m in rows[2:4]]))
     assert "in which no note begins: a damaged time" in encode_content(gap, BuildOptions()).damage
 
 
-@pytest.mark.parametrize(("content", "name"), [
-    (b"Fl\xf6te", "Flöte"), ("Flöte".encode(), "Flöte"), (b"M\xe9lodie", "Mélodie"), (b"\xdcberg\xe4nge", "Übergänge"),
-    (b"Bob\x92s Piano\x92s", "Bob’s Piano’s"), ("ピアノ".encode("cp932"), "ピアノ"), ("弦楽四重奏".encode("cp932"), "弦楽四重奏"),
-    ("ﾋﾟｱﾉ 1".encode("cp932"), "ﾋﾟｱﾉ 1"), ("笛 2".encode("cp932"), "笛 2"), (b"PIANO D\xc9TACH\xc9", "PIANO DÉTACHÉ"), (b"Violin\0\0", "Violin"),
-    (b"\x81\xff\x8d", "\x81\xff\x8d"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (b"Fl\xf6te", "Flöte"),
+        ("Flöte".encode(), "Flöte"),
+        (b"M\xe9lodie", "Mélodie"),
+        (b"\xdcberg\xe4nge", "Übergänge"),
+        (b"Bob\x92s Piano\x92s", "Bob’s Piano’s"),
+        ("ピアノ".encode("cp932"), "ピアノ"),
+        ("弦楽四重奏".encode("cp932"), "弦楽四重奏"),
+        ("ﾋﾟｱﾉ 1".encode("cp932"), "ﾋﾟｱﾉ 1"),
+        ("笛 2".encode("cp932"), "笛 2"),
+        (b"PIANO D\xc9TACH\xc9", "PIANO DÉTACHÉ"),
+        (b"Violin\0\0", "Violin"),
+        (b"\x81\xff\x8d", "\x81\xff\x8d"),
+    ],
+)
 def test_names_in_latin_1_and_shift_jis_are_kept(content, name):
     chunk = b"\x00\xff\x03" + bytes([len(content)]) + content + NOTE + END
     for read in READERS:
@@ -339,12 +441,23 @@ def four(program: int, names: tuple[str, ...] = ("", "", "", "")) -> Score:
     return Score(tuple(lines), 4)
 
 
-@pytest.mark.parametrize(("score", "mode", "are_voices"), [
-    (four(0), "auto", True), (four(19), "auto", True), (four(53), "auto", True), (four(52, ("a", "b", "c", "d")), "auto", True),
-    (four(60), "auto", False), (four(48), "auto", False), (four(0, ("Piano 1", "", "", "")), "auto", False),
-    (four(60, ("Bass", "TENOR", "alto", "Soprano")), "auto", True), (four(60, ("Bass", "TENOR", "alto", "Soprano")), "names", True),
-    (four(0), "names", False), (four(52), "off", False), (four(60, ("Bass", "TENOR", "alto", "Soprano")), "off", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("score", "mode", "are_voices"),
+    [
+        (four(0), "auto", True),
+        (four(19), "auto", True),
+        (four(53), "auto", True),
+        (four(52, ("a", "b", "c", "d")), "auto", True),
+        (four(60), "auto", False),
+        (four(48), "auto", False),
+        (four(0, ("Piano 1", "", "", "")), "auto", False),
+        (four(60, ("Bass", "TENOR", "alto", "Soprano")), "auto", True),
+        (four(60, ("Bass", "TENOR", "alto", "Soprano")), "names", True),
+        (four(0), "names", False),
+        (four(52), "off", False),
+        (four(60, ("Bass", "TENOR", "alto", "Soprano")), "off", False),
+    ],
+)
 def test_a_horn_quartet_stays_horns_and_a_choir_sings(tmp_path, score, mode, are_voices):
     write_midi(score, tmp_path / "x.mid")
     for read in READERS:
@@ -357,7 +470,9 @@ def test_a_horn_quartet_stays_horns_and_a_choir_sings(tmp_path, score, mode, are
 
 def quarters(count: int, *more: tuple[int, bytes]) -> bytes:
     """Legato quarters and other events."""
-    rows = [(480 * n + 480 * off, bytes([0x80 if off else 0x90, 60 + n % 12, 80])) for n in range(count) for off in (0, 1)]
+    rows = [
+        (480 * n + 480 * off, bytes([0x80 if off else 0x90, 60 + n % 12, 80])) for n in range(count) for off in (0, 1)
+    ]
     order = sorted([*more, *rows], key=lambda row: (row[0], row[1][0] & 0xF0 == 0x90))
     return smf(events(*order))
 
@@ -377,10 +492,17 @@ def test_a_meter_beside_a_bar_line_is_on_it(engine, steps, tick):
     assert sum(report.notes_in for report in found.reports) == 28
 
 
-@pytest.mark.parametrize(("declared", "written"), [
-    ((24, 4), "TIME_SIGNATURE=12/8"), ((18, 2), "TIME_SIGNATURE=9/2"), ((4, 0), "TIME_SIGNATURE=8/2"), ((12, 5), "TIME_SIGNATURE=6/16"),
-    ((6, 2), "TIME_SIGNATURE=6/4"), ((21, 4), None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("declared", "written"),
+    [
+        ((24, 4), "TIME_SIGNATURE=12/8"),
+        ((18, 2), "TIME_SIGNATURE=9/2"),
+        ((4, 0), "TIME_SIGNATURE=8/2"),
+        ((12, 5), "TIME_SIGNATURE=6/16"),
+        ((6, 2), "TIME_SIGNATURE=6/4"),
+        ((21, 4), None),
+    ],
+)
 def test_a_meter_without_a_token_is_written_as_one_with_bars_of_the_same_length(declared, written):
     numerator, power = declared
     score = read_midi(quarters(48, (0, b"\xff\x58\x04" + bytes([numerator, power, 24, 8]))))
@@ -392,7 +514,9 @@ def test_a_meter_without_a_token_is_written_as_one_with_bars_of_the_same_length(
     bar = numerator * 16 // 2**power
     assert len(found.lengths) == -(-48 * 4 // bar) and to_text(found.ids[: found.lengths[0]]).split()[1] == written
     equal = written != f"TIME_SIGNATURE={numerator}/{2**power}"
-    assert count_unheld(score, encoding).get("equal meters", 0) == equal and "meters" not in count_unheld(score, encoding)
+    assert count_unheld(score, encoding).get("equal meters", 0) == equal and "meters" not in count_unheld(
+        score, encoding
+    )
 
 
 def test_a_meter_at_tick_1_makes_one_piece():
@@ -409,13 +533,21 @@ def test_a_tempo_beside_a_bar_line_belongs_to_its_bar():
 
 def test_notes_around_a_cut_go_where_their_onsets_are():
     hits = [(480 * n, bytes([0x99, 36, 80])) for n in range(22)] + [(480 * n, bytes([0x89, 36, 0])) for n in range(22)]
-    no_length = smf(events((0, THREE_FOUR), *sorted(hits, key=lambda row: row[0])[:12], (5760, b"\xff\x58\x04\x04\x02\x18\x08"), *[
-        row for n in range(12, 22) for row in ((480 * n, b"\x99\x24\x50"), (480 * n, b"\x89\x24\x00"))
-    ]))  # fmt: skip
+    no_length = smf(
+        events(
+            (0, THREE_FOUR),
+            *sorted(hits, key=lambda row: row[0])[:12],
+            (5760, b"\xff\x58\x04\x04\x02\x18\x08"),
+            *[row for n in range(12, 22) for row in ((480 * n, b"\x99\x24\x50"), (480 * n, b"\x89\x24\x00"))],
+        )
+    )
     (stretch,) = sections(read_midi(no_length))
     assert stretch.tracks[0].notes[:, 0].tolist() == [480 * n for n in range(10)]
-    early = Score((Track([(0, 1910, 60, 80), (1915, 2400, 62, 80), (1000, 1921, 64, 80), (3000, 3840, 65, 80)]),), 480,
-                  ((0, 4, 4), (1920, 3, 4)))  # fmt: skip
+    early = Score(
+        (Track([(0, 1910, 60, 80), (1915, 2400, 62, 80), (1000, 1921, 64, 80), (3000, 3840, 65, 80)]),),
+        480,
+        ((0, 4, 4), (1920, 3, 4)),
+    )
     early = early.__class__(early.tracks, 480, tuple(read_midi(quarters(8, (1920, THREE_FOUR))).time_signatures) or ())
     first, second = (sections(early, (meter,), steps_per_quarter=4)[0] for meter in ((4, 4), (3, 4)))
     assert first.tracks[0].notes.tolist() == [[0, 1910, 60, 80], [1000, 1920, 64, 80]]
@@ -425,7 +557,11 @@ def test_notes_around_a_cut_go_where_their_onsets_are():
 def test_120_and_other_round_tempos_come_back_exactly():
     for speed in (60, 90, 100, 120, 140, 160, 240):
         score = Score((Track([(0, 4, 60, 80)]),), 4, tempos=((0, float(speed)),))
-        score = read_midi(_written(Score(score.tracks, 4)).replace(b"\xff\x51\x03\x07\xa1\x20", b"\xff\x51\x03" + struct.pack(">I", round(60e6 / speed))[1:]))
+        score = read_midi(
+            _written(Score(score.tracks, 4)).replace(
+                b"\xff\x51\x03\x07\xa1\x20", b"\xff\x51\x03" + struct.pack(">I", round(60e6 / speed))[1:]
+            )
+        )
         assert quantize(score, tempo=True).tempos[0].quarters_per_minute == speed
 
 

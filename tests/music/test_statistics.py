@@ -63,7 +63,7 @@ def test_total_variation():
 
 def test_self_similarity():
     bar = [(0, 4, 60), (4, 8, 62), (8, 16, 64)]
-    later = lambda bars, notes: [(start + 16 * bars, end + 16 * bars, pitch) for start, end, pitch in notes]  # noqa: E731
+    later = lambda bars, notes: [(start + 16 * bars, end + 16 * bars, pitch) for start, end, pitch in notes]
     assert self_similarity([piece(*bar, *later(1, bar), *later(2, bar))]) == 1
     assert self_similarity([piece(*bar, *later(1, [(0, 4, 61)]))]) == 0
     # Two of four notes are in both bars; the lengths do not matter.
@@ -105,9 +105,12 @@ def test_polyphony():
 
 def test_all_of_them():
     assert measure([tiny_score(4)], [tiny_score(4)]) == {
-        "pitch_class_distance": 0, "duration_distance": 0, "self_similarity": self_similarity([tiny_score(4)]),
-        "note_density": 16, "polyphony": 4,
-    }  # fmt: skip
+        "pitch_class_distance": 0,
+        "duration_distance": 0,
+        "self_similarity": self_similarity([tiny_score(4)]),
+        "note_density": 16,
+        "polyphony": 4,
+    }
     assert set(measure([], [tiny_score(1)]).values()) == {None}
 
 

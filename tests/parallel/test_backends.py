@@ -24,7 +24,8 @@ from megatron_music.parallel.backends import (
 )
 
 BROKEN = {
-    "a symbol is missing": "raise OSError('libtransformer_engine.so: undefined symbol: cublasLtGroupedMatrixLayoutInit_internal')",
+    "a symbol is missing": "raise OSError('libtransformer_engine.so: undefined symbol: "
+    "cublasLtGroupedMatrixLayoutInit_internal')",
     "the metapackage alone": "raise RuntimeError('Could not find shared object file')",
     "a library is missing": "raise ImportError('libcudart.so.13: cannot open shared object file')",
 }
@@ -89,14 +90,32 @@ def test_a_broken_transformer_engine_is_one_sentence_that_names_it(tmp_path, tex
     site = install(tmp_path / "site", "transformer_engine", f"{text}")
     data = tiny_dataset(tmp_path / "data")
     done = subprocess.run(
-        [sys.executable, "-m", "megatron_music", "train", "tiny", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=1"],
-        env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    if done.returncode == 0:  # megatron-core takes an ImportError for a Transformer Engine that is absent, and so may we without CUDA
+        [
+            sys.executable,
+            "-m",
+            "megatron_music",
+            "train",
+            "tiny",
+            f"data.path={data}",
+            f"checkpoint.save={tmp_path / 'run'}",
+            "train.train_iters=1",
+        ],
+        env=os.environ | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    if (
+        done.returncode == 0
+    ):  # megatron-core takes an ImportError for a Transformer Engine that is absent, and so may we without CUDA
         assert "ImportError" in text and not torch.cuda.is_available()
         return
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert "Transformer Engine is installed but cannot be imported" in done.stderr and text.split("'")[1][:30] in done.stderr
+    assert (
+        "Transformer Engine is installed but cannot be imported" in done.stderr
+        and text.split("'")[1][:30] in done.stderr
+    )
     ours = [line for line in done.stderr.splitlines() if line.startswith("megatron-music:")]
     assert len(ours) == 1 and "make room, or check" not in ours[0]
 
@@ -109,7 +128,7 @@ def test_on_a_gpu_a_broken_transformer_engine_is_refused_rather_than_replaced(on
 
 
 def test_other_errors_are_not_taken_for_transformer_engines():
-    with pytest.raises(OSError, match="^No space left$"), backends.naming_transformer_engine():
+    with pytest.raises(OSError, match=r"^No space left$"), backends.naming_transformer_engine():
         raise OSError("No space left")
 
 
@@ -140,15 +159,19 @@ def test_an_environment_that_contradicts_the_chosen_backend_is_refused(monkeypat
     monkeypatch.setenv("NVTE_FLASH_ATTN", "0")
     with attention_backend("fused", None):
         pass
-    with pytest.raises(ConfigError, match=r"NVTE_FLASH_ATTN=0 is in the environment.*is flash.*set model.attention_backend=auto"), \
-            attention_backend("flash", None):  # fmt: skip
+    with (
+        pytest.raises(
+            ConfigError, match=r"NVTE_FLASH_ATTN=0 is in the environment.*is flash.*set model.attention_backend=auto"
+        ),
+        attention_backend("flash", None),
+    ):
         pass
 
 
 def test_an_environment_that_leaves_no_attention_is_refused(monkeypatch):
     for name in VARIABLES:
         monkeypatch.setenv(name, "0")
-    with pytest.raises(ConfigError, match="are all 0.*unset one"), attention_backend("auto", None):
+    with pytest.raises(ConfigError, match=r"are all 0.*unset one"), attention_backend("auto", None):
         pass
     with attention_backend("local", "model.attention_backend is local"):
         pass
@@ -156,7 +179,9 @@ def test_an_environment_that_leaves_no_attention_is_refused(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without CUDA")
 def test_a_kernel_of_transformer_engine_is_refused_for_layers_of_ours(one_process):
-    with pytest.raises(ConfigError, match=r"model.attention_backend is flash.*not installed; set model.attention_backend=auto"):
+    with pytest.raises(
+        ConfigError, match=r"model.attention_backend is flash.*not installed; set model.attention_backend=auto"
+    ):
         build(attention_backend="flash")
     assert isinstance(attention_of(build(attention_backend="local")), SDPACoreAttention)
 

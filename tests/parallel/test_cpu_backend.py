@@ -34,7 +34,9 @@ def random(*shape: int) -> torch.Tensor:
         lambda: F.linear(random(5, 64), random(7, 64), random(7)),
         lambda: random(5, 64) @ random(64, 3),
         lambda: torch.bmm(random(2, 5, 64), random(2, 64, 3)),
-        lambda: F.scaled_dot_product_attention(random(1, 2, 5, 8), random(1, 2, 5, 8), random(1, 2, 5, 8), is_causal=True),
+        lambda: F.scaled_dot_product_attention(
+            random(1, 2, 5, 8), random(1, 2, 5, 8), random(1, 2, 5, 8), is_causal=True
+        ),
     ],
 )
 def test_products_of_bfloat16_are_those_of_float32_rounded(adapter, product):
@@ -48,7 +50,9 @@ def test_gradients_are_bfloat16_too(adapter):
     weight = random(7, 64).requires_grad_()
     F.linear(random(5, 64), weight).sum().backward()
     assert weight.grad.dtype == torch.bfloat16
-    torch.testing.assert_close(weight.grad, random(5, 64).float().sum(0).expand(7, 64).bfloat16(), rtol=2**-7, atol=2**-7)
+    torch.testing.assert_close(
+        weight.grad, random(5, 64).float().sum(0).expand(7, 64).bfloat16(), rtol=2**-7, atol=2**-7
+    )
 
 
 def test_float32_stays_as_it_is(adapter):
@@ -74,7 +78,15 @@ def test_what_is_recomputed_in_a_backward_pass_is_what_was_computed(adapter):
 def test_training_where_the_system_has_no_affinity(tmp_path):
     """As macOS, where Python has no os.sched_getaffinity."""
     code = "import os, sys; del os.sched_getaffinity; from megatron_music.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = ["train", "tiny", f"data.path={tiny_dataset(tmp_path / 'data')}", f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=1"]
+    command = [
+        "train",
+        "tiny",
+        f"data.path={tiny_dataset(tmp_path / 'data')}",
+        f"checkpoint.save={tmp_path / 'run'}",
+        "train.train_iters=1",
+    ]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    done = subprocess.run([sys.executable, "-c", code, *command], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0 and "finished; iteration 1 is saved" in done.stderr, done.stderr

@@ -1,4 +1,6 @@
-"""What commands start ends with them: by itself, at a time limit, at every signal, and when they are killed themselves."""
+"""What commands start ends with them: by itself, at a time limit, at every signal, and when they are killed
+themselves.
+"""
 
 import os
 import signal
@@ -26,7 +28,9 @@ while how != "ends":
 sys.exit(7)
 """
 DEAF_WORKER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
-OWN_WORKER = "import time; from megatron_music.parallel.processes import end_with_starter; end_with_starter(); time.sleep(600)"
+OWN_WORKER = (
+    "import time; from megatron_music.parallel.processes import end_with_starter; end_with_starter(); time.sleep(600)"
+)
 STARTER = """
 import subprocess, sys
 from megatron_music.parallel.processes import run_to_end
@@ -37,7 +41,9 @@ except KeyboardInterrupt:
 """
 
 
-def started(folder: Path, how: str, *, grace_seconds: float, worker: str = DEAF_WORKER) -> tuple[subprocess.Popen, list[int]]:
+def started(
+    folder: Path, how: str, *, grace_seconds: float, worker: str = DEAF_WORKER
+) -> tuple[subprocess.Popen, list[int]]:
     """A process in ``run_to_end`` whose launcher has started its worker."""
     command = [sys.executable, "-c", LAUNCHER, str(folder), how, worker]
     process = subprocess.Popen([sys.executable, "-c", STARTER, str(grace_seconds), *command])

@@ -10,7 +10,9 @@ from megatron_music.profiling.compare import difference, largest_loss_difference
 
 
 def steps(seconds: float, seed: int, count: int = 80, noise: float = 0.05) -> np.ndarray:
-    """Times of consecutive steps that drift, as a busy machine's do: each takes half of its deviation over to the next."""
+    """Times of consecutive steps that drift, as a busy machine's do: each takes half of its deviation over to
+    the next.
+    """
     random = np.random.default_rng(seed)
     drift, found = 0.0, []
     for _ in range(count):
@@ -27,8 +29,13 @@ def test_a_difference_beyond_the_noise_is_found():
 
 
 def test_the_same_speed_is_mostly_no_difference():
-    """Of 100 pairs of equal runs whose steps depend on each other few are told apart; single steps would tell many more."""
-    told = [difference("s", steps(1.0, seed), steps(1.0, 1000 + seed)).verdict != "no difference shown" for seed in range(100)]
+    """Of 100 pairs of equal runs whose steps depend on each other few are told apart; single steps would tell many
+    more.
+    """
+    told = [
+        difference("s", steps(1.0, seed), steps(1.0, 1000 + seed)).verdict != "no difference shown"
+        for seed in range(100)
+    ]
     assert np.mean(told) <= 0.15
 
 
@@ -65,7 +72,10 @@ def test_the_command(tmp_path, capsys):
     assert "above" in told and "the losses differ most at iteration 1, by 0.00%" in told
     assert main(["compare", first, second, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["step_seconds"]["num_first"] == 80 and 0 < found["step_seconds"]["low"] < 0.3 < found["step_seconds"]["high"]
+    assert (
+        found["step_seconds"]["num_first"] == 80
+        and 0 < found["step_seconds"]["low"] < 0.3 < found["step_seconds"]["high"]
+    )
     assert main(["compare", first, str(tmp_path / "missing")]) == 2
     assert "missing cannot be read" in capsys.readouterr().err
     assert main(["compare", first, second, "--warmup", "1000"]) == 2

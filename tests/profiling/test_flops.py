@@ -61,8 +61,16 @@ def test_the_formulas_stand_as_published():
 
 def test_mcore_by_hand():
     # One layer of 8, two heads of 4 with one key and value head, 3 tokens, SwiGLU of 5, 7 words.
-    model = ModelConfig(num_layers=1, hidden_size=8, num_attention_heads=2, num_query_groups=1, ffn_hidden_size=5,
-                        seq_length=3, vocab_size=7, swiglu=True)  # fmt: skip
+    model = ModelConfig(
+        num_layers=1,
+        hidden_size=8,
+        num_attention_heads=2,
+        num_query_groups=1,
+        ffn_hidden_size=5,
+        seq_length=3,
+        vocab_size=7,
+        swiglu=True,
+    )
     projections = 2 * 3 * 8 * (8 + 4 + 4) + 2 * 3 * 8 * 8
     attention = 2 * (2 * 3 * 3 * 8) // 2
     feed_forward = 2 * 3 * 8 * 5 * 3
@@ -95,7 +103,7 @@ def test_torch_counts_what_the_72_form_counts(shape, with_eq3):
 def _explicit_gpt_loss(model: ModelConfig) -> torch.Tensor:
     """Matrix products of a GPT written out, on the meta device: shapes are all that is counted."""
     s, h, heads = model.seq_length, model.hidden_size, model.num_attention_heads
-    weight = lambda *shape: torch.empty(shape, device="meta", requires_grad=True)  # noqa: E731
+    weight = lambda *shape: torch.empty(shape, device="meta", requires_grad=True)
     embedding = weight(model.vocab_size, h)
     hidden_SH = F.embedding(torch.empty(s, dtype=torch.long, device="meta"), embedding)
     for _ in range(model.num_layers):
@@ -153,12 +161,17 @@ def test_the_vocabulary_doubles_what_a_small_model_says(vocab_size, mcore, form7
     ids=["175B", "1T"],
 )
 def test_the_days_of_training_that_the_paper_estimates(row, billion_tokens, gpus, tflops, days):
-    """arXiv:2104.04473, equation 4: 8 operations a parameter and token. Counted in full, logits and attention too, it is little more."""
+    """arXiv:2104.04473, equation 4: 8 operations a parameter and token.
+
+    Counted in full, logits and attention too, it is little more.
+    """
     model = gpt(*row)
     seconds = 8 * billion_tokens * 1e9 * model.parameter_count / (gpus * tflops * 1e12)
     assert round(seconds / 86400) == days
     sequences = billion_tokens * 1e9 / model.seq_length
-    counted = step_flops(model, 1, formula="paper-eq3", recomputation="full").hardware * sequences / (gpus * tflops * 1e12)
+    counted = (
+        step_flops(model, 1, formula="paper-eq3", recomputation="full").hardware * sequences / (gpus * tflops * 1e12)
+    )
     assert 1 < counted / seconds < 1.03
 
 

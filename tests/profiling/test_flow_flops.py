@@ -22,7 +22,13 @@ from megatron_music.profiling.flow_flops import (
 )
 
 WORDS = 5
-BUILD = {"dit": build_dit, "adaln": build_dit, "conditioned": build_conditioned_dit, "tiny": build_text2muq, "wide": build_text2muq}
+BUILD = {
+    "dit": build_dit,
+    "adaln": build_dit,
+    "conditioned": build_conditioned_dit,
+    "tiny": build_text2muq,
+    "wide": build_text2muq,
+}
 
 
 @pytest.fixture
@@ -35,7 +41,9 @@ def processes():
 
 def counted(model, given: dict, backward: bool = False) -> float:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        output = model(given["noisy"], **{key: value for key, value in given.items() if key not in ("noisy", "velocity")})
+        output = model(
+            given["noisy"], **{key: value for key, value in given.items() if key not in ("noisy", "velocity")}
+        )
         if backward:
             output.sum().backward()
     return counter.get_total_flops()
@@ -44,7 +52,12 @@ def counted(model, given: dict, backward: bool = False) -> float:
 def case(name: str):
     if name in ("dit", "adaln", "conditioned"):
         size = replace(DIT_SIZES["tiny"], global_conditioning="adaln" if name == "adaln" else "prepend")
-        return size, BUILD[name](size, ParallelConfig()), conditioned_batch() if name == "conditioned" else batch(), FRAMES
+        return (
+            size,
+            BUILD[name](size, ParallelConfig()),
+            conditioned_batch() if name == "conditioned" else batch(),
+            FRAMES,
+        )
     size = TEXT2MUQ_SIZES["tiny"]
     if name == "wide":
         size = replace(size, has_self_attention=False)
@@ -78,8 +91,9 @@ def test_backward_is_twice_forward_but_for_the_gradient_of_inputs(processes):
 @pytest.mark.parametrize("name", ["conditioned", "tiny", "wide"])
 @pytest.mark.parametrize("recomputation", ["selective", "full"])
 def test_what_is_computed_again_is_what_torch_counts_more(processes, name, recomputation):
-    """The backward pass with recomputation, less the one without. Whole layers that are recomputed find the gradient of the
-    context, too, which was given and needs none here."""
+    """The backward pass with recomputation, less the one without. Whole layers that are recomputed find the gradient of
+    the context, too, which was given and needs none here.
+    """
     size, plain, given, frames = case(name)
     again = BUILD[name](size, ParallelConfig(), train=TrainConfig(recompute_granularity=recomputation))
     more = counted(again, given, backward=True) - counted(plain, given, backward=True)

@@ -22,8 +22,12 @@ TENSOR, SEQUENCE = "parallel.tensor_model_parallel_size=2", "parallel.sequence_p
 PIPELINE, INTERLEAVED = "parallel.pipeline_model_parallel_size=2", "parallel.virtual_pipeline_model_parallel_size=2"
 DISTRIBUTED = "optimizer.use_distributed_optimizer=true"
 FULL, SELECTIVE = "train.recompute_granularity=full", "train.recompute_granularity=selective"
-LLAMA = ["model.swiglu=true", "model.normalization=RMSNorm", "model.add_bias_linear=false",
-         "model.share_embeddings_and_output_weights=false"]  # fmt: skip
+LLAMA = [
+    "model.swiglu=true",
+    "model.normalization=RMSNorm",
+    "model.add_bias_linear=false",
+    "model.share_embeddings_and_output_weights=false",
+]
 DEEP = "model.num_layers=4"
 LAYOUTS = {
     1: [
@@ -86,12 +90,18 @@ def test_it_is_what_is_held(measured):
 def test_table_1_fits(row):
     hidden, layers, heads, tensor, pipeline, virtual, micro, gpus, batch = row
     run = RunConfig(
-        ModelConfig(num_layers=layers, hidden_size=hidden, num_attention_heads=heads, seq_length=2048, vocab_size=51200,
-                    position_embedding_type="learned_absolute"),
+        ModelConfig(
+            num_layers=layers,
+            hidden_size=hidden,
+            num_attention_heads=heads,
+            seq_length=2048,
+            vocab_size=51200,
+            position_embedding_type="learned_absolute",
+        ),
         parallel=ParallelConfig(tensor, pipeline, virtual if virtual > 1 else None),
         optimizer=OptimizerConfig(),
         train=TrainConfig(micro_batch_size=micro, global_batch_size=batch, bf16=True, recompute_granularity="full"),
-    )  # fmt: skip
+    )
     stages = estimate_memory(run, gpus)
     assert fit(stages, 80).fits, stages
     # Each parameter takes 18 bytes, and lies on one rank but for the norms, some biases and a second embedding.
@@ -115,7 +125,12 @@ def test_a_fit_leaves_room():
 
 
 def test_the_command(capsys):
-    sizes = "model.size=6.7b train.global_batch_size=32 train.bf16=true parallel.pipeline_model_parallel_size=4".split()
+    sizes = [
+        "model.size=6.7b",
+        "train.global_batch_size=32",
+        "train.bf16=true",
+        "parallel.pipeline_model_parallel_size=4",
+    ]
     assert main(["memory", "article", *sizes, "--num-gpus", "8", "--gpu", "a100", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["stages"]) == 4 and found["gpu_memory_gb"] == 80 and isinstance(found["fits"], bool)
@@ -129,24 +144,46 @@ def test_the_command(capsys):
 
 @pytest.mark.parametrize(
     ("gpu", "gb"),
-    [("NVIDIA A100-SXM4-40GB", 40), ("a100-40gb", 40), ("A100 80GB", 80), ("NVIDIA A100-SXM4-80GB", 80), ("a100", 80), ("NVIDIA A800-SXM4-40GB", 40),
-     ("Tesla V100-SXM2-16GB", 16), ("V100-16GB", 16), ("Tesla V100-SXM2-32GB", 32), ("v100", 32), ("v100-32gb", 32)],
-)  # fmt: skip
+    [
+        ("NVIDIA A100-SXM4-40GB", 40),
+        ("a100-40gb", 40),
+        ("A100 80GB", 80),
+        ("NVIDIA A100-SXM4-80GB", 80),
+        ("a100", 80),
+        ("NVIDIA A800-SXM4-40GB", 40),
+        ("Tesla V100-SXM2-16GB", 16),
+        ("V100-16GB", 16),
+        ("Tesla V100-SXM2-32GB", 32),
+        ("v100", 32),
+        ("v100-32gb", 32),
+    ],
+)
 def test_a_gpu_has_the_memory_that_its_name_says(capsys, gpu, gb):
     assert main(["memory", "tiny", "--gpu", gpu, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["gpu_memory_gb"] == gb
 
 
 def test_a_public_run_of_megatron_lm_agrees_as_far_as_its_log_can_say():
-    """The figures of docs/profiling.md, in MiB: a 27.5B run with Transformer Engine, TP 4, PP 2, after its first iteration.
+    """The figures of docs/profiling.md, in MiB: a 27.5B run with Transformer Engine, TP 4, PP 2, after its first
+    iteration.
 
-    Its peak is that of a float32 copy of the weights, made after the step. In the passes before it Adam's moments were not there yet.
+    Its peak is that of a float32 copy of the weights, made after the step. In the passes before it Adam's moments were
+    not there yet.
     """
     allocated, peaks = {0: 60348.2529, 1: 60643.3477}, {0: 73750.2554, 1: 74045.3496}
     shape = ModelConfig(
-        num_layers=56, hidden_size=6144, num_attention_heads=96, num_query_groups=24, ffn_hidden_size=21504, seq_length=8192,
-        normalization="RMSNorm", swiglu=True, add_bias_linear=False, share_embeddings_and_output_weights=False, vocab_size=50688,
-    )  # fmt: skip
+        num_layers=56,
+        hidden_size=6144,
+        num_attention_heads=96,
+        num_query_groups=24,
+        ffn_hidden_size=21504,
+        seq_length=8192,
+        normalization="RMSNorm",
+        swiglu=True,
+        add_bias_linear=False,
+        share_embeddings_and_output_weights=False,
+        vocab_size=50688,
+    )
     run = RunConfig(
         shape,
         parallel=ParallelConfig(tensor_model_parallel_size=4, pipeline_model_parallel_size=2, sequence_parallel=True),
@@ -194,7 +231,9 @@ def test_bad_input_is_one_sentence(arguments, sentence, capsys):
     assert sentence in told and told.count("\n") == 1
 
 
-@pytest.mark.parametrize("overrides", [[], [DISTRIBUTED], ["train.bf16=true"], ["train.bf16=true", DISTRIBUTED]], ids=str)
+@pytest.mark.parametrize(
+    "overrides", [[], [DISTRIBUTED], ["train.bf16=true"], ["train.bf16=true", DISTRIBUTED]], ids=str
+)
 def test_the_host_memory_of_a_save_beside_training_is_one_share_of_the_state(overrides):
     run = tiny_run("data", *overrides)
     stages = estimate_memory(run, 4)
@@ -204,4 +243,7 @@ def test_the_host_memory_of_a_save_beside_training_is_one_share_of_the_state(ove
 
 def test_memory_says_what_saving_and_resuming_take(capsys):
     assert main(["memory", "article", "train.global_batch_size=32", "--num-gpus", "8"]) == 0
-    assert "resuming needs no more than that; a save with checkpoint.async_save=true takes about" in capsys.readouterr().out
+    assert (
+        "resuming needs no more than that; a save with checkpoint.async_save=true takes about"
+        in capsys.readouterr().out
+    )

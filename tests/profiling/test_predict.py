@@ -27,16 +27,26 @@ from megatron_music.profiling.predict import (
 A100 = CLUSTERS["a100"]
 # Stages, chunks and micro batch of arXiv:2205.05198's runs; tensor parallel size 8.
 STAGES = {"22B": (1, 1, 4), "175B": (8, 3, 1), "530B": (35, 3, 1), "1T": (64, 1, 1)}
-LARGE = "article model.size=6.7b train.bf16=true train.global_batch_size=512 train.micro_batch_size=1".split()
+LARGE = ["article", "model.size=6.7b", "train.bf16=true", "train.global_batch_size=512", "train.micro_batch_size=1"]
 
 
 def run_of(hidden, layers, heads, tensor, pipeline, virtual, micro, batch, recomputation="full") -> RunConfig:
     return RunConfig(
-        ModelConfig(num_layers=layers, hidden_size=hidden, num_attention_heads=heads, seq_length=2048, vocab_size=51200,
-                    position_embedding_type="learned_absolute"),
-        parallel=ParallelConfig(tensor, pipeline, virtual if virtual > 1 else None, sequence_parallel=recomputation == "selective"),
-        train=TrainConfig(micro_batch_size=micro, global_batch_size=batch, bf16=True, recompute_granularity=recomputation),
-    )  # fmt: skip
+        ModelConfig(
+            num_layers=layers,
+            hidden_size=hidden,
+            num_attention_heads=heads,
+            seq_length=2048,
+            vocab_size=51200,
+            position_embedding_type="learned_absolute",
+        ),
+        parallel=ParallelConfig(
+            tensor, pipeline, virtual if virtual > 1 else None, sequence_parallel=recomputation == "selective"
+        ),
+        train=TrainConfig(
+            micro_batch_size=micro, global_batch_size=batch, bf16=True, recompute_granularity=recomputation
+        ),
+    )
 
 
 def table_1() -> list[tuple[RunConfig, int, float]]:
@@ -109,12 +119,23 @@ def test_scaling_loses_what_the_gradients_cost():
 def test_the_command(tmp_path, capsys):
     assert main(["predict", *LARGE, "parallel.tensor_model_parallel_size=8", "--num-gpus", "64", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert sum(row["seconds"] for row in found["rows"]) == pytest.approx(found["seconds"]) and 0 < found["mfu"] <= found["hfu"] < 1
+    assert (
+        sum(row["seconds"] for row in found["rows"]) == pytest.approx(found["seconds"])
+        and 0 < found["mfu"] <= found["hfu"] < 1
+    )
     assert main(["predict", *LARGE, "--num-gpus", "64", "--search", "--top", "3", "--csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert len(rows) == 3 and float(rows[0]["seconds"]) <= float(rows[2]["seconds"])
     picture = tmp_path / "scaling.png"
-    scaling = [*LARGE, "train.global_batch_size=32", "parallel.tensor_model_parallel_size=8", "--scaling", "8,64", "-o", str(picture)]
+    scaling = [
+        *LARGE,
+        "train.global_batch_size=32",
+        "parallel.tensor_model_parallel_size=8",
+        "--scaling",
+        "8,64",
+        "-o",
+        str(picture),
+    ]
     assert main(["predict", *scaling]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG") and "a prediction" in capsys.readouterr().out
 
@@ -155,7 +176,9 @@ def test_a_run_in_float32_is_predicted_slower_than_one_in_bf16_on_every_gpu(gpu,
         assert (slow["peak_tflops"], slow["precision"]) == (15.7, "float32 on float32 units")
         return
     fast = predicted("train.bf16=true")
-    assert slow["peak_tflops"] == pytest.approx(fast["peak_tflops"] / 2) and slow["precision"] == "float32 on TF32 units"
+    assert (
+        slow["peak_tflops"] == pytest.approx(fast["peak_tflops"] / 2) and slow["precision"] == "float32 on TF32 units"
+    )
     assert slow["seconds"] > 1.5 * fast["seconds"]
 
 

@@ -24,23 +24,62 @@ def words(tmp_path):
 
 def row(number: int, gpus: int, tflops: float | None, status: str = MEASURED, **settings) -> Figures:
     speed = tflops and 1000 * tflops * gpus
-    return Figures(number, gpus, settings, status, "", is_best=tflops == 4.0, precision="bf16", sequences_per_gpu=8.0, tflops=tflops,
-                   tokens_per_second=speed)  # fmt: skip
+    return Figures(
+        number,
+        gpus,
+        settings,
+        status,
+        "",
+        is_best=tflops == 4.0,
+        precision="bf16",
+        sequences_per_gpu=8.0,
+        tflops=tflops,
+        tokens_per_second=speed,
+    )
 
 
 def test_predicted_scaling_says_its_speeds_and_its_efficiency(words):
     said = words(plot_scaling, [32, 256, 8192], [100_152, 792_652, 25_327_394], title="Predicted scaling of $a$_recipe")
-    for word in ("100 k", "793 k", "25.3 M", "100.0%", "98.9%", "98.8%", "8,192", "GPUs", "tokens per second", "efficiency, %"):
+    for word in (
+        "100 k",
+        "793 k",
+        "25.3 M",
+        "100.0%",
+        "98.9%",
+        "98.8%",
+        "8,192",
+        "GPUs",
+        "tokens per second",
+        "efficiency, %",
+    ):
         assert word in said, word
     assert "perfect scaling" in said and "Predicted scaling of $a$_recipe" in said
 
 
 def test_a_sweep_says_each_number_and_why_a_row_has_none(words):
     settings = {"parallel.tensor_model_parallel_size": "2", "train.micro_batch_size": "1"}
-    rows = [row(0, 1, 2.5, **settings), row(1, 2, 4.0, **settings), row(2, 2, None, IMPOSSIBLE), row(3, 2, None, OUT_OF_MEMORY)]
+    rows = [
+        row(0, 1, 2.5, **settings),
+        row(1, 2, 4.0, **settings),
+        row(2, 2, None, IMPOSSIBLE),
+        row(3, 2, None, OUT_OF_MEMORY),
+    ]
     said = words(plot_sweep, rows, title="Sweep of demo model.seq_length=$1")
-    for word in ("2.5", "4", "impossible", "out of memory", "1 GPU, TP 2, MBS 1", "2 GPUs, TP 2, MBS 1", "best row", "100%", "160%",
-                 "model TFLOP/s per GPU", "Sweep of demo model.seq_length=$1", "bf16, 8 sequences per GPU", "perfect scaling"):  # fmt: skip
+    for word in (
+        "2.5",
+        "4",
+        "impossible",
+        "out of memory",
+        "1 GPU, TP 2, MBS 1",
+        "2 GPUs, TP 2, MBS 1",
+        "best row",
+        "100%",
+        "160%",
+        "model TFLOP/s per GPU",
+        "Sweep of demo model.seq_length=$1",
+        "bf16, 8 sequences per GPU",
+        "perfect scaling",
+    ):
         assert word in said, word
     assert "TP: tensor model parallel size; MBS: micro batch size" in said
 

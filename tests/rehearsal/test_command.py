@@ -1,4 +1,6 @@
-"""`rehearse` and what builds on it: findings, errors with their rank, page, trace, `preflight --rehearse`, `predict --rehearse`."""
+"""`rehearse` and what builds on it: findings, errors with their rank, page, trace, `preflight --rehearse`, `predict
+--rehearse`.
+"""
 
 import json
 import multiprocessing
@@ -41,7 +43,9 @@ def with_message(job: Job, place: int, operation: str, **changes) -> Job:
     """The job with its first message of a kind, on the rank at ``place``, changed."""
     ranks = list(job.ranks)
     segments = [replace(segment, messages=list(segment.messages)) for segment in ranks[place].segments]
-    segment, number = next((s, n) for s in segments for n, sent in enumerate(s.messages) if sent.message.operation == operation)
+    segment, number = next(
+        (s, n) for s in segments for n, sent in enumerate(s.messages) if sent.message.operation == operation
+    )
     sent = segment.messages[number]
     segment.messages[number] = sent._replace(message=sent.message._replace(**changes))
     ranks[place] = replace(ranks[place], segments=segments)
@@ -55,7 +59,10 @@ def wrong(job: Job) -> list[str]:
 def test_tensors_beyond_the_first_ten_are_counted(job):
     first = replace(job.ranks[0], without_gradient=[f"layer {number}" for number in range(12)], left_on_cpu=["mask"])
     found = wrong(job._replace(ranks=[first, *job.ranks[1:]]))
-    assert found[0] == "layer 0 gets no gradient" and found[10:] == ["2 more, of which each gets no gradient", "mask is on the CPU"]
+    assert found[0] == "layer 0 gets no gradient" and found[10:] == [
+        "2 more, of which each gets no gradient",
+        "mask is on the CPU",
+    ]
 
 
 def test_a_process_that_is_killed_is_one_sentence():
@@ -65,14 +72,21 @@ def test_a_process_that_is_killed_is_one_sentence():
 
     killer = threading.Thread(target=kill)
     killer.start()
-    run = tiny_run("nowhere", "parallel.pipeline_model_parallel_size=4", "model.num_layers=4", "train.global_batch_size=16")
-    with pytest.raises(RankFailed, match="a process that rehearses a rank was killed, mostly for want of memory; use fewer than --workers 2"):
+    run = tiny_run(
+        "nowhere", "parallel.pipeline_model_parallel_size=4", "model.num_layers=4", "train.global_batch_size=16"
+    )
+    with pytest.raises(
+        RankFailed,
+        match="a process that rehearses a rank was killed, mostly for want of memory; use fewer than --workers 2",
+    ):
         rehearse(run, 8, workers=2)
     killer.join()
 
 
 def test_roles_are_the_stages_and_their_edges():
-    run = tiny_run("nowhere", PIPELINE, "parallel.tensor_model_parallel_size=2", "model.num_layers=4", "train.global_batch_size=16")
+    run = tiny_run(
+        "nowhere", PIPELINE, "parallel.tensor_model_parallel_size=2", "model.num_layers=4", "train.global_batch_size=16"
+    )
     roles = distinct_roles(run.parallel, 16)
     assert [role.rank for role in roles] == [0, 1, 6, 8, 9, 14]
     for rank in range(16):
@@ -86,7 +100,9 @@ def test_a_sound_job_has_nothing_wrong(job):
 
 def test_a_send_that_its_receiver_does_not_wait_for_is_found(job):
     (what,) = wrong(with_message(job, 0, "send", dtype="bfloat16"))
-    assert what.startswith("rank 0 sends rank 2 what it does not wait for: number 1 is a message of bfloat16 [64, 2, 64] here and")
+    assert what.startswith(
+        "rank 0 sends rank 2 what it does not wait for: number 1 is a message of bfloat16 [64, 2, 64] here and"
+    )
 
 
 def test_ranks_of_a_group_that_start_other_collectives_are_found(job):
@@ -119,7 +135,8 @@ def test_a_parameter_that_no_backward_pass_reaches_is_found(monkeypatch):
 def test_an_error_of_the_cluster_comes_with_its_rank(monkeypatch):
     with_unused_parameter(monkeypatch)
     with pytest.raises(
-        RankFailed, match=r"^rank 1 \(pipeline 0, tensor 0, data 1\): AssertionError: assert len\(.*param_and_grad_buffer.py:\d+\)"
+        RankFailed,
+        match=r"^rank 1 \(pipeline 0, tensor 0, data 1\): AssertionError: assert len\(.*param_and_grad_buffer.py:\d+\)",
     ):
         rehearse(tiny_run("nowhere"), 2, ranks=[1], workers=1)
 
@@ -127,7 +144,8 @@ def test_an_error_of_the_cluster_comes_with_its_rank(monkeypatch):
 def test_a_batch_left_on_the_cpu_is_the_error_of_a_gpu(monkeypatch):
     monkeypatch.setattr(distributed, "to_device", dict)
     with pytest.raises(
-        RankFailed, match=r"^rank 0 \(.*\): RuntimeError: Expected all tensors to be on the same device, .* cuda:0 and cpu!"
+        RankFailed,
+        match=r"^rank 0 \(.*\): RuntimeError: Expected all tensors to be on the same device, .* cuda:0 and cpu!",
     ):
         rehearse(tiny_run("nowhere"), 1, workers=1)
 
@@ -144,12 +162,17 @@ def test_a_save_writes_what_a_real_one_does(tmp_path):
     distributed.start(run.parallel)
     try:
         state = sharded_state(Engine(run, gpt_task(run)))
-        expected = sum(shard.data.nbytes for kinds in state["optimizer"].values() for shards in kinds.values() for shard in shards)
+        expected = sum(
+            shard.data.nbytes for kinds in state["optimizer"].values() for shards in kinds.values() for shard in shards
+        )
         expected += sum(shard.data.nbytes for shards in state["model"].values() for shard in shards)
     finally:
         distributed.stop()
     assert 0 <= rank.saving.written - expected < 6000  # the generators' states
-    assert rank.saving.gpu_of_resume < 1000 and rank.saving.host_of_save < rank.saving.host_of_async_save == rank.saving.written
+    assert (
+        rank.saving.gpu_of_resume < 1000
+        and rank.saving.host_of_save < rank.saving.host_of_async_save == rank.saving.written
+    )
 
 
 def test_the_command_prints_tables_and_json(capsys):
@@ -163,7 +186,9 @@ def test_the_command_prints_tables_and_json(capsys):
     (rank,) = found["ranks"]
     assert rank["rank"] == 1 and found["flops"]["model"] == found["flops"]["formula"] and found["gpu_memory_gb"] == 80
     assert (
-        rank["memory_bytes"]["peak"] == sum(rank["peak"]["by_category"].values()) == sum(row["bytes"] for row in rank["peak"]["by_holder"])
+        rank["memory_bytes"]["peak"]
+        == sum(rank["peak"]["by_category"].values())
+        == sum(row["bytes"] for row in rank["peak"]["by_holder"])
     )
     assert {row["operation"] for row in rank["messages"]} >= {"all_reduce"} and rank["waits_and_copies"]
     assert main([*words, "--gpu-memory", "0.001", "--json"]) == 2
@@ -189,18 +214,39 @@ def test_a_run_that_cannot_be_is_refused_in_one_sentence(capsys, words, sentence
 
 def test_of_ranks_that_fail_at_once_in_several_processes_the_first_is_named(capsys):
     assert main(["rehearse", "tiny", "--num-gpus", "2", "parallel.context_parallel_size=2", "--workers", "2"]) == 2
-    assert "megatron-music: rank 0 (pipeline 0, tensor 0, data 0): parallel.context_parallel_size is 2" in capsys.readouterr().err
+    assert (
+        "megatron-music: rank 0 (pipeline 0, tensor 0, data 0): parallel.context_parallel_size is 2"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_page_and_the_trace_show_every_rank(tmp_path, capsys):
     page, trace = tmp_path / "page.html", tmp_path / "trace.json"
-    words = ["rehearse", "tiny", PIPELINE, "--num-gpus", "2", "--workers", "1", "--html", str(page), "--trace", str(trace)]
+    words = [
+        "rehearse",
+        "tiny",
+        PIPELINE,
+        "--num-gpus",
+        "2",
+        "--workers",
+        "1",
+        "--html",
+        str(page),
+        "--trace",
+        str(trace),
+    ]
     assert main(words) == 0
     text = page.read_text()
     assert text.count('<svg class="memory"') == text.count('<div class="bar"') == 2 and "http" not in text
     events = json.loads(trace.read_text())["traceEvents"]
     assert {event["pid"] for event in events} == {0, 1}
-    assert {event["name"] for event in events} >= {"forward 1", "backward", "update", "memory in GB", "nccl send (pipeline, 32,768 bytes)"}
+    assert {event["name"] for event in events} >= {
+        "forward 1",
+        "backward",
+        "update",
+        "memory in GB",
+        "nccl send (pipeline, 32,768 bytes)",
+    }
     capsys.readouterr()
     assert main(["trace", str(trace), "--json"]) == 0
     (share,) = json.loads(capsys.readouterr().out)["ranks"]

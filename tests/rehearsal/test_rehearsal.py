@@ -122,7 +122,14 @@ STEADY = ["train.global_batch_size=64", "train.micro_batch_size=1", "model.num_l
         (2, ["optimizer.use_distributed_optimizer=true", "parallel.overlap_param_gather=true"]),
         (2, ["parallel.pipeline_model_parallel_size=2"]),
         (4, ["parallel.pipeline_model_parallel_size=4", "train.recompute_granularity=full"]),
-        (4, ["parallel.pipeline_model_parallel_size=2", parity_worker.INTERLEAVED, "parallel.tensor_model_parallel_size=2"]),
+        (
+            4,
+            [
+                "parallel.pipeline_model_parallel_size=2",
+                parity_worker.INTERLEAVED,
+                "parallel.tensor_model_parallel_size=2",
+            ],
+        ),
         (
             4,
             [
@@ -149,8 +156,13 @@ def test_the_steady_state_stands_for_the_whole_step(size, overrides):
 
 @pytest.mark.parametrize("recomputation", [None, "selective", "full"])
 def test_the_operations_are_those_of_the_formula(recomputation):
-    sizes = ["model.size=1.3b", "train.bf16=true", "train.global_batch_size=16", "parallel.tensor_model_parallel_size=2",
-             "parallel.pipeline_model_parallel_size=2"]  # fmt: skip
+    sizes = [
+        "model.size=1.3b",
+        "train.bf16=true",
+        "train.global_batch_size=16",
+        "parallel.tensor_model_parallel_size=2",
+        "parallel.pipeline_model_parallel_size=2",
+    ]
     run = load_run("article", [*sizes, *([f"train.recompute_granularity={recomputation}"] if recomputation else [])])
     found = operations(rehearse(run, 8, workers=1))
     expected = step_flops(run.model, 16, recomputation=recomputation or "none")
@@ -159,11 +171,22 @@ def test_the_operations_are_those_of_the_formula(recomputation):
 
 
 def test_a_public_run_of_megatron_lm_holds_what_its_log_says():
-    """As in test_memory.py, in MiB: 27.5 billion parameters, TP 4, PP 2; 63.28 and 63.59 GB after its first iteration."""
+    """As in test_memory.py, in MiB: 27.5 billion parameters, TP 4, PP 2; 63.28 and 63.59 GB after its first
+    iteration.
+    """
     shape = ModelConfig(
-        num_layers=56, hidden_size=6144, num_attention_heads=96, num_query_groups=24, ffn_hidden_size=21504, seq_length=8192,
-        normalization="RMSNorm", swiglu=True, add_bias_linear=False, share_embeddings_and_output_weights=False, vocab_size=50688,
-    )  # fmt: skip
+        num_layers=56,
+        hidden_size=6144,
+        num_attention_heads=96,
+        num_query_groups=24,
+        ffn_hidden_size=21504,
+        seq_length=8192,
+        normalization="RMSNorm",
+        swiglu=True,
+        add_bias_linear=False,
+        share_embeddings_and_output_weights=False,
+        vocab_size=50688,
+    )
     run = RunConfig(
         shape,
         parallel=ParallelConfig(tensor_model_parallel_size=4, pipeline_model_parallel_size=2, sequence_parallel=True),

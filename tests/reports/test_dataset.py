@@ -36,7 +36,8 @@ def test_the_report_in_the_terminal():
         "copies   3 byte for byte, 11 with the same notes, 2 left out",
         "         70 files left out: no part in 4/4; --meters all takes them",
         "         9 files left out: no window of 4 bars",
-        "windows  4 bars, hop 1; 4 steps per quarter note; notes across bar lines: carried over (carry); velocity: written; "
+        "windows  4 bars, hop 1; 4 steps per quarter note; notes across bar lines: carried over (carry); velocity: "
+        "written; "
         "density of a track: 3 levels, cut at 4, 9 notes",
         "         1,530 windows left out: fewer than 2 tracks",
         "notes    402,794 read, 759 lost, onsets moved 0.183 steps on average",
@@ -103,13 +104,21 @@ def test_a_report_of_an_older_version_says_so_in_one_sentence(tmp_path):
     assert OLDER not in describe(tiny_report(), "new") and OLDER not in markdown(tiny_report())
 
 
-@pytest.mark.parametrize("damage", [
-    "", "[]", "{}", '{"files": 3}', json.dumps(tiny_report(histograms=[])), json.dumps(tiny_report(splits={"train": {}})),
-    json.dumps(tiny_report(histograms={"document_tokens": {"edges": [0], "counts": [1, 2, 3, 4, 5, 6, 7]}})),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"files": 3}',
+        json.dumps(tiny_report(histograms=[])),
+        json.dumps(tiny_report(splits={"train": {}})),
+        json.dumps(tiny_report(histograms={"document_tokens": {"edges": [0], "counts": [1, 2, 3, 4, 5, 6, 7]}})),
+    ],
+)
 def test_a_damaged_report_is_one_sentence(tmp_path, damage):
     (tmp_path / "report.json").write_text(damage, encoding="utf-8")
-    with pytest.raises(ValueError, match="is no report of .*; build the dataset again"):
+    with pytest.raises(ValueError, match=r"is no report of .*; build the dataset again"):
         read_report(tmp_path)
     with pytest.raises(ValueError, match="is missing; name a folder"):
         read_report(tmp_path / "nowhere")
@@ -117,13 +126,24 @@ def test_a_damaged_report_is_one_sentence(tmp_path, damage):
 
 def test_charts_of_a_report():
     found = panels(tiny_report())
-    assert list(found) == ["splits", "sources", "document_tokens", "instruments", "density", "onset_error", "exclusions"]
+    assert list(found) == [
+        "splits",
+        "sources",
+        "document_tokens",
+        "instruments",
+        "density",
+        "onset_error",
+        "exclusions",
+    ]
     assert found["splits"][0].values == (4545563, 373445, 218789)
     assert found["sources"][0].texts == ("2.4 MB", "7.88 MB")
     files, windows = found["exclusions"]
     assert files.names == (
-        "no part in 4/4", "damaged (in quarantine)", "no window of 4 bars", "same notes as an earlier file"
-    )  # fmt: skip
+        "no part in 4/4",
+        "damaged (in quarantine)",
+        "no window of 4 bars",
+        "same notes as an earlier file",
+    )
     assert windows == Bars("windows of used files", ("fewer than 2 tracks",), (1530,), ("1,530",), windows.colour)
 
 
@@ -143,7 +163,9 @@ def test_a_histogram_ends_where_almost_all_is_and_its_last_bar_is_the_rest():
 
 def test_ticks_of_lengths_are_round_wherever_the_first_bin_is():
     edges = list(range(130, 130 + 21 * 10, 10))
-    (lengths,) = panels(tiny_report(histograms={"document_tokens": {"edges": edges, "counts": [1] * 20}}))["document_tokens"]
+    (lengths,) = panels(tiny_report(histograms={"document_tokens": {"edges": edges, "counts": [1] * 20}}))[
+        "document_tokens"
+    ]
     assert lengths.ticks == ((2, "150"), (7, "200"), (12, "250"), (17, "300"))
 
 
@@ -199,7 +221,12 @@ def test_the_table_of_instruments_says_what_it_leaves_out():
     [
         (1, 500, "valid has 1 file: its loss judges one piece; use --split with a larger share, or more files"),
         (4, 500, "valid has 4 files: its loss judges 4 pieces; use --split with a larger share, or more files"),
-        (50, 50, "valid has 0.5% of the tokens: its loss judges little music; use --split with a larger share, or more files"),
+        (
+            50,
+            50,
+            "valid has 0.5% of the tokens: its loss judges little music; use --split with a larger share, or more "
+            "files",
+        ),
         (5, 500, None),
     ],
 )

@@ -99,13 +99,16 @@ def test_a_note_across_two_rows_is_drawn_in_both(tmp_path):
     assert len(rows) and rows[-1] - rows[0] > pixels.shape[0] / 3, "a long line in the upper and in the lower half"
 
 
-@pytest.mark.parametrize(("bars", "said"), [
-    ("0-3", "bars 0-3 are not in the piece, which has bars 1-4"),
-    ("3-9", "bars 3-9 are not in the piece, which has bars 1-4"),
-    ("3-2", "bars 3-2 are not in the piece"),
-    ("x", "--bars is 'x'; give the first and the last bar, such as 9-16"),
-    ("1-", "--bars is '1-'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("bars", "said"),
+    [
+        ("0-3", "bars 0-3 are not in the piece, which has bars 1-4"),
+        ("3-9", "bars 3-9 are not in the piece, which has bars 1-4"),
+        ("3-2", "bars 3-2 are not in the piece"),
+        ("x", "--bars is 'x'; give the first and the last bar, such as 9-16"),
+        ("1-", "--bars is '1-'"),
+    ],
+)
 def test_bars_that_are_not_there_are_one_sentence(tmp_path, capsys, bars, said):
     write_midi(tiny_score(), tmp_path / "a.mid")
     assert main(["plot", str(tmp_path / "a.mid"), "-o", str(tmp_path / "a.png"), "--bars", bars]) == 2
@@ -132,7 +135,11 @@ def test_names_from_files_are_drawn_as_they_are(words):
 
 
 def test_a_long_name_does_not_widen_the_picture(tmp_path):
-    plot_score(named("x" * 500, *("a rather long name of a track, really" for _ in range(30))), tmp_path / "roll.png", title="t" * 500)
+    plot_score(
+        named("x" * 500, *("a rather long name of a track, really" for _ in range(30))),
+        tmp_path / "roll.png",
+        title="t" * 500,
+    )
     width, height = struct.unpack(">II", (tmp_path / "roll.png").read_bytes()[16:24])
     assert width < 1600 and height < 1600
 

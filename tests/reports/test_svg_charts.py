@@ -53,7 +53,9 @@ def test_a_histogram_is_as_high_as_its_counts(drawn):
     counts = tiny_report()["histograms"]["onset_error"]
     tree = ElementTree.parse(drawn[1][NAMES.index("onset_error")])
     bars = [float(bar.get("height")) for bar in tree.iter(f"{SVG}rect") if bar.find(f"{SVG}title") is not None]
-    assert [height / max(bars) for height in bars] == pytest.approx([count / max(counts) for count in counts if count], abs=0.001)
+    assert [height / max(bars) for height in bars] == pytest.approx(
+        [count / max(counts) for count in counts if count], abs=0.001
+    )
 
 
 def test_nothing_is_drawn_outside_the_picture(drawn):
@@ -62,8 +64,8 @@ def test_nothing_is_drawn_outside_the_picture(drawn):
         height = int(tree.getroot().get("height"))
         for box in tree.iter(f"{SVG}rect"):
             if box.get("x"):
-                assert 0 <= float(box.get("x")) and float(box.get("x")) + float(box.get("width")) <= RIGHT
-                assert 0 <= float(box.get("y")) and float(box.get("y")) + float(box.get("height")) <= height
+                assert float(box.get("x")) >= 0 and float(box.get("x")) + float(box.get("width")) <= RIGHT
+                assert float(box.get("y")) >= 0 and float(box.get("y")) + float(box.get("height")) <= height
 
 
 def test_the_same_report_gives_the_same_bytes(drawn, tmp_path):
@@ -85,15 +87,23 @@ def test_strangers_names_are_words_and_no_markup(tmp_path):
     tree = ElementTree.parse(tmp_path / "figures" / "sources.svg")
     assert not [element for element in tree.iter() if element.tag.endswith("script")]
     said = words(tmp_path / "figures" / "sources.svg")
-    assert r"\udcff\n音楽" in said and "$\\frac" in said and any(word.startswith("aaa") and "…" in word for word in said)
+    assert (
+        r"\udcff\n音楽" in said and "$\\frac" in said and any(word.startswith("aaa") and "…" in word for word in said)
+    )
     assert max(map(len, said)) < 60
 
 
 def test_an_empty_split_and_an_older_report(tmp_path):
     report = older_report()
-    report["splits"] = {split: dict.fromkeys(("files", "documents", "tokens", "bytes"), 0) for split in report["splits"]}
+    report["splits"] = {
+        split: dict.fromkeys(("files", "documents", "tokens", "bytes"), 0) for split in report["splits"]
+    }
     report["files"]["quarantined"] = 0
-    assert [path.stem for path in write_figures(report, tmp_path)] == ["splits"] == [chart.name for chart in charts(report)]
+    assert (
+        [path.stem for path in write_figures(report, tmp_path)]
+        == ["splits"]
+        == [chart.name for chart in charts(report)]
+    )
 
 
 def test_a_long_reason_is_on_two_lines_and_a_longer_one_loses_its_middle(tmp_path):
@@ -107,7 +117,9 @@ def test_a_long_reason_is_on_two_lines_and_a_longer_one_loses_its_middle(tmp_pat
     assert said[place + 1] == "vocabulary of 4 bars"
     second = said[said.index("a reason that goes on and on, far") + 1]
     assert "…" in second and second.endswith("letters each")
-    titles = [element.text for element in ElementTree.parse(tmp_path / "figures" / "exclusions.svg").iter(f"{SVG}title")]
+    titles = [
+        element.text for element in ElementTree.parse(tmp_path / "figures" / "exclusions.svg").iter(f"{SVG}title")
+    ]
     assert set(reasons) <= set(titles), "the whole name, where the pointer rests"
 
 

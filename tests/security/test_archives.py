@@ -37,7 +37,9 @@ def member(name: str, content: bytes, kind: bytes = tarfile.REGTYPE) -> bytes:
 
 
 def packed(head: bytes, mebibytes: int, piece: bytes = b"a", tail: bytes = b"") -> bytes:
-    """A gzip of a head, of so much of a piece, and of a tail; a stream of gzip is any number of them one after another."""
+    """A gzip of a head, of so much of a piece, and of a tail; a stream of gzip is any number of them one after
+    another.
+    """
     filler = gzip.compress(piece * ((16 << 20) // len(piece)), 6)
     return gzip.compress(head) + filler * (mebibytes // 16) + gzip.compress(tail)
 
@@ -63,7 +65,9 @@ def global_headers() -> bytes:
         value = b"v" * (HEADER_BYTES - 8192)
         record = f" key{number}=".encode() + value + b"\n"
         length = len(record) + 7
-        found += member("g", f"{length:7}".replace(" ", "0").encode() + record, tarfile.XGLTYPE) + member(f"{number}.txt", b"")
+        found += member("g", f"{length:7}".replace(" ", "0").encode() + record, tarfile.XGLTYPE) + member(
+            f"{number}.txt", b""
+        )
     return gzip.compress(found, 1)
 
 
@@ -145,7 +149,9 @@ def test_a_zip_of_more_members_than_are_read_is_refused_as_a_tar_is(tmp_path, mo
             for name in range(number):
                 archive.writestr(f"{name}.mid", MIDI)
     assert len(list(find_entries(find_files([tmp_path / "3.zip"])))) == 3
-    with pytest.raises(ValueError, match=r"4.zip has 4 members, where up to 3 are read; split it into smaller archives"):
+    with pytest.raises(
+        ValueError, match=r"4.zip has 4 members, where up to 3 are read; split it into smaller archives"
+    ):
         list(find_entries(find_files([tmp_path / "4.zip"])))
 
 
@@ -163,18 +169,29 @@ def test_zip_members_that_share_one_packed_body_are_read_once(tmp_path):
             archive.NameToInfo[twin.filename] = twin
     found = list(find_entries(find_files([path])))
     assert [entry.member for entry in found if not entry.damage] == ["first.mid", "good.mid"]
-    assert {entry.damage for entry in found[2:]} == {"shares its bytes in the archive with another member"} and len(found) == 1002
+    assert {entry.damage for entry in found[2:]} == {"shares its bytes in the archive with another member"} and len(
+        found
+    ) == 1002
     with Reader() as reader:
         assert reader.read(found[1]) == MIDI
 
 
 def test_a_member_that_overlaps_half_of_another_is_refused(tmp_path):
     path = tmp_path / "x.zip"
-    inner = struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0, 0, 0, 0, zlib.crc32(MIDI), len(MIDI), len(MIDI), 7, 0) + b"twin.mid"[:7] + MIDI
+    inner = (
+        struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0, 0, 0, 0, zlib.crc32(MIDI), len(MIDI), len(MIDI), 7, 0)
+        + b"twin.mid"[:7]
+        + MIDI
+    )
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("outer.mid", inner)
         twin = zipfile.ZipInfo("twin.mi.mid")
-        twin.header_offset, twin.compress_size, twin.file_size, twin.CRC = 30 + len("outer.mid"), len(MIDI), len(MIDI), zlib.crc32(MIDI)
+        twin.header_offset, twin.compress_size, twin.file_size, twin.CRC = (
+            30 + len("outer.mid"),
+            len(MIDI),
+            len(MIDI),
+            zlib.crc32(MIDI),
+        )
         archive.filelist.append(twin)
     assert [bool(entry.damage) for entry in find_entries(find_files([path]))] == [False, True]
 

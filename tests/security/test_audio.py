@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,25 +15,34 @@ import pytest
 import soundfile
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny_sounds import tiny_sounds  # noqa: E402
+from tiny_sounds import tiny_sounds
 
-from megatron_music.audio import music_encoder, waveform  # noqa: E402
-from megatron_music.audio.waveform import Waveform, read_waveform  # noqa: E402
-from megatron_music.cli.entry import main  # noqa: E402
-from megatron_music.corpora.captioned import Captioned  # noqa: E402
-from megatron_music.data import crops as crops_module  # noqa: E402
-from megatron_music.data.build_latents import build_latents  # noqa: E402
-from megatron_music.data.crops import Crops  # noqa: E402
-from megatron_music.data.latents_options import LatentsOptions  # noqa: E402
+from megatron_music.audio import music_encoder, waveform
+from megatron_music.audio.waveform import Waveform, read_waveform
+from megatron_music.cli.entry import main
+from megatron_music.corpora.captioned import Captioned
+from megatron_music.data import crops as crops_module
+from megatron_music.data.build_latents import build_latents
+from megatron_music.data.crops import Crops
+from megatron_music.data.latents_options import LatentsOptions
 
-OPTIONS = {"seconds": 0.512, "autoencoder": "tiny", "autoencoder_steps": 2, "min_seconds": 0.2, "valid_fraction": 0, "test_fraction": 0}
+OPTIONS = {
+    "seconds": 0.512,
+    "autoencoder": "tiny",
+    "autoencoder_steps": 2,
+    "min_seconds": 0.2,
+    "valid_fraction": 0,
+    "test_fraction": 0,
+}
 
 
 def wav(rate: int, channels: int, data: bytes, bits: int = 16, kind: int = 1) -> bytes:
     """A WAV file; ``kind`` 1 is whole numbers, 3 is float."""
     width = channels * bits // 8
     head = struct.pack("<IHHIIHH", 16, kind, channels, rate, rate * width & 0xFFFFFFFF, width, bits)
-    return b"RIFF" + struct.pack("<I", 36 + len(data)) + b"WAVEfmt " + head + b"data" + struct.pack("<I", len(data)) + data
+    return (
+        b"RIFF" + struct.pack("<I", 36 + len(data)) + b"WAVEfmt " + head + b"data" + struct.pack("<I", len(data)) + data
+    )
 
 
 def floats(*values: float) -> bytes:
@@ -84,36 +94,48 @@ def test_each_hostile_file_costs_itself_and_the_build_stays_below_2_gib(tmp_path
     caption(folder, *HOSTILE, "a.wav", "device.wav", "cut.flac", "hours.flac")
     options = OPTIONS | {"crops_per_file": 200}
     command = [sys.executable, "-m", "megatron_music", "build", "latents", str(folder), "-o", str(tmp_path / "out")]
-    process = subprocess.Popen([*command, *(f"--{name.replace('_', '-')}={value}" for name, value in options.items())], stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*command, *(f"--{name.replace('_', '-')}={value}" for name, value in options.items())], stderr=subprocess.PIPE
+    )
     most = 0
     while process.poll() is None:
-        try:
+        with suppress(OSError):  # one of them ended meanwhile
             most = max(most, memory_of(process.pid))
-        except OSError:  # one of them ended meanwhile
-            pass
         time.sleep(0.05)
     assert process.communicate()[1].decode().count("Traceback") == 0 and process.returncode == 0
     assert 100 << 20 < most < 2 << 30
-    told = {entry["path"]: entry for entry in map(json.loads, (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines())}
+    told = {
+        entry["path"]: entry
+        for entry in map(json.loads, (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines())
+    }
     assert told.keys() == {*HOSTILE, "a.wav", "device.wav", "cut.flac"}
     for name, (_, words) in HOSTILE.items():
         assert words in told[name]["reason"] and told[name]["kind"] == "unreadable" and name in told[name]["reason"]
-    assert all(f"{name} cannot be read: it is not a regular file" in told[name]["reason"] for name in ("a.wav", "device.wav"))
+    assert all(
+        f"{name} cannot be read: it is not a regular file" in told[name]["reason"] for name in ("a.wav", "device.wav")
+    )
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["samples"]["train"] == 6 * 2 + 200, "the six hours are a legitimate file"
     assert not (tmp_path / "out.building").exists()
 
 
-@pytest.mark.parametrize(("action", "reason"), [
-    ("os.kill(os.getpid(), 11)", r"the parser crashed \(signal 11\)"), ("time.sleep(600)", "takes longer than 2 s"),
-    ("np.ones(1 << 28)", "needs more memory than a worker may use"), ("os._exit(3)", r"the parser crashed \(exit status 3\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("action", "reason"),
+    [
+        ("os.kill(os.getpid(), 11)", r"the parser crashed \(signal 11\)"),
+        ("time.sleep(600)", "takes longer than 2 s"),
+        ("np.ones(1 << 28)", "needs more memory than a worker may use"),
+        ("os._exit(3)", r"the parser crashed \(exit status 3\)"),
+    ],
+)
 def test_a_decoder_that_crashes_hangs_or_fills_the_memory_costs_the_file(tmp_path, monkeypatch, action, reason):
     """What a fault of a decoder's does, at one file of six; its crops before it are forgotten."""
     folder = tiny_sounds(tmp_path / "audio", 6)
     program = (
-        "import os, sys, time\nimport numpy as np\nfrom megatron_music.data import audio_worker\npieces = audio_worker.pieces\n"
-        f"def faulty(path, name, *cut):\n    for piece in pieces(path, name, *cut):\n        yield piece\n        if '003' in path: {action}\n"
+        "import os, sys, time\nimport numpy as np\nfrom megatron_music.data import audio_worker\npieces = "
+        "audio_worker.pieces\n"
+        f"def faulty(path, name, *cut):\n    for piece in pieces(path, name, *cut):\n        yield piece\n        if "
+        f"'003' in path: {action}\n"
         "audio_worker.pieces, audio_worker.PART_BYTES = faulty, 1\naudio_worker.main(sys.argv[1])"
     )
     monkeypatch.setattr(crops_module, "SECONDS_PER_FILE", 2.0)
@@ -121,7 +143,9 @@ def test_a_decoder_that_crashes_hangs_or_fills_the_memory_costs_the_file(tmp_pat
         crops._workers._command = [sys.executable, "-c", program, str(crops._room)]
         sounds = [Captioned(f"{number:03}.wav", ("words",), "") for number in range(6)]
         found = list(crops.read(sounds, 16000, 2, 8192))
-    kept = {number: sum(len(read.crops) for read in found if read.number == number) for number in range(6) if number != 3}
+    kept = {
+        number: sum(len(read.crops) for read in found if read.number == number) for number in range(6) if number != 3
+    }
     assert set(kept.values()) == {2} and [read.number for read in found if read.ends] == list(range(6))
     (last,) = [read for read in found if read.number == 3 and read.ends]
     assert last.left_out.kind == "unreadable"
@@ -140,7 +164,8 @@ def test_a_long_file_that_is_being_decoded_is_not_taken_for_one_that_hangs(tmp_p
     silence(tmp_path / "long.wav", 180)
     program = (
         "import sys, time\nfrom megatron_music.audio import excerpts\nfrom megatron_music.data import audio_worker\n"
-        "read_blocks = excerpts.read_blocks\ndef slow(path):\n    for block in read_blocks(path):\n        time.sleep(0.2)\n"
+        "read_blocks = excerpts.read_blocks\ndef slow(path):\n    for block in read_blocks(path):\n        "
+        "time.sleep(0.2)\n"
         "        yield block\nexcerpts.read_blocks = slow\naudio_worker.main(sys.argv[1])"
     )
     monkeypatch.setattr(crops_module, "SECONDS_PER_FILE", 3.0)
@@ -155,18 +180,23 @@ def test_a_long_file_that_is_being_decoded_is_not_taken_for_one_that_hangs(tmp_p
 def test_a_file_of_more_samples_than_are_read_is_refused(tmp_path, monkeypatch):
     silence(tmp_path / "x.wav", 10)
     monkeypatch.setattr(waveform, "MAX_VALUES", 440_000)
-    with pytest.raises(ValueError, match=r"x.wav has more than 440,000 samples on 1 channels; cut it into shorter files"):
+    with pytest.raises(
+        ValueError, match=r"x.wav has more than 440,000 samples on 1 channels; cut it into shorter files"
+    ):
         read_waveform(tmp_path / "x.wav")
 
 
 def test_a_disk_that_is_gone_is_no_damage_of_a_file(tmp_path):
     folder = tiny_sounds(tmp_path / "audio", 1)
-    program = "import errno, os, sys\nfrom megatron_music.audio import waveform\nfrom megatron_music.data import audio_worker\n"
+    program = (
+        "import errno, os, sys\nfrom megatron_music.audio import waveform\nfrom megatron_music.data import "
+        "audio_worker\n"
+    )
     program += "def gone(path, **options):\n    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)\n"
     program += "waveform.regular = gone\naudio_worker.main(sys.argv[1])"
     with Crops(folder, LatentsOptions(**OPTIONS)) as crops:
         crops._workers._command = [sys.executable, "-c", program, str(crops._room)]
-        with pytest.raises(OSError, match="Stale file handle.*000.wav"):
+        with pytest.raises(OSError, match=r"Stale file handle.*000.wav"):
             list(crops.read([Captioned("000.wav", ("words",), "")], 16000, 2, 8192))
 
 
@@ -179,7 +209,10 @@ def test_channels_that_cannot_be_mixed_are_told_with_the_file(tmp_path):
 
 def test_a_package_that_is_missing_is_named_and_costs_no_file(tmp_path):
     folder = tiny_sounds(tmp_path / "audio", 2)
-    code = "import sys; sys.modules['scipy.signal'] = None; from megatron_music.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = (
+        "import sys; sys.modules['scipy.signal'] = None; from megatron_music.cli import main; "
+        "sys.exit(main(sys.argv[1:]))"
+    )
     words = ["build", "latents", str(folder), "-o", str(tmp_path / "out")]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "this command needs" in done.stderr and done.stderr.count("\n") == 1, done.stderr
@@ -197,7 +230,9 @@ def test_a_file_that_changes_while_a_build_is_under_way_is_refused_by_name(tmp_p
             else:
                 (folder / "004.wav").write_bytes((folder / "001.wav").read_bytes())
 
-    with pytest.raises(ValueError, match="004.wav was changed while the build was under way; restore it, or build into another folder"):
+    with pytest.raises(
+        ValueError, match=r"004.wav was changed while the build was under way; restore it, or build into another folder"
+    ):
         build_latents(folder, tmp_path / "out", LatentsOptions(**OPTIONS), say=say)
     assert not (tmp_path / "out").exists()
 
@@ -209,13 +244,15 @@ def test_audio_to_continue_is_bounded_too(tmp_path):
             with pytest.raises(ValueError, match=words.split(",")[0].replace("+", r"\+")):
                 read_waveform(tmp_path / name)
     os.mkfifo(tmp_path / "a.wav")
-    with pytest.raises(ValueError, match="a.wav cannot be read: it is not a regular file; remove it"):
+    with pytest.raises(ValueError, match=r"a.wav cannot be read: it is not a regular file; remove it"):
         read_waveform(tmp_path / "a.wav")
 
 
 def midi_of_a_note(ticks: bytes) -> bytes:
     """One note of so many ticks, as MIDI writes numbers, 24 to the quarter note of 16.8 seconds."""
-    track = bytes([0, 0xFF, 0x51, 3, 0xFF, 0xFF, 0xFF, 0, 0x90, 60, 64]) + ticks + bytes([0x80, 60, 0, 0, 0xFF, 0x2F, 0])
+    track = (
+        bytes([0, 0xFF, 0x51, 3, 0xFF, 0xFF, 0xFF, 0, 0x90, 60, 64]) + ticks + bytes([0x80, 60, 0, 0, 0xFF, 0x2F, 0])
+    )
     return b"MThd" + struct.pack(">IHHH", 6, 0, 1, 24) + b"MTrk" + struct.pack(">I", len(track)) + track
 
 
@@ -225,7 +262,11 @@ def test_a_note_of_hours_is_not_rendered(tmp_path, capsys, ticks):
     for options in ([], ["--own"]):
         assert main(["render", str(tmp_path / "long.mid"), "-o", str(tmp_path / "long.wav"), *options]) == 2
         said = capsys.readouterr().err
-        assert re.search(r"67,1\d\d s, where 3,600 are rendered; raise --max-seconds, or cut the piece|no note begins: a damaged time", said)
+        assert re.search(
+            r"67,1\d\d s, where 3,600 are rendered; raise --max-seconds, or cut the piece|no note begins: a damaged "
+            r"time",
+            said,
+        )
         assert said.count("\n") == 1 and not (tmp_path / "long.wav").exists()
 
 
@@ -252,17 +293,21 @@ time.sleep(600)
 READ = "sys.stdin.buffer.read(int.from_bytes(sys.stdin.buffer.read(8), 'little'))\n"
 
 
-@pytest.mark.parametrize(("action", "words"), [
-    ("", "has not taken 9,600,[0-9]+ bytes within 2 s"),
-    ("while sys.stdin.buffer.read(100000): pass", "has not answered within 2 s"),
-    (READ + "send({'embedding': np.full(512, np.nan, np.float32)})", "not an embedding of 512 finite numbers"),
-    (READ + "send({'embedding': np.ones(3, np.float32)})", "not an embedding of 512 finite numbers"),
-    (READ + "send({})", "not an embedding of 512 finite numbers"),
-    (READ + "os.write(1, (2**60).to_bytes(8, 'little'))", "has sent 1,152,921,504,606,846,976 bytes, or printed"),
-    (READ + "print('a line of a library', flush=True)", "or printed to its standard output"),
-    (READ + "os.close(1)", "has not answered"),
-    (READ + "os.write(1, (5).to_bytes(8, 'little') + b'abcde')", "has sent no tensors"),
-], ids=["never reads", "never answers", "NaN", "other size", "nothing", "length", "line", "closed", "no tensors"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        ("", "has not taken 9,600,[0-9]+ bytes within 2 s"),
+        ("while sys.stdin.buffer.read(100000): pass", "has not answered within 2 s"),
+        (READ + "send({'embedding': np.full(512, np.nan, np.float32)})", "not an embedding of 512 finite numbers"),
+        (READ + "send({'embedding': np.ones(3, np.float32)})", "not an embedding of 512 finite numbers"),
+        (READ + "send({})", "not an embedding of 512 finite numbers"),
+        (READ + "os.write(1, (2**60).to_bytes(8, 'little'))", "has sent 1,152,921,504,606,846,976 bytes, or printed"),
+        (READ + "print('a line of a library', flush=True)", "or printed to its standard output"),
+        (READ + "os.close(1)", "has not answered"),
+        (READ + "os.write(1, (5).to_bytes(8, 'little') + b'abcde')", "has sent no tensors"),
+    ],
+    ids=["never reads", "never answers", "NaN", "other size", "nothing", "length", "line", "closed", "no tensors"],
+)
 def test_a_process_of_muq_that_fails_is_one_sentence_and_ended(tmp_path, monkeypatch, action, words):
     (tmp_path / "server.py").write_text(MUQ.format(path=sys.path, action=action))
     (tmp_path / "python").write_text(f"#!/bin/sh\nexec {sys.executable} {tmp_path}/server.py\n")

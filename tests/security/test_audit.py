@@ -9,7 +9,11 @@ import pytest
 
 AUDIT = Path(__file__).parent.parent / "audit.py"
 GOOD = {"name": "numpy", "version": "2.4.0", "vulns": []}
-BAD = {"name": "pyyaml", "version": "5.3", "vulns": [{"id": "PYSEC-2021-142", "fix_versions": ["5.4"], "aliases": [], "description": "x"}]}
+BAD = {
+    "name": "pyyaml",
+    "version": "5.3",
+    "vulns": [{"id": "PYSEC-2021-142", "fix_versions": ["5.4"], "aliases": [], "description": "x"}],
+}
 UNKNOWN = {"name": "torch", "skip_reason": "Dependency not found on PyPI and could not be audited: torch (2.13.0)"}
 
 
@@ -26,13 +30,22 @@ open(sys.argv[sys.argv.index("--output") + 1], "w").write(json.dumps({{"dependen
 sys.exit(any(package.get("vulns") for package in answer))
 """)
     tool.chmod(0o755)
-    return subprocess.run([sys.executable, str(AUDIT), "--tool", str(tool), "constraints.txt"], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, str(AUDIT), "--tool", str(tool), "constraints.txt"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize("answers", [([UNKNOWN],), ([UNKNOWN], None), (None, [UNKNOWN, UNKNOWN]), (None, None)])
 def test_an_index_that_knows_no_package_is_a_skip_said_aloud(tmp_path, answers):
     done = audited(tmp_path, *answers)
-    assert done.returncode == 0 and done.stdout.startswith("SKIPPED: pip-audit could look at nothing") and len(done.stdout.splitlines()) == 1
+    assert (
+        done.returncode == 0
+        and done.stdout.startswith("SKIPPED: pip-audit could look at nothing")
+        and len(done.stdout.splitlines()) == 1
+    )
 
 
 def test_a_service_that_cannot_be_reached_is_followed_by_the_next(tmp_path):
@@ -40,7 +53,13 @@ def test_a_service_that_cannot_be_reached_is_followed_by_the_next(tmp_path):
     assert done.returncode == 0 and done.stdout == "pip-audit, by OSV: 1 packages without a known vulnerability\n"
 
 
-@pytest.mark.parametrize(("found", "said"), [([GOOD, BAD], "pyyaml 5.3: PYSEC-2021-142, fixed in 5.4"), ([GOOD, UNKNOWN], "1 that could not be looked at: torch")])
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ([GOOD, BAD], "pyyaml 5.3: PYSEC-2021-142, fixed in 5.4"),
+        ([GOOD, UNKNOWN], "1 that could not be looked at: torch"),
+    ],
+)
 def test_a_vulnerability_and_a_package_that_was_passed_over_fail(tmp_path, found, said):
     done = audited(tmp_path, found)
     assert done.returncode == 1 and said in done.stdout

@@ -62,8 +62,11 @@ def test_nothing_is_read_of_a_file_that_is_larger_than_its_limit(tmp_path):
             read_bytes(sys.argv[1], TABLE_BYTES)
         except ValueError as error:
             answer(str(error))
-        """, tmp_path / "hole", mib=2048, seconds=60,
-    )  # fmt: skip
+        """,
+        tmp_path / "hole",
+        mib=2048,
+        seconds=60,
+    )
     assert "more than" in answer.value and answer.peak_mib < 200
 
 
@@ -83,8 +86,11 @@ def test_a_hole_in_the_place_of_a_log_or_of_a_tokenizers_file_costs_no_memory(tm
             files_below(folder / "data", "tokenizer")
         except ValueError as error:
             answer(str(error))
-        """, tmp_path, mib=2048, seconds=120,
-    )  # fmt: skip
+        """,
+        tmp_path,
+        mib=2048,
+        seconds=120,
+    )
     assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"iteration": 1}\n'
     assert str(tmp_path / "data" / "tokenizer" / "more") in answer.value and answer.peak_mib < 500
 
@@ -103,8 +109,10 @@ def test_json_that_is_not_an_object_is_refused(tmp_path, found):
 
 
 BOMBS = {
-    "aliases": "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}]\n" for n in range(1, 40)),
-    "merged aliases": "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 60)),
+    "aliases": "a0: &a0 [x]\n"
+    + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}]\n" for n in range(1, 40)),
+    "merged aliases": "a0: &a0 {x: 1}\n"
+    + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 60)),
     "a list in itself": "a: &a [*a]",
     "nesting": "[" * 20_000,
     "length": "a: " + "x" * (1 << 20),
@@ -117,10 +125,29 @@ def test_a_yaml_bomb_is_refused(text):
         parse_yaml(text)
 
 
-@pytest.mark.parametrize("text", [
-    "!!timestamp 5", "!!bool perhaps", "!!int ''", "!!int x", "!!float x", "!!null [1]", "!!str [1]", "!!set [1]", "!!omap {a: 1}", "!!pairs 5",
-    "x: 2001-13-99", "!!python/name:os.system", "!!python/object/apply:os.system [id]", "? [a]\n: 1", "{[1]: 2}", "<<: 5", "!!seq {a: 1}", "!!map [1]",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!timestamp 5",
+        "!!bool perhaps",
+        "!!int ''",
+        "!!int x",
+        "!!float x",
+        "!!null [1]",
+        "!!str [1]",
+        "!!set [1]",
+        "!!omap {a: 1}",
+        "!!pairs 5",
+        "x: 2001-13-99",
+        "!!python/name:os.system",
+        "!!python/object/apply:os.system [id]",
+        "? [a]\n: 1",
+        "{[1]: 2}",
+        "<<: 5",
+        "!!seq {a: 1}",
+        "!!map [1]",
+    ],
+)
 def test_a_value_that_is_not_what_its_tag_says_is_refused(text):
     """PyYAML raises whatever comes along there."""
     with pytest.raises((ValueError, yaml.YAMLError)):
@@ -128,7 +155,11 @@ def test_a_value_that_is_not_what_its_tag_says_is_refused(text):
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(exclude_categories=["Cs", "Cc"])),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(exclude_categories=["Cs", "Cc"])),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
 )
 

@@ -1,4 +1,6 @@
-"""Checkpoints and models from strangers: sizes that nothing backs, and files that hold something else than they should."""
+"""Checkpoints and models from strangers: sizes that nothing backs, and files that hold something else than they
+should.
+"""
 
 import json
 import os
@@ -74,7 +76,9 @@ def resized(saved, tmp_path_factory) -> dict[str, subprocess.CompletedProcess]:
     folder = tmp_path_factory.mktemp("resized")
     for number, field in enumerate(FIELDS):
         resize(shutil.copytree(saved / "iter_0000002", folder / str(number)), field, 2**20)
-    commands = [["generate", "midi", folder / str(number), "-o", folder / f"out-{number}"] for number in range(len(FIELDS))]
+    commands = [
+        ["generate", "midi", folder / str(number), "-o", folder / f"out-{number}"] for number in range(len(FIELDS))
+    ]
     return dict(zip(FIELDS, run_commands(commands, mib=MIB), strict=True))
 
 
@@ -84,11 +88,21 @@ def test_a_configuration_of_another_size_is_refused_before_the_model_is_built(gi
     assert "describes a model of" in told or f"model.{field.partition(':')[0]} is {2**20}" in told, told
     for value in (2**20, 10**7, 2**62):
         resize(gift, field, value)
-        with pytest.raises(ValueError, match="describes a model of|is outside|at most|use "):
+        with pytest.raises(ValueError, match=r"describes a model of|is outside|at most|use "):
             convert_to_huggingface(gift, tmp_path / "out")
 
 
-@pytest.mark.parametrize("field", ["num_hidden_layers", "hidden_size", "n_inner", "intermediate_size", "max_position_embeddings", "num_attention_heads"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "num_hidden_layers",
+        "hidden_size",
+        "n_inner",
+        "intermediate_size",
+        "max_position_embeddings",
+        "num_attention_heads",
+    ],
+)
 @pytest.mark.parametrize("value", [2**14, 2**20, 10**7, 2**62, -1, "64", None, [64], 1e300])
 def test_a_folder_of_transformers_with_another_size_is_refused(exported, tmp_path, field, value):
     from megatron_music.hosts.huggingface import convert_to_megatron
@@ -104,15 +118,23 @@ def test_a_folder_of_transformers_with_another_size_is_refused(exported, tmp_pat
     try:
         convert_to_megatron(source, tmp_path / "run")
     except ValueError as error:
-        assert "\n" not in str(error) and str(source) in str(error) or "model." in str(error), error
+        assert ("\n" not in str(error) and str(source) in str(error)) or "model." in str(error), error
     else:  # of heads and positions of rotary embeddings another number is another model, of the same tensors
         assert field in ("max_position_embeddings", "num_attention_heads")
     assert time.monotonic() - begun < 300
 
 
 STATES = {
-    "guard": [None, [], "x", {}, {"recent_losses": None, "skipped": 0, "in_a_row": []}, {"recent_losses": ["x"], "skipped": 0, "in_a_row": []},
-              {"recent_losses": [], "skipped": -1, "in_a_row": []}, {"recent_losses": [], "skipped": 0, "in_a_row": ["7"]}],
+    "guard": [
+        None,
+        [],
+        "x",
+        {},
+        {"recent_losses": None, "skipped": 0, "in_a_row": []},
+        {"recent_losses": ["x"], "skipped": 0, "in_a_row": []},
+        {"recent_losses": [], "skipped": -1, "in_a_row": []},
+        {"recent_losses": [], "skipped": 0, "in_a_row": ["7"]},
+    ],
     "consumed_samples": ["8", 2**63, -8, None, 8.5, True, [8]],
     "iteration": ["2", 2**63, -2, None, {}],
     "optimizer_step": ["2", -1, None],
@@ -121,7 +143,7 @@ STATES = {
     "layout": [None, "x"],
     "vocabulary": [None, [], {}, {"name": [], "hash": 3}, {"name": "x" * 10**6, "hash": "y"}],
     "weights_only": [1, "yes"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in STATES.items() for value in values])
@@ -145,7 +167,24 @@ WRONG = [*NESTED, "[]", "3", "null", '"text"', "{}", "", "\xff", '{"a": NaN}', "
 FILES = ["state.json", "config.yaml", "manifest.json", ".metadata", "tokenizer/mmmtrack.json"]
 
 
-@pytest.mark.parametrize("content", WRONG, ids=["deep list", "deep object", "deep whole list", "list", "number", "null", "text", "empty object", "nothing", "no UTF-8", "NaN", "braces"])
+@pytest.mark.parametrize(
+    "content",
+    WRONG,
+    ids=[
+        "deep list",
+        "deep object",
+        "deep whole list",
+        "list",
+        "number",
+        "null",
+        "text",
+        "empty object",
+        "nothing",
+        "no UTF-8",
+        "NaN",
+        "braces",
+    ],
+)
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_of_a_checkpoint_that_holds_something_else_is_one_sentence(gift, tmp_path, capsys, name, content):
     from megatron_music.cli.entry import main
@@ -170,7 +209,9 @@ def pipes(saved, tmp_path_factory) -> dict[str, tuple[Path, subprocess.Completed
         found.append(gift / name if name != "model" else next(gift.glob("*.distcp")))
         found[-1].unlink()
         os.mkfifo(found[-1])
-    commands = [["generate", "midi", folder / f"gift-{number}", "-o", folder / f"out-{number}"] for number in range(len(PIPES))]
+    commands = [
+        ["generate", "midi", folder / f"gift-{number}", "-o", folder / f"out-{number}"] for number in range(len(PIPES))
+    ]
     return dict(zip(PIPES, zip(found, run_commands(commands, seconds=300), strict=True), strict=True))
 
 
@@ -195,7 +236,13 @@ def test_a_damaged_index_prints_no_traceback_of_torch(gift, data, tmp_path):
 def test_a_stop_while_a_checkpoint_is_read_is_told_as_a_stop(saved, data, tmp_path, kind):
     run = shutil.copytree(saved, tmp_path / "run")
     commands = {
-        75: ["train", "tiny", f"data.path={data}", f"checkpoint.save={run}", "train.train_iters=4"],  # the same command goes on
+        75: [
+            "train",
+            "tiny",
+            f"data.path={data}",
+            f"checkpoint.save={run}",
+            "train.train_iters=4",
+        ],  # the same command goes on
         1: ["generate", "midi", str(run), "-o", str(tmp_path / "out")],
     }
     for status, words in commands.items():
@@ -214,20 +261,43 @@ def test_a_process_that_is_lost_while_a_checkpoint_is_read_is_told_as_lost(saved
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ["train", "tiny", f"data.path={data}", f"checkpoint.save={run}", "train.train_iters=4", "logging.tensorboard=false"]
+    words = [
+        "train",
+        "tiny",
+        f"data.path={data}",
+        f"checkpoint.save={run}",
+        "train.train_iters=4",
+        "logging.tensorboard=false",
+    ]
     # Two launchers, as of two nodes: one alone would end the rank that lives before it could say anything.
     processes = [
-        start_slowly(words, tmp_path, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--node_rank", str(rank),
-                     "--master_addr", "127.0.0.1", "--master_port", str(port))
+        start_slowly(
+            words,
+            tmp_path,
+            "-m",
+            "torch.distributed.run",
+            "--nnodes",
+            "2",
+            "--nproc_per_node",
+            "1",
+            "--node_rank",
+            str(rank),
+            "--master_addr",
+            "127.0.0.1",
+            "--master_port",
+            str(port),
+        )
         for rank in (0, 1)
-    ]  # fmt: skip
+    ]
     wait_until(lambda: (tmp_path / "reading-1").exists() or any(process.poll() is not None for process in processes))
     os.kill(int((tmp_path / "reading-1").read_text()), signal.SIGKILL)
     told, _ = (process.communicate(timeout=900)[1] for process in processes)
     assert all(process.returncode for process in processes)
     ours = [line for line in told.splitlines() if line.startswith("megatron-music: ")]
     assert "cannot be loaded" not in told and "earlier iter_ folder" not in told, told
-    assert any("another process of the run was lost while" in line and "no fault of the checkpoint" in line for line in ours), told
+    assert any(
+        "another process of the run was lost while" in line and "no fault of the checkpoint" in line for line in ours
+    ), told
 
 
 SLOW = """
@@ -248,11 +318,17 @@ sys.exit(main(sys.argv[1:]))
 
 
 def start_slowly(words: list[str], folder: Path, *launcher: str) -> subprocess.Popen:
-    """A command whose last rank takes a minute to read tensors; ``folder/reading-RANK`` holds its process when it begins."""
+    """A command whose last rank takes a minute to read tensors; ``folder/reading-RANK`` holds its process when it
+    begins.
+    """
     program = folder / "slow.py"
     program.write_text(f"import pathlib\nFOLDER = pathlib.Path({str(folder)!r})\n{SLOW}")
     paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     return subprocess.Popen(
-        [sys.executable, *launcher, str(program), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, *launcher, str(program), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
     )

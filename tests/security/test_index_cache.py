@@ -1,4 +1,6 @@
-"""The index cache of a run, which may come from a stranger, a kill or a full disk: nothing in it runs, and none of it is believed."""
+"""The index cache of a run, which may come from a stranger, a kill or a full disk: nothing in it runs, and none of it
+is believed.
+"""
 
 import os
 import pickle
@@ -146,12 +148,16 @@ FILE_DAMAGES = {
     "a link": to_link,
     "another type": lambda path: overwrite(path, lambda values: values.astype(np.float64)),
     "another byte order": lambda path: overwrite(path, lambda values: values.astype(values.dtype.newbyteorder(">"))),
-    "columns": lambda path: overwrite(path, np.asfortranarray) if path.name.endswith("-sample_index.npy") else beheaded(path),
+    "columns": lambda path: (
+        overwrite(path, np.asfortranarray) if path.name.endswith("-sample_index.npy") else beheaded(path)
+    ),
     "one fewer": lambda path: overwrite(path, lambda values: values[:-1]),
     "a repeated value": lambda path: overwrite(path, repeated),
     "a far value": lambda path: overwrite(path, far),
-    "a header of parentheses": lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x00\x20" + b"(" * 8191 + b"\n" + bytes(64)),
-}  # fmt: skip
+    "a header of parentheses": lambda path: path.write_bytes(
+        b"\x93NUMPY\x01\x00\x00\x20" + b"(" * 8191 + b"\n" + bytes(64)
+    ),
+}
 
 
 @pytest.mark.parametrize("name", ARRAYS)
@@ -205,7 +211,7 @@ def test_a_link_in_place_of_the_cache_is_removed_and_its_target_kept(two, tmp_pa
 def test_what_is_no_part_of_a_cache_is_never_removed(two, tmp_path, cache):
     folder, _ = cache
     (folder / "thesis.txt").write_text("years of work")
-    with pytest.raises(ConfigError, match="holds 'thesis.txt', which is no part of an index cache; move it away"):
+    with pytest.raises(ConfigError, match=r"holds 'thesis.txt', which is no part of an index cache; move it away"):
         read(two, tmp_path)
     assert (folder / "thesis.txt").read_text() == "years of work"
     assert len(list(folder.iterdir())) > 1
@@ -300,7 +306,10 @@ def test_a_disk_that_is_full_at_the_start_is_told_and_the_same_command_goes_on(t
     disk.mkdir()
     lie = "" if is_foreseen else "import os; os.posix_fallocate = lambda *place: None; "
     program = f"{lie}from megatron_music.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
-    options = f"train.train_iters=60000 train.global_batch_size=8 train.eval_iters=0 logging.tensorboard=false data.path={two[0]}"
+    options = (
+        f"train.train_iters=60000 train.global_batch_size=8 train.eval_iters=0 logging.tensorboard=false "
+        f"data.path={two[0]}"
+    )
     start = f'{sys.executable} -W ignore -c "{program}" train tiny {options} checkpoint.save={disk}/run'
     script = f"""
         mount -t tmpfs -o size=5m tmpfs {disk}
@@ -311,20 +320,34 @@ def test_a_disk_that_is_full_at_the_start_is_told_and_the_same_command_goes_on(t
         kill -TERM $!; wait $!; echo status $?
         ls {disk}/run/cache
     """
-    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False, timeout=900)
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False, timeout=900
+    )
     first, second = done.stdout.split("status ")[1:]
     assert first.split() == ["1", str(disk)], done
     assert second.split()[0] == "75" and len(second.split()) == 2, done
     assert "Traceback" not in done.stderr
     (said,) = [line for line in done.stderr.splitlines() if "cannot be written" in line]
-    assert f"the index cache cannot be written to {disk}/run/cache (" in said and "set data.cache_path to another folder" in said
+    assert (
+        f"the index cache cannot be written to {disk}/run/cache (" in said
+        and "set data.cache_path to another folder" in said
+    )
 
 
 def test_a_run_of_two_processes_reads_the_cache_that_the_first_one_verified(two, tmp_path):
     """Also where it is a gift: neither of them unpickles it."""
     run = tmp_path / "run"
     words = command(two[0], run, "train.train_iters=2")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", *words[4:]]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        *words[4:],
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     assert train(tiny_run(two[0], f"checkpoint.save={run}", "train.train_iters=2", "train.eval_iters=0")) == DONE
     (folder,) = run.glob("cache/*")
@@ -341,7 +364,10 @@ def test_two_processes_on_a_full_disk_say_it_once(two, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     words = command(two[0], disk / "run", "train.train_iters=60000")[4:]
-    script = f"mount -t tmpfs -o size=3m tmpfs {disk}; exec {sys.executable} -m torch.distributed.run --standalone --nproc_per_node 2 -m {' '.join(words)}"
+    script = (
+        f"mount -t tmpfs -o size=3m tmpfs {disk}; exec {sys.executable} -m torch.distributed.run --standalone "
+        f"--nproc_per_node 2 -m {' '.join(words)}"
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False, timeout=900, env=environment
@@ -353,7 +379,9 @@ def test_two_processes_on_a_full_disk_say_it_once(two, tmp_path):
 def test_two_runs_at_once_share_a_place_for_their_caches(two, tmp_path):
     shared = f"data.cache_path={tmp_path / 'cache'}"
     running = [
-        subprocess.Popen(command(two[0], tmp_path / name, "train.train_iters=2", shared), stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command(two[0], tmp_path / name, "train.train_iters=2", shared), stderr=subprocess.PIPE, text=True
+        )
         for name in ("a", "b")
     ]
     for process in running:

@@ -1,4 +1,6 @@
-"""Encoders, autoencoders and tokenizers from strangers: their small files hold anything, their sizes are backed by nothing."""
+"""Encoders, autoencoders and tokenizers from strangers: their small files hold anything, their sizes are backed by
+nothing.
+"""
 
 import json
 import shutil
@@ -36,7 +38,24 @@ def is_sentence(error: Exception, folder: Path) -> bool:
     return str(folder) in str(error) and "\n" not in str(error) and len(str(error)) < 1000
 
 
-@pytest.mark.parametrize("content", WRONG, ids=["deep list", "deep object", "deep whole list", "list", "number", "null", "text", "empty object", "nothing", "no UTF-8", "NaN", "braces"])
+@pytest.mark.parametrize(
+    "content",
+    WRONG,
+    ids=[
+        "deep list",
+        "deep object",
+        "deep whole list",
+        "list",
+        "number",
+        "null",
+        "text",
+        "empty object",
+        "nothing",
+        "no UTF-8",
+        "NaN",
+        "braces",
+    ],
+)
 @pytest.mark.parametrize("name", READERS)
 def test_a_small_file_that_holds_something_else_is_one_sentence_with_its_folder(tmp_path, name, content):
     (tmp_path / name).write_bytes(content.encode("latin-1"))
@@ -46,15 +65,40 @@ def test_a_small_file_that_holds_something_else_is_one_sentence_with_its_folder(
 
 
 FIELDS = {
-    "hub.json": [{"name": 3, "length": 5}, {"name": ".", "length": "5"}, {"name": ".", "length": 2**63}, {"name": ".", "length": -1}, {"name": None, "length": None}],
-    "words.json": [{"words": 3, "format": 1}, {"words": ["a"], "format": []}, {"words": None, "format": 1}, {"words": {}, "format": "1"}],
-    "spectral.json": [{"latent_channels": "8"}, {"latent_channels": None}, {"latent_channels": 2**63}, {"latent_channels": [8]}],
+    "hub.json": [
+        {"name": 3, "length": 5},
+        {"name": ".", "length": "5"},
+        {"name": ".", "length": 2**63},
+        {"name": ".", "length": -1},
+        {"name": None, "length": None},
+    ],
+    "words.json": [
+        {"words": 3, "format": 1},
+        {"words": ["a"], "format": []},
+        {"words": None, "format": 1},
+        {"words": {}, "format": "1"},
+    ],
+    "spectral.json": [
+        {"latent_channels": "8"},
+        {"latent_channels": None},
+        {"latent_channels": 2**63},
+        {"latent_channels": [8]},
+    ],
     "index.json": [{"format": 2**63}, {"format": None, "splits": []}, {"format": [], "splits": None}],
-    "mmmtrack.json": [{"steps_per_quarter": "12"}, {"bars": 2**63}, {"labels": 3}, {"labels": [[1]]}, {"meters": None}, {"vocabulary_hash": None}],
-}  # fmt: skip
+    "mmmtrack.json": [
+        {"steps_per_quarter": "12"},
+        {"bars": 2**63},
+        {"labels": 3},
+        {"labels": [[1]]},
+        {"meters": None},
+        {"vocabulary_hash": None},
+    ],
+}
 
 
-@pytest.mark.parametrize(("name", "values"), [(name, values) for name, all_values in FIELDS.items() for values in all_values])
+@pytest.mark.parametrize(
+    ("name", "values"), [(name, values) for name, all_values in FIELDS.items() for values in all_values]
+)
 def test_a_field_of_another_type_is_one_sentence_with_the_folder(tmp_path, name, values):
     base = {}
     if name == "mmmtrack.json":
@@ -72,7 +116,10 @@ def test_the_least_parameters_of_an_autoencoder_are_no_more_than_it_has(name):
 
 
 @pytest.mark.parametrize("value", [2**14, 2**20, 2**62, "64", None, -1, 0, [4]])
-@pytest.mark.parametrize("field", ["decoder_channels", "decoder_input_channels", "audio_channels", "downsampling_ratios", "channel_multiples"])
+@pytest.mark.parametrize(
+    "field",
+    ["decoder_channels", "decoder_input_channels", "audio_channels", "downsampling_ratios", "channel_multiples"],
+)
 def test_an_autoencoder_of_another_size_is_refused_before_it_is_built(published, tmp_path, field, value):  # noqa: F811
     source = shutil.copytree(published / "vae", tmp_path / "vae")
     config = json.loads((source / "config.json").read_text())
@@ -86,7 +133,17 @@ def test_an_autoencoder_of_another_size_is_refused_before_it_is_built(published,
 
 
 @pytest.mark.parametrize("value", [2**20, 10**7, 2**62, "64", None, -1])
-@pytest.mark.parametrize("field", ["num_layers", "attention_head_dim", "num_attention_heads", "in_channels", "cross_attention_input_dim", "global_states_input_dim"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "num_layers",
+        "attention_head_dim",
+        "num_attention_heads",
+        "in_channels",
+        "cross_attention_input_dim",
+        "global_states_input_dim",
+    ],
+)
 def test_a_pipeline_of_another_size_is_refused_before_it_is_built(published, tmp_path, field, value):  # noqa: F811
     from megatron_music.hosts.stable_audio import convert_from_stable_audio
 
@@ -104,5 +161,5 @@ def test_a_text_encoder_of_more_layers_is_refused_before_it_is_built(tmp_path, v
     load_text_encoder(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_layers": value}))
-    with pytest.raises(ValueError, match="holds no text encoder that transformers can load .*asks for"):
+    with pytest.raises(ValueError, match=r"holds no text encoder that transformers can load .*asks for"):
         load_text_encoder(folder)

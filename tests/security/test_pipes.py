@@ -36,7 +36,18 @@ COMMANDS = {
     "report with hashes": ["inspect", "{folder}", "--verify"],
     "report of a dataset that is there": ["build", "tokens", "midi", "-o", "{folder}"],
 }
-NAMES = ["metrics.jsonl", "captions.jsonl", "latest", "config.json", "sweep.json", "plan.json", "model.safetensors", "model_index.json", "index.json", "report.json"]
+NAMES = [
+    "metrics.jsonl",
+    "captions.jsonl",
+    "latest",
+    "config.json",
+    "sweep.json",
+    "plan.json",
+    "model.safetensors",
+    "model_index.json",
+    "index.json",
+    "report.json",
+]
 
 
 def socket_at(path) -> None:
@@ -46,7 +57,14 @@ def socket_at(path) -> None:
 
 
 KINDS = {"pipe": os.mkfifo, "socket": socket_at, "device": lambda path: path.symlink_to("/dev/zero")}
-TOGETHER = ("train", "captions", "prompts", "continue", "latest", "config.json")  # they import torch, which takes longer than all else
+TOGETHER = (
+    "train",
+    "captions",
+    "prompts",
+    "continue",
+    "latest",
+    "config.json",
+)  # they import torch, which takes longer than all else
 
 
 def lay_out(place: Path, command: str, kind: str) -> list[str]:
@@ -126,12 +144,16 @@ def test_a_pipe_in_the_place_of_what_was_left_out_is_not_waited_for(tmp_path):
     (data / "quarantine.jsonl").unlink()
     os.mkfifo(data / "quarantine.jsonl")
     done = run_command("inspect", data, "--html", tmp_path / "page.html", seconds=120)
-    assert done.returncode == 2 and "quarantine.jsonl is damaged" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 2 and "quarantine.jsonl is damaged" in done.stderr and "Traceback" not in done.stderr, (
+        done.stderr
+    )
     (data / "quarantine.jsonl").unlink()
     with open(data / "quarantine.jsonl", "wb") as hole:  # one line, of more bytes than there is memory
         hole.truncate(1 << 38)
     done = run_command("inspect", data, "--html", tmp_path / "page.html", seconds=120)
-    assert done.returncode == 2 and "quarantine.jsonl is damaged" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 2 and "quarantine.jsonl is damaged" in done.stderr and "Traceback" not in done.stderr, (
+        done.stderr
+    )
 
 
 CAPTION = """

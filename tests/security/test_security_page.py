@@ -1,4 +1,6 @@
-"""docs/security.md says what the code does: the limits are those of the constants, and every limit of the bounded reader is there."""
+"""docs/security.md says what the code does: the limits are those of the constants, and every limit of the bounded
+reader is there.
+"""
 
 import importlib
 import re
@@ -28,14 +30,25 @@ def test_a_limit_of_the_page_is_the_one_of_the_code(text, constant):
 
 
 def test_the_page_has_every_limit_of_the_bounded_reader():
-    names = {name for name, value in vars(reading).items() if name.isupper() and not name.startswith("_") and isinstance(value, int) and name != "MIB"}
-    assert names == {constant.rpartition(".")[2] for _, constant in ROWS if constant.startswith("storage.reading.")} and len(ROWS) > 10
+    names = {
+        name
+        for name, value in vars(reading).items()
+        if name.isupper() and not name.startswith("_") and isinstance(value, int) and name != "MIB"
+    }
+    assert (
+        names == {constant.rpartition(".")[2] for _, constant in ROWS if constant.startswith("storage.reading.")}
+        and len(ROWS) > 10
+    )
 
 
 def test_one_page_holds_the_promise_and_the_others_lead_to_it():
     for page in ("SECURITY.md", "docs/formats.md", "docs/README.md"):
         assert "security.md)" in (ROOT / page).read_text(encoding="utf-8"), page
-    pages = [path for path in (ROOT / "docs").rglob("*.md") if "weights_only" in path.read_text(encoding="utf-8") and path.name != "log.md"]
+    pages = [
+        path
+        for path in (ROOT / "docs").rglob("*.md")
+        if "weights_only" in path.read_text(encoding="utf-8") and path.name != "log.md"
+    ]
     assert [path.name for path in pages if "unpickler" in path.read_text(encoding="utf-8")] == ["security.md"]
 
 

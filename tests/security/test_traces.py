@@ -28,7 +28,9 @@ except ValueError as error:
 
 
 def packed(head: str, piece: str, mebibytes: int, tail: str = "") -> bytes:
-    """A gzip of a head, of so much of a piece, and of a tail; a stream of gzip is any number of them one after another."""
+    """A gzip of a head, of so much of a piece, and of a tail; a stream of gzip is any number of them one after
+    another.
+    """
     filler = gzip.compress((piece * ((16 << 20) // len(piece))).encode(), 6)
     return gzip.compress(head.encode()) + filler * (mebibytes // 16) + gzip.compress(tail.encode())
 
@@ -40,7 +42,10 @@ BOMBS = {
     "a list in a list": (("[", "[", 64), "nested too deeply"),
     "an object in an object": (("", '{"a":', 64), "nested too deeply"),
     "backslashes": (('[{"name": "', "\\", 64), "Unterminated string"),
-    "events that are not read": (("[", '{"ph": "M", "name": "a name of sixty characters, or about so many"},', 32, json.dumps(EVENT)), [["sgemm"]]),
+    "events that are not read": (
+        ("[", '{"ph": "M", "name": "a name of sixty characters, or about so many"},', 32, json.dumps(EVENT)),
+        [["sgemm"]],
+    ),
     "events that are read": (("[", json.dumps(EVENT) + ",", 32), [["sgemm"]]),
 }
 
@@ -64,14 +69,28 @@ def test_an_escape_that_lies_across_two_pieces_is_read(tmp_path):
         (found,) = read_trace(tmp_path / "x.json")
         (read,) = found.names
         assert len(read) == 64 << 10  # what is longer is cut
-        (tmp_path / "y.json").write_text("[" + " " * ((1 << 20) - 90 - shift) + json.dumps(EVENT).replace("sgemm", r"\u00e9\\n\\" + r"C:\qq") + "]")
+        (tmp_path / "y.json").write_text(
+            "[" + " " * ((1 << 20) - 90 - shift) + json.dumps(EVENT).replace("sgemm", r"\u00e9\\n\\" + r"C:\qq") + "]"
+        )
         assert list(read_trace(tmp_path / "y.json")[0].names) == ["\N{LATIN SMALL LETTER E WITH ACUTE}\\n\\C:\\qq"]
 
 
 ODD_EVENTS = [
-    {"ts": float("nan")}, {"ts": float("inf")}, {"ts": "soon"}, {"ts": 10**400}, {"ts": 1e308, "dur": 1e308}, {"ts": None}, {"ts": []},
-    {"dur": float("nan")}, {"dur": float("-inf")}, {"dur": "x"}, {"dur": {}}, {"name": 3}, {"name": None}, {"name": ["x"]},
-]  # fmt: skip
+    {"ts": float("nan")},
+    {"ts": float("inf")},
+    {"ts": "soon"},
+    {"ts": 10**400},
+    {"ts": 1e308, "dur": 1e308},
+    {"ts": None},
+    {"ts": []},
+    {"dur": float("nan")},
+    {"dur": float("-inf")},
+    {"dur": "x"},
+    {"dur": {}},
+    {"name": 3},
+    {"name": None},
+    {"name": ["x"]},
+]
 ODD_LABELS = [{"pid": "python"}, {"pid": [[]]}, {"tid": {"a": 1}}, {"pid": float("nan")}, {"pid": "1" * 10**6}]
 
 
@@ -97,8 +116,13 @@ def test_processes_and_threads_may_have_any_label(tmp_path, odd):
 def export(path, kernels=(("sgemm", 0, 5000, 0, 1 << 24),)):
     base = sqlite3.connect(path)
     base.execute("CREATE TABLE StringIds (id INTEGER, value TEXT)")
-    base.execute('CREATE TABLE CUPTI_ACTIVITY_KIND_KERNEL (start INTEGER, "end" INTEGER, deviceId INTEGER, globalPid INTEGER, demangledName INTEGER)')
-    base.execute('CREATE TABLE NVTX_EVENTS (start INTEGER, "end" INTEGER, eventType INTEGER, text TEXT, globalTid INTEGER)')
+    base.execute(
+        'CREATE TABLE CUPTI_ACTIVITY_KIND_KERNEL (start INTEGER, "end" INTEGER, deviceId INTEGER, globalPid INTEGER, '
+        "demangledName INTEGER)"
+    )
+    base.execute(
+        'CREATE TABLE NVTX_EVENTS (start INTEGER, "end" INTEGER, eventType INTEGER, text TEXT, globalTid INTEGER)'
+    )
     for number, (name, *row) in enumerate(kernels):
         base.execute("INSERT INTO StringIds VALUES (?, ?)", (number, name))
         base.execute("INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL VALUES (?, ?, ?, ?, ?)", (*row, number))
@@ -113,9 +137,11 @@ ENDLESS = "WITH RECURSIVE endless(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM 
     "statement",
     [
         f"CREATE VIEW StringIds AS {ENDLESS} SELECT id, 'text ' || id AS value FROM endless",
-        f"CREATE VIEW NVTX_EVENTS AS {ENDLESS} SELECT id AS start, id + 1 AS \"end\", 59 AS eventType, 'x' AS text, 0 AS globalTid FROM endless",
+        f"CREATE VIEW NVTX_EVENTS AS {ENDLESS} SELECT id AS start, id + 1 AS \"end\", 59 AS eventType, 'x' AS text, 0 "
+        f"AS globalTid FROM endless",
         "CREATE TABLE StringIds (id INTEGER, value TEXT AS (hex(zeroblob(100))))",
-        "CREATE TABLE NVTX_EVENTS (start INTEGER AS (length(hex(zeroblob(100)))), \"end\" INTEGER, eventType INTEGER, text TEXT, globalTid INTEGER)",
+        'CREATE TABLE NVTX_EVENTS (start INTEGER AS (length(hex(zeroblob(100)))), "end" INTEGER, eventType INTEGER, '
+        "text TEXT, globalTid INTEGER)",
         "CREATE VIRTUAL TABLE StringIds USING fts5(id, value)",
     ],
     ids=["view of strings", "view of ranges", "computed text", "computed start", "virtual table"],
@@ -139,7 +165,10 @@ def test_a_table_whose_pages_are_its_own_children_has_an_end(tmp_path):
     """Twelve levels of pages, each of which has the next one as all its children, are 100 ** 12 rows."""
     path = tmp_path / "x.sqlite"
     base = export(path, [(f"kernel {number}", 0, 5000, 0, 1 << 24) for number in range(3000)])
-    (page_size,), (root,) = base.execute("PRAGMA page_size").fetchone(), base.execute("SELECT rootpage FROM sqlite_master WHERE name = 'StringIds'").fetchone()
+    (page_size,), (root,) = (
+        base.execute("PRAGMA page_size").fetchone(),
+        base.execute("SELECT rootpage FROM sqlite_master WHERE name = 'StringIds'").fetchone(),
+    )
     base.close()
     content = bytearray(path.read_bytes())
     top = content[(root - 1) * page_size : root * page_size]
@@ -179,11 +208,22 @@ def test_a_text_that_many_rows_share_is_read_so_often_as_the_file_is_large(tmp_p
 def test_rows_of_odd_values_are_left_out_and_counted(tmp_path):
     path = tmp_path / "x.sqlite"
     base = export(path)
-    odd = [(None, 5, 0, 1, 0), (5, None, 0, 1, 0), ("a", 9, 0, 1, 0), (5, b"b", 0, 1, 0), (5, 9, "first", 1, 0), (5, 9, 0, "text", 0), (-9e300, 9e300, 0, 1, 0)]
+    odd = [
+        (None, 5, 0, 1, 0),
+        (5, None, 0, 1, 0),
+        ("a", 9, 0, 1, 0),
+        (5, b"b", 0, 1, 0),
+        (5, 9, "first", 1, 0),
+        (5, 9, 0, "text", 0),
+        (-9e300, 9e300, 0, 1, 0),
+    ]
     base.executemany("INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL VALUES (?, ?, ?, ?, ?)", odd)
     base.execute("INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL VALUES (6000, 7000, 0, ?, ?)", (1 << 24, b"a blob"))
     base.execute("INSERT INTO StringIds VALUES (7, CAST(x'ff41' AS TEXT))")
-    base.executemany("INSERT INTO NVTX_EVENTS VALUES (?, ?, 59, ?, ?)", [("x", "y", "r", 5), (1, 2, None, "text"), (1, float("inf"), "r", None), (1, 5, "good", 1 << 24)])
+    base.executemany(
+        "INSERT INTO NVTX_EVENTS VALUES (?, ?, 59, ?, ?)",
+        [("x", "y", "r", 5), (1, 2, None, "text"), (1, float("inf"), "r", None), (1, 5, "good", 1 << 24)],
+    )
     base.commit()
     base.close()
     done = run_command("trace", path)
@@ -191,7 +231,9 @@ def test_rows_of_odd_values_are_left_out_and_counted(tmp_path):
     assert f"left out, without a name, a start or a length: {len(odd)} events" in done.stdout and "good" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["odd?name#.sqlite", "odd%41.sqlite", "a b&c=d.sqlite", "?mode=rwc.sqlite", b"bytes-\xff.sqlite"])
+@pytest.mark.parametrize(
+    "name", ["odd?name#.sqlite", "odd%41.sqlite", "a b&c=d.sqlite", "?mode=rwc.sqlite", b"bytes-\xff.sqlite"]
+)
 def test_a_file_of_any_name_is_read_and_none_is_made(tmp_path, name):
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -217,7 +259,11 @@ def test_a_pipe_and_a_device_are_no_traces(tmp_path):
 
 
 def test_what_is_read_can_be_added_up(tmp_path):
-    (tmp_path / "x.json").write_text(json.dumps([EVENT, EVENT | {"ts": 102.0}, EVENT | {"cat": "user_annotation", "name": "step"}]))
+    (tmp_path / "x.json").write_text(
+        json.dumps([EVENT, EVENT | {"ts": 102.0}, EVENT | {"cat": "user_annotation", "name": "step"}])
+    )
     (timeline,) = read_trace(tmp_path / "x.json")
     assert share_of(timeline).seconds == pytest.approx(7e-6)
-    assert slowest_kernels([timeline])[0]["seconds"] == pytest.approx(1e-5) and slowest_ranges([timeline])[0]["seconds"] == pytest.approx(5e-6)
+    assert slowest_kernels([timeline])[0]["seconds"] == pytest.approx(1e-5) and slowest_ranges([timeline])[0][
+        "seconds"
+    ] == pytest.approx(5e-6)

@@ -1,4 +1,6 @@
-"""A folder that happens to have the name of a build's working folder, or lies within it, keeps every file that is not the build's."""
+"""A folder that happens to have the name of a build's working folder, or lies within it, keeps every file that is not
+the build's.
+"""
 
 import shutil
 import subprocess
@@ -29,10 +31,22 @@ def midi(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", [
-    "thesis.txt", "important/thesis.txt", "shards/my.txt", "shards/00000.bin.bak", "shards/00000.bin/thesis.txt", "merge-1/thesis.txt",
-    "merge-notes/a", "lock.txt", "records/a.json", "plan.json/a", "plan.json.bak",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "thesis.txt",
+        "important/thesis.txt",
+        "shards/my.txt",
+        "shards/00000.bin.bak",
+        "shards/00000.bin/thesis.txt",
+        "merge-1/thesis.txt",
+        "merge-notes/a",
+        "lock.txt",
+        "records/a.json",
+        "plan.json/a",
+        "plan.json.bak",
+    ],
+)
 def test_a_foreign_working_folder_is_refused_by_name_and_stays(midi, tmp_path, capsys, name):
     foreign = tmp_path / "out.building" / name
     foreign.parent.mkdir(parents=True)
@@ -40,7 +54,11 @@ def test_a_foreign_working_folder_is_refused_by_name_and_stays(midi, tmp_path, c
     for verb in ("tokens", "plan"):
         assert main(["build", verb, str(midi), "-o", str(tmp_path / "out")]) == 2
         said = capsys.readouterr().err
-        assert "out.building" in said and "which is not of a build; move it away, or name another output" in said and said.count("\n") == 1
+        assert (
+            "out.building" in said
+            and "which is not of a build; move it away, or name another output" in said
+            and said.count("\n") == 1
+        )
     assert tree(tmp_path) == {f"out.building/{name}": b"years of work"}
 
 
@@ -61,7 +79,10 @@ def test_what_is_put_into_the_working_folder_while_a_build_waits_stays(midi, tmp
     building = building_folder(tmp_path / "out")
     (building / "shards" / "notes.txt").write_text("mine")
     assert main(["build", "merge", str(tmp_path / "out")]) == 2
-    assert "holds shards/notes.txt, which is not of a build" in capsys.readouterr().err and (building / "plan.json").is_file()
+    assert (
+        "holds shards/notes.txt, which is not of a build" in capsys.readouterr().err
+        and (building / "plan.json").is_file()
+    )
     (building / "shards" / "notes.txt").unlink()
     (building / "merge-0123456789abcdef").mkdir()  # of a merge that was killed
     (building / "merge-0123456789abcdef" / "train.bin").touch()

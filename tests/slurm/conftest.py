@@ -19,7 +19,11 @@ class Cluster:
 
     def __init__(self, folder: Path):
         # What a shell has, without what a launcher above us may have left.
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_", "MEGATRON_MUSIC_"))}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("SLURM_", "SBATCH_", "MEGATRON_MUSIC_"))
+        }
         self.environment = {
             **kept,
             "SLURM_CONF": str(folder / "slurm.conf"),
@@ -60,7 +64,9 @@ class Cluster:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slurm")
-    started = subprocess.run(["bash", HERE / "cluster.sh", "up", folder], capture_output=True, text=True, timeout=120, check=False)
+    started = subprocess.run(
+        ["bash", HERE / "cluster.sh", "up", folder], capture_output=True, text=True, timeout=120, check=False
+    )
     try:
         assert started.returncode == 0, started.stdout + started.stderr
         yield Cluster(folder)

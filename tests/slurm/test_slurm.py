@@ -1,7 +1,7 @@
 """The job scripts of launch/ on real Slurm daemons: two nodes of this machine, gloo between them.
 
-`make test-slurm` runs these, as root with slurm-wlm and munge installed; the ordinary suite does not. What a container would
-make of them is in tests/launch/test_launch.py.
+`make test-slurm` runs these, as root with slurm-wlm and munge installed; the ordinary suite does not. What a container
+would make of them is in tests/launch/test_launch.py.
 """
 
 import json
@@ -36,7 +36,11 @@ def losses(run: Path) -> dict[int, float]:
 
 def steps_of(run: Path) -> int:
     """The iteration a run has come to, as its file says so far."""
-    return int((re.findall(r'"iteration": (\d+), "loss"', (run / FILE).read_text()) or [0])[-1]) if (run / FILE).exists() else 0
+    return (
+        int((re.findall(r'"iteration": (\d+), "loss"', (run / FILE).read_text()) or [0])[-1])
+        if (run / FILE).exists()
+        else 0
+    )
 
 
 def wait_for(condition, seconds: float = 90, what: str = "it") -> None:
@@ -48,7 +52,9 @@ def wait_for(condition, seconds: float = 90, what: str = "it") -> None:
 
 def said(folder: Path) -> str:
     """All that a job and its ranks have said."""
-    return "\n".join(path.read_text(errors="replace") for path in sorted([*folder.glob("*.out"), *folder.glob("ranks/*.log")]))
+    return "\n".join(
+        path.read_text(errors="replace") for path in sorted([*folder.glob("*.out"), *folder.glob("ranks/*.log")])
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +65,15 @@ def data(tmp_path_factory) -> Path:
 def test_two_nodes_train_as_one_process_does(cluster, data, tmp_path):
     """TP 2 over two nodes, each rank found by the address that the batch host knows; the losses are one process's."""
     wanted = (f"data.path={data}", "train.train_iters=12", *QUIET)
-    job = cluster.submit(tmp_path, *NODES, "launch/train.sbatch", "tiny", f"checkpoint.save={tmp_path / 'run'}", TENSOR, *wanted)
+    job = cluster.submit(
+        tmp_path, *NODES, "launch/train.sbatch", "tiny", f"checkpoint.save={tmp_path / 'run'}", TENSOR, *wanted
+    )
     facts = cluster.wait(job)
     assert facts["JobState"] == "COMPLETED", said(tmp_path)
     assert re.search(r"2 tasks on n\[1-2\], ranks meet at n1:\d+", said(tmp_path))
-    assert {path.name for path in (tmp_path / "ranks").iterdir()} == {f"music-train-{job}-start0-rank{rank}.log" for rank in (0, 1)}
+    assert {path.name for path in (tmp_path / "ranks").iterdir()} == {
+        f"music-train-{job}-start0-rank{rank}.log" for rank in (0, 1)
+    }
     assert train(tiny_run(data, f"checkpoint.save={tmp_path / 'alone'}", *wanted[1:])) == DONE
     alone, split = losses(tmp_path / "alone"), losses(tmp_path / "run")
     assert len(split) == 12 and split == pytest.approx(alone, rel=1e-4)
@@ -74,9 +84,16 @@ def test_the_array_and_its_merge_give_the_bytes_of_one_build(cluster, tmp_path):
     write_corpus(sources)
     assert main(["build", "tokens", str(sources), "-o", str(tmp_path / "local"), "--bars", "0"]) == 0
     submitted = cluster.run(
-        "bash", "launch/build_dataset.sh", "3", str(tmp_path / "cluster"), str(sources), "--bars", "0",
-        MEGATRON_MUSIC_SBATCH=f"--output={tmp_path}/%A-%a.out --mem=500 --cpus-per-task=1", MEGATRON_MUSIC_LOGS=str(tmp_path / "ranks"),
-    )  # fmt: skip
+        "bash",
+        "launch/build_dataset.sh",
+        "3",
+        str(tmp_path / "cluster"),
+        str(sources),
+        "--bars",
+        "0",
+        MEGATRON_MUSIC_SBATCH=f"--output={tmp_path}/%A-%a.out --mem=500 --cpus-per-task=1",
+        MEGATRON_MUSIC_LOGS=str(tmp_path / "ranks"),
+    )
     array, merge = re.search(r"jobs (\d+) \(array of 3\) and (\d+) \(merge\)", submitted).groups()
     assert cluster.wait(merge)["JobState"] == "COMPLETED", said(tmp_path)
     assert "rank 2 of 3" in said(tmp_path), array
@@ -87,20 +104,53 @@ def test_the_array_and_its_merge_give_the_bytes_of_one_build(cluster, tmp_path):
 def test_a_shard_that_fails_holds_the_merge_back(cluster, tmp_path):
     """The merge waits for all: of an array with a failed task it never starts, and is taken out of the queue."""
     (tmp_path / "planned").mkdir()
-    array = cluster.submit(tmp_path, "--array=0-1", "--mem=500", "--cpus-per-task=1", "launch/build_shards.sbatch", str(tmp_path / "planned"))
+    array = cluster.submit(
+        tmp_path,
+        "--array=0-1",
+        "--mem=500",
+        "--cpus-per-task=1",
+        "launch/build_shards.sbatch",
+        str(tmp_path / "planned"),
+    )
     merge = cluster.submit(
-        tmp_path, f"--dependency=afterok:{array}", "--kill-on-invalid-dep=yes", "--mem=500", "--cpus-per-task=1",
-        "launch/merge_dataset.sbatch", str(tmp_path / "planned"),
-    )  # fmt: skip
+        tmp_path,
+        f"--dependency=afterok:{array}",
+        "--kill-on-invalid-dep=yes",
+        "--mem=500",
+        "--cpus-per-task=1",
+        "launch/merge_dataset.sbatch",
+        str(tmp_path / "planned"),
+    )
     assert cluster.wait(merge)["JobState"] == "CANCELLED"
     assert "is not planned" in said(tmp_path) or "build plan" in said(tmp_path)
 
 
 def test_a_sweep_is_one_array(cluster, tmp_path):
-    """Each task a row on as many nodes as it needs; a row that cannot be ends at once, one that is killed says where to look."""
+    """Each task a row on as many nodes as it needs; a row that cannot be ends at once, one that is killed says where to
+    look.
+    """
     folder = tmp_path / "sweep"
-    words = ["sweep", "tiny", "train.global_batch_size=2", "-o", str(folder), "--num-gpus=1,2", "--steps=2", "--warmup=1"]
-    assert main([*words, "--vary=parallel.tensor_model_parallel_size=1,2", "--vary=train.micro_batch_size=1,1000000000", "--plan"]) == 0
+    words = [
+        "sweep",
+        "tiny",
+        "train.global_batch_size=2",
+        "-o",
+        str(folder),
+        "--num-gpus=1,2",
+        "--steps=2",
+        "--warmup=1",
+    ]
+    assert (
+        main(
+            [
+                *words,
+                "--vary=parallel.tensor_model_parallel_size=1,2",
+                "--vary=train.micro_batch_size=1,1000000000",
+                "--plan",
+            ]
+        )
+        == 0
+    )
     sweep = read_sweep(folder)
     possible = [row.number for row in sweep.rows if not row.impossible]
     assert possible == [0, 4, 6], "one alone, data parallel, tensor parallel"
@@ -110,11 +160,21 @@ def test_a_sweep_is_one_array(cluster, tmp_path):
     assert statuses == ["measured" if row.number in possible else "impossible" for row in sweep.rows], said(tmp_path)
     assert len(list((tmp_path / "ranks").glob("music-sweep-*-rank1.log"))) == 8
     (folder / "rows" / "006.json").unlink()
-    job = cluster.submit(tmp_path, *NODES, "--mem=500", "--array=6", "launch/benchmark_sweep.sbatch", str(folder), PYTHONPATH=str(killer(tmp_path)))
+    job = cluster.submit(
+        tmp_path,
+        *NODES,
+        "--mem=500",
+        "--array=6",
+        "launch/benchmark_sweep.sbatch",
+        str(folder),
+        PYTHONPATH=str(killer(tmp_path)),
+    )
     wait_for(lambda: not cluster.run("squeue", "-h", "--job", job, check=False), 120, "the end of a killed row")
     found = outcome_of(sweep, sweep.rows[6])
     # 137 of those that were killed; 143, which is more, where srun ended one that was not dead yet.
-    assert found.status == "failed" and re.search("ended with (137|143); see the logs of job", found.reason), said(tmp_path)
+    assert found.status == "failed" and re.search("ended with (137|143); see the logs of job", found.reason), said(
+        tmp_path
+    )
     assert ": Killed" in said(tmp_path)
 
 
@@ -129,16 +189,23 @@ def killer(folder: Path) -> Path:
 def test_a_signal_saves_requeues_and_goes_on_exactly(cluster, data, tmp_path):
     """Slurm's warning in the middle of a run: saved, queued again, and in the end the losses of an undisturbed run."""
     wanted = (f"data.path={data}", "train.train_iters=60", *QUIET)
-    job = cluster.submit(tmp_path, *NODES, "launch/train.sbatch", "tiny", f"checkpoint.save={tmp_path / 'run'}", TENSOR, *wanted)
+    job = cluster.submit(
+        tmp_path, *NODES, "launch/train.sbatch", "tiny", f"checkpoint.save={tmp_path / 'run'}", TENSOR, *wanted
+    )
     wait_for(lambda: steps_of(tmp_path / "run") > 10, what="the tenth step")
     cluster.run("scancel", "--batch", "--signal=USR1", job)
     facts = cluster.wait(job, until=lambda facts: facts["JobState"] in ("COMPLETED", "FAILED", "CANCELLED"))
     assert facts["JobState"] == "COMPLETED" and facts["Restarts"] == "1", said(tmp_path)
     words = said(tmp_path)
-    places = [words.index(word) for word in ("Slurm says USR1; the ranks save", "Exited with exit code 75", "queueing again", "start 1 of job")]
+    places = [
+        words.index(word)
+        for word in ("Slurm says USR1; the ranks save", "Exited with exit code 75", "queueing again", "start 1 of job")
+    ]
     assert places == sorted(places), f"the ranks are waited for: {words}"
     assert (tmp_path / "ranks" / f"music-train-{job}-start1-rank0.log").exists()
-    undisturbed = cluster.submit(tmp_path, *NODES, "launch/train.sbatch", "tiny", f"checkpoint.save={tmp_path / 'whole'}", TENSOR, *wanted)
+    undisturbed = cluster.submit(
+        tmp_path, *NODES, "launch/train.sbatch", "tiny", f"checkpoint.save={tmp_path / 'whole'}", TENSOR, *wanted
+    )
     assert cluster.wait(undisturbed)["JobState"] == "COMPLETED"
     assert losses(tmp_path / "run") == losses(tmp_path / "whole") and len(losses(tmp_path / "run")) == 60
 
@@ -146,9 +213,19 @@ def test_a_signal_saves_requeues_and_goes_on_exactly(cluster, data, tmp_path):
 def test_the_time_limit_saves_and_requeues_until_the_restarts_are_used_up(cluster, data, tmp_path):
     """Slurm's own clock. The second start, too, is told to stop, and is the last that MAX_RESTARTS allows."""
     job = cluster.submit(
-        tmp_path, *NODES, "--time=3", "--signal=B:USR1@105", "launch/train.sbatch", "tiny",
-        f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", TENSOR, *QUIET, ENDLESS, MAX_RESTARTS="1",
-    )  # fmt: skip
+        tmp_path,
+        *NODES,
+        "--time=3",
+        "--signal=B:USR1@105",
+        "launch/train.sbatch",
+        "tiny",
+        f"data.path={data}",
+        f"checkpoint.save={tmp_path / 'run'}",
+        TENSOR,
+        *QUIET,
+        ENDLESS,
+        MAX_RESTARTS="1",
+    )
     cluster.wait(job, 240, until=lambda facts: facts["Restarts"] == "1" and facts["JobState"] == "RUNNING")
     saved = int((tmp_path / "run" / "latest").read_text().strip().removeprefix("iter_"))
     assert saved > 0
@@ -164,7 +241,15 @@ def test_the_time_limit_saves_and_requeues_until_the_restarts_are_used_up(cluste
 
 def test_a_signal_before_the_ranks_listen_is_not_a_failure(cluster, data, tmp_path):
     job = cluster.submit(
-        tmp_path, *NODES, "launch/train.sbatch", "tiny", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", TENSOR, *QUIET, ENDLESS
+        tmp_path,
+        *NODES,
+        "launch/train.sbatch",
+        "tiny",
+        f"data.path={data}",
+        f"checkpoint.save={tmp_path / 'run'}",
+        TENSOR,
+        *QUIET,
+        ENDLESS,
     )
     wait_for(lambda: processes_of(str(tmp_path / "run")), what="a rank")
     cluster.run("scancel", "--batch", "--signal=USR1", job)
@@ -176,7 +261,15 @@ def test_a_signal_before_the_ranks_listen_is_not_a_failure(cluster, data, tmp_pa
 
 def test_a_preempted_job_saves_and_goes_on(cluster, data, tmp_path):
     job = cluster.submit(
-        tmp_path, *NODES, "launch/train.sbatch", "tiny", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", TENSOR, *QUIET, ENDLESS
+        tmp_path,
+        *NODES,
+        "launch/train.sbatch",
+        "tiny",
+        f"data.path={data}",
+        f"checkpoint.save={tmp_path / 'run'}",
+        TENSOR,
+        *QUIET,
+        ENDLESS,
     )
     wait_for(lambda: steps_of(tmp_path / "run") > 10, what="the tenth step")
     other = cluster.submit(tmp_path, "--partition=high", "--nodes=2", "--exclusive", "--time=1", "--wrap=sleep 1")
@@ -187,12 +280,22 @@ def test_a_preempted_job_saves_and_goes_on(cluster, data, tmp_path):
     wait_for(lambda: steps_of(tmp_path / "run") > saved, what="a step after the restart")
     cluster.run("scancel", job)
     facts = cluster.wait(job)
-    assert facts["JobState"] == "CANCELLED" and facts["Restarts"] == "1", "a job that its user ends does not queue again"
+    assert facts["JobState"] == "CANCELLED" and facts["Restarts"] == "1", (
+        "a job that its user ends does not queue again"
+    )
 
 
 def test_a_rank_that_dies_fails_the_job(cluster, data, tmp_path):
     job = cluster.submit(
-        tmp_path, *NODES, "launch/train.sbatch", "tiny", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", TENSOR, *QUIET, ENDLESS
+        tmp_path,
+        *NODES,
+        "launch/train.sbatch",
+        "tiny",
+        f"data.path={data}",
+        f"checkpoint.save={tmp_path / 'run'}",
+        TENSOR,
+        *QUIET,
+        ENDLESS,
     )
     wait_for(lambda: steps_of(tmp_path / "run") > 5, what="the fifth step")
     ranks = processes_of(str(tmp_path / "run"))
@@ -211,7 +314,11 @@ def processes_of(word: str) -> list[int]:
             arguments = path.read_bytes().split(b"\0")
         except OSError:
             continue  # it has ended
-        if arguments[0].endswith(b"python") and b"megatron_music" in arguments and any(word.encode() in argument for argument in arguments):
+        if (
+            arguments[0].endswith(b"python")
+            and b"megatron_music" in arguments
+            and any(word.encode() in argument for argument in arguments)
+        ):
             found.append(int(path.parent.name))
     return sorted(found)
 
@@ -245,7 +352,9 @@ def test_a_signal_without_b_never_reaches_the_script(cluster, tmp_path):
 def test_a_pipe_hides_a_rank_that_failed(cluster, tmp_path, careful):
     command = f"cd {Path.cwd()}; source launch/env.sh; run_tasks --ntasks=2 -- bash -c 'exit $((9 * RANK))'"
     naive = f"srun --ntasks=2 bash -c 'exit $((9 * SLURM_PROCID))' | tee {tmp_path}/log"
-    job = cluster.submit(tmp_path, "--nodes=2", "--ntasks=2", str(script(tmp_path, command if careful else naive, strict=careful)))
+    job = cluster.submit(
+        tmp_path, "--nodes=2", "--ntasks=2", str(script(tmp_path, command if careful else naive, strict=careful))
+    )
     facts = cluster.wait(job, until=lambda facts: facts["JobState"] in ("COMPLETED", "FAILED"))
     assert facts["ExitCode"] == ("9:0" if careful else "0:0"), said(tmp_path)
 
@@ -256,7 +365,11 @@ def test_without_kill_on_bad_exit_the_others_go_on(cluster, tmp_path, careful):
     command = f"cd {Path.cwd()}; source launch/env.sh; cd {tmp_path}; run_tasks --ntasks=2 -- bash -c '{task}'"
     naive = f"cd {tmp_path}; srun --ntasks=2 bash -c '{task}'"
     job = cluster.submit(
-        tmp_path, "--nodes=2", "--ntasks=2", str(script(tmp_path, command if careful else naive, strict=careful)), MEGATRON_MUSIC_VENV=""
+        tmp_path,
+        "--nodes=2",
+        "--ntasks=2",
+        str(script(tmp_path, command if careful else naive, strict=careful)),
+        MEGATRON_MUSIC_VENV="",
     )
     # The status of a step is its highest: that of the rank that was terminated, where one was.
     assert cluster.wait(job)["ExitCode"] == ("143:0" if careful else "9:0"), said(tmp_path)
@@ -283,12 +396,16 @@ def test_a_percent_sign_in_the_folder_of_logs_is_one(cluster, tmp_path):
     """Slurm would read %x as the job's name, find no such folder, run nothing and end with 0."""
     content = f"cd {Path.cwd()}; source launch/env.sh; run_tasks -- bash -c 'echo ran $RANK'"
     logs = tmp_path / "ranks%x"
-    job = cluster.submit(tmp_path, "--nodes=2", "--ntasks=2", str(script(tmp_path, content)), MEGATRON_MUSIC_LOGS=str(logs))
+    job = cluster.submit(
+        tmp_path, "--nodes=2", "--ntasks=2", str(script(tmp_path, content)), MEGATRON_MUSIC_LOGS=str(logs)
+    )
     assert cluster.wait(job)["JobState"] == "COMPLETED"
     assert sorted(path.read_text() for path in logs.iterdir()) == ["ran 0\n", "ran 1\n"]
 
 
-@pytest.mark.parametrize(("careful", "runs_train"), [(False, False), (True, False), (True, True)], ids=["naive", "run_tasks", "train.sbatch"])
+@pytest.mark.parametrize(
+    ("careful", "runs_train"), [(False, False), (True, False), (True, True)], ids=["naive", "run_tasks", "train.sbatch"]
+)
 def test_tasks_that_cannot_open_their_logs_fail_the_job(cluster, data, tmp_path, careful, runs_train):
     """Slurm itself ends such a step with 0, and no task has run: a COMPLETED job of nothing."""
     (tmp_path / "ranks").mkdir()
@@ -297,9 +414,21 @@ def test_tasks_that_cannot_open_their_logs_fail_the_job(cluster, data, tmp_path,
     naive = f"{remove}; srun --output={tmp_path}/ranks/%x-%j-start0-rank%t.log touch {tmp_path}/ran"
     cared = f"{remove}; cd {Path.cwd()}; source launch/env.sh; run_tasks -- touch {tmp_path}/ran"
     if runs_train:
-        text = Path("launch/train.sbatch").read_text().replace("set -euo pipefail\n", f"set -euo pipefail\n{remove}\ncd {Path.cwd()}\n", 1)
+        text = (
+            Path("launch/train.sbatch")
+            .read_text()
+            .replace("set -euo pipefail\n", f"set -euo pipefail\n{remove}\ncd {Path.cwd()}\n", 1)
+        )
         (tmp_path / "job.sbatch").write_text(text)
-        job = cluster.submit(tmp_path, *NODES, str(tmp_path / "job.sbatch"), "tiny", f"data.path={data}", f"checkpoint.save={tmp_path}/run", TENSOR)
+        job = cluster.submit(
+            tmp_path,
+            *NODES,
+            str(tmp_path / "job.sbatch"),
+            "tiny",
+            f"data.path={data}",
+            f"checkpoint.save={tmp_path}/run",
+            TENSOR,
+        )
     else:
         job = cluster.submit(tmp_path, "--nodes=2", "--ntasks=2", str(script(tmp_path, cared if careful else naive)))
     facts = cluster.wait(job, until=lambda facts: facts["JobState"] in ("COMPLETED", "FAILED"))
@@ -312,7 +441,10 @@ def test_tasks_that_cannot_open_their_logs_fail_the_job(cluster, data, tmp_path,
 @pytest.mark.parametrize("careful", [False, True])
 def test_a_job_without_the_submitters_environment_still_gives_its_tasks_a_path(cluster, tmp_path, careful):
     command = "env echo reached"
-    cared = f"cd {Path.cwd()}; source launch/env.sh; MEGATRON_MUSIC_LOGS={tmp_path}/ranks; MEGATRON_MUSIC_VENV=; run_tasks -- {command}"
+    cared = (
+        f"cd {Path.cwd()}; source launch/env.sh; MEGATRON_MUSIC_LOGS={tmp_path}/ranks; MEGATRON_MUSIC_VENV=; "
+        f"run_tasks -- {command}"
+    )
     naive = f"srun --output={tmp_path}/ranks.log {command}"
     job = cluster.submit(tmp_path, "--export=NONE", str(script(tmp_path, cared if careful else naive)))
     facts = cluster.wait(job, until=lambda facts: facts["JobState"] in ("COMPLETED", "FAILED"))
@@ -323,12 +455,27 @@ def test_a_job_without_the_submitters_environment_still_gives_its_tasks_a_path(c
 def test_one_task_of_an_array_queues_itself_again_and_no_other(cluster, data, tmp_path):
     """The number of an array's last task is the array's own: requeued by that, all would start anew."""
     wanted = (f"data.path={data}", "parallel.tensor_model_parallel_size=1", *QUIET)
-    body = Path("launch/train.sbatch").read_text().replace('"${@:2}"', '"${@:2}" "checkpoint.save=$RUNS/$SLURM_ARRAY_TASK_ID"')
+    body = (
+        Path("launch/train.sbatch")
+        .read_text()
+        .replace('"${@:2}"', '"${@:2}" "checkpoint.save=$RUNS/$SLURM_ARRAY_TASK_ID"')
+    )
     body = body.replace("set -euo pipefail\n", f"set -euo pipefail\ncd {Path.cwd()}\n", 1)
     (tmp_path / "job.sbatch").write_text(body)
     one = ("--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--mem=500", "--oversubscribe")
-    array = cluster.submit(tmp_path, *one, "--array=0-1", str(tmp_path / "job.sbatch"), "tiny", *wanted, ENDLESS, RUNS=str(tmp_path / "runs"))
-    wait_for(lambda: all(steps_of(tmp_path / "runs" / str(task)) > 5 for task in (0, 1)), 120, "the fifth step of both tasks")
+    array = cluster.submit(
+        tmp_path,
+        *one,
+        "--array=0-1",
+        str(tmp_path / "job.sbatch"),
+        "tiny",
+        *wanted,
+        ENDLESS,
+        RUNS=str(tmp_path / "runs"),
+    )
+    wait_for(
+        lambda: all(steps_of(tmp_path / "runs" / str(task)) > 5 for task in (0, 1)), 120, "the fifth step of both tasks"
+    )
     cluster.run("scancel", "--batch", "--signal=USR1", f"{array}_1")
     cluster.wait(f"{array}_1", 90, until=lambda facts: facts["Restarts"] == "1")
     assert cluster.facts(f"{array}_0")["Restarts"] == "0", "its neighbour goes on undisturbed"
@@ -348,21 +495,45 @@ def test_each_task_sees_all_gpus_of_its_node_though_one_was_asked_for_each(clust
 @pytest.mark.parametrize(
     "head",
     [
-        "--time=UNLIMITED", "--time=infinite", '--time="01:00:00"', "--time=00:30", "--time=0-02:00", "--time=05:00:00", "--partition=batch,high",
-        "--partition=nowhere", "-N 2 -n 4 --gpus-per-node=2 --time=01:00:00", "--gpus=2", "-G 2", "--ntasks=2 --gpus-per-task=1", "--gres=gpu:2",
-        "--gres=gpu:v100:2", "--gres=gpu:5", "--nodes=9", "--ntasks=2 --cpus-per-task=2", "--ntasks=2 --cpus-per-task=2 --partition=batch,high",
-        "--nodes=1 --export=NONE", "--nodes=2-3 --exclusive", "--job-name='a b' --comment=x  # a comment",
+        "--time=UNLIMITED",
+        "--time=infinite",
+        '--time="01:00:00"',
+        "--time=00:30",
+        "--time=0-02:00",
+        "--time=05:00:00",
+        "--partition=batch,high",
+        "--partition=nowhere",
+        "-N 2 -n 4 --gpus-per-node=2 --time=01:00:00",
+        "--gpus=2",
+        "-G 2",
+        "--ntasks=2 --gpus-per-task=1",
+        "--gres=gpu:2",
+        "--gres=gpu:v100:2",
+        "--gres=gpu:5",
+        "--nodes=9",
+        "--ntasks=2 --cpus-per-task=2",
+        "--ntasks=2 --cpus-per-task=2 --partition=batch,high",
+        "--nodes=1 --export=NONE",
+        "--nodes=2-3 --exclusive",
+        "--job-name='a b' --comment=x  # a comment",
     ],
-)  # fmt: skip
+)
 def test_preflight_agrees_with_slurm_on_a_header(cluster, tmp_path, head):
     """Wrong where sbatch refuses it or the job would wait for ever, and nowhere else."""
     path = tmp_path / "job.sbatch"
     path.write_text(f"#!/usr/bin/env bash\n#SBATCH {head}\nsrun true\n")
-    tested = subprocess.run(["sbatch", "--test-only", str(path)], env=cluster.environment, capture_output=True, check=False)
-    told = json.loads(cluster.run(sys.executable, "-m", "megatron_music", "preflight", str(path), "--json", check=False))
+    tested = subprocess.run(
+        ["sbatch", "--test-only", str(path)], env=cluster.environment, capture_output=True, check=False
+    )
+    told = json.loads(
+        cluster.run(sys.executable, "-m", "megatron_music", "preflight", str(path), "--json", check=False)
+    )
     # Slurm takes a time above the partition's limit, and the job is never started.
     waits_for_ever = any(time in head for time in ("UNLIMITED", "infinite", "05:00:00"))
-    assert any(finding["status"] == "wrong" for finding in told) == (tested.returncode != 0 or waits_for_ever), (tested.stderr, told)
+    assert any(finding["status"] == "wrong" for finding in told) == (tested.returncode != 0 or waits_for_ever), (
+        tested.stderr,
+        told,
+    )
 
 
 def test_preflight_takes_the_options_of_sbatch(cluster, data, tmp_path):
@@ -370,4 +541,6 @@ def test_preflight_takes_the_options_of_sbatch(cluster, data, tmp_path):
     preflight = (sys.executable, "-m", "megatron_music", "preflight")
     told = cluster.run(*preflight, "sbatch", *NODES, *command, check=False)
     assert "2 tasks: tensor 2 x pipeline 1 x data 1" in told and "nothing wrong" in told, told
-    assert "sbatch --test-only refuses it" in cluster.run(*preflight, *command, check=False), "8 GPUs per node are not here"
+    assert "sbatch --test-only refuses it" in cluster.run(*preflight, *command, check=False), (
+        "8 GPUs per node are not here"
+    )

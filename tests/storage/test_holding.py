@@ -1,4 +1,6 @@
-"""Two processes on one folder: on this machine, and on several nodes whose file system has no locks or has them for each node alone."""
+"""Two processes on one folder: on this machine, and on several nodes whose file system has no locks or has them for
+each node alone.
+"""
 
 import errno
 import json
@@ -35,7 +37,9 @@ WITHOUT_LOCKS = [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP]
 @contextmanager
 def holder(lock: Path, environment: dict, *words: str):
     """A process that holds a lock file until it is killed."""
-    with subprocess.Popen([sys.executable, "-c", HOLD, lock, *words, "stay"], env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, lock, *words, "stay"], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
             assert process.stdout.readline() == "held\n"
             yield process
@@ -44,7 +48,14 @@ def holder(lock: Path, environment: dict, *words: str):
 
 
 def attempt(lock: Path, environment: dict, *words: str) -> str:
-    done = subprocess.run([sys.executable, "-c", HOLD, lock, *words], env=environment, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", HOLD, lock, *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
     return done.stdout.strip()
 
 
@@ -155,9 +166,12 @@ def test_a_folder_that_nothing_came_of_goes_again_and_what_was_there_stays(tmp_p
     theirs, ours = tmp_path / "old" / ".notes.0123456789abcdef.tmp", tmp_path / "old" / ".001.mid.0123456789abcdef.tmp"
     theirs.touch()
     ours.touch()
-    with hold_folder(tmp_path / "old", "test", ["001.mid"]), pytest.raises(Busy, match="another `test` writes to .*old"):
-        with hold_folder(tmp_path / "old", "test"):
-            pass
+    with (
+        hold_folder(tmp_path / "old", "test", ["001.mid"]),
+        pytest.raises(Busy, match=r"another `test` writes to .*old"),
+        hold_folder(tmp_path / "old", "test"),
+    ):
+        pass
     assert list((tmp_path / "old").iterdir()) == [theirs]
 
 
@@ -166,7 +180,10 @@ def test_a_folder_on_a_full_disk_is_not_left_held(tmp_path):
         with open(disk / "ballast", "wb", buffering=0) as ballast, suppress(OSError):
             while ballast.write(bytes(4096)):
                 pass
-        with pytest.raises(OSError, match="No space left on device.*lock") as caught, hold_folder(disk / "out", "test"):
+        with (
+            pytest.raises(OSError, match=r"No space left on device.*lock") as caught,
+            hold_folder(disk / "out", "test"),
+        ):
             pass
         assert caught.value.errno == errno.ENOSPC and not (disk / "out").exists()
         (disk / "ballast").unlink()
@@ -175,7 +192,11 @@ def test_a_folder_on_a_full_disk_is_not_left_held(tmp_path):
 
 
 def test_a_folder_whose_name_has_braces_is_named_as_it_is(tmp_path):
-    with hold_folder(tmp_path / "{x}{0}", "test"), pytest.raises(Busy, match=r"\{x\}\{0\} \(process"), hold_folder(tmp_path / "{x}{0}", "test"):
+    with (
+        hold_folder(tmp_path / "{x}{0}", "test"),
+        pytest.raises(Busy, match=r"\{x\}\{0\} \(process"),
+        hold_folder(tmp_path / "{x}{0}", "test"),
+    ):
         pass
 
 
@@ -222,13 +243,26 @@ def test_ranks_of_an_array_do_not_remove_each_others_files_where_locks_are_of_a_
         try:
             sweeping.stdout.readline()
             for rank in ("0", "1"):
-                shard = [sys.executable, "-m", "megatron_music", "build", "shard", tmp_path / "out", "--rank", rank, "--world-size", "2"]
+                shard = [
+                    sys.executable,
+                    "-m",
+                    "megatron_music",
+                    "build",
+                    "shard",
+                    tmp_path / "out",
+                    "--rank",
+                    rank,
+                    "--world-size",
+                    "2",
+                ]
                 environment = shimmed(flock=NODE_LOCAL, node=f"node{rank}")
                 done = subprocess.run(shard, env=environment, capture_output=True, text=True, check=False)
                 assert done.returncode == 0, done.stderr
             assert not dead.exists() and sweeping.poll() is None
             merge = [sys.executable, "-m", "megatron_music", "build", "merge", tmp_path / "out"]
-            done = subprocess.run(merge, env=shimmed(flock=NODE_LOCAL, node="node1"), capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                merge, env=shimmed(flock=NODE_LOCAL, node="node1"), capture_output=True, text=True, check=False
+            )
             assert done.returncode == 2 and "another build works in" in done.stderr and "on 'node2'" in done.stderr
         finally:
             sweeping.kill()

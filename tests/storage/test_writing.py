@@ -69,8 +69,11 @@ def test_a_log_that_is_a_pipe_is_not_waited_for(tmp_path):
                 open(sys.argv[1], "w", opener=no_links)
             except ValueError as error:
                 answer(str(error))
-            """, tmp_path / "log", mib=4096, seconds=60,
-        )  # fmt: skip
+            """,
+            tmp_path / "log",
+            mib=4096,
+            seconds=60,
+        )
         assert answer.value == f"{tmp_path / 'log'} is not a regular file; move it away", reader
     os.close(reader)
 
@@ -98,8 +101,6 @@ def test_nothing_is_left_of_a_file_or_folder_that_fails(tmp_path, error):
         (folder / "part").write_bytes(b"half")
         raise error
     assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_bytes() == b"before"
-
-
 
 
 def test_a_full_disk_names_the_file_and_leaves_the_one_before(tmp_path):
@@ -130,15 +131,29 @@ def test_a_folder_of_a_killed_process_goes_and_one_of_another_name_stays(tmp_pat
     (tmp_path / ".a.1123456789abcdef.unfinished").symlink_to("precious")
     with appearing_folder(tmp_path / "a") as folder:
         (folder / "part").touch()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.unfinished", ".ab.0123456789abcdef.unfinished", "a", "precious"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".a.unfinished",
+        ".ab.0123456789abcdef.unfinished",
+        "a",
+        "precious",
+    ]
 
 
-WRITE = "import sys; from megatron_music.storage.writing import write_whole; write_whole(sys.argv[1], b'1', syncs_folder=True)"
+WRITE = (
+    "import sys; from megatron_music.storage.writing import write_whole; write_whole(sys.argv[1], b'1', "
+    "syncs_folder=True)"
+)
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EIO])
 def test_a_file_system_that_has_no_fsync_is_not_a_full_disk(tmp_path, number):
-    done = subprocess.run([sys.executable, "-c", WRITE, tmp_path / "a"], env=shimmed(fsync=number), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", WRITE, tmp_path / "a"],
+        env=shimmed(fsync=number),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode == 0) is (number != errno.EIO), done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ([] if number == errno.EIO else ["a"])
 

@@ -1,4 +1,6 @@
-"""Augmented documents are the same music in another key, its tracks in another order, whatever else is encoded beside."""
+"""Augmented documents are the same music in another key, its tracks in another order, whatever else is encoded
+beside.
+"""
 
 from collections import Counter
 
@@ -17,7 +19,10 @@ from megatron_music.tokens.mmmtrack import decode_piece, encode_piece
 HEAD = "PIECE_START STYLE=3 GENRE=7 TEMPO=12 TIME_SIGNATURE=3/4"
 BASS = "TRACK_START INST=33 DENSITY=2 BAR_START VELOCITY=20 NOTE_ON=40 TIME_DELTA=4 NOTE_OFF=40 BAR_END TRACK_END"
 DRUMS = "TRACK_START INST=DRUMS DENSITY=1 BAR_START VELOCITY=20 NOTE_ON=36 TIME_DELTA=1 NOTE_OFF=36 BAR_END TRACK_END"
-FLUTE = "TRACK_START INST=73 DENSITY=0 BAR_START NOTE_ON=72 NOTE_ON=76 TIME_DELTA=12 NOTE_OFF=72 NOTE_OFF=76 BAR_END TRACK_END"
+FLUTE = (
+    "TRACK_START INST=73 DENSITY=0 BAR_START NOTE_ON=72 NOTE_ON=76 TIME_DELTA=12 NOTE_OFF=72 NOTE_OFF=76 BAR_END "
+    "TRACK_END"
+)
 
 
 def document(*tracks: str, head: str = HEAD) -> np.ndarray:
@@ -39,24 +44,31 @@ def augmented(
 
 def test_notes_move_and_nothing_else_does():
     (up,) = augmented(document(BASS, DRUMS, FLUTE), transpose=(3, 3))
-    assert v.to_text(up) == " ".join((
-        HEAD,
-        "TRACK_START INST=33 DENSITY=2 BAR_START VELOCITY=20 NOTE_ON=43 TIME_DELTA=4 NOTE_OFF=43 BAR_END TRACK_END",
-        DRUMS,
-        "TRACK_START INST=73 DENSITY=0 BAR_START NOTE_ON=75 NOTE_ON=79 TIME_DELTA=12 NOTE_OFF=75 NOTE_OFF=79 BAR_END TRACK_END",
-        "DOCUMENT_END",
-    ))  # fmt: skip
+    assert v.to_text(up) == " ".join(
+        (
+            HEAD,
+            "TRACK_START INST=33 DENSITY=2 BAR_START VELOCITY=20 NOTE_ON=43 TIME_DELTA=4 NOTE_OFF=43 BAR_END TRACK_END",
+            DRUMS,
+            "TRACK_START INST=73 DENSITY=0 BAR_START NOTE_ON=75 NOTE_ON=79 TIME_DELTA=12 NOTE_OFF=75 NOTE_OFF=79 "
+            "BAR_END TRACK_END",
+            "DOCUMENT_END",
+        )
+    )
 
 
 def test_tracks_change_places_and_nothing_else_does():
-    orders = Counter(
-        v.to_text(ids) for ids in augmented(*[document(BASS, DRUMS, FLUTE)] * 600, permute_tracks=True)
-    )
+    orders = Counter(v.to_text(ids) for ids in augmented(*[document(BASS, DRUMS, FLUTE)] * 600, permute_tracks=True))
     wanted = {
         v.to_text(document(*tracks))
-        for tracks in ((BASS, DRUMS, FLUTE), (BASS, FLUTE, DRUMS), (DRUMS, BASS, FLUTE), (DRUMS, FLUTE, BASS),
-                       (FLUTE, BASS, DRUMS), (FLUTE, DRUMS, BASS))
-    }  # fmt: skip
+        for tracks in (
+            (BASS, DRUMS, FLUTE),
+            (BASS, FLUTE, DRUMS),
+            (DRUMS, BASS, FLUTE),
+            (DRUMS, FLUTE, BASS),
+            (FLUTE, BASS, DRUMS),
+            (FLUTE, DRUMS, BASS),
+        )
+    }
     assert orders.keys() == wanted
     assert all(60 < count < 140 for count in orders.values()), orders  # 100 each, give or take 4 standard deviations
 
@@ -66,19 +78,24 @@ def pitches(ids: np.ndarray) -> list[int]:
 
 
 def test_shifts_are_drawn_evenly_from_those_that_fit():
-    high = document("TRACK_START INST=0 BAR_START NOTE_ON=124 TIME_DELTA=1 NOTE_OFF=124 BAR_END TRACK_END", head="PIECE_START")
+    high = document(
+        "TRACK_START INST=0 BAR_START NOTE_ON=124 TIME_DELTA=1 NOTE_OFF=124 BAR_END TRACK_END", head="PIECE_START"
+    )
     moved = Counter(pitches(ids)[0] - 124 for ids in augmented(*[high] * 1200, transpose=(-2, 6)))
     assert moved.keys() == {-2, -1, 0, 1, 2, 3}
     assert all(140 < count < 260 for count in moved.values()), moved  # 200 each
 
 
-@pytest.mark.parametrize(("first", "last", "transpose", "wanted"), [
-    (0, 127, (-6, 5), {0}),
-    (0, 127, (1, 5), {0}),  # none fits: it stays
-    (5, 100, (-12, -4), {-5, -4}),
-    (20, 126, (1, 12), {1}),
-    (20, 126, (2, 12), {0}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("first", "last", "transpose", "wanted"),
+    [
+        (0, 127, (-6, 5), {0}),
+        (0, 127, (1, 5), {0}),  # none fits: it stays
+        (5, 100, (-12, -4), {-5, -4}),
+        (20, 126, (1, 12), {1}),
+        (20, 126, (2, 12), {0}),
+    ],
+)
 def test_pitches_stay_in_range(first, last, transpose, wanted):
     tracks = [
         f"TRACK_START INST={program} BAR_START NOTE_ON={pitch} TIME_DELTA=2 NOTE_OFF={pitch} BAR_END TRACK_END"
@@ -112,7 +129,7 @@ def test_a_document_does_not_depend_on_its_company():
     together = augmented(*documents, windows=[4, 7, 9], **options)
     for number, ids, window in zip(range(3), documents, (4, 7, 9), strict=True):
         np.testing.assert_array_equal(augmented(ids, windows=[window], **options)[0], together[number])
-    with_seed = lambda **change: [ids.tolist() for ids in augmented(*[documents[0]] * 20, **options, **change)]  # noqa: E731
+    with_seed = lambda **change: [ids.tolist() for ids in augmented(*[documents[0]] * 20, **options, **change)]
     assert with_seed() == with_seed() != with_seed(copy=2) != with_seed(key=6)
 
 
@@ -123,14 +140,19 @@ def test_nothing_is_nothing():
 
 
 def music(score, shift: int = 0) -> Counter:
-    moved = lambda track: track.notes[:, :3] + (0, 0, 0 if track.is_drum else shift)  # noqa: E731
+    moved = lambda track: track.notes[:, :3] + (0, 0, 0 if track.is_drum else shift)
     return Counter(
         (track.program, track.is_drum, track.voice, *map(tuple, moved(track).tolist())) for track in score.tracks
     )
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(scores(max_steps=6000), min_size=1, max_size=4), st.integers(-12, 12), st.integers(0, 12), st.integers(0, 9))
+@given(
+    st.lists(scores(max_steps=6000), min_size=1, max_size=4),
+    st.integers(-12, 12),
+    st.integers(0, 12),
+    st.integers(0, 9),
+)
 def test_augmented_documents_spell_the_same_music_moved(pieces, low, width, key):
     documents = [np.append(encode_piece(quantize(piece, 4)), v.DOCUMENT_END).astype(np.uint16) for piece in pieces]
     documents = [ids for ids in documents if v.TRACK_START in ids]

@@ -15,9 +15,13 @@ from megatron_music.tokens import vocabulary as v
 from megatron_music.tokens.bpe import BPE_FILE, MAX_MERGES, Bpe, learn_bpe, read_bpe
 
 ON, OFF, REST = v.NOTE_ON + 60, v.NOTE_OFF + 60, v.TIME_DELTA + 4
-EVENTS = np.array([
-    *range(v.TIME_DELTA + 1, v.TIME_DELTA + 49), *range(v.NOTE_ON, v.NOTE_OFF + 128), *range(v.VELOCITY, v.VELOCITY + 32)
-])  # fmt: skip
+EVENTS = np.array(
+    [
+        *range(v.TIME_DELTA + 1, v.TIME_DELTA + 49),
+        *range(v.NOTE_ON, v.NOTE_OFF + 128),
+        *range(v.VELOCITY, v.VELOCITY + 32),
+    ]
+)
 
 
 def document(random: np.random.Generator, bars: int = 8) -> np.ndarray:
@@ -52,11 +56,35 @@ def test_merges_by_hand():
     assert bpe.spelled == ((ON, REST), (ON, REST, OFF), (REST, OFF), (ON, REST, OFF, ON, REST, OFF))
     assert bpe.words[:2] == ("NOTE_ON=60+TIME_DELTA=4", "NOTE_ON=60+TIME_DELTA=4+NOTE_OFF=60") and bpe.size == 4
     note = [ON, REST, OFF]
-    ids = [v.BAR_START, *note, *note, *note, v.BAR_END, v.BAR_START, v.BAR_END, v.DOCUMENT_END,
-           v.FILL_START, REST, OFF, v.FILL_END, v.DOCUMENT_END]  # fmt: skip
+    ids = [
+        v.BAR_START,
+        *note,
+        *note,
+        *note,
+        v.BAR_END,
+        v.BAR_START,
+        v.BAR_END,
+        v.DOCUMENT_END,
+        v.FILL_START,
+        REST,
+        OFF,
+        v.FILL_END,
+        v.DOCUMENT_END,
+    ]
     merged, lengths = bpe.encode(np.array(ids, np.uint16), np.array([14, 5]))
-    assert merged.tolist() == [v.BAR_START, 771, 769, v.BAR_END, v.BAR_START, v.BAR_END, v.DOCUMENT_END,
-                               v.FILL_START, 770, v.FILL_END, v.DOCUMENT_END]  # fmt: skip
+    assert merged.tolist() == [
+        v.BAR_START,
+        771,
+        769,
+        v.BAR_END,
+        v.BAR_START,
+        v.BAR_END,
+        v.DOCUMENT_END,
+        v.FILL_START,
+        770,
+        v.FILL_END,
+        v.DOCUMENT_END,
+    ]
     assert (merged.dtype, lengths.dtype, lengths.tolist()) == (np.uint16, np.int32, [7, 4])
     assert bpe.decode(merged).tolist() == ids and bpe.decode(merged).dtype == np.uint16
 
@@ -88,10 +116,31 @@ def test_merging_makes_documents_shorter_and_loses_nothing(bpe, documents):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.lists(
-    st.sampled_from([v.BAR_START, v.BAR_END, v.FILL_IN, v.PAD, ON, ON + 2, OFF, REST, REST - 2, v.VELOCITY + 20, v.DOCUMENT_END]),
-    min_size=1, max_size=60,
-), min_size=1, max_size=4))  # fmt: skip
+@given(
+    st.lists(
+        st.lists(
+            st.sampled_from(
+                [
+                    v.BAR_START,
+                    v.BAR_END,
+                    v.FILL_IN,
+                    v.PAD,
+                    ON,
+                    ON + 2,
+                    OFF,
+                    REST,
+                    REST - 2,
+                    v.VELOCITY + 20,
+                    v.DOCUMENT_END,
+                ]
+            ),
+            min_size=1,
+            max_size=60,
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
 def test_any_ids_come_back(bpe, found):
     ids, lengths = joined([np.array(ids, np.uint16) for ids in found])
     merged, merged_lengths = bpe.encode(ids, lengths)
@@ -117,7 +166,7 @@ def test_words_seen_too_often_to_remember_are_merged_all_the_same(bpe, documents
 
 def test_merging_is_what_tokenizers_does(bpe, documents):
     # Byte-pair encoding as the package does it, with our merges as characters.
-    spelled = lambda token_id: "".join(chr(0xE000 + part) for part in (bpe.decode(np.array([token_id]))))  # noqa: E731
+    spelled = lambda token_id: "".join(chr(0xE000 + part) for part in (bpe.decode(np.array([token_id]))))
     tokens = [spelled(token_id) for token_id in (*EVENTS, *range(v.SIZE, v.SIZE + bpe.size))]
     pairs = [tuple(map(spelled, pair)) for pair in bpe.merges]
     model = tokenizers.models.BPE({token: place for place, token in enumerate(tokens)}, pairs)
@@ -148,8 +197,11 @@ def test_learning_is_the_same_in_any_order_and_on_any_number_of_threads(bpe, doc
     )
     for threads in "12":
         (tmp_path / threads).mkdir()
-        subprocess.run([sys.executable, "-c", code, tmp_path / "ids.npz", tmp_path / threads], check=True,
-                       env={**os.environ, "RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true"})  # fmt: skip
+        subprocess.run(
+            [sys.executable, "-c", code, tmp_path / "ids.npz", tmp_path / threads],
+            check=True,
+            env={**os.environ, "RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true"},
+        )
     assert (tmp_path / "1" / BPE_FILE).read_bytes() == (tmp_path / "2" / BPE_FILE).read_bytes()
 
 
@@ -172,7 +224,7 @@ def test_merges_are_read_without_tokenizers(bpe, documents, tmp_path):
 
 
 def test_damaged_merges_are_refused(bpe, tmp_path):
-    with pytest.raises(ValueError, match="bpe.json is missing; name a folder"):
+    with pytest.raises(ValueError, match=r"bpe.json is missing; name a folder"):
         read_bpe(tmp_path)
     bpe.write(tmp_path)
     content = json.loads((tmp_path / BPE_FILE).read_text())
@@ -184,10 +236,10 @@ def test_damaged_merges_are_refused(bpe, tmp_path):
         {"tokens": {**content["tokens"], "768": [ON]}},
     ):
         (tmp_path / BPE_FILE).write_text(json.dumps({**content, **damage}))
-        with pytest.raises(ValueError, match="bpe.json is damaged"):
+        with pytest.raises(ValueError, match=r"bpe.json is damaged"):
             read_bpe(tmp_path)
     (tmp_path / BPE_FILE).write_text("{")
-    with pytest.raises(ValueError, match="bpe.json is damaged"):
+    with pytest.raises(ValueError, match=r"bpe.json is damaged"):
         read_bpe(tmp_path)
 
 

@@ -19,14 +19,17 @@ from megatron_music.tokens.density import (
 )
 
 
-@pytest.mark.parametrize(("members", "levels", "bins"), [
-    ([1, 2, 3, 4, 5, 6, 7, 8, 9], 2, (5,)),
-    ([1, 2, 3, 4, 5, 6, 7, 8, 9], 4, (3, 5, 7)),
-    ([1, 2], 2, (2,)),  # 1.5: a half goes up
-    ([0, 0, 0, 0, 0, 0, 0, 0, 0, 40], 4, (0, 0, 0)),
-    ([7], 3, (7, 7)),
-    ([], 3, (0, 0)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("members", "levels", "bins"),
+    [
+        ([1, 2, 3, 4, 5, 6, 7, 8, 9], 2, (5,)),
+        ([1, 2, 3, 4, 5, 6, 7, 8, 9], 4, (3, 5, 7)),
+        ([1, 2], 2, (2,)),  # 1.5: a half goes up
+        ([0, 0, 0, 0, 0, 0, 0, 0, 0, 40], 4, (0, 0, 0)),
+        ([7], 3, (7, 7)),
+        ([], 3, (0, 0)),
+    ],
+)
 def test_bins_are_rounded_percentiles(members, levels, bins):
     assert quantile_bins(np.bincount(members, minlength=1) if members else np.zeros(5, np.int64), levels) == bins
 

@@ -95,9 +95,14 @@ def test_walks_use_all_there_is():
     came = np.zeros(v.SIZE, bool)
     for seed in range(40):
         came[walk(Grammar(encoding, 600, VOICES[:2]), seed)] = True
-    for first, after in ((v.TIME_SIGNATURE, v.TEMPO), (v.TEMPO, v.VELOCITY), (v.VELOCITY, v.VELOCITY + 32),
-                         (v.DENSITY, v.DENSITY + 3), (v.NOTE_ON, v.NOTE_ON + 256),
-                         (v.TIME_DELTA + 1, v.TIME_DELTA + 49)):  # fmt: skip
+    for first, after in (
+        (v.TIME_SIGNATURE, v.TEMPO),
+        (v.TEMPO, v.VELOCITY),
+        (v.VELOCITY, v.VELOCITY + 32),
+        (v.DENSITY, v.DENSITY + 3),
+        (v.NOTE_ON, v.NOTE_ON + 256),
+        (v.TIME_DELTA + 1, v.TIME_DELTA + 49),
+    ):
         assert came[first:after].mean() > 0.5
     assert all(came[token_id] for token_id in encoding.label_ids.values())
     assert not came[v.DENSITY + 3]
@@ -160,27 +165,30 @@ def test_every_document_with_bars_taken_out_is_lawful(score, encoding, data):
 PIECE = "PIECE_START TRACK_START INST=0 BAR_START"
 
 
-@pytest.mark.parametrize(("words", "wrong"), [
-    ("PIECE_START", "DOCUMENT_END"),
-    ("PIECE_START TRACK_START", "BAR_START"),
-    (PIECE, "NOTE_OFF=60"),
-    (f"{PIECE} NOTE_ON=60", "NOTE_ON=60"),
-    (f"{PIECE} NOTE_ON=60", "NOTE_ON=59"),
-    (f"{PIECE} NOTE_ON=60", "NOTE_OFF=60"),
-    (f"{PIECE} NOTE_ON=60", "BAR_END"),  # the last bar, still sounding
-    (PIECE, "TIME_DELTA=16"),  # nothing can follow
-    (PIECE, "VELOCITY=20"),
-    (PIECE, "DENSITY=0"),
-    (PIECE, "TIME_SIGNATURE=3/4"),
-    (PIECE, "FILL_IN"),
-    (f"{PIECE} TIME_DELTA=3", "TIME_DELTA=3"),
-    (f"{PIECE} TIME_DELTA=3", "BAR_END"),
-    (f"{PIECE} NOTE_ON=60", "TIME_DELTA=17"),
-    (f"{PIECE} BAR_END", "BAR_START"),  # one bar was asked for
-    ("PIECE_START", "PAD"),
-    ("PIECE_START", "GENRE=0"),
-    ("PIECE_START", "TEMPO=3"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        ("PIECE_START", "DOCUMENT_END"),
+        ("PIECE_START TRACK_START", "BAR_START"),
+        (PIECE, "NOTE_OFF=60"),
+        (f"{PIECE} NOTE_ON=60", "NOTE_ON=60"),
+        (f"{PIECE} NOTE_ON=60", "NOTE_ON=59"),
+        (f"{PIECE} NOTE_ON=60", "NOTE_OFF=60"),
+        (f"{PIECE} NOTE_ON=60", "BAR_END"),  # the last bar, still sounding
+        (PIECE, "TIME_DELTA=16"),  # nothing can follow
+        (PIECE, "VELOCITY=20"),
+        (PIECE, "DENSITY=0"),
+        (PIECE, "TIME_SIGNATURE=3/4"),
+        (PIECE, "FILL_IN"),
+        (f"{PIECE} TIME_DELTA=3", "TIME_DELTA=3"),
+        (f"{PIECE} TIME_DELTA=3", "BAR_END"),
+        (f"{PIECE} NOTE_ON=60", "TIME_DELTA=17"),
+        (f"{PIECE} BAR_END", "BAR_START"),  # one bar was asked for
+        ("PIECE_START", "PAD"),
+        ("PIECE_START", "GENRE=0"),
+        ("PIECE_START", "TEMPO=3"),
+    ],
+)
 def test_what_may_not_come(words, wrong):
     grammar = Grammar(Encoding(bars=1), 100)
     for word in words.split():
@@ -191,7 +199,7 @@ def test_what_may_not_come(words, wrong):
 
 EVERYTHING = Encoding(
     bars=2, meters=("4/4", "16/2", "3/4"), velocity=True, tempo=True, density=2, bar_density=2, labels=LABELS
-)  # fmt: skip
+)
 HEAD = "PIECE_START STYLE=1 GENRE=0 TEMPO=9 TIME_SIGNATURE=16/2"
 TRACK = f"{HEAD} TRACK_START INST=0 DENSITY=1 BAR_START DENSITY=0"
 SECOND = f"{HEAD} TRACK_START INST=0 DENSITY=1 BAR_START DENSITY=0 BAR_END BAR_START"
@@ -201,26 +209,37 @@ OTHER = (
 )
 
 
-@pytest.mark.parametrize(("words", "may", "may_not"), [
-    ("PIECE_START", "STYLE=0 STYLE=1 GENRE=1 RESERVED=0 TEMPO=9", "STYLE=2 TIME_SIGNATURE=4/4 TRACK_START"),
-    ("PIECE_START GENRE=0", "RESERVED=0 TEMPO=31", "STYLE=0 GENRE=1 TIME_SIGNATURE=4/4"),
-    ("PIECE_START TEMPO=9", "TIME_SIGNATURE=4/4 TIME_SIGNATURE=16/2", "GENRE=0 TRACK_START TIME_SIGNATURE=2/4"),
-    (f"{HEAD} TRACK_START INST=0", "DENSITY=0 DENSITY=1", "DENSITY=2 BAR_START"),
-    (f"{HEAD} TRACK_START INST=0 DENSITY=1 BAR_START", "DENSITY=1", "TIME_SIGNATURE=4/4 TEMPO=3 NOTE_ON=60 DENSITY=2"),
-    (TRACK, "VELOCITY=0 TIME_DELTA=48 BAR_END", "NOTE_ON=60"),
-    (f"{TRACK} VELOCITY=0", "NOTE_ON=0 NOTE_ON=127", "VELOCITY=0 TIME_DELTA=1 BAR_END"),
-    (f"{TRACK} VELOCITY=0 NOTE_ON=127", "TIME_DELTA=1 BAR_END", "VELOCITY=0"),  # no pitch is above
-    (f"{TRACK} TIME_DELTA=48", "TIME_DELTA=48 TIME_DELTA=1 VELOCITY=3", "BAR_END"),
-    (f"{TRACK} TIME_DELTA=48 TIME_DELTA=48", "TIME_DELTA=31 VELOCITY=3", "TIME_DELTA=32"),  # 128 steps, a note must follow
-    (f"{TRACK} TIME_DELTA=48 TIME_DELTA=1", "VELOCITY=3", "TIME_DELTA=1 TIME_DELTA=48"),
-    (f"{TRACK} TIME_DELTA=47", "VELOCITY=3", "TIME_DELTA=1"),
-    (SECOND, "TIME_SIGNATURE=3/4 TEMPO=8 DENSITY=0", "TIME_SIGNATURE=16/2 TEMPO=9 BAR_END"),
-    (f"{SECOND} TIME_SIGNATURE=3/4", "TEMPO=8 DENSITY=0", "TIME_SIGNATURE=4/4 TEMPO=9"),
-    (f"{SECOND} TEMPO=8", "DENSITY=0", "TIME_SIGNATURE=3/4 TEMPO=7"),
-    (f"{SECOND} TIME_SIGNATURE=3/4 DENSITY=0", "TIME_DELTA=11", "TIME_DELTA=12"),
-    (OTHER, "TIME_SIGNATURE=3/4", "DENSITY=0 TIME_SIGNATURE=4/4 TEMPO=8"),  # tracks agree
-    (f"{OTHER} TIME_SIGNATURE=3/4", "DENSITY=0", "TEMPO=8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "may", "may_not"),
+    [
+        ("PIECE_START", "STYLE=0 STYLE=1 GENRE=1 RESERVED=0 TEMPO=9", "STYLE=2 TIME_SIGNATURE=4/4 TRACK_START"),
+        ("PIECE_START GENRE=0", "RESERVED=0 TEMPO=31", "STYLE=0 GENRE=1 TIME_SIGNATURE=4/4"),
+        ("PIECE_START TEMPO=9", "TIME_SIGNATURE=4/4 TIME_SIGNATURE=16/2", "GENRE=0 TRACK_START TIME_SIGNATURE=2/4"),
+        (f"{HEAD} TRACK_START INST=0", "DENSITY=0 DENSITY=1", "DENSITY=2 BAR_START"),
+        (
+            f"{HEAD} TRACK_START INST=0 DENSITY=1 BAR_START",
+            "DENSITY=1",
+            "TIME_SIGNATURE=4/4 TEMPO=3 NOTE_ON=60 DENSITY=2",
+        ),
+        (TRACK, "VELOCITY=0 TIME_DELTA=48 BAR_END", "NOTE_ON=60"),
+        (f"{TRACK} VELOCITY=0", "NOTE_ON=0 NOTE_ON=127", "VELOCITY=0 TIME_DELTA=1 BAR_END"),
+        (f"{TRACK} VELOCITY=0 NOTE_ON=127", "TIME_DELTA=1 BAR_END", "VELOCITY=0"),  # no pitch is above
+        (f"{TRACK} TIME_DELTA=48", "TIME_DELTA=48 TIME_DELTA=1 VELOCITY=3", "BAR_END"),
+        (
+            f"{TRACK} TIME_DELTA=48 TIME_DELTA=48",
+            "TIME_DELTA=31 VELOCITY=3",
+            "TIME_DELTA=32",
+        ),  # 128 steps, a note must follow
+        (f"{TRACK} TIME_DELTA=48 TIME_DELTA=1", "VELOCITY=3", "TIME_DELTA=1 TIME_DELTA=48"),
+        (f"{TRACK} TIME_DELTA=47", "VELOCITY=3", "TIME_DELTA=1"),
+        (SECOND, "TIME_SIGNATURE=3/4 TEMPO=8 DENSITY=0", "TIME_SIGNATURE=16/2 TEMPO=9 BAR_END"),
+        (f"{SECOND} TIME_SIGNATURE=3/4", "TEMPO=8 DENSITY=0", "TIME_SIGNATURE=4/4 TEMPO=9"),
+        (f"{SECOND} TEMPO=8", "DENSITY=0", "TIME_SIGNATURE=3/4 TEMPO=7"),
+        (f"{SECOND} TIME_SIGNATURE=3/4 DENSITY=0", "TIME_DELTA=11", "TIME_DELTA=12"),
+        (OTHER, "TIME_SIGNATURE=3/4", "DENSITY=0 TIME_SIGNATURE=4/4 TEMPO=8"),  # tracks agree
+        (f"{OTHER} TIME_SIGNATURE=3/4", "DENSITY=0", "TEMPO=8"),
+    ],
+)
 def test_what_options_allow(words, may, may_not):
     grammar = Grammar(EVERYTHING, 500)
     for word in words.split():

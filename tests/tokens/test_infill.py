@@ -55,13 +55,18 @@ def test_bars_move_to_the_end(ending):
     ids = v.to_ids(TWO_BARS + ending)
     before = ids.copy()
     taken = take_out(ids, [(1, 1), (0, 1), (1, 0)])
-    assert v.to_text(taken) == (
-        "PIECE_START TRACK_START INST=0 BAR_START NOTE_ON=60 TIME_DELTA=4 NOTE_OFF=60 BAR_END "
-        "BAR_START TIME_SIGNATURE=3/4 TEMPO=3 DENSITY=1 FILL_IN BAR_END TRACK_END "
-        "TRACK_START INST=1 BAR_START FILL_IN BAR_END "
-        "BAR_START TIME_SIGNATURE=3/4 TEMPO=3 DENSITY=0 FILL_IN BAR_END TRACK_END "
-        "FILL_START VELOCITY=20 NOTE_ON=62 TIME_DELTA=2 NOTE_OFF=62 FILL_END FILL_START FILL_END FILL_START FILL_END"
-    ) + ending
+    assert (
+        v.to_text(taken)
+        == (
+            "PIECE_START TRACK_START INST=0 BAR_START NOTE_ON=60 TIME_DELTA=4 NOTE_OFF=60 BAR_END "
+            "BAR_START TIME_SIGNATURE=3/4 TEMPO=3 DENSITY=1 FILL_IN BAR_END TRACK_END "
+            "TRACK_START INST=1 BAR_START FILL_IN BAR_END "
+            "BAR_START TIME_SIGNATURE=3/4 TEMPO=3 DENSITY=0 FILL_IN BAR_END TRACK_END "
+            "FILL_START VELOCITY=20 NOTE_ON=62 TIME_DELTA=2 NOTE_OFF=62 FILL_END FILL_START FILL_END FILL_START "
+            "FILL_END"
+        )
+        + ending
+    )
     assert (ids == before).all() and taken.dtype == np.uint16
     assert v.to_text(put_back(taken)) == TWO_BARS + ending
 
@@ -82,14 +87,25 @@ def test_twice_is_refused():
         take_out(take_out(v.to_ids(TWO_BARS), [(0, 0)]), [(0, 1)])
 
 
-@pytest.mark.parametrize(("fills", "first", "second"), [
-    ("FILL_START NOTE_ON=1 FILL_END FILL_START NOTE_ON=2 FILL_END", "NOTE_ON=1", "NOTE_ON=2"),
-    ("FILL_START NOTE_ON=1 FILL_END", "NOTE_ON=1", ""),  # one is missing
-    ("", "", ""),
-    ("FILL_START NOTE_ON=1 FILL_START NOTE_ON=2", "NOTE_ON=1", "NOTE_ON=2"),  # never closed
-    ("FILL_START NOTE_ON=1 FILL_END FILL_START FILL_END FILL_START NOTE_ON=3 FILL_END", "NOTE_ON=1", ""),  # one too many
-    ("FILL_START BAR_START FILL_IN NOTE_ON=1 TRACK_END FILL_END NOTE_ON=9 FILL_START NOTE_ON=2", "NOTE_ON=1", "NOTE_ON=2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fills", "first", "second"),
+    [
+        ("FILL_START NOTE_ON=1 FILL_END FILL_START NOTE_ON=2 FILL_END", "NOTE_ON=1", "NOTE_ON=2"),
+        ("FILL_START NOTE_ON=1 FILL_END", "NOTE_ON=1", ""),  # one is missing
+        ("", "", ""),
+        ("FILL_START NOTE_ON=1 FILL_START NOTE_ON=2", "NOTE_ON=1", "NOTE_ON=2"),  # never closed
+        (
+            "FILL_START NOTE_ON=1 FILL_END FILL_START FILL_END FILL_START NOTE_ON=3 FILL_END",
+            "NOTE_ON=1",
+            "",
+        ),  # one too many
+        (
+            "FILL_START BAR_START FILL_IN NOTE_ON=1 TRACK_END FILL_END NOTE_ON=9 FILL_START NOTE_ON=2",
+            "NOTE_ON=1",
+            "NOTE_ON=2",
+        ),
+    ],
+)
 def test_slips_of_a_model(fills, first, second):
     body = "TRACK_START INST=0 BAR_START {} BAR_END BAR_START {} BAR_END TRACK_END"
     ids = v.to_ids(f"{body.format('FILL_IN', 'FILL_IN')} {fills} DOCUMENT_END PAD PAD")
@@ -145,7 +161,11 @@ def test_shares_numbers_and_bars_are_even():
     infilled = split(*infill_documents(*many(), np.arange(3000), 1, 0, 0.4))
     holes = np.array([np.cumsum(document == v.BAR_START)[document == v.FILL_IN] for document in infilled], object)
     counts = np.bincount([len(found) for found in holes], minlength=5)
-    assert counts[0] == pytest.approx(1800, abs=110) and counts[1:] == pytest.approx([300] * 4, abs=60) and len(counts) == 5
+    assert (
+        counts[0] == pytest.approx(1800, abs=110)
+        and counts[1:] == pytest.approx([300] * 4, abs=60)
+        and len(counts) == 5
+    )
     which = np.bincount(np.concatenate(holes).astype(int))[1:]
     assert which == pytest.approx([which.mean()] * 8, rel=0.15)
 

@@ -100,17 +100,23 @@ def test_the_law(score, encoding):
 
 
 @settings(max_examples=300, deadline=None)
-@given(scores(any_meter=True), encodings(), st.sampled_from([(), (vocabulary.IDS["STYLE=3"], vocabulary.IDS["GENRE=7"])]))
+@given(
+    scores(any_meter=True), encodings(), st.sampled_from([(), (vocabulary.IDS["STYLE=3"], vocabulary.IDS["GENRE=7"])])
+)
 def test_windows_decode_to_slices_and_equal_the_plain_encoder(score, encoding, labels):
     quantized = quantize_for(score, encoding)
     sounding = apply_bar_lines(quantized, encoding.bar_line)
     starts = window_starts(quantized, encoding)
     written = encode_windows(quantized, starts, encoding, labels)
-    windows = {int(first): window for first in starts if (window := slice_bars(sounding, int(first), encoding.bars)).tracks}
+    windows = {
+        int(first): window for first in starts if (window := slice_bars(sounding, int(first), encoding.bars)).tracks
+    }
     assert written.first_bars.tolist() == list(windows)
     assert written.lengths.sum() == len(written.ids)
     for window, document in zip(windows.values(), documents(written), strict=True):
-        assert vocabulary.to_text(document) == oracle.encode_piece(window, encoding, [vocabulary.TOKENS[i] for i in labels])
+        assert vocabulary.to_text(document) == oracle.encode_piece(
+            window, encoding, [vocabulary.TOKENS[i] for i in labels]
+        )
         assert decode_piece(document, encoding.steps_per_quarter) == window
         again = encode_piece(decode_piece(document, encoding.steps_per_quarter), encoding, labels)
         assert again.tolist() == document.tolist()
@@ -123,9 +129,17 @@ def documents(written) -> list[np.ndarray]:
     return np.split(written.ids, np.cumsum(written.lengths)[:-1]) if len(written.lengths) else []
 
 
-@pytest.mark.parametrize(("piece_bars", "bars", "hop", "starts"), [
-    (4, 4, 1, [0]), (5, 4, 1, [0, 1]), (6, 4, 2, [0, 2]), (3, 4, 1, []), (16, 8, 8, [0, 8]), (2, 1, 1, [0, 1]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("piece_bars", "bars", "hop", "starts"),
+    [
+        (4, 4, 1, [0]),
+        (5, 4, 1, [0, 1]),
+        (6, 4, 2, [0, 2]),
+        (3, 4, 1, []),
+        (16, 8, 8, [0, 8]),
+        (2, 1, 1, [0, 1]),
+    ],
+)
 def test_the_last_full_window_is_kept(piece_bars, bars, hop, starts):
     assert window_starts(tiny_score(piece_bars), Encoding(bars=bars, hop=hop)).tolist() == starts
 
@@ -140,16 +154,24 @@ def test_a_note_sounding_into_a_window_is_struck_at_its_start():
     assert "BAR_START NOTE_ON=60 TIME_DELTA=4 NOTE_OFF=60 BAR_END" in vocabulary.to_text(ids)
 
 
-@pytest.mark.parametrize(("words", "notes"), [
-    ("BAR_START NOTE_OFF=60 BAR_END BAR_START BAR_END", []),  # released, never struck
-    ("BAR_START NOTE_ON=60 BAR_END BAR_START BAR_END", [(0, 4, 60, 80)]),  # never released: a quarter
-    ("BAR_START TIME_DELTA=14 NOTE_ON=60 BAR_END", [(14, 16, 60, 80)]),  # at most to the end
-    ("BAR_START NOTE_ON=60 TIME_DELTA=2 NOTE_ON=60 TIME_DELTA=2 NOTE_OFF=60 BAR_END", [(0, 2, 60, 80), (2, 4, 60, 80)]),
-    ("BAR_START NOTE_ON=60 TIME_DELTA=4 NOTE_OFF=60 BAR_START BAR_END", [(0, 4, 60, 80)]),  # bar not closed
-    ("FILL_IN BAR_START TEMPO=3 NOTE_ON=60 TIME_DELTA=4 NOTE_OFF=60 BAR_END", [(0, 4, 60, 80)]),  # out of place
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "notes"),
+    [
+        ("BAR_START NOTE_OFF=60 BAR_END BAR_START BAR_END", []),  # released, never struck
+        ("BAR_START NOTE_ON=60 BAR_END BAR_START BAR_END", [(0, 4, 60, 80)]),  # never released: a quarter
+        ("BAR_START TIME_DELTA=14 NOTE_ON=60 BAR_END", [(14, 16, 60, 80)]),  # at most to the end
+        (
+            "BAR_START NOTE_ON=60 TIME_DELTA=2 NOTE_ON=60 TIME_DELTA=2 NOTE_OFF=60 BAR_END",
+            [(0, 2, 60, 80), (2, 4, 60, 80)],
+        ),
+        ("BAR_START NOTE_ON=60 TIME_DELTA=4 NOTE_OFF=60 BAR_START BAR_END", [(0, 4, 60, 80)]),  # bar not closed
+        ("FILL_IN BAR_START TEMPO=3 NOTE_ON=60 TIME_DELTA=4 NOTE_OFF=60 BAR_END", [(0, 4, 60, 80)]),  # out of place
+    ],
+)
 def test_decoding_forgives(words, notes):
-    score = decode_piece(vocabulary.to_ids(f"PIECE_START TRACK_START INST=7 {words} TRACK_END DOCUMENT_END PIECE_START"))
+    score = decode_piece(
+        vocabulary.to_ids(f"PIECE_START TRACK_START INST=7 {words} TRACK_END DOCUMENT_END PIECE_START")
+    )
     assert score.tracks == (Track([Note(*note) for note in notes], 7),)
 
 
@@ -163,7 +185,10 @@ def test_a_wrong_grid_is_noticed():
     score = quantize(Score((Track([(160 * n, 160 * n + 160, 60 + n % 3, 80) for n in range(24)]),), 480), 12)
     ids = encode_piece(score, Encoding(12))
     assert check_grid(ids, 12) == ""
-    with pytest.raises(ValueError, match="bar 1 has 48 steps where a bar of 4/4 at 4 steps per quarter note has 16; use --steps-per-quarter 12"):
+    with pytest.raises(
+        ValueError,
+        match="bar 1 has 48 steps where a bar of 4/4 at 4 steps per quarter note has 16; use --steps-per-quarter 12",
+    ):
         check_grid(ids, 4)
     quarters = encode_piece(quantize(Score((Track([(n, n + 1, 60, 80) for n in range(8)]),), 1)), Encoding())
     assert check_grid(quarters, 4) == "" and "use --steps-per-quarter 4" in check_grid(quarters, 12)

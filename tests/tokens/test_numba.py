@@ -12,8 +12,12 @@ from megatron_music.music.score import Score, Track
 from megatron_music.tokens import vocabulary, windows
 from megatron_music.tokens.encoding import Encoding
 
-compiled = pytest.importorskip("megatron_music.tokens.quantize_numba", reason="numba is not installed: the extra `fast`")
-compiled_sums = pytest.importorskip("megatron_music.tokens.counts_numba", reason="numba is not installed: the extra `fast`")
+compiled = pytest.importorskip(
+    "megatron_music.tokens.quantize_numba", reason="numba is not installed: the extra `fast`"
+)
+compiled_sums = pytest.importorskip(
+    "megatron_music.tokens.counts_numba", reason="numba is not installed: the extra `fast`"
+)
 
 
 @settings(max_examples=600, deadline=None)

@@ -26,7 +26,6 @@ from megatron_music.tokens.tokenizer_folder import (
 ENCODING = Encoding(steps_per_quarter=12, bars=8, hop=2, bar_line="clip", density=3, density_bins=(2, 7))
 
 
-
 @pytest.fixture
 def folder(tmp_path):
     write_tokenizer_folder(tmp_path / "tokenizer", ENCODING)
@@ -97,12 +96,19 @@ def merged_folder(tmp_path):
 
 def test_merged_tokens_and_labels_are_words(merged_folder):
     ours = MusicTokenizer(str(merged_folder))
-    text = "PIECE_START GENRE=SYNTH_PAD MOOD=TRAPADOR BAR_START NOTE_ON=60 TIME_DELTA=4 NOTE_OFF=60 NOTE_ON=60 TIME_DELTA=4 BAR_END"
+    text = (
+        "PIECE_START GENRE=SYNTH_PAD MOOD=TRAPADOR BAR_START NOTE_ON=60 TIME_DELTA=4 NOTE_OFF=60 NOTE_ON=60 "
+        "TIME_DELTA=4 BAR_END"
+    )
     ids = [v.PIECE_START, v.IDS["GENRE=1"], v.IDS["RESERVED=0"], v.BAR_START, 769, 768, v.BAR_END]
     assert ours.tokenize(text) == ids and ours.detokenize(ids) == text
     assert ours.ids_to_tokens(ids)[1:-1] == [
-        "GENRE=SYNTH_PAD", "MOOD=TRAPADOR", "BAR_START", "NOTE_ON=60+TIME_DELTA=4+NOTE_OFF=60", "NOTE_ON=60+TIME_DELTA=4",
-    ]  # fmt: skip
+        "GENRE=SYNTH_PAD",
+        "MOOD=TRAPADOR",
+        "BAR_START",
+        "NOTE_ON=60+TIME_DELTA=4+NOTE_OFF=60",
+        "NOTE_ON=60+TIME_DELTA=4",
+    ]
     assert ours.tokenize(" ".join(ours.ids_to_tokens(ids))) == ids  # merged words are read too
     assert ours.vocab_size == len(ours.vocab) == len(ours.inv_vocab) == 770
     assert (ours.inv_vocab[769], ours.eod) == ("NOTE_ON=60+TIME_DELTA=4+NOTE_OFF=60", 767)
@@ -123,7 +129,7 @@ def test_a_folder_of_merges_is_whole(merged_folder):
     with pytest.raises(ValueError, match="has 1 merged tokens where its encoding says 2"):
         MusicTokenizer(str(merged_folder))
     (merged_folder / "bpe.json").unlink()
-    with pytest.raises(ValueError, match="bpe.json is missing"):
+    with pytest.raises(ValueError, match=r"bpe.json is missing"):
         MusicTokenizer(str(merged_folder))
 
 
@@ -131,24 +137,46 @@ def test_words_and_ids_outside_are_named(merged_folder):
     words = read_wording(merged_folder)[2]
     with pytest.raises(ValueError, match="token 2 is 'GENRE=0'"):
         words.to_ids("PAD GENRE=0")
-    with pytest.raises(ValueError, match="770 is outside 0..769"):
+    with pytest.raises(ValueError, match=r"770 is outside 0..769"):
         words.to_text(np.array([770]))
 
 
-@pytest.mark.parametrize("encoding", [ENCODING, MERGED, Encoding(
-    meters=("3/4", "6/8"), unknown_meters=("1/4",), velocity=True, tempo=True, density=2, density_bins=(3,), bar_density=4,
-    infill=True,
-)])  # fmt: skip
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        ENCODING,
+        MERGED,
+        Encoding(
+            meters=("3/4", "6/8"),
+            unknown_meters=("1/4",),
+            velocity=True,
+            tempo=True,
+            density=2,
+            density_bins=(3,),
+            bar_density=4,
+            infill=True,
+        ),
+    ],
+)
 def test_the_encoding_survives_the_folder(tmp_path, encoding):
     write_tokenizer_folder(tmp_path, encoding, BPE if encoding.bpe else None)
     assert read_encoding(tmp_path) == encoding
 
 
 def test_folders_of_the_first_version_are_read(folder):
-    (folder / ENCODING_FILE).write_text(json.dumps({
-        "steps_per_quarter": 12, "bars": 8, "hop": 2, "bar_line": "clip", "density_bins": [2, 7],
-        "vocabulary_name": v.NAME, "vocabulary_hash": v.HASH,
-    }))  # fmt: skip
+    (folder / ENCODING_FILE).write_text(
+        json.dumps(
+            {
+                "steps_per_quarter": 12,
+                "bars": 8,
+                "hop": 2,
+                "bar_line": "clip",
+                "density_bins": [2, 7],
+                "vocabulary_name": v.NAME,
+                "vocabulary_hash": v.HASH,
+            }
+        )
+    )
     assert read_encoding(folder) == replace(ENCODING, pedal="ignore")
 
 
@@ -156,13 +184,23 @@ def test_another_vocabulary_is_refused(folder):
     path = folder / ENCODING_FILE
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "vocabulary_hash": "0" * 64, "vocabulary_name": "mmmtrack-0"}))
-    with pytest.raises(ValueError, match="mmmtrack-0.*build the dataset again"):
+    with pytest.raises(ValueError, match=r"mmmtrack-0.*build the dataset again"):
         read_encoding(folder)
 
 
-@pytest.mark.parametrize("change", [
-    None, [], {}, {"density_bins": []}, {"tempo": 3}, {"bars": "4"}, {"swing": 1}, {"labels": [["A", [1]]]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        None,
+        [],
+        {},
+        {"density_bins": []},
+        {"tempo": 3},
+        {"bars": "4"},
+        {"swing": 1},
+        {"labels": [["A", [1]]]},
+    ],
+)
 def test_a_damaged_folder_is_refused(folder, change):
     whole = json.loads((folder / ENCODING_FILE).read_text())
     is_whole = bool(change) and "density_bins" not in change
@@ -175,8 +213,17 @@ def test_a_damaged_folder_is_refused(folder, change):
         read_encoding(folder)
 
 
-@pytest.mark.parametrize("options", [{"steps_per_quarter": 8}, {"bars": -1}, {"hop": 0}, {"bar_line": "cut"},
-                                     {"density_bins": (5, 3)}, {"density_bins": tuple(range(10))}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steps_per_quarter": 8},
+        {"bars": -1},
+        {"hop": 0},
+        {"bar_line": "cut"},
+        {"density_bins": (5, 3)},
+        {"density_bins": tuple(range(10))},
+    ],
+)
 def test_an_encoding_that_cannot_be_is_refused(options):
     with pytest.raises(ValueError):
         Encoding(**options)

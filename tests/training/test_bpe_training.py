@@ -54,7 +54,11 @@ def test_a_model_of_merged_tokens_is_trained_goes_on_and_is_loaded(data, tmp_pat
     assert run.model.vocab_size == 768 and train(run) == DONE
     assert train(tiny_run(data, f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=2")) == DONE
     checkpoint = tmp_path / "run" / "iter_0000002"
-    assert read_run(checkpoint / "config.yaml").model.vocab_size == 896 == read_encoding(checkpoint / "tokenizer").vocab_size
+    assert (
+        read_run(checkpoint / "config.yaml").model.vocab_size
+        == 896
+        == read_encoding(checkpoint / "tokenizer").vocab_size
+    )
     try:
         model, loaded = load_model_for_inference(tmp_path / "run")
         assert loaded.model.vocab_size == len(model.embedding.word_embeddings.weight) == 896
@@ -67,14 +71,16 @@ def test_the_size_comes_from_the_data(data, base):
     assert with_vocabulary_of_data(tiny_run(data)).model.vocab_size == 896
     assert with_vocabulary_of_data(tiny_run(data, "model.vocab_size=896")).model.vocab_size == 896
     assert with_vocabulary_of_data(tiny_run(base)).model.vocab_size == vocabulary.SIZE
-    with pytest.raises(ConfigError, match="model.vocab_size is 1000 and that of .* is 768; omit model.vocab_size"):
+    with pytest.raises(ConfigError, match=r"model.vocab_size is 1000 and that of .* is 768; omit model.vocab_size"):
         with_vocabulary_of_data(tiny_run(base, "model.vocab_size=1000"))
 
 
 def test_folders_must_have_the_same_merges(data, base, bpe, tmp_path):
-    other = merged_dataset(tmp_path / "other", base, Bpe([*bpe.merges[:-1], (vocabulary.NOTE_ON, vocabulary.TIME_DELTA + 9)]))
+    other = merged_dataset(
+        tmp_path / "other", base, Bpe([*bpe.merges[:-1], (vocabulary.NOTE_ON, vocabulary.TIME_DELTA + 9)])
+    )
     for second in (base, other):
-        with pytest.raises(ConfigError, match="and .* differ in merged tokens"):
+        with pytest.raises(ConfigError, match=r"and .* differ in merged tokens"):
             with_vocabulary_of_data(tiny_run(f"[1, {data}, 1, {second}]"))
     assert with_vocabulary_of_data(tiny_run(f"[1, {data}, 1, {data}]")).model.vocab_size == 896
 
@@ -92,13 +98,17 @@ def test_folders_must_have_the_same_names_of_labels(base, tmp_path):
 def test_a_size_that_does_not_divide_is_refused(base, tmp_path):
     odd = merged_dataset(tmp_path / "odd", base, Bpe([(vocabulary.NOTE_ON + 60, vocabulary.TIME_DELTA + 1)]))
     assert with_vocabulary_of_data(tiny_run(odd)).model.vocab_size == 769
-    with pytest.raises(ConfigError, match="the vocabulary of 769 is not divisible by parallel.tensor_model_parallel_size 2"):
+    with pytest.raises(
+        ConfigError, match=r"the vocabulary of 769 is not divisible by parallel.tensor_model_parallel_size 2"
+    ):
         with_vocabulary_of_data(tiny_run(odd, "parallel.tensor_model_parallel_size=2"))
 
 
 def test_weights_of_other_merges_are_refused(data, base, bpe, tmp_path):
     assert train(tiny_run(data, f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=1")) == DONE
-    other = merged_dataset(tmp_path / "other", base, Bpe([*bpe.merges[:-1], (vocabulary.NOTE_ON, vocabulary.TIME_DELTA + 9)]))
+    other = merged_dataset(
+        tmp_path / "other", base, Bpe([*bpe.merges[:-1], (vocabulary.NOTE_ON, vocabulary.TIME_DELTA + 9)])
+    )
     for folder in (base, other):
         with pytest.raises(ConfigError, match="trained on 128 merged tokens that are not those of the data"):
             starting_point(with_vocabulary_of_data(tiny_run(folder, f"checkpoint.load={tmp_path / 'run'}")))

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -59,7 +59,9 @@ def tensor_files(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("optimizer", ["sync", "sync_distributed"])
 def test_training_goes_on_while_a_checkpoint_is_written(data, tmp_path, monkeypatch, request, optimizer):
-    """The write of the first checkpoint waits until the third step after it; if steps waited for it, neither would end."""
+    """The write of the first checkpoint waits until the third step after it; if steps waited for it, neither
+    would end.
+    """
     sync = request.getfixturevalue(optimizer)
     folder, reached, latest_then = tmp_path / "run", threading.Event(), []
     write_line, write_tensors = Metrics.write, state.Save.write
@@ -115,7 +117,9 @@ def small_disk(folder: Path, size: int):
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
     mounted = subprocess.run(command, capture_output=True, check=False)
     if mounted.returncode:
-        pytest.skip(f"NOT TESTED: a full disk, since this machine lets nobody mount one ({mounted.stderr.decode().strip()})")
+        pytest.skip(
+            f"NOT TESTED: a full disk, since this machine lets nobody mount one ({mounted.stderr.decode().strip()})"
+        )
     try:
         yield folder
     finally:
@@ -147,10 +151,8 @@ def test_metrics_wait_for_room(tmp_path, capfd):
         metrics = Metrics(disk, iteration=0, total=9, log_interval=9, tensorboard=False, speaks=True)
         record = _recorder(metrics)
         record(1, loss=1.0)
-        try:
+        with suppress(OSError):
             (disk / "rest").write_bytes(b"0" * 99999)
-        except OSError:
-            pass
         for iteration in range(2, 250):
             record(iteration, loss=1.0)
         assert "No space left on device" in capfd.readouterr().err

@@ -14,7 +14,12 @@ from tiny_gpt import launch, tiny_dataset
 from training_runs import read_metrics, wait_for_iteration
 
 WORKER = Path(__file__).parents[1] / "faults_worker.py"
-OVERRIDES = ("train.train_iters=40", "checkpoint.save_interval=10", "model.hidden_dropout=0.1", "logging.tensorboard=false")
+OVERRIDES = (
+    "train.train_iters=40",
+    "checkpoint.save_interval=10",
+    "model.hidden_dropout=0.1",
+    "logging.tensorboard=false",
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """The headline test of text to music: the same outputs and gradients however a model is split, and diffusers' own.
 
-Right for the DiT are the gradients of diffusers' StableAudioDiTModel under the same weights; for stage 1 and for what embeds
-conditions, which nobody else has, those of plain autograd on one process. Each layout goes through the engine that trains
-GPTs, on megatron-core's schedules.
+Right for the DiT are the gradients of diffusers' StableAudioDiTModel under the same weights; for stage 1 and for what
+embeds conditions, which nobody else has, those of plain autograd on one process. Each layout goes through the engine
+that trains GPTs, on megatron-core's schedules.
 """
 
 import json
@@ -44,7 +44,10 @@ def right_adaln() -> dict:
 
     def all_of(tensors: dict, of) -> dict:
         tensors = from_diffusers(SIZE, tensors)
-        moved = {f"modulator.{name}" if name.startswith(("time", "global")) else name: value for name, value in tensors.items()}
+        moved = {
+            f"modulator.{name}" if name.startswith(("time", "global")) else name: value
+            for name, value in tensors.items()
+        }
         moved |= {f"modulator.layers.{name}": of(value) for name, value in layers.named_parameters()}
         return moved | {f"decoder.layers.{number}.modulation.weight": of(value) for number, value in enumerate(own)}
 
@@ -118,7 +121,13 @@ CASES = [(model, str(layout)) for layouts in LAYOUTS.values() for model, layout 
 
 
 # Of trained parameters: outside the layers and in each.
-NUMBERS = {"dit": 12 + 2 * 15, "deep": 12 + 4 * 15, "adaln": 16 + 2 * 16, "conditioned": 12 + 8 + 2 * 15, "text2muq": 8 + 2 * 20}
+NUMBERS = {
+    "dit": 12 + 2 * 15,
+    "deep": 12 + 4 * 15,
+    "adaln": 16 + 2 * 16,
+    "conditioned": 12 + 8 + 2 * 15,
+    "text2muq": 8 + 2 * 20,
+}
 
 
 @pytest.mark.parametrize(("model", "layout"), CASES)

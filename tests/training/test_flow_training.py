@@ -46,7 +46,9 @@ def runs(data, tmp_path_factory) -> dict[str, Path]:
 
 def batches(data: Path, kind: str = "dit", flow: FlowConfig | None = None, **options):
     given = {"consumed_samples": 0, "data_parallel_rank": 0, "data_parallel_size": 1, **options}
-    return flow_batches(LatentDataset(data, "train"), kind, flow or FlowConfig(), TrainConfig(micro_batch_size=2), **given)
+    return flow_batches(
+        LatentDataset(data, "train"), kind, flow or FlowConfig(), TrainConfig(micro_batch_size=2), **given
+    )
 
 
 def test_each_epoch_has_every_item_once_in_an_order_of_its_own():
@@ -76,7 +78,11 @@ def test_a_batch_is_on_the_path(data):
     latents = torch.from_numpy(np.stack([dataset[place_of(number, len(dataset), 1234)].latents for number in range(2)]))
     sigma = found["sigma_B"][:, None, None]
     torch.testing.assert_close(found["noisy"] - sigma * found["velocity"], latents)
-    assert found["noisy"].shape == (2, 8, FRAMES) and found["text_BLC"].shape == (2, 5, 24) and found["keeps_BL"].dtype == torch.bool
+    assert (
+        found["noisy"].shape == (2, 8, FRAMES)
+        and found["text_BLC"].shape == (2, 5, 24)
+        and found["keeps_BL"].dtype == torch.bool
+    )
 
 
 def test_regression_learns_the_data_from_nothing(data):
@@ -115,7 +121,10 @@ def test_mfu_of_such_a_run(runs, kind, capsys):
     assert main(["mfu", str(runs[kind]), "--peak", "0.5", "--warmup", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     counts = [line["tflops_per_gpu"] * line["step_seconds"] for line in lines if "loss" in line]
-    assert counts == pytest.approx([found["flow"]["model_tflops_per_gpu"] * found["step_seconds"]] * len(counts)) and len(counts) > 4
+    assert (
+        counts == pytest.approx([found["flow"]["model_tflops_per_gpu"] * found["step_seconds"]] * len(counts))
+        and len(counts) > 4
+    )
     assert found["flow"]["mfu"] == found["flow"]["hfu"] == pytest.approx(found["flow"]["model_tflops_per_gpu"] / 0.5)
     assert found["num_gpus"] == 1 and "mcore" not in found
     assert main(["mfu", str(runs[kind]), "--peak", "0.5", "--warmup", "2", "--recomputation", "full"]) == 0
@@ -129,9 +138,15 @@ def test_what_was_learned_holds_for_other_samples(data, kind, tmp_path):
     train(flow_run(data, f"model.kind={kind}", f"checkpoint.save={tmp_path}", *changes))
     [last] = [line["valid_loss"] for line in read_metrics(tmp_path) if "valid_loss" in line]
     found = flow_batches(
-        LatentDataset(data, "valid"), kind, FlowConfig(), TrainConfig(micro_batch_size=8), consumed_samples=0,
-        data_parallel_rank=0, data_parallel_size=1, shuffles=False,
-    )  # fmt: skip
+        LatentDataset(data, "valid"),
+        kind,
+        FlowConfig(),
+        TrainConfig(micro_batch_size=8),
+        consumed_samples=0,
+        data_parallel_rank=0,
+        data_parallel_size=1,
+        shuffles=False,
+    )
     assert last < 0.8 * next(found)["velocity"].square().mean(), "what a model that answers nothing loses"
 
 
@@ -168,7 +183,9 @@ def test_latents_that_changed_are_refused_on_resume(runs, data, tmp_path):
     refused("are other data than it was trained on", lambda: train(flow_run(other, save)))
     shutil.rmtree(tmp_path / "data")
     other.rename(tmp_path / "data")
-    refused("start a new run from these weights with checkpoint.load=", lambda: train(flow_run(tmp_path / "data", save)))
+    refused(
+        "start a new run from these weights with checkpoint.load=", lambda: train(flow_run(tmp_path / "data", save))
+    )
     assert read_metrics(tmp_path / "run") == read_metrics(runs["dit"])
 
 
@@ -188,7 +205,9 @@ def test_kill_9_is_survived(runs, data, tmp_path):
     folder = tmp_path / "run"
     (tmp_path / "flow.yaml").write_text(RECIPE)
     command = [sys.executable, "-m", "megatron_music", "train", str(tmp_path / "flow.yaml"), f"data.path={data}"]
-    process = subprocess.Popen([*command, f"checkpoint.save={folder}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, f"checkpoint.save={folder}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     wait_for_iteration(process, folder, 13)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -197,7 +216,9 @@ def test_kill_9_is_survived(runs, data, tmp_path):
 
 
 def test_the_average_is_of_the_weights_after_each_step(data):
-    config = flow_run(data, "model.text_size=24", "model.embedding_size=12", "model.latent_channels=8", "model.latent_length=16")
+    config = flow_run(
+        data, "model.text_size=24", "model.embedding_size=12", "model.latent_channels=8", "model.latent_length=16"
+    )
     distributed.start(config.parallel)
     try:
         from megatron_music.training.tasks import task_of
@@ -218,7 +239,18 @@ def test_the_average_is_of_the_weights_after_each_step(data):
 
 
 def test_without_an_average_the_last_weights_are_sampled_from(data, tmp_path):
-    assert train(flow_run(data, "model.kind=text2muq", "flow.ema_decay=0", "train.train_iters=3", f"checkpoint.save={tmp_path / 'run'}")) == DONE
+    assert (
+        train(
+            flow_run(
+                data,
+                "model.kind=text2muq",
+                "flow.ema_decay=0",
+                "train.train_iters=3",
+                f"checkpoint.save={tmp_path / 'run'}",
+            )
+        )
+        == DONE
+    )
     assert same_weights(weights_of(tmp_path / "run", True), weights_of(tmp_path / "run", False))
 
 
@@ -235,7 +267,12 @@ def test_layouts_train_alike_and_their_checkpoints_are_one_models(runs, data, ki
         "data": ["optimizer.use_distributed_optimizer=true", "parallel.overlap_param_gather=true"],
     }
     (tmp_path / "jobs.json").write_text(
-        json.dumps([[f"data.path={data}", *common, *layout, f"checkpoint.save={tmp_path / name}"] for name, layout in layouts.items()])
+        json.dumps(
+            [
+                [f"data.path={data}", *common, *layout, f"checkpoint.save={tmp_path / name}"]
+                for name, layout in layouts.items()
+            ]
+        )
     )
     launch(2, Path(__file__).parents[1] / "flow_training_worker.py", recipe, tmp_path / "jobs.json")
     for name in layouts:
@@ -244,11 +281,15 @@ def test_layouts_train_alike_and_their_checkpoints_are_one_models(runs, data, ki
             found, right = (weights_of(tmp_path / run, averaged) for run in (name, "one"))
             assert found.keys() == right.keys()
             for parameter in right:
-                torch.testing.assert_close(found[parameter], right[parameter], atol=2e-5, rtol=1e-4, msg=f"{name} {parameter}")
+                torch.testing.assert_close(
+                    found[parameter], right[parameter], atol=2e-5, rtol=1e-4, msg=f"{name} {parameter}"
+                )
 
 
 def test_bf16_keeps_its_average_in_fp32(data, tmp_path):
-    assert train(flow_run(data, "train.bf16=true", "train.train_iters=4", f"checkpoint.save={tmp_path / 'run'}")) == DONE
+    assert (
+        train(flow_run(data, "train.bf16=true", "train.train_iters=4", f"checkpoint.save={tmp_path / 'run'}")) == DONE
+    )
     found = weights_of(tmp_path / "run")
     assert any(not torch.equal(value, value.bfloat16().float()) for value in found.values())
     losses = [line["loss"] for line in read_metrics(tmp_path / "run") if "loss" in line]
@@ -256,7 +297,9 @@ def test_bf16_keeps_its_average_in_fp32(data, tmp_path):
 
 
 def test_runs_that_cannot_be(runs, data, tmp_path):
-    refused(f"model.latent_channels is 4 and that of {data} is 8", lambda: train(flow_run(data, "model.latent_channels=4")))
+    refused(
+        f"model.latent_channels is 4 and that of {data} is 8", lambda: train(flow_run(data, "model.latent_channels=4"))
+    )
     refused("data.path is not set", lambda: train(flow_run(data, "data.path=null")))
     refused(
         "was trained with flow.sigma=uniform, not logit_normal",
@@ -289,7 +332,13 @@ def refused(words: str, run) -> None:
 
 @pytest.mark.parametrize("kind", ["prepend", "adaln"])
 def test_the_published_model_s_conditions_train_too(data, tmp_path, kind):
-    changes = (f"model.global_conditioning={kind}", "model.conditions=stable-audio", "flow.objective=v", "train.train_iters=4", f"checkpoint.save={tmp_path}")
+    changes = (
+        f"model.global_conditioning={kind}",
+        "model.conditions=stable-audio",
+        "flow.objective=v",
+        "train.train_iters=4",
+        f"checkpoint.save={tmp_path}",
+    )
     assert train(flow_run(data, *changes)) == DONE
     assert len([line for line in read_metrics(tmp_path) if "loss" in line]) == 4
     found = next(batches(data, flow=FlowConfig(objective="v", condition_dropout=1), hears_music=False))
@@ -304,10 +353,16 @@ def test_the_published_model_s_conditions_train_too(data, tmp_path, kind):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (("model.kind=text2muq", "model.conditions=stable-audio"), "model.conditions is stable-audio, which a text2muq does not"),
+        (
+            ("model.kind=text2muq", "model.conditions=stable-audio"),
+            "model.conditions is stable-audio, which a text2muq does not",
+        ),
         (("model.kind=text2muq", "model.global_conditioning=adaln"), "adaln, which a text2muq does not have"),
         (("model.global_conditioning=film",), "prepend"),
-        (("model.global_conditioning=adaln", "model.hidden_size=72", "model.num_attention_heads=9"), "divides 6 x model.hidden_size"),
+        (
+            ("model.global_conditioning=adaln", "model.hidden_size=72", "model.num_attention_heads=9"),
+            "divides 6 x model.hidden_size",
+        ),
     ],
 )
 def test_conditions_that_a_model_cannot_have(data, changes, sentence):

@@ -13,7 +13,9 @@ from megatron_music.training.gpt_step import own_parts
 
 def cut_by_megatron_core(whole: torch.Tensor, rank: int, size: int) -> list:
     # An argument without a default since 0.18.
-    options = {"is_hybrid_cp": False} if "is_hybrid_cp" in inspect.signature(get_batch_on_this_cp_rank).parameters else {}
+    options = (
+        {"is_hybrid_cp": False} if "is_hybrid_cp" in inspect.signature(get_batch_on_this_cp_rank).parameters else {}
+    )
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
     try:
         return get_batch_on_this_cp_rank({"tokens": whole}, cp_group=dist.group.WORLD, **options)["tokens"].tolist()

@@ -1,4 +1,6 @@
-"""What training does on a GPU, as far as a machine without one can tell: waits, contexts, precision, which GPU is whose."""
+"""What training does on a GPU, as far as a machine without one can tell: waits, contexts, precision, which GPU is
+whose.
+"""
 
 import threading
 
@@ -32,7 +34,10 @@ def engine(tmp_path):
 @pytest.fixture
 def gradients() -> list[torch.Tensor]:
     random = torch.Generator().manual_seed(0)
-    return [torch.randn(size, generator=random) * 10**-scale for scale, size in enumerate([(7, 5), (1,), (64, 3), (2, 3, 4), (0,)])]
+    return [
+        torch.randn(size, generator=random) * 10**-scale
+        for scale, size in enumerate([(7, 5), (1,), (64, 3), (2, 3, 4), (0,)])
+    ]
 
 
 def test_the_norm_of_the_gradients_is_that_of_before(engine, gradients):
@@ -76,7 +81,9 @@ def test_batches_are_copied_to_a_gpu_from_page_locked_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: torch.device("meta"))  # stands in for a GPU
     batch = {"tokens": torch.zeros(2, 3), "there already": torch.zeros(2, 3, device="meta")}
-    assert {name: value.device.type for name, value in distributed.to_device(batch).items()} == dict.fromkeys(batch, "meta")
+    assert {name: value.device.type for name, value in distributed.to_device(batch).items()} == dict.fromkeys(
+        batch, "meta"
+    )
     assert len(pinned) == 1 and pinned[0] is batch["tokens"]
 
 
@@ -138,7 +145,10 @@ def test_a_process_takes_its_own_gpu(environment, count, gpu):
     ],
 )
 def test_two_processes_do_not_share_a_gpu(environment):
-    with pytest.raises(ConfigError, match="process 2 of this machine and sees 1 GPU; start 1 or fewer .* let each process see them all"):
+    with pytest.raises(
+        ConfigError,
+        match=r"process 2 of this machine and sees 1 GPU; start 1 or fewer .* let each process see them all",
+    ):
         distributed.own_gpu(environment, 1)
 
 
@@ -152,10 +162,16 @@ def gpu_named(monkeypatch):
 
 @pytest.mark.parametrize(("precision", "units"), [("high", "TF32"), ("highest", "float32")])
 def test_a_run_in_float32_says_so_and_chooses_its_products(gpu_named, capsys, precision, units):
-    set_float32_precision(RunConfig(model=ModelConfig(size="tiny"), train=TrainConfig(float32_matmul_precision=precision)))
+    set_float32_precision(
+        RunConfig(model=ModelConfig(size="tiny"), train=TrainConfig(float32_matmul_precision=precision))
+    )
     assert torch.get_float32_matmul_precision() == precision
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and f"in float32 on NVIDIA H200, matrix products on {units} units" in said and "train.bf16=true" in said
+    assert (
+        said.count("\n") == 1
+        and f"in float32 on NVIDIA H200, matrix products on {units} units" in said
+        and "train.bf16=true" in said
+    )
 
 
 def test_a_run_in_bfloat16_has_nothing_to_say(gpu_named, capsys):

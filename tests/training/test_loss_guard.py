@@ -28,7 +28,9 @@ def data(tmp_path_factory):
 
 
 def lines_of(folder) -> list[dict]:
-    return [json.loads(line, parse_constant=pytest.fail) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line, parse_constant=pytest.fail) for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def steps_of(folder) -> list[dict]:
@@ -87,13 +89,23 @@ def test_the_state_is_a_value_that_json_keeps():
     assert iterations_as_words((7,)) == "7" and iterations_as_words((7, 8, 9)) == "7 to 9"
 
 
-@pytest.mark.parametrize("options", [
-    (), ("optimizer.use_distributed_optimizer=true",), ("train.bf16=true",),
-    ("train.bf16=true", "optimizer.use_distributed_optimizer=true"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("optimizer.use_distributed_optimizer=true",),
+        ("train.bf16=true",),
+        ("train.bf16=true", "optimizer.use_distributed_optimizer=true"),
+    ],
+)
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
 def test_a_step_that_is_no_number_leaves_everything_as_it_was(data, tmp_path, monkeypatch, capfd, options, factor):
-    run = (f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=4", "checkpoint.save_interval=1", "train.eval_iters=0")
+    run = (
+        f"checkpoint.save={tmp_path / 'run'}",
+        "train.train_iters=4",
+        "checkpoint.save_interval=1",
+        "train.eval_iters=0",
+    )
     strike(monkeypatch, {2: factor})
     states = []
 
@@ -162,13 +174,23 @@ def test_too_many_in_a_row_end_the_run_and_save_nothing(data, tmp_path, monkeypa
 
 def test_a_checkpoint_due_at_a_skipped_step_is_saved_after_the_next_good_one(data, tmp_path, monkeypatch):
     strike(monkeypatch, dict.fromkeys((3, 4), math.nan))
-    options = (f"checkpoint.save={tmp_path / 'run'}", "checkpoint.save_interval=3", "train.train_iters=7", "train.eval_iters=0")
+    options = (
+        f"checkpoint.save={tmp_path / 'run'}",
+        "checkpoint.save_interval=3",
+        "train.train_iters=7",
+        "train.eval_iters=0",
+    )
     assert train(tiny_run(data, *options)) == DONE
     assert checkpoints(tmp_path / "run") == [5, 6, 7]
 
 
 def test_a_run_whose_last_step_is_skipped_has_not_finished_and_can_be_resumed(data, tmp_path, monkeypatch, capfd):
-    options = (f"checkpoint.save={tmp_path / 'run'}", "checkpoint.save_interval=2", "train.train_iters=6", "train.eval_iters=1")
+    options = (
+        f"checkpoint.save={tmp_path / 'run'}",
+        "checkpoint.save_interval=2",
+        "train.train_iters=6",
+        "train.eval_iters=1",
+    )
     with monkeypatch.context() as patch:
         strike(patch, dict.fromkeys((5, 6), math.nan))
         assert train(tiny_run(data, *options)) == FAILED
@@ -196,7 +218,12 @@ def test_a_stop_at_a_skipped_step_waits_for_the_next_good_one(data, tmp_path, mo
             loop.signal.raise_signal(loop.signal.SIGUSR1)
 
     monkeypatch.setattr(loop.Metrics, "write", write_and_ask)
-    options = (f"checkpoint.save={tmp_path / 'run'}", "checkpoint.save_interval=1", "train.train_iters=9", "train.eval_iters=0")
+    options = (
+        f"checkpoint.save={tmp_path / 'run'}",
+        "checkpoint.save_interval=1",
+        "train.train_iters=9",
+        "train.eval_iters=0",
+    )
     assert train(tiny_run(data, *options)) == REQUEUE
     assert "stopped; iteration 6 is saved" in capfd.readouterr().err
     assert checkpoints(tmp_path / "run") == [1, 2, 6]
@@ -204,9 +231,16 @@ def test_a_stop_at_a_skipped_step_waits_for_the_next_good_one(data, tmp_path, mo
 
 @pytest.mark.parametrize("steps", [1, 6])
 def test_a_learning_rate_that_ruins_the_weights_ends_with_a_failure(data, tmp_path, capfd, steps):
-    options = ("optimizer.lr=1e30", "optimizer.lr_decay_style=constant", f"train.train_iters={steps}", f"checkpoint.save={tmp_path / 'run'}")
+    options = (
+        "optimizer.lr=1e30",
+        "optimizer.lr_decay_style=constant",
+        f"train.train_iters={steps}",
+        f"checkpoint.save={tmp_path / 'run'}",
+    )
     assert train(tiny_run(data, *options)) == FAILED
     said = capfd.readouterr().err
     assert "the evaluation after step" in said and "lower optimizer.lr" in said and "finished;" not in said
     assert checkpoints(tmp_path / "run") == []
-    assert all(math.isfinite(value) for line in lines_of(tmp_path / "run") for value in line.values() if value is not None)
+    assert all(
+        math.isfinite(value) for line in lines_of(tmp_path / "run") for value in line.values() if value is not None
+    )

@@ -22,7 +22,13 @@ from megatron_music.config.log import LOADING
 from megatron_music.training.loop import DONE, train
 
 BAR = "loss="  # after a step
-MODEL = ["model.num_layers=1", "model.hidden_size=32", "model.num_attention_heads=2", "model.seq_length=64", "logging.tensorboard=false"]
+MODEL = [
+    "model.num_layers=1",
+    "model.hidden_size=32",
+    "model.num_attention_heads=2",
+    "model.seq_length=64",
+    "logging.tensorboard=false",
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +41,15 @@ def command(data: Path, *overrides: str) -> list[str]:
 
 
 def on_terminal(words: list[str], interrupt_at: str | None = None) -> tuple[int, list[str]]:
-    """Exit status and the lines that stand on a terminal at the end; Ctrl-C once the pattern ``interrupt_at`` was seen on it."""
+    """Exit status and the lines that stand on a terminal at the end; Ctrl-C once the pattern ``interrupt_at`` was seen
+    on it.
+    """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 240, 0, 0))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(words, stdout=theirs, stderr=theirs, stdin=theirs, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        words, stdout=theirs, stderr=theirs, stdin=theirs, env=environment, start_new_session=True
+    )
     os.close(theirs)
     seen = b""
     limit = time.monotonic() + 300
@@ -62,7 +72,9 @@ def on_terminal(words: list[str], interrupt_at: str | None = None) -> tuple[int,
 
 
 def as_shown(text: str) -> list[str]:
-    """The lines of a terminal that was sent a text: a return goes to the left edge, and what is written there covers."""
+    """The lines of a terminal that was sent a text: a return goes to the left edge, and what is written there
+    covers.
+    """
     lines = []
     for line in re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text).replace("\r\n", "\n").split("\n"):
         shown: list[str] = []
@@ -75,7 +87,9 @@ def as_shown(text: str) -> list[str]:
 def notices(lines: list[str]) -> list[str]:
     """Sentences, each of which must have a line to itself."""
     for line in lines:
-        assert line.count("megatron-music: ") <= 1 and ("megatron-music: " not in line or line.startswith("megatron-music: ")), lines
+        assert line.count("megatron-music: ") <= 1 and (
+            "megatron-music: " not in line or line.startswith("megatron-music: ")
+        ), lines
         assert not ("step" in line and "megatron-music:" in line and "|" in line), line
     found = [line.removeprefix("megatron-music: ") for line in lines if line.startswith("megatron-music: ")]
     assert found[0] == LOADING
@@ -84,21 +98,33 @@ def notices(lines: list[str]) -> list[str]:
 
 def test_on_a_terminal_every_sentence_has_its_own_line_from_start_to_next_step(data, tmp_path):
     run = tmp_path / "run"
-    again = ["train.train_iters=3", "train.eval_interval=2", "train.eval_iters=1", "checkpoint.save_interval=2", f"checkpoint.save={run}"]
+    again = [
+        "train.train_iters=3",
+        "train.eval_interval=2",
+        "train.eval_iters=1",
+        "checkpoint.save_interval=2",
+        f"checkpoint.save={run}",
+    ]
     status, lines = on_terminal(command(data, *again))
     told = notices(lines)
     assert status == 0, lines
     assert told[0] == f"training from new weights, 3 iterations, into {run}"
     assert re.match("the training data are [0-9,]+ sequences of 64 tokens; .* of them are read once", told[1]), told[1]
     assert "tflops_per_gpu counts the model's operations by the formula mcore" in told[2]
-    assert told[-2:] == [f"finished; iteration 3 is saved in {run}/iter_0000003", f"next: megatron-music generate midi {run} -o new"]
+    assert told[-2:] == [
+        f"finished; iteration 3 is saved in {run}/iter_0000003",
+        f"next: megatron-music generate midi {run} -o new",
+    ]
     assert any(line.startswith("iteration 2/3 | valid_loss") for line in lines), lines
     assert any(re.fullmatch(r"train: 100%\|.*3/3 .*", line) for line in lines), lines
     status, lines = on_terminal(command(data, *again))
-    assert (status, notices(lines)) == (0, [
-        f"already finished at iteration 3 of {run}; a larger train.train_iters trains on",
-        f"next: megatron-music generate midi {run} -o new",
-    ])  # fmt: skip
+    assert (status, notices(lines)) == (
+        0,
+        [
+            f"already finished at iteration 3 of {run}; a larger train.train_iters trains on",
+            f"next: megatron-music generate midi {run} -o new",
+        ],
+    )
 
 
 def test_ctrl_c_says_what_was_saved_and_the_run_says_that_it_resumes(data, tmp_path):
@@ -108,7 +134,10 @@ def test_ctrl_c_says_what_was_saved_and_the_run_says_that_it_resumes(data, tmp_p
     (checkpoint,) = run.glob("iter_*")
     iteration = int(checkpoint.name.removeprefix("iter_"))
     assert status == 75
-    assert notices(lines)[-1] == f"stopped; iteration {iteration} is saved in {checkpoint}: the same command resumes from there"
+    assert (
+        notices(lines)[-1]
+        == f"stopped; iteration {iteration} is saved in {checkpoint}: the same command resumes from there"
+    )
     status, lines = on_terminal(long, interrupt_at=BAR)
     assert status == 75 and notices(lines)[0] == f"resuming from iteration {iteration} of {run}, to iteration 4000"
 
@@ -130,7 +159,9 @@ def test_few_sequences_read_again_and_again_are_a_warning(data, capfd):
     from megatron_music.training.task import Work
 
     told = opening(small, Work(64, 5 * 64, 1.0, "mcore"), 0, None, False, has_valid=False)
-    assert "5 sequences x 8,000 epochs: the model will memorise them" in told[-2] and "nothing to evaluate on" in told[-1]
+    assert (
+        "5 sequences x 8,000 epochs: the model will memorise them" in told[-2] and "nothing to evaluate on" in told[-1]
+    )
 
 
 def test_under_torchrun_one_process_speaks(data, tmp_path):
@@ -138,7 +169,12 @@ def test_under_torchrun_one_process_speaks(data, tmp_path):
     words += command(data, "train.train_iters=2", "train.eval_iters=0", f"checkpoint.save={tmp_path / 'run'}")[1:]
     done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    for sentence in ("training from new weights", "tflops_per_gpu counts", "finished; iteration 2 is saved", "next: megatron-music"):
+    for sentence in (
+        "training from new weights",
+        "tflops_per_gpu counts",
+        "finished; iteration 2 is saved",
+        "next: megatron-music",
+    ):
         assert done.stderr.count(sentence) == 1, done.stderr
 
 
@@ -151,10 +187,12 @@ def test_a_window_to_profile_behind_the_last_step_is_refused(data, tmp_path):
 @pytest.mark.parametrize(
     ("train_tokens", "sentence"),
     [
-        (2 * 8 * 64, "each read once"), (8 * 64, "each read 2 times (epochs)"),
-        (4 * 8 * 64, "; 50% of them are read once"), (1000 * 8 * 64, "; less than 1% of them are read once"),
+        (2 * 8 * 64, "each read once"),
+        (8 * 64, "each read 2 times (epochs)"),
+        (4 * 8 * 64, "; 50% of them are read once"),
+        (1000 * 8 * 64, "; less than 1% of them are read once"),
     ],
-)  # fmt: skip
+)
 def test_data_that_are_not_read_once_are_told_as_a_share_and_not_as_epochs(data, train_tokens, sentence):
     from megatron_music.training.messages import opening
     from megatron_music.training.task import Work

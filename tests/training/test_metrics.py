@@ -133,12 +133,15 @@ def test_without_wandb_one_sentence_says_how_to_get_it(data, tmp_path, monkeypat
     assert f"this command needs wandb; run: {sys.executable} -m pip install wandb" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("options", "sentence"), [
-    ({"peak_tflops": 0.0}, "logging.peak_tflops is 0.0; use a number above 0"),
-    ({"peak_tflops": float("inf")}, "logging.peak_tflops is inf"),
-    ({"sample_pieces": 9}, "logging.sample_pieces is 9; use 0 .none. to 8"),
-    ({"sample_pieces": -1}, "logging.sample_pieces is -1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"peak_tflops": 0.0}, "logging.peak_tflops is 0.0; use a number above 0"),
+        ({"peak_tflops": float("inf")}, "logging.peak_tflops is inf"),
+        ({"sample_pieces": 9}, "logging.sample_pieces is 9; use 0 .none. to 8"),
+        ({"sample_pieces": -1}, "logging.sample_pieces is -1"),
+    ],
+)
 def test_what_cannot_be_logged(options, sentence):
     with pytest.raises(ConfigError, match=sentence):
         LoggingConfig(**options)

@@ -37,16 +37,10 @@ def undisturbed(data, tmp_path_factory) -> list[dict]:
     return read_metrics(folder)
 
 
-
-
-
-
 def start(data: Path, folder: Path) -> subprocess.Popen:
     arguments = [f"data.path={data}", f"checkpoint.save={folder}", "logging.tensorboard=false", *OVERRIDES]
     command = [sys.executable, "-m", "megatron_music", "train", "tiny", *arguments]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
 
 
 def test_an_undisturbed_run_reports_every_step(undisturbed):

@@ -37,16 +37,20 @@ def done(data, tmp_path_factory):
 def test_its_own_run_goes_on_and_another_starts_from_it(data, done, tmp_path):
     assert starting_point(tiny_run(data, f"checkpoint.save={done}")) == (done / "iter_0000002", True)
     assert starting_point(tiny_run(data, f"checkpoint.load={done}", f"checkpoint.save={tmp_path / 'new'}")) == (
-        done / "iter_0000002", False
-    )  # fmt: skip
+        done / "iter_0000002",
+        False,
+    )
     assert starting_point(tiny_run(data, f"checkpoint.save={tmp_path / 'new'}")) == (None, False)
 
 
-@pytest.mark.parametrize(("override", "said"), [
-    ("train.seed=5", "train.seed=1234, not 5"),
-    ("train.global_batch_size=16", "train.global_batch_size=8, not 16"),
-    ("model.num_layers=4", "num_layers"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.seed=5", "train.seed=1234, not 5"),
+        ("train.global_batch_size=16", "train.global_batch_size=8, not 16"),
+        ("model.num_layers=4", "num_layers"),
+    ],
+)
 def test_a_run_goes_on_only_as_it_was(data, done, override, said):
     with pytest.raises(ConfigError, match=said):
         starting_point(tiny_run(data, f"checkpoint.save={done}", override))
@@ -81,9 +85,8 @@ def test_what_is_refused_leaves_nothing(data, done, tmp_path):
 
 def test_a_folder_has_one_run_at_a_time(data, tmp_path):
     run = tiny_run(data, f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=1")
-    with held_folder(tmp_path / "run"):
-        with pytest.raises(ConfigError, match="is in use by a run that is under way"):
-            train(run)
+    with held_folder(tmp_path / "run"), pytest.raises(ConfigError, match="is in use by a run that is under way"):
+        train(run)
     assert train(run) == DONE
 
 
@@ -96,7 +99,9 @@ def test_a_start_that_was_killed_while_it_checked_does_not_keep_the_next_out(dat
 
 def test_a_stop_while_a_run_starts_is_told_to_be_resumable(data, tmp_path):
     words = [f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=2", "train.eval_iters=0"]
-    running = subprocess.Popen([sys.executable, "-m", "megatron_music", "train", "tiny", *words], stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        [sys.executable, "-m", "megatron_music", "train", "tiny", *words], stderr=subprocess.PIPE, text=True
+    )
     while not (tmp_path / "run").is_dir() and running.poll() is None:
         time.sleep(0.01)
     running.send_signal(signal.SIGTERM)
@@ -107,8 +112,16 @@ def test_a_stop_while_a_run_starts_is_told_to_be_resumable(data, tmp_path):
 
 @pytest.mark.parametrize("kind", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
 def test_every_signal_that_stops_a_run_saves_it(data, tmp_path, kind):
-    words = [f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=100000", "train.eval_iters=0"]
-    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    words = [
+        f"data.path={data}",
+        f"checkpoint.save={tmp_path / 'run'}",
+        "train.train_iters=100000",
+        "train.eval_iters=0",
+    ]
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); signal.signal(signal.SIGHUP, "
+        "signal.SIG_DFL); "
+    )
     program += f"from megatron_music.cli import main; raise SystemExit(main(['train', 'tiny', *{words!r}]))"
     running = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -122,7 +135,9 @@ def test_every_signal_that_stops_a_run_saves_it(data, tmp_path, kind):
 def test_a_signal_that_is_ignored_does_not_stop_a_run(data, tmp_path):
     """As under nohup, and of a job that a script runs in the background."""
     words = [f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=40", "train.eval_iters=0"]
-    program = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    )
     program += f"from megatron_music.cli import main; raise SystemExit(main(['train', 'tiny', *{words!r}]))"
     running = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -140,7 +155,11 @@ def test_of_two_starts_the_second_goes_on_from_what_the_first_has_saved(data, tm
     assert train(run) == DONE
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
     with held_folder(tmp_path / "run"):
-        second = subprocess.Popen([sys.executable, "-m", "megatron_music", "train", str(tmp_path / "run" / "config.yaml")], stderr=subprocess.PIPE, text=True)
+        second = subprocess.Popen(
+            [sys.executable, "-m", "megatron_music", "train", str(tmp_path / "run" / "config.yaml")],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         _, said = second.communicate(timeout=900)
     assert second.returncode == 2 and "is in use by a run" in said
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
@@ -150,19 +169,35 @@ def test_of_two_starts_the_second_goes_on_from_what_the_first_has_saved(data, tm
 def test_a_run_and_its_pieces_on_a_file_system_without_locks_or_fsync(data, tmp_path, flock):
     environment = shimmed(flock=flock, fsync=errno.EINVAL, node="node1")
     words = [f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=1", "train.eval_iters=0"]
-    for command in (["train", "tiny", *words], ["generate", "midi", str(tmp_path / "run"), "-o", str(tmp_path / "new")]):
-        run = subprocess.run([sys.executable, "-m", "megatron_music", *command], env=environment, capture_output=True, text=True, check=False)
+    for command in (
+        ["train", "tiny", *words],
+        ["generate", "midi", str(tmp_path / "run"), "-o", str(tmp_path / "new")],
+    ):
+        run = subprocess.run(
+            [sys.executable, "-m", "megatron_music", *command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert run.returncode == 0 and "could not be written" not in run.stderr, run.stderr
     assert (tmp_path / "run" / "latest").read_text() == "iter_0000001\n" and (tmp_path / "new" / "001.mid").is_file()
     assert not list((tmp_path / "run").glob(".*")) and not list((tmp_path / "new").glob(".*"))
     hold = "import sys, time; from pathlib import Path; from megatron_music.training.run_folder import held_folder\n"
     hold += "with held_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
-    with subprocess.Popen([sys.executable, "-c", hold, tmp_path / "run"], env=environment, stdout=subprocess.PIPE) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, tmp_path / "run"], env=environment, stdout=subprocess.PIPE
+    ) as other:
         try:
             other.stdout.readline()
             command = [sys.executable, "-m", "megatron_music", "train", str(tmp_path / "run" / "config.yaml")]
-            run = subprocess.run(command, env=environment | {"SHIM_NODE": "node2"}, capture_output=True, text=True, check=False)
-            assert run.returncode == 2 and f"is in use by a run that is under way (process {other.pid} on 'node1')" in run.stderr
+            run = subprocess.run(
+                command, env=environment | {"SHIM_NODE": "node2"}, capture_output=True, text=True, check=False
+            )
+            assert (
+                run.returncode == 2
+                and f"is in use by a run that is under way (process {other.pid} on 'node1')" in run.stderr
+            )
         finally:
             other.kill()
 
@@ -179,7 +214,9 @@ def test_moved_data_go_on_and_other_data_at_the_same_path_are_refused(tmp_path, 
     moved = tiny_run(tmp_path / "moved data", f"checkpoint.save={run}", "train.train_iters=2")
     assert starting_point(moved) == (run / "iter_0000002", True) and capsys.readouterr().err == ""
     tiny_dataset(tmp_path / "data", seed=1)
-    with pytest.raises(ConfigError, match="the data in .*data are other data than it was trained on.*checkpoint.load="):
+    with pytest.raises(
+        ConfigError, match=r"the data in .*data are other data than it was trained on.*checkpoint.load="
+    ):
         starting_point(tiny_run(tmp_path / "data", f"checkpoint.save={run}"))
 
 
@@ -226,7 +263,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_a_note(data, tmp_path, capsys,
     assert starting_point(tiny_run(data, f"checkpoint.save={run}"))[1]
     assert "does not record its data" in capsys.readouterr().err
     shutil.copytree(data, tmp_path / "copy")
-    with pytest.raises(ConfigError, match="data.path is .*copy.*, and was"):
+    with pytest.raises(ConfigError, match=r"data.path is .*copy.*, and was"):
         starting_point(tiny_run(tmp_path / "copy", f"checkpoint.save={run}"))
 
 
@@ -236,7 +273,16 @@ def test_another_learning_rate_or_mask_is_told(data, done, capsys):
     assert "optimizer.lr is 0.1, and was" in said and "data.eod_mask_loss is False, and was True" in said
 
 
-@pytest.mark.parametrize("end", [b"\xff\xfe\x80", b'{"iteration": 3, "loss": \xc3', b"\0" * 4096, b"[" * 100_000, b'{"iteration": "x"}\n[1]\n"a"\n7'])
+@pytest.mark.parametrize(
+    "end",
+    [
+        b"\xff\xfe\x80",
+        b'{"iteration": 3, "loss": \xc3',
+        b"\0" * 4096,
+        b"[" * 100_000,
+        b'{"iteration": "x"}\n[1]\n"a"\n7',
+    ],
+)
 def test_a_log_that_ends_in_anything_does_not_keep_its_run_from_going_on(data, done, tmp_path, end):
     run = tmp_path / "run"
     shutil.copytree(done, run)
@@ -253,7 +299,9 @@ def test_a_pipe_in_place_of_the_log_is_refused(data, done, tmp_path):
     shutil.copytree(done, run)
     (run / "metrics.jsonl").unlink()
     os.mkfifo(run / "metrics.jsonl")
-    with pytest.raises(ConfigError, match="metrics.jsonl cannot be written to .it is not a regular file.; move it away"):
+    with pytest.raises(
+        ConfigError, match=r"metrics.jsonl cannot be written to .it is not a regular file.; move it away"
+    ):
         train(tiny_run(data, f"checkpoint.save={run}", "train.train_iters=3"))
 
 
@@ -278,9 +326,21 @@ def test_a_run_of_relative_data_is_resumed_from_another_folder(tmp_path, monkeyp
 
 def test_two_trainings_that_start_at_once_do_the_work_once(data, tmp_path):
     """The second finds the folder taken, or everything done: it does not begin again over the first's checkpoints."""
-    words = ["train", "tiny", f"data.path={data}", f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=20", "train.eval_iters=0"]
-    both = [subprocess.Popen([sys.executable, "-m", "megatron_music", *words], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    words = [
+        "train",
+        "tiny",
+        f"data.path={data}",
+        f"checkpoint.save={tmp_path / 'run'}",
+        "train.train_iters=20",
+        "train.eval_iters=0",
+    ]
+    both = [
+        subprocess.Popen([sys.executable, "-m", "megatron_music", *words], stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     said = [process.communicate(timeout=900)[1] for process in both]
     assert sorted(process.returncode for process in both) in ([0, 0], [0, 2])
     assert "".join(said).count("training from new weights") == 1 and "Traceback" not in "".join(said)
-    assert any(word in "".join(said) for word in ("is in use by a run that is under way", "already finished at iteration 20"))
+    assert any(
+        word in "".join(said) for word in ("is in use by a run that is under way", "already finished at iteration 20")
+    )

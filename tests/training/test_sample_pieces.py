@@ -27,8 +27,15 @@ from megatron_music.training import sample_pieces
 from megatron_music.training.loop import DONE, train
 
 WORKER = Path(__file__).parents[1] / "samples_worker.py"
-MUSIC = {"valid_perplexity", "grammatical_share", "pitch_class_distance", "duration_distance", "self_similarity",
-         "note_density", "polyphony"}  # fmt: skip
+MUSIC = {
+    "valid_perplexity",
+    "grammatical_share",
+    "pitch_class_distance",
+    "duration_distance",
+    "self_similarity",
+    "note_density",
+    "polyphony",
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +53,15 @@ def without_music(folder: Path) -> list[dict]:
 
 def run(data: Path, folder: Path, pieces: int, *overrides: str) -> int:
     config = tiny_run(
-        data, f"checkpoint.save={folder}", f"logging.sample_pieces={pieces}", "train.train_iters=6", "train.eval_interval=3",
-        "model.hidden_dropout=0.1", "model.attention_dropout=0.1", *overrides,
-    )  # fmt: skip
+        data,
+        f"checkpoint.save={folder}",
+        f"logging.sample_pieces={pieces}",
+        "train.train_iters=6",
+        "train.eval_interval=3",
+        "model.hidden_dropout=0.1",
+        "model.attention_dropout=0.1",
+        *overrides,
+    )
     return train(config)
 
 

@@ -69,7 +69,8 @@ def test_the_run_goes_on_with_either_optimizer(engine_of, tmp_path, saved, loade
     assert load_checkpoint(find_checkpoint(tmp_path), engine, resume=True) == Progress(3, 24)
     # The seed decides the samples, too: take those of the first run.
     engine.task = gpt_task(tiny_run(engine.config.data.path))
-    # The other optimizer adds up in another order, and where a sum is then rounded to bf16 a weight may fall to the other side.
+    # The other optimizer adds up in another order, and where a sum is then rounded to bf16 a weight may fall to the
+    # other side.
     is_rounded = HALF in saved and saved != loaded
     assert steps(engine, 3, 6) == pytest.approx(expected, rel=1e-4 if is_rounded else 1e-6)
 
@@ -141,13 +142,13 @@ def change_state(checkpoint: Path, **values) -> None:
 def test_bad_checkpoints_are_refused_in_one_sentence(data, tmp_path):
     run = tmp_path / "run"
     assert train(tiny_run(data, f"checkpoint.save={run}", "train.train_iters=1")) == DONE
-    with pytest.raises(ValueError, match="model.num_layers=2, not 4"):
+    with pytest.raises(ValueError, match=r"model.num_layers=2, not 4"):
         train(tiny_run(data, f"checkpoint.save={run}", "model.num_layers=4"))
-    with pytest.raises(ValueError, match="model.hidden_size=64, not 128"):
+    with pytest.raises(ValueError, match=r"model.hidden_size=64, not 128"):
         train(tiny_run(data, f"checkpoint.load={run}", "model.hidden_size=128"))
     with pytest.raises(ValueError, match="holds no checkpoint"):
         train(tiny_run(data, f"checkpoint.load={tmp_path / 'none'}"))
-    with pytest.raises(ValueError, match="is not divisible by parallel.tensor_model_parallel_size 3"):
+    with pytest.raises(ValueError, match=r"is not divisible by parallel.tensor_model_parallel_size 3"):
         load_model_for_inference(run, tp=3)
     change_state(find_checkpoint(run), vocabulary={"name": "mmmtrack-0", "hash": "0" * 64})
     for refused in (

@@ -1,8 +1,9 @@
-"""On PYTHONPATH this folder lets a script for Megatron-Bridge run as written on a machine without CUDA and Transformer Engine.
+"""On PYTHONPATH this folder lets a script for Megatron-Bridge run as written on a machine without CUDA and Transformer
+Engine.
 
 Python imports this module at its start. It does nothing until ``megatron.bridge`` is imported; then the adapter of
-``megatron_music.parallel.cpu_backend`` answers for CUDA, and process groups are gloo's. Training loop, data, optimizer and checkpoints
-are Bridge's own. For tests alone.
+``megatron_music.parallel.cpu_backend`` answers for CUDA, and process groups are gloo's. Training loop, data, optimizer
+and checkpoints are Bridge's own. For tests alone.
 """
 
 import functools
@@ -19,7 +20,8 @@ def does_nothing(*arguments, **options) -> None:
     pass
 
 
-# Bridge imports these at its start, for what the script does not use: models that ModelOpt has changed, and restarts in place.
+# Bridge imports these at its start, for what the script does not use: models that ModelOpt has changed, and restarts in
+# place.
 ABSENT = {
     "modelopt": {},
     "modelopt.torch": {},
