@@ -5,7 +5,8 @@
 Each command is done undisturbed first. Then, for each kill, it is started anew, killed (its main process alone: workers
 must end by themselves), and given again. Half of the kills fall anywhere in the command's time, half after the first
 trace of it on the disk; of ``train``, a third fall while the index of its samples is written. A command that was over
-before its kill does not count. Left out of the comparison are times and rates alone. Exit status 1 if anything differs,
+before its kill does not count; one that had finished its output is not refused if that is the undisturbed one's. Left
+out of the comparison are times and rates alone. Exit status 1 if anything differs,
 is refused, or is left behind. Without MIDI_DIR, Bach's chorales.
 """
 
@@ -212,7 +213,7 @@ def try_kills(name: str, job: Job, home: Path, kills: int, chance: random.Random
         wanted = found
         shutil.rmtree(out)
     seconds, first = min(times)
-    moments, different, refused, left_behind = Counter(), [], [], []
+    moments, finished, different, refused, left_behind = Counter(), 0, [], [], []
     for number in tqdm(range(kills), desc=name, disable=None):
         out = place / "out-killed"
 
@@ -237,7 +238,9 @@ def try_kills(name: str, job: Job, home: Path, kills: int, chance: random.Random
         time.sleep(0.5)  # workers see that their parent is gone
         moments[moment(name, out)] += 1
         again = subprocess.run(job.words(out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
-        if again.returncode:
+        if again.returncode and contents(out) == wanted:
+            finished += 1
+        elif again.returncode:
             refused.append({"kill": number, "status": again.returncode, "said": again.stderr.decode()[-300:]})
         elif contents(out) != wanted:
             found = contents(out)
@@ -256,6 +259,7 @@ def try_kills(name: str, job: Job, home: Path, kills: int, chance: random.Random
     return {
         "kills": kills,
         "moments": dict(moments),
+        "refused_since_finished": finished,
         "different": different,
         "refused": refused,
         "left_behind": left_behind,
