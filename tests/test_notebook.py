@@ -6,10 +6,10 @@ import music21
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from tiny import tiny_score
+from tiny import tiny_score, transposed
 
 from megatron_music.music.midi import read_midi, write_midi
-from megatron_music.music.score import Score, Track
+from megatron_music.music.score import Score
 
 NOTEBOOK = Path(__file__).parent.parent / "examples" / "music_gpt.ipynb"
 
@@ -23,10 +23,7 @@ def write_stand_ins(folder: Path) -> None:
     for number, path in enumerate(paths):
         if number % 10:
             rise = number % 23 - 11
-            tracks = [
-                Track((*track.notes, 0, 0, rise, 0), track.program, voice=track.voice)
-                for track in tiny_score(6 + number % 7).tracks
-            ]
+            tracks = [transposed(track, rise) for track in tiny_score(6 + number % 7).tracks]
             write_midi(Score(tuple(tracks), 4), folder / f"{path.stem}.mid")
 
 

@@ -6,12 +6,12 @@ import subprocess
 import sys
 
 import pytest
-from tiny import tiny_score
+from tiny import tiny_score, transposed
 
 from megatron_music.cli.entry import main
 from megatron_music.music.grid import quantize
 from megatron_music.music.midi import read_midi, write_midi
-from megatron_music.music.score import Score, Track
+from megatron_music.music.score import Score
 from megatron_music.reports.loss_curve import plot_loss
 from megatron_music.tokens.mmmtrack import decode_piece, encode_piece
 
@@ -28,9 +28,7 @@ def losses(folder) -> list[float]:
 def test_midi_in_midi_out(tmp_path):
     (tmp_path / "midi").mkdir()
     for number in range(12):
-        tracks = tuple(
-            Track((*t.notes, 0, 0, number, 0), t.program, voice=t.voice) for t in tiny_score(6 + number).tracks
-        )
+        tracks = tuple(transposed(t, number) for t in tiny_score(6 + number).tracks)
         write_midi(Score(tracks, 4), tmp_path / "midi" / f"{number}.mid")
     model = ["model.seq_length=256", "train.micro_batch_size=2", "train.global_batch_size=2"]
     run("build", "tokens", tmp_path / "midi", "-o", tmp_path / "data")

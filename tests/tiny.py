@@ -29,6 +29,10 @@ def tiny_score(bars: int = 4) -> Score:
     return Score(tuple(tracks), steps_per_quarter=4)
 
 
+def transposed(track: Track, semitones: int) -> Track:
+    return Track(np.add(track.notes, (0, 0, semitones, 0)), track.program, voice=track.voice)
+
+
 def write_corpus(folder, count: int = 12) -> None:
     """Pieces of six bars, no two of which are the same music in another key."""
     folder.mkdir(exist_ok=True)

@@ -322,7 +322,7 @@ def _append(score: Score, window: Score, given_bars: int, kept_bars: int) -> Sco
     new = slice_steps(window, line, window.length_steps)
     tracks = []
     for old, more in zip(score.tracks, window.tracks, strict=True):
-        notes, moved = old.notes.copy(), (*more.notes, end - line, end - line, 0, 0)
+        notes, moved = old.notes.copy(), np.add(more.notes, (end - line, end - line, 0, 0))
         ends = {pitch: stop for start, stop, pitch, _ in moved.tolist() if start < end < stop}
         for note in np.flatnonzero(notes[:, 1] > end):
             notes[note, 1] = ends.get(int(notes[note, 2]), end)

@@ -199,7 +199,7 @@ def read_chunk(
                 error = STATUS
                 break
             kind, channel = status >> 4, status & 15
-            last = place if kind in (_PROGRAM, _CHANNEL_PRESSURE) else place + 1
+            last = place if kind == _PROGRAM or kind == _CHANNEL_PRESSURE else place + 1
             if last >= limit:
                 error = cut
                 break
@@ -255,7 +255,7 @@ def read_chunk(
                     notes[NOTE_FIELDS * newest[key] + 5] = num_notes
                 newest[key] = num_notes
                 num_notes += 1
-            elif kind in (_NOTE_ON, _NOTE_OFF):
+            elif kind == _NOTE_ON or kind == _NOTE_OFF:
                 key = channel << 7 | pitch
                 if oldest[key] >= first_note:
                     row = NOTE_FIELDS * oldest[key]
@@ -284,7 +284,7 @@ def read_chunk(
                 numbers[BENDS] += 1
             else:
                 numbers[PRESSURES] += 1
-        elif byte in (_META, _SYSEX_START, _SYSEX_MORE):
+        elif byte == _META or byte == _SYSEX_START or byte == _SYSEX_MORE:
             kind = -1
             if byte == _META:
                 place += 1

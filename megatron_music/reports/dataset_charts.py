@@ -114,7 +114,7 @@ def document_tokens(report: dict) -> Chart | None:
     shown = _shown(counts)
     rest = sum(counts[shown:])
     counts, last = counts[:shown], edges[shown - 1 if open_end and shown == len(counts) else shown]
-    names = [f"{low:,} to {high - 1:,} tokens" for low, high in itertools.pairwise(edges)]
+    names = [f"{low:,} to {high - 1:,} tokens" for low, high in itertools.pairwise(edges[: len(counts) + 1])]
     names += [f"{edges[len(counts) - 1]:,} tokens and more"] * (len(counts) - len(names))
     if rest:
         counts, names = [*counts, rest], [*names, f"{last:,} tokens and more"]

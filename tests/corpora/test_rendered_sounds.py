@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from tiny import tiny_score
+from tiny import tiny_score, transposed
 
 from megatron_music.cli.entry import main
 from megatron_music.music.midi import write_midi
@@ -22,9 +22,7 @@ OPTIONS = ["--num", "6", "--seconds", "1", "--own"]
 def midi(tmp_path):
     (tmp_path / "midi").mkdir()
     for number in range(3):
-        tracks = tuple(
-            Track((*track.notes, 0, 0, number, 0), track.program, voice=track.voice) for track in tiny_score(6).tracks
-        )
+        tracks = tuple(transposed(track, number) for track in tiny_score(6).tracks)
         write_midi(Score(tracks, 4), tmp_path / "midi" / f"{number}.mid")
     return tmp_path / "midi"
 

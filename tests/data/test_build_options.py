@@ -186,7 +186,9 @@ def pieces() -> dict[str, Score]:
         QUARTER,
     )
     tune = band(chance, 26, tempos=tempos)
-    higher = [Track((*t.notes, 0, 0, 0 if t.is_drum else 2, 0), t.program, t.is_drum) for t in tune.tracks if len(t)]
+    higher = [
+        Track(np.add(t.notes, (0, 0, 0 if t.is_drum else 2, 0)), t.program, t.is_drum) for t in tune.tracks if len(t)
+    ]
     wide = Track([Note(960 * n, 960 * n + 500, (0, 127)[n % 2]) for n in range(9)], 5)  # fits in no other key
     found = {
         "a/voices.mid": tiny_score(6),

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import tiny_score
+from tiny import tiny_score, transposed
 
 from megatron_music.data.build_options import BuildOptions
 from megatron_music.data.plan import plan_build
 from megatron_music.data.shard import encode_shard, is_finished
 from megatron_music.music.midi import write_midi
-from megatron_music.music.score import Score, Track
+from megatron_music.music.score import Score
 
 pytest.importorskip("datatrove", reason="datatrove is not installed")
 
@@ -32,7 +32,7 @@ if __name__ == "__main__":
 def plan(tmp_path):
     (tmp_path / "midi").mkdir()
     for number in range(10):
-        tracks = tuple(Track((*t.notes, 0, 0, number, 0), t.program, voice=t.voice) for t in tiny_score(6).tracks)
+        tracks = tuple(transposed(t, number) for t in tiny_score(6).tracks)
         write_midi(Score(tracks, 4), tmp_path / "midi" / f"{number}.mid")
     plan_build([tmp_path / "midi"], tmp_path / "plain", BuildOptions(), 2)
     encode_shard(tmp_path / "plain")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_score
+from tiny import tiny_score, transposed
 
 from megatron_music.data import worker_pool as supervisor
 from megatron_music.data.build_options import BuildOptions
@@ -26,7 +26,7 @@ from megatron_music.data.shard import encode_shard, is_finished
 from megatron_music.data.shard_reader import read_record
 from megatron_music.data.worker_pool import run_shards
 from megatron_music.music.midi import write_midi
-from megatron_music.music.score import Score, Track
+from megatron_music.music.score import Score
 from megatron_music.storage.holding import token_of
 
 OPTIONS = BuildOptions()
@@ -39,7 +39,7 @@ def write_corpus(folder: Path, count: int = 12) -> Path:
     folder.mkdir(exist_ok=True)
     write_midi(tiny_score(6), folder / "first")
     for number in range(count):
-        tracks = tuple(Track((*t.notes, 0, 0, number % 30, 0), t.program, voice=t.voice) for t in tiny_score(6).tracks)
+        tracks = tuple(transposed(t, number % 30) for t in tiny_score(6).tracks)
         write_midi(Score(tracks, 4), folder / f"{number:02}.mid")
     return folder
 

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -121,7 +122,7 @@ def test_where_a_model_has_little_room_the_window_is_smaller():
 
 
 def test_a_silent_stretch_is_filled_and_tracks_without_notes_are_not_counted():
-    late = Track((*tiny_score(1).tracks[0].notes, 48, 48, 0, 0), 40)
+    late = Track(np.add(tiny_score(1).tracks[0].notes, (48, 48, 0, 0)), 40)
     score = Score((Track((), 41), *tiny_score(4).tracks, late), 4)
     filling = Filling(score, [(4, 1)], Encoding(bars=2, infill=True))  # the fifth that has notes, which is silent there
     instruments = [token_id for token_id in filling.next_window(4000).prompt if v.INST <= token_id < v.DENSITY]
@@ -168,7 +169,7 @@ def test_as_many_notes_are_asked_for_as_there_were():
 
 
 def test_velocities_are_those_of_the_track_where_the_model_writes_none():
-    score = Score((Track((*tiny_score(4).tracks[0].notes, 0, 0, 0, 21)),), 4)
+    score = Score((Track(np.add(tiny_score(4).tracks[0].notes, (0, 0, 0, 21))),), 4)
     bars = [(0, 1), (0, 2)]
     for filled in composer(Encoding(infill=True)).fill(score, bars, range(5)):
         assert set(filled.tracks[0].notes[:, 3].tolist()) == {101}
