@@ -49,7 +49,7 @@ def run_command(*arguments, mib: int | None = None, seconds: float = 300, **opti
 
 _EACH = """
 import contextlib, io, json, os, sys
-from megatron_music.cli import main
+from megatron_music.cli.entry import main
 found = []
 for folder, words in json.load(sys.stdin):
     os.chdir(folder)

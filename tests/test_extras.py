@@ -141,7 +141,7 @@ def test_the_packages_of_other_extras_are_hidden(tmp_path):
 def test_a_missing_base_package_is_one_sentence(tmp_path):
     shutil.copy(ROOT / "tests" / "golden" / "chorale.mid", tmp_path)
     code = (
-        "import sys; sys.modules['miditoolkit'] = None; from megatron_music.cli import main; "
+        "import sys; sys.modules['miditoolkit'] = None; from megatron_music.cli.entry import main; "
         "sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(

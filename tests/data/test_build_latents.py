@@ -463,7 +463,7 @@ def test_the_name_of_a_shard_is_on_the_disk_before_its_record_says_so(sounds, tm
 
 KILLED_AFTER_THE_RENAME = """
 import os, sys
-from megatron_music.cli import main
+from megatron_music.cli.entry import main
 from megatron_music.data import build_latents
 build_latents._clear = lambda building: os.kill(os.getpid(), 9)
 main(sys.argv[1:])

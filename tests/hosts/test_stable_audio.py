@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from published_pipeline import published  # noqa: F401 (a fixture)
 from tiny_flow import SIZE
 from tiny_latents import flow_run, tiny_latents
 from tiny_sounds import tiny_sounds

@@ -77,7 +77,8 @@ def test_what_is_recomputed_in_a_backward_pass_is_what_was_computed(adapter):
 
 def test_training_where_the_system_has_no_affinity(tmp_path):
     """As macOS, where Python has no os.sched_getaffinity."""
-    code = "import os, sys; del os.sched_getaffinity; from megatron_music.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import os, sys; del os.sched_getaffinity; from megatron_music.cli.entry import main; "
+    code += "sys.exit(main(sys.argv[1:]))"
     command = [
         "train",
         "tiny",

@@ -210,7 +210,7 @@ def test_channels_that_cannot_be_mixed_are_told_with_the_file(tmp_path):
 def test_a_package_that_is_missing_is_named_and_costs_no_file(tmp_path):
     folder = tiny_sounds(tmp_path / "audio", 2)
     code = (
-        "import sys; sys.modules['scipy.signal'] = None; from megatron_music.cli import main; "
+        "import sys; sys.modules['scipy.signal'] = None; from megatron_music.cli.entry import main; "
         "sys.exit(main(sys.argv[1:]))"
     )
     words = ["build", "latents", str(folder), "-o", str(tmp_path / "out")]

@@ -312,7 +312,7 @@ def read_data(self, plan, planner):
         time.sleep(250)
     return found(self, plan, planner)
 reader.IndexReader.read_data = read_data
-from megatron_music.cli import main
+from megatron_music.cli.entry import main
 sys.exit(main(sys.argv[1:]))
 """
 

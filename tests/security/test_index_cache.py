@@ -305,7 +305,7 @@ def test_a_disk_that_is_full_at_the_start_is_told_and_the_same_command_goes_on(t
     disk = tmp_path / "disk"
     disk.mkdir()
     lie = "" if is_foreseen else "import os; os.posix_fallocate = lambda *place: None; "
-    program = f"{lie}from megatron_music.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
+    program = f"{lie}from megatron_music.cli.entry import main; import sys; sys.exit(main(sys.argv[1:]))"
     options = (
         f"train.train_iters=60000 train.global_batch_size=8 train.eval_iters=0 logging.tensorboard=false "
         f"data.path={two[0]}"

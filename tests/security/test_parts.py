@@ -120,7 +120,7 @@ def test_the_least_parameters_of_an_autoencoder_are_no_more_than_it_has(name):
     "field",
     ["decoder_channels", "decoder_input_channels", "audio_channels", "downsampling_ratios", "channel_multiples"],
 )
-def test_an_autoencoder_of_another_size_is_refused_before_it_is_built(published, tmp_path, field, value):  # noqa: F811
+def test_an_autoencoder_of_another_size_is_refused_before_it_is_built(published, tmp_path, field, value):
     source = shutil.copytree(published / "vae", tmp_path / "vae")
     config = json.loads((source / "config.json").read_text())
     config[field] = [value] * len(config[field]) if isinstance(config[field], list) else value
@@ -144,7 +144,7 @@ def test_an_autoencoder_of_another_size_is_refused_before_it_is_built(published,
         "global_states_input_dim",
     ],
 )
-def test_a_pipeline_of_another_size_is_refused_before_it_is_built(published, tmp_path, field, value):  # noqa: F811
+def test_a_pipeline_of_another_size_is_refused_before_it_is_built(published, tmp_path, field, value):
     from megatron_music.hosts.stable_audio import convert_from_stable_audio
 
     source = shutil.copytree(published, tmp_path / "pipeline")

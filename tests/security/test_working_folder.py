@@ -107,7 +107,7 @@ def test_what_comes_while_a_build_ends_stays_and_so_does_what_links_lead_to(tmp_
 def test_the_working_folder_of_a_build_that_was_killed_is_not_foreign(midi, tmp_path):
     """Killed at the moment its first shard has its name, with temporary files about."""
     code = (
-        "import os, signal, sys; from megatron_music.data import shard; from megatron_music.cli import main\n"
+        "import os, signal, sys; from megatron_music.data import shard; from megatron_music.cli.entry import main\n"
         "shard.run_shards = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
         "main(['build', 'tokens', sys.argv[1], '-o', sys.argv[2]])"
     )

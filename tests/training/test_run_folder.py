@@ -15,6 +15,7 @@ from tiny_gpt import tiny_dataset, tiny_run
 
 from megatron_music.cli.entry import main
 from megatron_music.config.errors import ConfigError
+from megatron_music.storage.holding import Busy
 from megatron_music.tokens.encoding import Encoding
 from megatron_music.tokens.tokenizer_folder import write_tokenizer_folder
 from megatron_music.training import gpt_task
@@ -85,7 +86,7 @@ def test_what_is_refused_leaves_nothing(data, done, tmp_path):
 
 def test_a_folder_has_one_run_at_a_time(data, tmp_path):
     run = tiny_run(data, f"checkpoint.save={tmp_path / 'run'}", "train.train_iters=1")
-    with held_folder(tmp_path / "run"), pytest.raises(ConfigError, match="is in use by a run that is under way"):
+    with held_folder(tmp_path / "run"), pytest.raises(Busy, match="is in use by a run that is under way"):
         train(run)
     assert train(run) == DONE
 
@@ -122,7 +123,7 @@ def test_every_signal_that_stops_a_run_saves_it(data, tmp_path, kind):
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); signal.signal(signal.SIGHUP, "
         "signal.SIG_DFL); "
     )
-    program += f"from megatron_music.cli import main; raise SystemExit(main(['train', 'tiny', *{words!r}]))"
+    program += f"from megatron_music.cli.entry import main; raise SystemExit(main(['train', 'tiny', *{words!r}]))"
     running = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
     while not (metrics.is_file() and metrics.stat().st_size) and running.poll() is None:
@@ -138,7 +139,7 @@ def test_a_signal_that_is_ignored_does_not_stop_a_run(data, tmp_path):
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGHUP, signal.SIG_IGN); "
     )
-    program += f"from megatron_music.cli import main; raise SystemExit(main(['train', 'tiny', *{words!r}]))"
+    program += f"from megatron_music.cli.entry import main; raise SystemExit(main(['train', 'tiny', *{words!r}]))"
     running = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
     while not (metrics.is_file() and metrics.stat().st_size) and running.poll() is None:
