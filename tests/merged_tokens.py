@@ -1,4 +1,4 @@
-"""Shared by tests: BPE, MERGED."""
+"""A vocabulary with two merged tokens, and an encoding that has them."""
 
 from megatron_music.tokens import vocabulary as v
 from megatron_music.tokens.bpe import Bpe

@@ -1,4 +1,4 @@
-"""Shared by tests: Reader."""
+"""An HTML page as its elements, attributes and words."""
 
 from html.parser import HTMLParser
 

@@ -1,7 +1,7 @@
-"""Shared by tests: TABLE_1."""
+"""Layouts of published training runs."""
 
-# arXiv:2104.04473, table 1: hidden, layers, heads, TP, PP, chunks, micro batch, GPUs, global batch. All of it ran on 80
-# GB.
+# arXiv:2104.04473, table 1: hidden, layers, heads, TP, PP, chunks, micro batch, GPUs, global batch. All of it
+# ran on 80 GB.
 TABLE_1 = [
     (2304, 24, 24, 1, 1, 1, 16, 32, 512),
     (3072, 30, 32, 2, 1, 1, 16, 64, 512),

@@ -1,4 +1,4 @@
-"""Shared by tests: published."""
+"""A whole Stable Audio pipeline in the published layout, small and random."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Shared by tests: TABLE_1, TABLE_5."""
+"""Speeds of published training runs."""
 
 # arXiv:2104.04473, table 1: billions of parameters, heads, hidden, layers, GPUs, global batch, TFLOP/s a GPU, percent
 # of 312, all GPUs' PFLOP/s. Shapes, GPUs and batches are those of Megatron-LM's script for the table; the last three

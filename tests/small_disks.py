@@ -1,4 +1,4 @@
-"""Shared by tests: small_disk."""
+"""File systems of a few kilobytes."""
 
 import subprocess
 from contextlib import contextmanager

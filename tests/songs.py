@@ -1,4 +1,4 @@
-"""Shared by tests: SONGS."""
+"""Songs as bytes, with everything that a file of a user may hold."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Shared by tests: hugging_face_folder."""
+"""A small random text encoder in the files of Hugging Face."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Shared by tests: tones."""
+"""Short sounds of three random pitches."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Shared by tests: NEVER_THE_SAME, read_metrics, wait_for_iteration."""
+"""A run under way as tests watch it: its metrics, and waiting for an iteration."""
 
 import json
 import os

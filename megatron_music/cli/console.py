@@ -1,7 +1,4 @@
-"""The commands, one function each. Each imports what it needs when it runs, so that ``tokenize`` starts at once.
-
-The place where training's checkpoints and generation's models are joined; knows the command line's words and no more.
-"""
+"""What commands share: exit statuses, progress bars, printing of results, and checks of what they are given."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Building the model of a run."""
+"""The model of a run on this rank, from its configuration."""
 
 import torch
 
@@ -9,6 +9,7 @@ from megatron_music.models.text2muq import build_text2muq
 
 
 def build_gpt_model(config: RunConfig, dtype: torch.dtype, vp_stage: int | None = None):
+    """This rank's part of a GPT; ``vp_stage`` is the virtual pipeline stage."""
     return build_gpt(
         config.model,
         config.parallel,

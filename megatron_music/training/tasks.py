@@ -1,13 +1,8 @@
-"""The one place that joins a recipe's model, its data and its loss.
-
-A task is all that the loop knows of what is trained: it builds the model, makes batches and runs a forward step.
-"""
+"""The task of any run: what the training loop needs to know of its model, data and loss."""
 
 from megatron_music.config.run import FlowRunConfig
 from megatron_music.config.sections import Run
-from megatron_music.data.folders import (
-    differences,
-)
+from megatron_music.data.folders import differences
 from megatron_music.training.flow_task import flow_task
 from megatron_music.training.gpt_task import gpt_task
 from megatron_music.training.task import Task
@@ -19,7 +14,7 @@ def task_of(config: Run) -> Task:
 
 
 def facts_to_tell(config: Run) -> list[str]:
-    """What a person should hear of a run's data before its first step, each in a sentence."""
+    """Sentences about a run's data for the user, before the first step."""
     if isinstance(config, FlowRunConfig):
         return []
     said = differences(config.data)
