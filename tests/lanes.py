@@ -27,23 +27,23 @@ TITLES = {
 }
 SUITES = {
     "GPT": [
-        "test_parity",
-        "test_checkpoint",
-        "test_batches",
-        "test_tokenizer",
-        "test_gpt_step",
-        "test_layer_options",
-        "test_backends",
-        "test_attention",
-        "test_decoder",
-        "test_sharding",
+        "training/test_parity.py",
+        "training/test_state.py",
+        "data/test_batches.py",
+        "tokens/test_tokenizer.py",
+        "training/test_gpt_step.py",
+        "models/test_layer_options.py",
+        "parallel/test_backends.py",
+        "models/test_attention.py",
+        "generation/test_decoder.py",
+        "checkpoints/test_sharding.py",
     ],
     "Text to music": [
-        "test_dit",
-        "test_flow_training",
-        "test_flow_parity",
-        "test_flow_sampling",
-        "test_generate_audio",
+        "models/test_dit.py",
+        "training/test_flow_training.py",
+        "training/test_flow_parity.py",
+        "generation/test_flow_sampling.py",
+        "cli/test_generate_audio.py",
     ],
     "Hosts": ["latest"],
 }
@@ -61,7 +61,7 @@ PACKAGES = (
 
 def run_suite(tests: list[str]) -> dict:
     """Counts and seconds of one call of pytest."""
-    paths = [f"tests/{name}" if name == "latest" else f"tests/{name}.py" for name in tests]
+    paths = [f"tests/{name}" for name in tests]
     options = ["-W", "ignore"] if "latest" in tests else []  # the hosts warn while they are imported
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

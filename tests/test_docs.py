@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import lanes
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -53,3 +54,16 @@ def test_pages_are_in_plain_english(page):
     text = prose(page).lower()
     found = [phrase for phrase in DIALECT if re.search(rf"\b{re.escape(phrase)}(?!\w)", text)]
     assert found == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_tests_that_a_page_names_exist(page):
+    named = (
+        re.findall(r"`(tests/[\w/]+(?:\.py)?)", page.read_text(encoding="utf-8")) if page.name not in HISTORY else []
+    )
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_the_suites_of_make_test_latest_exist():
+    suites = [path for paths in lanes.SUITES.values() for path in paths]
+    assert [path for path in suites if not (ROOT / "tests" / path).exists()] == [] and len(suites) > 10
