@@ -67,3 +67,14 @@ def test_the_tests_that_a_page_names_exist(page):
 def test_the_suites_of_make_test_latest_exist():
     suites = [path for paths in lanes.SUITES.values() for path in paths]
     assert [path for path in suites if not (ROOT / "tests" / path).exists()] == [] and len(suites) > 10
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_python_of_a_page_imports_from_where_things_are(page):
+    for module, names in re.findall(r"^from (megatron_music[\w.]*) import ([\w, ]+)$", page.read_text("utf-8"), re.M):
+        path = ROOT / module.replace(".", "/")
+        here = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        defined = here.read_text(encoding="utf-8")
+        for name in names.split(", "):
+            is_module = path.is_dir() and ((path / f"{name}.py").exists() or (path / name).is_dir())
+            assert is_module or re.search(rf"^(def|class) {name}\b|^{name}\b.* =", defined, re.M), (module, name)
