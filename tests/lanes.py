@@ -91,10 +91,10 @@ def page(results: dict[str, dict]) -> str:
     lines = [
         "# Compatibility: megatron-core, NVIDIA's image and the hosts",
         "",
-        "`make test` runs the whole suite on megatron-core 0.16.1, the newest for Python 3.11. Two more environments, on",
-        "Python 3.12, run what another version of megatron-core, NumPy or a host can break. They download several",
-        "gigabytes, so no run of `make test` includes them; their last runs are below, written by `tests/lanes.py`. All",
-        "of it on CPUs, with gloo.",
+        "`make test` runs the whole suite on megatron-core 0.16.1, the newest for Python 3.11. Two more environments,",
+        "on Python 3.12, run what another version of megatron-core, NumPy or a host can break. They download several",
+        "gigabytes, so no run of `make test` includes them; their last runs are below, written by `tests/lanes.py`.",
+        "All of it on CPUs, with gloo.",
         "",
     ]
     for lane, suites in results.items():
