@@ -91,7 +91,8 @@ def _merge(plan: Plan, out: Path, progress: Progress, workers: int, started: flo
     folder = merge_folder(plan.building)
     try:
         folder.mkdir()
-        tally, readers = _read_records(plan, folder / QUARANTINE_FILE)
+        with refusing(plan.building, REMEDY):
+            tally, readers = _read_records(plan, folder / QUARANTINE_FILE)
         if not tally.documents.any():
             remove_building(plan.building)
             raise BuildError(_nothing_left(tally, plan.options.encoding))
@@ -182,19 +183,20 @@ def _write_dataset(plan: Plan, tally: Tally, readers: list[ShardReader], folder:
         "tokens_before": int(counts.sum()),
         "tokens_after": sum(writer.tokens for writer in writers),
     }
-    return assemble_report(
-        tally,
-        plan.fingerprint,
-        options,
-        encoding,
-        plan.sources,
-        writers,
-        counts.sum(axis=0),
-        entropy_nats(train_counts),
-        labelled,
-        merged if bpe is not None else None,
-        levels,
-    )
+    with refusing(plan.building, REMEDY):
+        return assemble_report(
+            tally,
+            plan.fingerprint,
+            options,
+            encoding,
+            plan.sources,
+            writers,
+            counts.sum(axis=0),
+            entropy_nats(train_counts),
+            labelled,
+            merged if bpe is not None else None,
+            levels,
+        )
 
 
 def _with_bins(encoding: Encoding, counts: np.ndarray) -> tuple[Encoding, np.ndarray, dict]:

@@ -31,7 +31,7 @@ from megatron_music.reports.dataset_charts import Chart, charts
 from megatron_music.reports.dataset_words import split_by_in_words, warnings
 from megatron_music.reports.html_charts import draw_chart, draw_roll, text
 from megatron_music.reports.unheld import unheld_in_words
-from megatron_music.storage.reading import LINE_BYTES, open_regular, parse_json
+from megatron_music.storage.reading import LINE_BYTES, open_regular, parse_json, refusing
 from megatron_music.storage.writing import write_whole
 from megatron_music.tokens.bpe import read_bpe
 from megatron_music.tokens.mmmtrack import decode_piece
@@ -108,7 +108,9 @@ def write_page(folder: str | os.PathLike, path: str | os.PathLike, documents: in
         ValueError: the dataset has no report or no tokenizer, or its files are damaged.
         OSError: the page cannot be written.
     """
-    write_whole(Path(path), page(folder, documents).encode())
+    with refusing(folder, "build the dataset again"):
+        content = page(folder, documents).encode()
+    write_whole(Path(path), content)
 
 
 def page(folder: str | os.PathLike, documents: int = 4) -> str:

@@ -88,7 +88,8 @@ class Plan:
         """
         shard, path = self.shards[number], self.building / ENTRIES_FILE
         with open(path, "rb") as file:
-            content = os.pread(file.fileno(), shard.bytes, shard.offset)
+            is_there = shard.offset >= 0 and 0 <= shard.bytes <= os.fstat(file.fileno()).st_size - shard.offset
+            content = os.pread(file.fileno(), shard.bytes, shard.offset) if is_there else b""
         if shard.sha256 and hashlib.sha256(content).hexdigest() != shard.sha256:
             raise ChangedSource(f"{path} was changed since it was planned; remove {self.building} and plan again")
         with refusing(path, f"remove {self.building} and plan again"):

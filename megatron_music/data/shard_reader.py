@@ -39,6 +39,8 @@ def read_record(plan: Plan, number: int) -> dict:
     try:
         record = parse_sealed(read_bytes(path, TABLE_BYTES))
         sizes = {part: record[part]["bytes"] for part in PARTS}
+        if not all(type(size) is int for size in sizes.values()):
+            raise ValueError("the size of a file in it is not a number")
         [record[part]["sha256"] for part in PARTS]
         if not all(isinstance(file, dict) for file in record["files"]):
             raise ValueError("a file in it is not an object")
