@@ -47,7 +47,15 @@ def read_report(out: str | os.PathLike) -> dict:
         return report
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path} is missing; name a folder made by `megatron-music build tokens`") from None
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        AssertionError,
+        RecursionError,
+    ) as error:
         why = f"is no report of `megatron-music build tokens` ({error!r})"
         raise ValueError(f"{path} {why}; build the dataset again") from None
 
