@@ -170,7 +170,7 @@ def account(folder: Path, runs: dict[tuple[str, str], Path]) -> None:
         )
     (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     print(
-        f"\nwhat a classifier hears   instrument   tempo       ({len(wanted['tempo'])} sounds a row of models, "
+        f"\nclassified as            instrument   tempo       ({len(wanted['tempo'])} clips per row of models, "
         f"{sum(held_out)} real)"
     )
     for name, score in scores.items():

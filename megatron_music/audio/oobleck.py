@@ -129,8 +129,8 @@ class OobleckAutoencoder(torch.nn.Module):
 
         Args:
             chunk: latent frames at a time.
-            overlap: further frames on both sides, which are decoded and thrown away. From 16 on, what a frame hears
-                lies within, and the sound is the whole one's to rounding.
+            overlap: further frames on both sides, which are decoded and thrown away. From 16 on, the
+                receptive field of a frame lies within, and the sound is the whole one's to rounding.
         """
         length, hop = latents_BCT.shape[-1], self.downsampling
         parts = []

@@ -1,5 +1,5 @@
 """The MIDI pipeline as one program: Bach's chorales as MIDI, tokens, a GPT on megatron-core, new chorales, a page to
-hear them.
+listen to them.
 
 `make demo` and `megatron-music demo` run it. A run that was stopped resumes where it was. docs/walk-midi.md follows the
 same steps file by file.

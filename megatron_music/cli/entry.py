@@ -267,7 +267,7 @@ def build_parser() -> argparse.ArgumentParser:
         return added
 
     demo.add_demo(
-        command(verbs, "demo", demo.demo, "Bach's chorales to a trained GPT, new chorales and a page to hear them")
+        command(verbs, "demo", demo.demo, "Bach's chorales to a trained GPT, new chorales and a page to listen to them")
     )
     launch_commands.add_launch(
         command(verbs, "launch", launch_commands.launch, "copy the job scripts, container files and examples")

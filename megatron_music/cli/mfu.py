@@ -78,6 +78,8 @@ def _naming(source: str | None) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{source}: {error}" if source and source not in str(error) else str(error)) from None
+    except OverflowError:
+        raise ValueError(f"{source or 'an option'} has a number that is too large for a run; correct it") from None
 
 
 def mfu(options) -> None:
@@ -116,12 +118,13 @@ def mfu(options) -> None:
         run = _run_facts(options, facts)
     how = {"num_gpus": run["num_gpus"], "seconds": seconds, "peak_tflops": peak.tflops if peak else math.inf}
     stated = None
-    if "flow" in facts:
-        found = [utilization_of(_flow_flops(facts["flow"], run), **how)]
-    else:
-        shape = {"global_batch_size": run["global_batch_size"], "variant": run["variant"]}
-        found = utilizations(run["model"], recomputation=run["recomputation"], **shape, **how)
-        stated = compare_stated(steps, run["model"], num_gpus=run["num_gpus"], **shape)
+    with _naming(options.source):
+        if "flow" in facts:
+            found = [utilization_of(_flow_flops(facts["flow"], run), **how)]
+        else:
+            shape = {"global_batch_size": run["global_batch_size"], "variant": run["variant"]}
+            found = utilizations(run["model"], recomputation=run["recomputation"], **shape, **how)
+            stated = compare_stated(steps, run["model"], num_gpus=run["num_gpus"], **shape)
     if peak is None:
         found = [line._replace(mfu=None, hfu=None) for line in found]
     if options.form == "json":

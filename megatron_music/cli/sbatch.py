@@ -101,6 +101,7 @@ _NO_LIMIT = ("unlimited", "infinite", "-1")
 _NUMBERS = ("nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "ntasks-per-gpu", "time", "array")
 _GPU_COUNTS = ("gpus", "gpus-per-node", "gpus-per-task", "gres")
 _DEFAULT_LEAD = 60  # of --signal without @
+_MOST_LEAD = 65535  # sbatch(1): sig_time is an integer between 0 and 65535
 
 
 class Job(NamedTuple):
@@ -125,7 +126,10 @@ class Job(NamedTuple):
             try:
                 _READ.get(name, lambda job, name=name: int(job.options[name]))(self)
             except ValueError:
-                raise ValueError(f"sbatch's option --{name}={value} cannot be read") from None
+                raise ValueError(f"sbatch's option --{name}={value[:80]} cannot be read") from None
+        lead = self._signal_lead()
+        if lead and (len(lead) > 5 or int(lead) > _MOST_LEAD):
+            raise ValueError(f"sbatch's option --signal has {lead[:80]} s, where Slurm takes 0 to {_MOST_LEAD:,}")
         if self.num_nodes < 1 or self.num_tasks < 1:
             raise ValueError(f"the job has {counted(self.num_nodes, 'node')} and {counted(self.num_tasks, 'task')}")
 
@@ -203,8 +207,11 @@ class Job(NamedTuple):
         """How long before the end Slurm signals."""
         if "signal" not in self.options:
             return None
-        found = re.search(r"@(\d+)$", self.options["signal"])
-        return int(found[1]) if found else _DEFAULT_LEAD
+        return int(self._signal_lead() or _DEFAULT_LEAD)
+
+    def _signal_lead(self) -> str | None:
+        found = re.search(r"@(\d+)$", self.options.get("signal", ""))
+        return found[1] if found else None
 
     @property
     def array_tasks(self) -> set[int]:

@@ -61,7 +61,7 @@ def add_sweep(parser) -> None:
         type=numbers,
         default=[],
         metavar="B,B",
-        help="for train.global_batch_size: so many for each GPU",
+        help="for train.global_batch_size: this many samples per GPU",
     )
     parser.add_argument("--steps", type=int, default=10, metavar="N", help="measured, of each row")
     parser.add_argument("--warmup", type=int, default=3, metavar="N", help="steps before them")

@@ -1,7 +1,7 @@
 """Samples of a model that learned the v objective, as the published Stable Audio Open 1.0 did, by diffusers' scheduler.
 
-Its path is the circle from data to noise, not the straight line: see ``flow.path.interpolate_v``. Is given a velocity;
-knows nothing about models or conditions.
+Its path is the circle from data to noise, not the straight line: see ``flow.path.interpolate_v``. Takes a velocity
+function, and depends on no model and no condition.
 """
 
 import warnings

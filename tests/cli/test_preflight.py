@@ -103,6 +103,8 @@ def test_our_own_scripts_have_nothing_wrong(path):
             "the folder of --output=missing/%j.out is missing",
         ),
         (GOOD.replace("nodes=2", "nodes=two"), "sbatch's option --nodes=two cannot be read"),
+        (GOOD.replace("@300", "@65536"), "sbatch's option --signal has 65536 s, where Slurm takes 0 to 65,535"),
+        (GOOD.replace("@300", "@" + "9" * 5000), "sbatch's option --signal has 999"),
     ],
 )
 def test_mistakes_of_a_script(tmp_path, text, sentence):

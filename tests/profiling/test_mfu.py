@@ -108,6 +108,15 @@ def test_the_table_names_formula_peak_and_vocabulary(capsys):
     assert "below 10% a step waits for kernel launches" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("option", ["--global-batch-size", "--num-gpus"])
+def test_a_number_of_hundreds_of_digits_is_one_sentence(capsys, option):
+    given = list(GPT_175B)
+    given[given.index(option) + 1] = "9" * 400
+    assert main(["mfu", *given, "--step-time", "13.75"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "too large" in told and "Traceback" not in told, told
+
+
 def test_csv_has_the_numbers_in_full(capsys):
     assert main(["mfu", *GPT_175B, "--step-time", "13.75", "--csv"]) == 0
     rows = {row["formula"]: row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
